@@ -1,0 +1,2 @@
+//! The `baremesh` command.
+fn main() {}
