@@ -2,27 +2,27 @@
 //! wire format or asks the clock: every function decides from its arguments, and every type is valid by
 //! construction.
 
-/// RFC 1123 labels, trust domains, service names and the forms in which people write them.
-pub mod name;
-/// SPIFFE identities, and which of them the mesh keeps for itself.
-pub mod identity;
-/// Services and their ports.
-pub mod service;
-/// Workloads: where a service runs, and how it is reached.
-pub mod workload;
-/// Value patterns that policies match with: exact, prefix, suffix, presence.
-pub mod pattern;
 /// Who may call whom: authorization policies and the decision they come to.
 pub mod authorization;
-/// Whether plaintext is taken: PeerAuthentication and its precedence.
-pub mod peer_authentication;
-/// Mesh-wide settings.
-pub mod mesh_config;
-/// What a host may be: grants of services to hosts.
-pub mod grant;
-/// Virtual addresses: the ranges, and the assignment by hash.
-pub mod virtual_address;
-/// The whole, validated set that everything else is compiled from.
-pub mod mesh;
 /// Which endpoint takes the next connection.
 pub mod balance;
+/// What a host may be: grants of services to hosts.
+pub mod grant;
+/// SPIFFE identities, and which of them the mesh keeps for itself.
+pub mod identity;
+/// The whole, validated set that everything else is compiled from.
+pub mod mesh;
+/// Mesh-wide settings.
+pub mod mesh_config;
+/// RFC 1123 labels, trust domains, service names and the forms in which people write them.
+pub mod name;
+/// Value patterns that policies match with: exact, prefix, suffix, presence.
+pub mod pattern;
+/// Whether plaintext is taken: PeerAuthentication and its precedence.
+pub mod peer_authentication;
+/// Services and their ports.
+pub mod service;
+/// Virtual addresses: the ranges, and the assignment by hash.
+pub mod virtual_address;
+/// Workloads: where a service runs, and how it is reached.
+pub mod workload;

@@ -1,1 +1,310 @@
-//! mesh
+//! The whole set of resources, validated as a whole. Everything that runs is compiled from one `Mesh`, and a set
+//! that does not hold together never becomes one.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::authorization::AuthorizationPolicy;
+use crate::identity::{Identity, RESERVED_NAMESPACES};
+use crate::mesh_config::MeshConfig;
+use crate::name::{Key, Label};
+use crate::peer_authentication::PeerAuthentication;
+use crate::service::Service;
+use crate::workload::{Tunnel, Workload};
+
+/// The kinds of resources.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `MeshConfig`
+    MeshConfig,
+    /// `Service`
+    Service,
+    /// `WorkloadEntry`
+    WorkloadEntry,
+    /// `PeerAuthentication`
+    PeerAuthentication,
+    /// `AuthorizationPolicy`
+    AuthorizationPolicy,
+    /// `HostGrant`
+    HostGrant,
+}
+
+impl Kind {
+    /// The kind's name as written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MeshConfig => "MeshConfig",
+            Self::Service => "Service",
+            Self::WorkloadEntry => "WorkloadEntry",
+            Self::PeerAuthentication => "PeerAuthentication",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::HostGrant => "HostGrant",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which resource a finding is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ResourceId {
+    /// The kind.
+    pub kind: Kind,
+    /// Namespace and name.
+    pub key: Key,
+}
+
+impl fmt::Display for ResourceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind, self.key.namespace, self.key.name)
+    }
+}
+
+/// Why a set of resources is not a mesh.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{resource}: {fault}")]
+pub struct MeshError {
+    /// The resource at fault; of two that collide, the later by key.
+    pub resource: ResourceId,
+    /// What is wrong with it.
+    pub fault: MeshFault,
+}
+
+/// What is wrong with a resource within its set.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // The messages say what each is.
+pub enum MeshFault {
+    #[error("the namespace `{0}` is the mesh's own: choose another")]
+    ReservedNamespace(Label),
+    #[error("the virtual address {address} is {other}'s already: set `addresses` of one of the two")]
+    AddressTaken { address: IpAddr, other: Key },
+    #[error("the virtual address {0} lies outside the mesh's virtual ranges")]
+    AddressOutside(IpAddr),
+    #[error(
+        "serviceAccount `{stated}` disagrees with `{expected}` of Service {service}: correct one of the two"
+    )]
+    AccountDisagrees { stated: Label, expected: Label, service: Key },
+    #[error(
+        "{address} port {port} serves {service} and {other}: two identities cannot share one address and port"
+    )]
+    EndpointTaken { address: IpAddr, port: u16, service: Key, other: Key },
+    #[error("there is no Service `{0}` to register under")]
+    NoService(Key),
+}
+
+/// Everything that a mesh is made of, before it is known to hold together.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Parts {
+    /// Mesh-wide settings.
+    pub config: MeshConfig,
+    /// Services by key.
+    pub services: BTreeMap<Key, Service>,
+    /// Workloads by key.
+    pub workloads: BTreeMap<Key, Workload>,
+    /// Peer authentications, ordered by key.
+    pub peer_authentications: Vec<PeerAuthentication>,
+    /// Authorization policies, ordered by key.
+    pub authorization_policies: Vec<Arc<AuthorizationPolicy>>,
+}
+
+/// A validated set of resources. Only `Mesh::assemble` makes one.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Mesh(Parts);
+
+impl std::ops::Deref for Mesh {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl Mesh {
+    /// Validates the parts as a whole. Services without addresses get hashed ones. All faults are reported, not
+    /// the first alone.
+    pub fn assemble(mut parts: Parts) -> Result<Self, Vec<MeshError>> {
+        let mut errors = Vec::new();
+        for service in parts.services.values_mut() {
+            if service.addresses.is_empty() {
+                service.addresses = parts.config.virtual_ranges.hashed(&service.key);
+            }
+        }
+        parts.peer_authentications.sort_by(|a, b| a.key.cmp(&b.key));
+        parts.authorization_policies.sort_by(|a, b| a.key.cmp(&b.key));
+        check_services(&parts, &mut errors);
+        check_workloads(&parts, &mut errors);
+        if errors.is_empty() { Ok(Self(parts)) } else { Err(errors) }
+    }
+
+    /// The parts, to change and assemble anew.
+    pub fn into_parts(self) -> Parts {
+        self.0
+    }
+
+    /// The workloads that serve `service`.
+    pub fn workloads_of<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Workload> {
+        self.0.workloads.values().filter(move |workload| workload.serves(service))
+    }
+
+    /// The identity that the endpoints of `service` show.
+    pub fn identity_of(&self, service: &Service) -> Identity {
+        service.identity(&self.0.config.trust_domain)
+    }
+}
+
+fn check_services(parts: &Parts, errors: &mut Vec<MeshError>) {
+    let mut taken: BTreeMap<IpAddr, &Key> = BTreeMap::new();
+    for (key, service) in &parts.services {
+        let mut fault = |fault| {
+            let resource = ResourceId { kind: Kind::Service, key: key.clone() };
+            errors.push(MeshError { resource, fault });
+        };
+        if RESERVED_NAMESPACES.contains(&key.namespace.as_str()) {
+            fault(MeshFault::ReservedNamespace(key.namespace.clone()));
+        }
+        for address in &service.addresses {
+            if !parts.config.virtual_ranges.contains(*address) {
+                fault(MeshFault::AddressOutside(*address));
+            }
+            if let Some(other) = taken.insert(*address, key) {
+                fault(MeshFault::AddressTaken { address: *address, other: other.clone() });
+            }
+        }
+    }
+}
+
+fn check_workloads(parts: &Parts, errors: &mut Vec<MeshError>) {
+    let mut owners: BTreeMap<(IpAddr, u16), &Service> = BTreeMap::new();
+    // One pass a namespace keeps this linear in what can match at all.
+    for workload in parts.workloads.values() {
+        let mut fault = |fault| {
+            let resource = ResourceId { kind: Kind::WorkloadEntry, key: workload.key.clone() };
+            errors.push(MeshError { resource, fault });
+        };
+        if let Some(name) = &workload.service {
+            let key = Key::new(workload.key.namespace.clone(), name.clone());
+            if !parts.services.contains_key(&key) {
+                fault(MeshFault::NoService(key));
+            }
+        }
+        for service in services_of(parts, workload) {
+            if let Some(stated) = workload.service_account.as_ref().filter(|a| **a != service.service_account)
+            {
+                fault(MeshFault::AccountDisagrees {
+                    stated: stated.clone(),
+                    expected: service.service_account.clone(),
+                    service: service.key.clone(),
+                });
+            }
+            if workload.tunnel == Tunnel::Plain {
+                continue;
+            }
+            for port in &service.ports {
+                let address = workload.endpoint(port);
+                let at = (address.ip(), address.port());
+                if let Some(other) = owners.insert(at, service).filter(|other| !same_identity(other, service))
+                {
+                    fault(MeshFault::EndpointTaken {
+                        address: at.0,
+                        port: at.1,
+                        service: service.key.clone(),
+                        other: other.key.clone(),
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// The services that a workload is an endpoint of; a registered one is looked up by its name.
+fn services_of<'a>(parts: &'a Parts, workload: &'a Workload) -> Box<dyn Iterator<Item = &'a Service> + 'a> {
+    match &workload.service {
+        Some(name) => {
+            let key = Key::new(workload.key.namespace.clone(), name.clone());
+            Box::new(parts.services.get(&key).into_iter())
+        }
+        None => Box::new(parts.services.values().filter(|service| workload.serves(service))),
+    }
+}
+
+fn same_identity(a: &Service, b: &Service) -> bool {
+    a.key.namespace == b.key.namespace && a.service_account == b.service_account
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::{Protocol, ServicePort};
+    use crate::workload::Locality;
+
+    fn key(text: &str) -> Key {
+        let (name, namespace) = text.split_once('.').expect("name.namespace");
+        Key::new(Label::new(namespace).expect("a label"), Label::new(name).expect("a label"))
+    }
+
+    fn service(name: &str) -> Service {
+        let port = 8080.try_into().expect("a port");
+        let ports = vec![ServicePort { port, target_port: port, protocol: Protocol::Tcp, name: None }];
+        let key = key(name);
+        let service_account = key.name.clone();
+        Service { key, ports, selector: None, service_account, addresses: vec![] }
+    }
+
+    fn workload(name: &str, service: &str, address: &str) -> Workload {
+        Workload {
+            key: key(name),
+            address: address.parse().expect("an address"),
+            service: Some(Label::new(service).expect("a label")),
+            host: None,
+            ports: BTreeMap::new(),
+            labels: BTreeMap::new(),
+            locality: Locality::default(),
+            weight: 1,
+            service_account: None,
+            tunnel: Tunnel::Hbone,
+        }
+    }
+
+    fn check(services: Vec<Service>, workloads: Vec<Workload>, expected: &[&str]) {
+        let parts = Parts {
+            services: services.into_iter().map(|s| (s.key.clone(), s)).collect(),
+            workloads: workloads.into_iter().map(|w| (w.key.clone(), w)).collect(),
+            ..Parts::default()
+        };
+        let errors = Mesh::assemble(parts).err().unwrap_or_default();
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(errors.len(), expected.len(), "{errors:?}");
+        for (error, part) in errors.iter().zip(expected) {
+            assert!(error.contains(part), "{error} should say {part}");
+        }
+    }
+
+    #[test]
+    fn takes_a_set_that_holds_together() {
+        check(vec![service("a.x"), service("b.x")], vec![workload("a-1.x", "a", "10.0.0.1")], &[]);
+    }
+
+    #[test]
+    fn refuses_what_does_not() {
+        check(vec![service("a.hosts")], vec![], &["the mesh's own"]);
+        check(vec![service("a.x")], vec![workload("b-1.x", "b", "10.0.0.1")], &["no Service `b.x`"]);
+        check(
+            vec![service("a.x"), service("b.x")],
+            vec![workload("a-1.x", "a", "10.0.0.1"), workload("b-1.x", "b", "10.0.0.1")],
+            &["cannot share"],
+        );
+        let mut disagreeing = workload("a-1.x", "a", "10.0.0.1");
+        disagreeing.service_account = Some(Label::new("root").expect("a label"));
+        check(vec![service("a.x")], vec![disagreeing], &["disagrees"]);
+        let address = "240.240.0.9".parse().expect("an address");
+        let with_address = |name: &str| Service { addresses: vec![address], ..service(name) };
+        check(vec![with_address("a.x"), with_address("b.x")], vec![], &["a.x's already"]);
+        let outside = Service { addresses: vec!["10.0.0.1".parse().expect("an address")], ..service("a.x") };
+        check(vec![outside], vec![], &["outside"]);
+    }
+}

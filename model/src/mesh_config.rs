@@ -1,1 +1,35 @@
-//! mesh_config
+//! Mesh-wide settings: Istio's MeshConfig, as far as it is in force here.
+
+use crate::name::{Domain, Label, TrustDomain};
+use crate::peer_authentication::MtlsMode;
+use crate::virtual_address::VirtualRanges;
+
+/// What holds for the whole mesh. There is one, and `Default` is what an empty file means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeshConfig {
+    /// The mesh's name: the `cluster` label of every metric.
+    pub name: Label,
+    /// The trust domain of every identity.
+    pub trust_domain: TrustDomain,
+    /// The DNS domain of services.
+    pub domain: Domain,
+    /// The namespace whose policies are for the whole mesh.
+    pub root_namespace: Label,
+    /// Whether plaintext is taken where no PeerAuthentication says.
+    pub default_mtls: MtlsMode,
+    /// Where virtual addresses are taken from.
+    pub virtual_ranges: VirtualRanges,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self {
+            name: Label::new("baremesh").expect("a label"),
+            trust_domain: TrustDomain::new("mesh.internal").expect("a domain"),
+            domain: Domain::new("mesh.internal").expect("a domain"),
+            root_namespace: Label::new("mesh-system").expect("a label"),
+            default_mtls: MtlsMode::Permissive,
+            virtual_ranges: VirtualRanges::default(),
+        }
+    }
+}

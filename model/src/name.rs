@@ -14,7 +14,9 @@ pub enum NameError {
     )]
     Label(String),
     /// Not a dotted sequence of labels of at most 253 bytes.
-    #[error("`{0}` is not a valid domain name: use labels of lower-case letters, digits and hyphens joined by dots")]
+    #[error(
+        "`{0}` is not a valid domain name: use labels of lower-case letters, digits and hyphens joined by dots"
+    )]
     Domain(String),
     /// Not `name`, `name.namespace` or a full name in the mesh's domain.
     #[error("`{0}` is not a service name: write `name`, `name.namespace` or `name.namespace.<mesh domain>`")]
