@@ -204,8 +204,7 @@ fn check_workloads(parts: &Parts, errors: &mut Vec<MeshError>) {
             if workload.tunnel == Tunnel::Plain {
                 continue;
             }
-            for port in &service.ports {
-                let address = workload.endpoint(port);
+            for address in service.ports.iter().flat_map(|port| workload.endpoints(port)) {
                 let at = (address.ip(), address.port());
                 if let Some(other) = owners.insert(at, service).filter(|other| !same_identity(other, service))
                 {
@@ -259,6 +258,7 @@ mod tests {
         Workload {
             key: key(name),
             address: address.parse().expect("an address"),
+            other_addresses: vec![],
             service: Some(Label::new(service).expect("a label")),
             host: None,
             ports: BTreeMap::new(),

@@ -64,8 +64,10 @@ impl fmt::Display for Locality {
 pub struct Workload {
     /// Namespace and name.
     pub key: Key,
-    /// Where it is.
+    /// Where it is: the address that connections are sent to.
     pub address: IpAddr,
+    /// Further addresses of the same workload, such as its IPv6 one; callers may dial them directly.
+    pub other_addresses: Vec<IpAddr>,
     /// The service that it was registered under, where it was registered.
     pub service: Option<Label>,
     /// The host that registered it, where an agent did.
@@ -100,7 +102,17 @@ impl Workload {
 
     /// The address at which this workload takes connections for `port`.
     pub fn endpoint(&self, port: &ServicePort) -> SocketAddr {
+        SocketAddr::new(self.address, self.port(port))
+    }
+
+    /// Every address at which this workload takes connections for `port`, the preferred one first.
+    pub fn endpoints<'a>(&'a self, port: &'a ServicePort) -> impl Iterator<Item = SocketAddr> + 'a {
+        let addresses = std::iter::once(&self.address).chain(&self.other_addresses);
+        addresses.map(move |address| SocketAddr::new(*address, self.port(port)))
+    }
+
+    fn port(&self, port: &ServicePort) -> u16 {
         let mapped = port.name.as_ref().and_then(|name| self.ports.get(name));
-        SocketAddr::new(self.address, mapped.unwrap_or(&port.target_port).get())
+        mapped.unwrap_or(&port.target_port).get()
     }
 }

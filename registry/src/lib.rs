@@ -1,1 +1,17 @@
-//! registry
+//! Resources as people write them, TOML and Istio's YAML, made into the model; and the sources that supply them:
+//! a directory of files, and the control server with its protocol.
+//!
+//! Modules in reading order.
+
+/// Findings about resources: file, line, excerpt, and what to do.
+pub mod diagnostic;
+/// One resource as read, with the place where it stands.
+pub mod resource;
+/// The written forms, TOML, YAML and JSON, and what each field means.
+pub mod format;
+/// Resources put together into one validated mesh.
+pub mod set;
+/// A directory of resource files: read, watched, changed.
+pub mod files;
+/// The control protocol: what the control server keeps and pushes, and how agents follow it.
+pub mod control;
