@@ -1,0 +1,279 @@
+//! The authority: a root that can be kept offline, an intermediate that signs, and the one function that signs a
+//! leaf. A leaf's fields all come from here; a caller brings an identity that somebody else has authorised and a
+//! public key that somebody else has proven.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use baremesh_model::identity::Identity;
+use baremesh_model::name::TrustDomain;
+use rcgen::{Issuer, KeyPair};
+use rustls_pki_types::CertificateDer;
+
+use crate::clock::{in_words, whole_seconds};
+use crate::file::{self, FileError};
+use crate::key::PublicKey;
+use crate::leaf::serial_text;
+use crate::tls::{BundleError, TrustBundle};
+
+/// Taking over a certificate authority that exists already.
+mod adopt;
+/// The files of an authority.
+mod files;
+/// What the certificates contain.
+mod profile;
+
+pub use profile::{BACKDATE, INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
+
+/// With less than this left, the intermediate is replaced, if the key that signed it is at hand.
+pub const INTERMEDIATE_RENEWAL: Duration = Duration::from_secs(90 * 86_400);
+
+/// Why the authority cannot be made, opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The directory has one.
+    #[error("{directory} already holds an authority: open it, or choose another directory", directory = .0.display())]
+    Exists(PathBuf),
+    /// The directory has none.
+    #[error("{directory} holds no authority: run `baremesh init` on this host first", directory = .0.display())]
+    Missing(PathBuf),
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A file holds something else than it should.
+    #[error("{path} cannot be used: {reason}", path = .path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// The issuing certificate is past its end.
+    #[error(
+        "the intermediate certificate has expired: put the key of the certificate that signed it at {path} and start again", path = .0.display()
+    )]
+    Expired(PathBuf),
+    /// An adopted authority cannot issue what the mesh verifies.
+    #[error("the given authority cannot issue for the mesh: {0}")]
+    Unusable(String),
+    /// The identity belongs to another trust domain.
+    #[error("{identity} is not of this authority's trust domain {trust_domain}")]
+    OtherTrustDomain {
+        /// What was to be signed.
+        identity: Identity,
+        /// What this authority signs for.
+        trust_domain: TrustDomain,
+    },
+    /// The roots cannot serve as trust anchors.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The cryptographic library failed.
+    #[error("signing failed: {0}")]
+    Library(#[from] rcgen::Error),
+}
+
+/// What looking after the authority came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Maintenance {
+    /// Nothing is due.
+    Current,
+    /// The intermediate has been replaced.
+    Replaced,
+    /// The intermediate ought to be replaced, but the key that signed it is not at hand.
+    Expiring {
+        /// How long it still lasts.
+        left: Duration,
+        /// What the operator has to do.
+        advice: String,
+    },
+}
+
+/// A signed leaf with the chain up to, and without, the root.
+#[derive(Debug, Clone)]
+pub struct SignedLeaf {
+    /// The leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The serial number in hexadecimal.
+    pub serial: String,
+    /// From when on it is valid.
+    pub not_before: SystemTime,
+    /// Until when it is valid.
+    pub not_after: SystemTime,
+}
+
+/// Signs the certificates of one trust domain.
+pub struct Authority {
+    directory: PathBuf,
+    trust_domain: TrustDomain,
+    root: CertificateDer<'static>,
+    issuing: Issuing,
+}
+
+/// The certificate that signs leaves, with its key.
+struct Issuing {
+    /// The issuing certificate first; without the root.
+    chain: Vec<CertificateDer<'static>>,
+    issuer: Issuer<'static, KeyPair>,
+    not_after: SystemTime,
+}
+
+impl Authority {
+    /// Makes a root and an intermediate in `directory`, which must not hold an authority yet. `root.key` may be
+    /// moved to a safe place afterwards.
+    pub fn create(
+        directory: &Path,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        files::prepare(directory)?;
+        let root = profile::make_root(now)?;
+        let intermediate = profile::make_intermediate(&root.issuer, root.not_after, now)?;
+        // The root's certificate goes last: where it stands, the authority is complete.
+        files::write_key(directory, files::ROOT_KEY, root.issuer.key())?;
+        files::write_issuing(
+            directory,
+            std::slice::from_ref(&intermediate.certificate),
+            intermediate.issuer.key(),
+        )?;
+        files::write_trust(directory, trust_domain, &root.certificate)?;
+        Self::open(directory, now)
+    }
+
+    /// Takes over an existing certificate authority: `certificates` is a PEM file with its certificate first and
+    /// its root last, `key` its private key in PEM. Where it may sign authorities, it signs an intermediate here
+    /// and its key is not kept; otherwise it becomes the issuing certificate itself.
+    pub fn adopt(
+        directory: &Path,
+        certificates: &Path,
+        key: &Path,
+        trust_domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        let given = adopt::Given::read(certificates, key, now)?;
+        files::prepare(directory)?;
+        let (chain, issuing_key) = given.into_issuing(now)?;
+        let root = adopt::probe(&chain, &issuing_key, trust_domain, now)?;
+        files::write_issuing(directory, &chain[..chain.len().saturating_sub(1).max(1)], &issuing_key)?;
+        files::write_trust(directory, trust_domain, &root)?;
+        Self::open(directory, now)
+    }
+
+    /// Opens what `create` or `adopt` left in `directory`, and replaces the intermediate when that is due and
+    /// possible. Works without `root.key`.
+    pub fn open(directory: &Path, now: SystemTime) -> Result<Self, AuthorityError> {
+        let (trust_domain, root) = files::read_trust(directory)?;
+        let issuing = files::read_issuing(directory)?;
+        let mut authority = Self { directory: directory.to_owned(), trust_domain, root, issuing };
+        authority.maintain(now)?;
+        Ok(authority)
+    }
+
+    /// Replaces the intermediate when less than `INTERMEDIATE_RENEWAL` is left of it. Without the key that signed
+    /// it, says so, and fails once it has expired.
+    pub fn maintain(&mut self, now: SystemTime) -> Result<Maintenance, AuthorityError> {
+        let left = self.issuing.not_after.duration_since(now).unwrap_or_default();
+        if left > INTERMEDIATE_RENEWAL {
+            return Ok(Maintenance::Current);
+        }
+        let path = self.directory.join(files::ROOT_KEY);
+        match file::read_secret(&path) {
+            Ok(pem) => self.replace_intermediate(&path, &pem, now),
+            Err(error) if !error.is_missing() => Err(error.into()),
+            Err(_) if left.is_zero() => Err(AuthorityError::Expired(path)),
+            Err(_) => Ok(Maintenance::Expiring { left, advice: advice(&path, left) }),
+        }
+    }
+
+    fn replace_intermediate(
+        &mut self,
+        path: &Path,
+        pem: &[u8],
+        now: SystemTime,
+    ) -> Result<Maintenance, AuthorityError> {
+        let signer = self.issuing.chain.get(1).unwrap_or(&self.root);
+        let key = files::parse_key(path, pem)?;
+        let not_after = files::check_belongs(path, signer, &key)?;
+        if not_after <= now {
+            return Err(AuthorityError::Content {
+                path: self.directory.join(files::ROOT_CERTIFICATE),
+                reason: "the certificate that signs intermediates has expired: make a new authority"
+                    .to_owned(),
+            });
+        }
+        let issuer = Issuer::from_ca_cert_der(signer, key)?;
+        let made = profile::make_intermediate(&issuer, not_after, now)?;
+        let mut chain = vec![made.certificate];
+        chain.extend(self.issuing.chain.iter().skip(1).cloned());
+        let mut whole = chain.clone();
+        whole.push(self.root.clone());
+        adopt::probe(&whole, made.issuer.key(), &self.trust_domain, now)?;
+        files::write_issuing(&self.directory, &chain, made.issuer.key())?;
+        self.issuing = Issuing { chain, issuer: made.issuer, not_after: made.not_after };
+        Ok(Maintenance::Replaced)
+    }
+
+    /// Signs a leaf for `identity` that is valid from `BACKDATE` before `now` for `lifetime` after it, and never
+    /// longer than its issuer. Whether the identity may be issued is the caller's decision, made before.
+    pub fn sign(
+        &self,
+        key: &PublicKey,
+        identity: &Identity,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<SignedLeaf, AuthorityError> {
+        if identity.trust_domain() != &self.trust_domain {
+            let (identity, trust_domain) = (identity.clone(), self.trust_domain.clone());
+            return Err(AuthorityError::OtherTrustDomain { identity, trust_domain });
+        }
+        let not_after = whole_seconds(now + lifetime).min(self.issuing.not_after);
+        if not_after <= now {
+            return Err(AuthorityError::Expired(self.directory.join(files::ROOT_KEY)));
+        }
+        let not_before = profile::backdated(now);
+        let serial = profile::random_serial();
+        let params = profile::leaf(identity, &serial, (not_before, not_after))?;
+        let leaf = params.signed_by(key.info(), &self.issuing.issuer)?;
+        let mut chain = vec![leaf.into()];
+        chain.extend(self.issuing.chain.iter().filter(|above| **above != self.root).cloned());
+        Ok(SignedLeaf { chain, serial: serial_text(&serial), not_before, not_after })
+    }
+
+    /// The trust domain whose identities are signed here.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The root certificate that every member of the mesh trusts.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// The roots and the trust domain, as verifiers take them.
+    pub fn bundle(&self) -> Result<TrustBundle, AuthorityError> {
+        Ok(TrustBundle::new(self.trust_domain.clone(), vec![self.root.clone()])?)
+    }
+
+    /// When the issuing certificate ends. No leaf lasts longer.
+    pub fn issuing_not_after(&self) -> SystemTime {
+        self.issuing.not_after
+    }
+}
+
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authority").field("trust_domain", &self.trust_domain).finish_non_exhaustive()
+    }
+}
+
+fn advice(path: &Path, left: Duration) -> String {
+    format!(
+        "the intermediate certificate expires in {}: put the key of the certificate that signed it at {} (mode 0600) and it \
+         is replaced within the hour; take the key away again afterwards",
+        in_words(left),
+        path.display()
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+//! The files of an authority. The certificate is renamed into place before its key, and the key waits under
+//! another name meanwhile, so that a crash between the two can always be finished at the next start.
+
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::time::SystemTime;
+
+use baremesh_model::name::TrustDomain;
+use rcgen::{Issuer, KeyPair, PublicKeyData};
+use rustls_pki_types::CertificateDer;
+
+use super::{AuthorityError, Issuing};
+use crate::clock::from_unix;
+use crate::file::{self, FileError, PUBLIC, SECRET};
+use crate::issued::{chain_from_pem, chain_to_pem};
+use crate::leaf::parse;
+
+pub(super) const ROOT_CERTIFICATE: &str = "root.crt";
+pub(super) const ROOT_KEY: &str = "root.key";
+const ISSUING_CERTIFICATE: &str = "intermediate.crt";
+const ISSUING_KEY: &str = "intermediate.key";
+/// A key whose certificate may or may not have taken its place yet.
+const ISSUING_KEY_NEXT: &str = "intermediate.key.next";
+const TRUST_DOMAIN: &str = "trust-domain";
+/// The directory holds keys: nobody but its owner lists it.
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// Makes the directory, and refuses one that holds an authority already.
+pub(super) fn prepare(directory: &Path) -> Result<(), AuthorityError> {
+    if directory.join(ROOT_CERTIFICATE).exists() {
+        return Err(AuthorityError::Exists(directory.to_owned()));
+    }
+    let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
+    Ok(made.map_err(|source| FileError::Write { path: directory.to_owned(), source })?)
+}
+
+pub(super) fn write_key(directory: &Path, name: &str, key: &KeyPair) -> Result<(), AuthorityError> {
+    Ok(file::write_atomically(&directory.join(name), key_to_pem(key).as_bytes(), SECRET)?)
+}
+
+/// An adopted key may be in another container than PKCS#8; its label says which.
+fn key_to_pem(key: &KeyPair) -> String {
+    let der = key.serialized_der();
+    let label = match rustls_pki_types::PrivateKeyDer::try_from(der) {
+        Ok(rustls_pki_types::PrivateKeyDer::Sec1(_)) => "EC PRIVATE KEY",
+        Ok(rustls_pki_types::PrivateKeyDer::Pkcs1(_)) => "RSA PRIVATE KEY",
+        _ => "PRIVATE KEY",
+    };
+    pem::encode(&pem::Pem::new(label, der))
+}
+
+pub(super) fn write_issuing(
+    directory: &Path,
+    chain: &[CertificateDer<'static>],
+    key: &KeyPair,
+) -> Result<(), AuthorityError> {
+    write_key(directory, ISSUING_KEY_NEXT, key)?;
+    file::write_atomically(&directory.join(ISSUING_CERTIFICATE), chain_to_pem(chain).as_bytes(), PUBLIC)?;
+    take_next_key(directory)
+}
+
+fn take_next_key(directory: &Path) -> Result<(), AuthorityError> {
+    let path = directory.join(ISSUING_KEY);
+    let moved = fs::rename(directory.join(ISSUING_KEY_NEXT), &path);
+    let flushed = moved.and_then(|()| fs::File::open(directory)?.sync_all());
+    Ok(flushed.map_err(|source| FileError::Write { path, source })?)
+}
+
+/// Writes the trust domain, then the root, which marks the authority as complete.
+pub(super) fn write_trust(
+    directory: &Path,
+    trust_domain: &TrustDomain,
+    root: &CertificateDer<'static>,
+) -> Result<(), AuthorityError> {
+    file::write_atomically(&directory.join(TRUST_DOMAIN), format!("{trust_domain}\n").as_bytes(), PUBLIC)?;
+    let root = chain_to_pem(std::slice::from_ref(root));
+    Ok(file::write_atomically(&directory.join(ROOT_CERTIFICATE), root.as_bytes(), PUBLIC)?)
+}
+
+pub(super) fn read_trust(directory: &Path) -> Result<(TrustDomain, CertificateDer<'static>), AuthorityError> {
+    let path = directory.join(ROOT_CERTIFICATE);
+    let root = match read_chain(&path) {
+        Err(AuthorityError::File(error)) if error.is_missing() => {
+            return Err(AuthorityError::Missing(directory.to_owned()));
+        }
+        other => other?.swap_remove(0),
+    };
+    let path = directory.join(TRUST_DOMAIN);
+    let text = String::from_utf8_lossy(&file::read(&path)?).into_owned();
+    let trust_domain = TrustDomain::new(text.trim()).map_err(|error| content(&path, &error))?;
+    Ok((trust_domain, root))
+}
+
+pub(super) fn read_issuing(directory: &Path) -> Result<Issuing, AuthorityError> {
+    let chain = read_chain(&directory.join(ISSUING_CERTIFICATE))?;
+    let path = directory.join(ISSUING_KEY);
+    let (key, not_after) = match read_matching_key(&path, &chain[0]) {
+        Ok(found) => found,
+        Err(error) => {
+            // A crash may have come between the certificate and its key; otherwise the first error stands.
+            let Ok(found) = read_matching_key(&directory.join(ISSUING_KEY_NEXT), &chain[0]) else {
+                return Err(error);
+            };
+            take_next_key(directory)?;
+            found
+        }
+    };
+    let issuer = Issuer::from_ca_cert_der(&chain[0], key)?;
+    Ok(Issuing { chain, issuer, not_after })
+}
+
+fn read_matching_key(
+    path: &Path,
+    certificate: &CertificateDer<'static>,
+) -> Result<(KeyPair, SystemTime), AuthorityError> {
+    let key = parse_key(path, &file::read_secret(path)?)?;
+    let not_after = check_belongs(path, certificate, &key)?;
+    Ok((key, not_after))
+}
+
+pub(super) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+    let bytes = file::read(path)?;
+    chain_from_pem(&bytes)
+        .ok_or_else(|| content(path, &"it holds no certificate in PEM, a broken one, or more than eight"))
+}
+
+pub(super) fn parse_key(path: &Path, pem: &[u8]) -> Result<KeyPair, AuthorityError> {
+    let text = std::str::from_utf8(pem).map_err(|error| content(path, &error))?;
+    KeyPair::from_pem(text)
+        .map_err(|_| content(path, &"it holds no unencrypted private key (ECDSA P-256, P-384 or RSA) in PEM"))
+}
+
+/// Checks that `key` is the key of `certificate`, and reads until when that is valid.
+pub(super) fn check_belongs(
+    path: &Path,
+    certificate: &CertificateDer<'_>,
+    key: &KeyPair,
+) -> Result<SystemTime, AuthorityError> {
+    let parsed = parse(certificate).map_err(|error| content(path, &error))?;
+    if parsed.public_key().subject_public_key.data.as_ref() != key.der_bytes() {
+        return Err(content(path, &format_args!("the key does not belong to {}", parsed.subject())));
+    }
+    Ok(from_unix(parsed.validity().not_after.timestamp()))
+}
+
+pub(super) fn content(path: &Path, reason: &dyn std::fmt::Display) -> AuthorityError {
+    AuthorityError::Content { path: path.to_owned(), reason: reason.to_string() }
+}

@@ -1,0 +1,104 @@
+//! What the certificates contain. Authorities carry no URI name constraints, because webpki refuses them, and
+//! leaves carry nothing that a caller chose but an authorised identity and a proven key.
+
+use std::time::{Duration, SystemTime};
+
+use baremesh_model::identity::Identity;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+};
+use rustls_pki_types::CertificateDer;
+
+use crate::clock::{to_date, whole_seconds};
+use crate::key::fill_random;
+
+/// How long a root is valid.
+pub const ROOT_LIFETIME: Duration = Duration::from_secs(3_650 * 86_400);
+/// How long an intermediate is valid, if its signer is.
+pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
+/// How far before its making a certificate becomes valid, so that a peer whose clock is behind takes it.
+pub const BACKDATE: Duration = Duration::from_secs(120);
+/// Random bytes in a serial number. RFC 5280, section 4.1.2.2, allows 20 bytes at most.
+const SERIAL_LENGTH: usize = 16;
+
+/// A certificate that can sign, fresh from the press.
+pub(super) struct Made {
+    pub(super) certificate: CertificateDer<'static>,
+    pub(super) issuer: Issuer<'static, KeyPair>,
+    pub(super) not_after: SystemTime,
+}
+
+pub(super) fn make_root(now: SystemTime) -> Result<Made, rcgen::Error> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let not_after = whole_seconds(now + ROOT_LIFETIME);
+    let params = authority("root", BasicConstraints::Unconstrained, (backdated(now), not_after));
+    let certificate = params.self_signed(&key)?.into();
+    Ok(Made { certificate, issuer: Issuer::new(params, key), not_after })
+}
+
+/// An intermediate that signs leaves only, and does not outlive its signer.
+pub(super) fn make_intermediate(
+    signer: &Issuer<'_, KeyPair>,
+    signer_not_after: SystemTime,
+    now: SystemTime,
+) -> Result<Made, rcgen::Error> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let not_after = whole_seconds(now + INTERMEDIATE_LIFETIME).min(signer_not_after);
+    let mut params = authority("intermediate", BasicConstraints::Constrained(0), (backdated(now), not_after));
+    params.use_authority_key_identifier_extension = true;
+    let certificate = params.signed_by(&key, signer)?.into();
+    Ok(Made { certificate, issuer: Issuer::new(params, key), not_after })
+}
+
+fn authority(
+    role: &str,
+    constraints: BasicConstraints,
+    (not_before, not_after): (SystemTime, SystemTime),
+) -> CertificateParams {
+    let serial = random_serial();
+    let mut params = CertificateParams::default();
+    // A part of the name is random, so that two meshes' authorities, and two intermediates of one, are never
+    // taken for each other while a chain is built.
+    params.distinguished_name = DistinguishedName::new();
+    let suffix: String = serial[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+    params.distinguished_name.push(DnType::CommonName, format!("baremesh {role} {suffix}"));
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    params.is_ca = IsCa::Ca(constraints);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = to_date(not_before);
+    params.not_after = to_date(not_after);
+    params
+}
+
+/// A leaf: one URI name and no subject, for TLS on both sides.
+pub(super) fn leaf(
+    identity: &Identity,
+    serial: &[u8],
+    (not_before, not_after): (SystemTime, SystemTime),
+) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.serial_number = Some(SerialNumber::from_slice(serial));
+    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    params.not_before = to_date(not_before);
+    params.not_after = to_date(not_after);
+    Ok(params)
+}
+
+/// `BACKDATE` before `now`.
+pub(super) fn backdated(now: SystemTime) -> SystemTime {
+    whole_seconds(now.checked_sub(BACKDATE).unwrap_or(now))
+}
+
+/// 128 random bits.
+pub(super) fn random_serial() -> [u8; SERIAL_LENGTH] {
+    let mut serial = [0; SERIAL_LENGTH];
+    fill_random(&mut serial);
+    serial
+}

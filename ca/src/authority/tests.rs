@@ -1,0 +1,234 @@
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use rcgen::BasicConstraints::{Constrained, Unconstrained};
+use rcgen::{CertificateParams, CustomExtension, KeyUsagePurpose, PublicKeyData};
+
+use super::*;
+use crate::file::{SECRET, write_atomically};
+use crate::issued::chain_to_pem;
+use crate::key::PrivateKey;
+use crate::leaf::peer_leaf_facts;
+use crate::testing::{DAY, Forger, MINUTE, Place, bundle, domain, identity, issue, now};
+use crate::tls::{PeerVerifier, Purpose};
+
+fn verified(authority: &Authority, leaf: &SignedLeaf, at: SystemTime) -> Result<Identity, rustls::Error> {
+    let verifier = PeerVerifier::new(bundle(authority));
+    verifier.verify(&leaf.chain[0], &leaf.chain[1..], Purpose::Server, at)
+}
+
+fn sign(authority: &Authority, lifetime: Duration, at: SystemTime) -> Result<SignedLeaf, AuthorityError> {
+    let key = PrivateKey::generate().expect("a key");
+    authority.sign(&key.public(), &identity("ns/shop/sa/orders"), lifetime, at)
+}
+
+#[test]
+fn signs_what_peers_verify_and_keeps_keys_to_itself() {
+    let place = Place::new();
+    let authority = place.authority();
+    let leaf = sign(&authority, DAY, now()).expect("signed");
+    assert_eq!(verified(&authority, &leaf, now()), Ok(identity("ns/shop/sa/orders")));
+    assert_eq!(leaf.chain.len(), 2, "leaf and intermediate, no root");
+    let facts = peer_leaf_facts(&leaf.chain[0]).expect("facts");
+    assert_eq!(
+        (facts.serial, facts.not_before, facts.not_after),
+        (leaf.serial, leaf.not_before, leaf.not_after)
+    );
+    for (name, mode) in
+        [("root.key", 0o600), ("intermediate.key", 0o600), ("root.crt", 0o644), ("intermediate.crt", 0o644)]
+    {
+        let found = fs::metadata(place.path("ca").join(name)).expect("a file").permissions().mode() & 0o7777;
+        assert_eq!(found, mode, "{name}");
+    }
+    let mode = fs::metadata(place.path("ca")).expect("a directory").permissions().mode() & 0o7777;
+    assert_eq!(mode, 0o700);
+}
+
+#[test]
+fn takes_nothing_from_a_request_but_its_key() {
+    let place = Place::new();
+    let authority = place.authority();
+    let pair = KeyPair::generate().expect("a key");
+    let mut params = CertificateParams::new(vec!["evil.example".to_owned()]).expect("names");
+    params
+        .subject_alt_names
+        .push(rcgen::SanType::URI("spiffe://mesh.test/ns/control/sa/control".try_into().expect("ascii")));
+    params.is_ca = rcgen::IsCa::Ca(Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::CodeSigning];
+    let request = params.serialize_request(&pair).expect("a request");
+    let key = PublicKey::from_request(request.der()).expect("a key");
+    let leaf = authority.sign(&key, &identity("ns/shop/sa/orders"), DAY, now()).expect("signed");
+    let parsed = crate::leaf::parse(&leaf.chain[0]).expect("a certificate");
+    assert_eq!(parsed.public_key().subject_public_key.data.as_ref(), pair.der_bytes());
+    assert_eq!(parsed.subject().iter().count(), 0);
+    assert!(!parsed.is_ca());
+    let names = parsed.subject_alternative_name().expect("names").expect("names");
+    assert_eq!(names.value.general_names.len(), 1);
+    let usage = parsed.extended_key_usage().expect("usage").expect("usage").value;
+    assert!(usage.server_auth && usage.client_auth && !usage.code_signing && !usage.any);
+    let usage = parsed.key_usage().expect("usage").expect("usage").value;
+    assert_eq!(usage.flags, 1, "digitalSignature alone");
+}
+
+#[test]
+fn tolerates_a_clock_that_is_a_minute_behind() {
+    let place = Place::new();
+    let authority = place.authority();
+    let leaf = sign(&authority, DAY, now()).expect("signed");
+    assert!(verified(&authority, &leaf, now() - MINUTE).is_ok());
+    let refused = verified(&authority, &leaf, now() - 10 * MINUTE).expect_err("refused");
+    let text = crate::tls::describe(&refused);
+    assert!(text.contains("becomes valid in 8 min") && text.contains("clock"), "{text}");
+}
+
+#[test]
+fn does_not_sign_for_another_trust_domain_nor_past_its_own_end() {
+    let place = Place::new();
+    let authority = place.authority();
+    let foreign = Identity::parse("spiffe://other.test/ns/shop/sa/orders").expect("an identity");
+    let key = PrivateKey::generate().expect("a key").public();
+    let refused = authority.sign(&key, &foreign, DAY, now());
+    assert!(matches!(refused, Err(AuthorityError::OtherTrustDomain { .. })));
+    let end = authority.issuing_not_after();
+    assert_eq!(sign(&authority, 2 * DAY, end - DAY).expect("signed").not_after, end);
+    assert!(matches!(sign(&authority, DAY, end + MINUTE), Err(AuthorityError::Expired(_))));
+}
+
+#[test]
+fn opens_without_the_root_key_and_replaces_the_intermediate_with_it() {
+    let place = Place::new();
+    let (directory, old) = (place.path("ca"), place.authority());
+    let early = issue(&old, &identity("ns/shop/sa/orders"), now());
+    let (key, vault) = (directory.join("root.key"), place.path("vault.key"));
+    fs::rename(&key, &vault).expect("moved");
+    let near_end = old.issuing_not_after() - 30 * DAY;
+    let mut authority = Authority::open(&directory, near_end).expect("opened");
+    let Maintenance::Expiring { left, advice } = authority.maintain(near_end).expect("advice") else {
+        panic!("it must warn");
+    };
+    assert_eq!(left, 30 * DAY);
+    assert!(advice.contains("root.key"), "{advice}");
+    let expired = Authority::open(&directory, old.issuing_not_after() + DAY);
+    assert!(matches!(expired, Err(AuthorityError::Expired(_))));
+
+    fs::rename(&vault, &key).expect("moved back");
+    assert_eq!(authority.maintain(near_end).expect("replaced"), Maintenance::Replaced);
+    assert_eq!(authority.maintain(near_end).expect("current"), Maintenance::Current);
+    let leaf = sign(&authority, DAY, near_end).expect("signed");
+    assert!(verified(&authority, &leaf, near_end).is_ok());
+    // What the old intermediate signed stays good under the same root.
+    let verifier = PeerVerifier::new(bundle(&authority));
+    assert!(verifier.verify(&early.chain[0], &early.chain[1..], Purpose::Client, now()).is_ok());
+    let reopened = Authority::open(&directory, near_end).expect("opened");
+    assert_eq!(reopened.issuing_not_after(), authority.issuing_not_after());
+}
+
+#[test]
+fn finishes_a_replacement_that_a_crash_cut_short() {
+    let place = Place::new();
+    place.authority();
+    let directory = place.path("ca");
+    let (key, next) = (directory.join("intermediate.key"), directory.join("intermediate.key.next"));
+    // The certificate has taken its place, its key has not.
+    fs::rename(&key, &next).expect("moved");
+    write_atomically(&key, PrivateKey::generate().expect("a key").to_pem().as_bytes(), SECRET)
+        .expect("written");
+    let authority = Authority::open(&directory, now()).expect("opened");
+    assert!(verified(&authority, &sign(&authority, DAY, now()).expect("signed"), now()).is_ok());
+    assert!(!next.exists());
+}
+
+#[test]
+fn refuses_a_directory_that_is_taken_empty_or_exposed() {
+    let place = Place::new();
+    let directory = place.path("ca");
+    assert!(matches!(Authority::open(&directory, now()), Err(AuthorityError::Missing(_))));
+    place.authority();
+    assert!(matches!(Authority::create(&directory, &domain(), now()), Err(AuthorityError::Exists(_))));
+    let key = directory.join("intermediate.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("exposed");
+    let refused = Authority::open(&directory, now()).expect_err("refused");
+    assert!(refused.to_string().contains("chmod 600"), "{refused}");
+}
+
+/// Adopts the authority `chain[0]` with `key`; the files lie in `place`.
+fn adopt(place: &Place, chain: &[CertificateDer<'static>], key: &str) -> Result<Authority, AuthorityError> {
+    let (certificates, key_path) = (place.path("given.crt"), place.path("given.key"));
+    fs::write(&certificates, chain_to_pem(chain)).expect("written");
+    write_atomically(&key_path, key.as_bytes(), SECRET).expect("written");
+    Authority::adopt(&place.path("ca"), &certificates, &key_path, &domain(), now())
+}
+
+fn check_adopted(chain: &[&Forger], above_leaf: usize) {
+    let place = Place::new();
+    let certificates: Vec<_> = chain.iter().map(|forger| forger.root.clone()).collect();
+    let authority = adopt(&place, &certificates, &chain[0].issuer.key().serialize_pem()).expect("adopted");
+    let leaf = sign(&authority, DAY, now()).expect("signed");
+    assert_eq!(leaf.chain.len(), above_leaf);
+    assert!(verified(&authority, &leaf, now()).is_ok());
+    assert_eq!(authority.root(), certificates.last().expect("a root"));
+    assert!(!place.path("ca").join("root.key").exists(), "the given key is not kept as the root's");
+    Authority::open(&place.path("ca"), now()).expect("opened again");
+}
+
+#[test]
+fn adopts_roots_and_intermediates_with_and_without_room_below() {
+    let root = Forger::new("root", Unconstrained);
+    check_adopted(&[&root], 2);
+    check_adopted(&[&root.below("with room", Unconstrained), &root], 3);
+    check_adopted(&[&root.below("without room", Constrained(0)), &root], 2);
+    check_adopted(&[&Forger::new("small root", Constrained(0))], 1);
+    let narrow = Forger::new("narrow root", Constrained(1));
+    check_adopted(&[&narrow.below("unlimited itself", Unconstrained), &narrow], 2);
+    for algorithm in [&rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_RSA_SHA256] {
+        let key = KeyPair::generate_for(algorithm).expect("a key");
+        check_adopted(&[&Forger::with_key("other kind", Unconstrained, key)], 2);
+    }
+}
+
+fn check_not_adopted(chain: &[&Forger], key: &KeyPair, expected: &str) {
+    let place = Place::new();
+    let certificates: Vec<_> = chain.iter().map(|forger| forger.root.clone()).collect();
+    let refused = adopt(&place, &certificates, &key.serialize_pem()).expect_err("refused").to_string();
+    assert!(refused.contains(expected), "{refused}");
+    assert!(!place.path("ca").join("root.crt").exists());
+}
+
+#[test]
+fn refuses_to_adopt_what_would_not_work() {
+    let (root, other) = (Forger::new("root", Unconstrained), Forger::new("other", Unconstrained));
+    let below = root.below("below", Unconstrained);
+    check_not_adopted(&[&root], other.issuer.key(), "does not belong");
+    check_not_adopted(&[&below], below.issuer.key(), "append its issuers");
+    check_not_adopted(&[&below, &other], below.issuer.key(), "not signed by the certificate after it");
+    let leafs_only = Forger::new("leafs only", Constrained(0));
+    let too_deep = leafs_only.below("too deep", Unconstrained);
+    check_not_adopted(&[&too_deep, &leafs_only], too_deep.issuer.key(), "pathLenConstraint");
+    let ed25519 = KeyPair::generate_for(&rcgen::PKCS_ED25519).expect("a key");
+    let ed25519 = Forger::with_key("ed25519", Unconstrained, ed25519);
+    check_not_adopted(&[&ed25519], ed25519.issuer.key(), "kind is not supported");
+
+    let spoilt = |change: fn(&mut CertificateParams)| {
+        let (mut params, key) =
+            (Forger::params("spoilt", Unconstrained), KeyPair::generate().expect("a key"));
+        change(&mut params);
+        let root = params.self_signed(&key).expect("a root").into();
+        Forger { root, issuer: Issuer::new(params, key) }
+    };
+    let expired = spoilt(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
+    check_not_adopted(&[&expired], expired.issuer.key(), "expired");
+    let future = spoilt(|params| params.not_before = rcgen::date_time_ymd(2090, 1, 1));
+    check_not_adopted(&[&future], future.issuer.key(), "not valid before");
+    let plain = spoilt(|params| params.is_ca = rcgen::IsCa::ExplicitNoCa);
+    check_not_adopted(&[&plain], plain.issuer.key(), "no certificate authority");
+    let mute = spoilt(|params| params.key_usages = vec![KeyUsagePurpose::DigitalSignature]);
+    check_not_adopted(&[&mute], mute.issuer.key(), "keyUsage");
+    // Name constraints on URIs (RFC 5280, section 4.2.1.10), here to `mesh.test`: webpki takes none.
+    let constrained = spoilt(|params| {
+        let mut subtrees = vec![0x30, 0x0f, 0xa0, 0x0d, 0x30, 0x0b, 0x86, 0x09];
+        subtrees.extend(b"mesh.test");
+        params.custom_extensions = vec![CustomExtension::from_oid_content(&[2, 5, 29, 30], subtrees)];
+    });
+    check_not_adopted(&[&constrained], constrained.issuer.key(), "cannot issue for the mesh");
+}

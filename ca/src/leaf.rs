@@ -1,0 +1,150 @@
+//! What a leaf certificate says. An identity is exactly one URI name; a certificate with none, with two, or with
+//! one that is no SPIFFE identity of this form is nobody's. Reading is not trusting: the chain is verified by
+//! `tls`.
+
+use std::time::SystemTime;
+
+use baremesh_model::identity::{Identity, IdentityError};
+use rustls_pki_types::CertificateDer;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer;
+
+use crate::clock::from_unix;
+
+/// Why a certificate shows no identity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LeafError {
+    /// Not an X.509 certificate in DER.
+    #[error("the peer's certificate cannot be read as X.509")]
+    Unreadable,
+    /// No URI name, or several.
+    #[error(
+        "the peer's certificate has {0} URI names where exactly one is an identity: it was not issued by a mesh's authority"
+    )]
+    UriNames(usize),
+    /// One URI name that is no identity.
+    #[error("the peer's certificate names no one: {0}")]
+    NoIdentity(#[from] IdentityError),
+}
+
+/// What the mesh reads from a leaf certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeafFacts {
+    /// Whose certificate it is.
+    pub identity: Identity,
+    /// The serial number in lower-case hexadecimal, without leading zeros.
+    pub serial: String,
+    /// From when on it is valid.
+    pub not_before: SystemTime,
+    /// Until when it is valid, this second included.
+    pub not_after: SystemTime,
+}
+
+/// Which purposes a leaf's extended key usage names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Purposes {
+    pub(crate) server: bool,
+    pub(crate) client: bool,
+}
+
+/// Reads whose certificate this is.
+pub fn peer_identity(certificate: &CertificateDer<'_>) -> Result<Identity, LeafError> {
+    identity_of(&parse(certificate)?)
+}
+
+/// Reads identity, serial and validity of a leaf.
+pub fn peer_leaf_facts(certificate: &CertificateDer<'_>) -> Result<LeafFacts, LeafError> {
+    let parsed = parse(certificate)?;
+    Ok(LeafFacts {
+        identity: identity_of(&parsed)?,
+        serial: serial_text(parsed.raw_serial()),
+        not_before: from_unix(parsed.validity().not_before.timestamp()),
+        not_after: from_unix(parsed.validity().not_after.timestamp()),
+    })
+}
+
+/// Reads identity and purposes, in one pass over the certificate.
+pub(crate) fn identity_and_purposes(
+    certificate: &CertificateDer<'_>,
+) -> Result<(Identity, Purposes), LeafError> {
+    let parsed = parse(certificate)?;
+    let usage = parsed.extended_key_usage().map_err(|_| LeafError::Unreadable)?;
+    let purposes = Purposes {
+        server: usage.as_ref().is_some_and(|usage| usage.value.server_auth),
+        client: usage.as_ref().is_some_and(|usage| usage.value.client_auth),
+    };
+    Ok((identity_of(&parsed)?, purposes))
+}
+
+/// A serial number as it is logged and recorded: lower-case hexadecimal without leading zeros.
+pub(crate) fn serial_text(bytes: &[u8]) -> String {
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    text.trim_start_matches('0').to_owned()
+}
+
+pub(crate) fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, LeafError> {
+    match X509Certificate::from_der(certificate) {
+        Ok(([], parsed)) => Ok(parsed),
+        _ => Err(LeafError::Unreadable),
+    }
+}
+
+fn identity_of(parsed: &X509Certificate<'_>) -> Result<Identity, LeafError> {
+    let names = parsed.subject_alternative_name().map_err(|_| LeafError::Unreadable)?;
+    let names = names.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
+    let uris: Vec<&str> = names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        })
+        .collect();
+    match uris[..] {
+        [uri] => Ok(Identity::parse(uri)?),
+        _ => Err(LeafError::UriNames(uris.len())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, SanType};
+
+    use super::*;
+
+    fn with_names(names: &[SanType]) -> CertificateDer<'static> {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = names.to_vec();
+        params.self_signed(&key).expect("a certificate").into()
+    }
+
+    fn uri(text: &str) -> SanType {
+        SanType::URI(text.try_into().expect("ascii"))
+    }
+
+    #[test]
+    fn takes_exactly_one_uri_name() {
+        let good = "spiffe://td/ns/shop/sa/orders";
+        let dns = SanType::DnsName("orders.shop.td".try_into().expect("ascii"));
+        let identity = Identity::parse(good).expect("an identity");
+        assert_eq!(peer_identity(&with_names(&[uri(good)])), Ok(identity.clone()));
+        assert_eq!(peer_identity(&with_names(&[dns.clone(), uri(good)])), Ok(identity));
+        assert_eq!(peer_identity(&with_names(&[])), Err(LeafError::UriNames(0)));
+        assert_eq!(peer_identity(&with_names(&[dns])), Err(LeafError::UriNames(0)));
+        assert_eq!(peer_identity(&with_names(&[uri(good), uri(good)])), Err(LeafError::UriNames(2)));
+        assert_eq!(peer_identity(&with_names(&[uri(good), uri("https://x")])), Err(LeafError::UriNames(2)));
+        for bad in ["https://td/ns/a/sa/b", "spiffe://td/ns/a/sa/b\0.evil", "spiffe://td/ns/a/sa/b/c"] {
+            assert!(
+                matches!(peer_identity(&with_names(&[uri(bad)])), Err(LeafError::NoIdentity(_))),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn reads_serials_without_leading_zeros() {
+        assert_eq!(serial_text(&[0, 0x0a, 0xff]), "aff");
+        assert_eq!(parse(&CertificateDer::from(vec![1, 2, 3])).err(), Some(LeafError::Unreadable));
+    }
+}

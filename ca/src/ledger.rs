@@ -1,0 +1,113 @@
+//! What the authority remembers, in one SQLite file: tokens, hosts, issued certificates, and who was refused what.
+//! Every write is flushed to the disk before it is answered for. Calls block; async code wraps them in
+//! `spawn_blocking`.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use crate::file::SECRET;
+
+/// Hosts that joined.
+mod hosts;
+/// Issued certificates and the audit.
+mod records;
+/// Tables and their versions.
+mod schema;
+/// Tokens and their redemption.
+mod tokens;
+
+pub use hosts::HostRecord;
+pub use records::{AUDIT_KEPT, AuditRecord, ISSUED_KEPT, IssueRecord, Outcome};
+pub use tokens::{Invitation, REDEEM_AGAIN, Redemption, TOKENS_KEPT, TokenHost, TokenRecord, TokenRefusal};
+pub(crate) use tokens::{RedeemError, Redeemed};
+
+/// How long a call waits for another process (a backup, an operator's shell) that holds the file.
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the ledger cannot be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The file cannot be opened.
+    #[error("cannot open {path}: {reason}", path = .path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the system or SQLite said.
+        reason: String,
+    },
+    /// Written by a later version of this program.
+    #[error(
+        "{path} has schema {found}, and this version of baremesh knows up to {known}: install the version that wrote it, or a later one", path = .path.display()
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// The latest that is known here.
+        known: i64,
+    },
+    /// A read or write failed; nothing of the call took effect.
+    #[error("the ledger failed, and nothing was changed (is the disk full?): {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// A row that this program cannot have written.
+    #[error("the ledger holds a {0} that cannot be read: restore it from a backup")]
+    Corrupt(&'static str),
+}
+
+/// The open ledger. One connection: writes are rare, and SQLite has one writer anyway.
+pub struct Ledger {
+    connection: Mutex<Connection>,
+}
+
+impl Ledger {
+    /// Opens or makes the file at `path`, and brings its tables up to date.
+    pub fn open(path: &Path) -> Result<Self, LedgerError> {
+        let failed = |reason: String| LedgerError::Open { path: path.to_owned(), reason };
+        // Made here and not by SQLite, so that it is never readable by others; its journal takes its mode.
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(SECRET)
+            .open(path)
+            .map_err(|error| failed(error.to_string()))?;
+        let mut connection = Connection::open(path).map_err(|error| failed(error.to_string()))?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        schema::migrate(&mut connection, path)?;
+        Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    /// A panic elsewhere rolled its transaction back, so the connection is fit for use.
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` in one transaction that is on the disk when this returns.
+    fn write<T, E: From<rusqlite::Error>>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let done = work(&transaction)?;
+        transaction.commit()?;
+        Ok(done)
+    }
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ledger")
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,66 @@
+//! Tables and their versions. Each step brings the file from one version to the next; a file from a later version
+//! is left alone.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::LedgerError;
+
+/// Step `n` makes version `n + 1` of version `n`. Steps are appended, never changed. Times are seconds since 1970.
+const STEPS: [&str; 1] = ["
+    CREATE TABLE tokens (
+        id TEXT PRIMARY KEY,
+        secret_hash BLOB NOT NULL,
+        created_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        grants TEXT NOT NULL,
+        host TEXT,
+        rejoin INTEGER NOT NULL,
+        redeemed_at INTEGER,
+        redeemed_host TEXT,
+        redeemed_key BLOB,
+        answer BLOB
+    ) STRICT;
+    CREATE INDEX tokens_by_expiry ON tokens (expires_at);
+    CREATE TABLE hosts (
+        name TEXT PRIMARY KEY,
+        grants TEXT NOT NULL,
+        key BLOB NOT NULL,
+        joined_at INTEGER NOT NULL,
+        revoked INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE issued (
+        serial TEXT PRIMARY KEY,
+        identity TEXT NOT NULL,
+        host TEXT NOT NULL,
+        issued_at INTEGER NOT NULL,
+        not_after INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX issued_by_end ON issued (not_after);
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        at INTEGER NOT NULL,
+        who TEXT NOT NULL,
+        what TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        reason TEXT NOT NULL
+    ) STRICT;
+"];
+
+/// The version that this program writes.
+pub(super) const VERSION: i64 = STEPS.len() as i64;
+
+/// Brings the file up to `VERSION` in one transaction.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), LedgerError> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if found > VERSION {
+        return Err(LedgerError::Newer { path: path.to_owned(), found, known: VERSION });
+    }
+    for step in STEPS.iter().skip(usize::try_from(found).unwrap_or(0)) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    Ok(transaction.commit()?)
+}

@@ -1,0 +1,172 @@
+use std::time::SystemTime;
+
+use baremesh_model::name::Label;
+
+use super::records::Outcome;
+use super::*;
+use crate::testing::{DAY, MINUTE, Place, grants, label, now};
+
+const SECRET_HASH: [u8; 32] = [1; 32];
+
+fn ledger(place: &Place) -> Ledger {
+    Ledger::open(&place.path("control.db")).expect("a ledger")
+}
+
+fn invite(ledger: &Ledger, id: &str, host: TokenHost) {
+    let invitation = Invitation { host, grants: grants(&[&format!("{id}.shop")]), expires_at: now() + DAY };
+    ledger.create_token(id, &SECRET_HASH, &invitation, now()).expect("a token");
+}
+
+fn attempt(token: &str, host: &str, key: u8) -> Redemption {
+    Redemption { token: token.to_owned(), secret_hash: SECRET_HASH, host: label(host), key: [key; 32] }
+}
+
+fn refusal(result: Result<Redeemed, RedeemError>) -> TokenRefusal {
+    match result {
+        Err(RedeemError::Refused(refusal)) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn names(ledger: &Ledger, host: &str) -> Vec<String> {
+    let host = ledger.host(&label(host)).expect("read").expect("joined");
+    host.grants.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn redeems_once_and_answers_the_same_key_again_for_a_while() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    invite(&ledger, "t", TokenHost::Any);
+    let start = now();
+    assert_eq!(ledger.redeem(&attempt("t", "h1", 1), start).expect("redeemed"), Redeemed::ToIssue);
+    // A crash came before the answer: the same key may still be issued to.
+    assert_eq!(ledger.redeem(&attempt("t", "h1", 1), start + MINUTE).expect("again"), Redeemed::ToIssue);
+    ledger.keep_answer("t", b"chain").expect("kept");
+    let answered = Redeemed::Answered(b"chain".to_vec());
+    assert_eq!(ledger.redeem(&attempt("t", "h1", 1), start + 9 * MINUTE).expect("again"), answered);
+    for (late, host, key) in [(11, "h1", 1), (0, "h1", 2), (0, "h2", 1)] {
+        let result = ledger.redeem(&attempt("t", host, key), start + late * MINUTE);
+        assert_eq!(refusal(result), TokenRefusal::Used, "{late} {host} {key}");
+    }
+}
+
+#[test]
+fn refuses_unknown_wrong_late_and_foreign_tokens() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    invite(&ledger, "t", TokenHost::Only(label("h1")));
+    assert_eq!(refusal(ledger.redeem(&attempt("x", "h1", 1), now())), TokenRefusal::Unknown);
+    let mut wrong = attempt("t", "h1", 1);
+    wrong.secret_hash[31] ^= 1;
+    assert_eq!(refusal(ledger.redeem(&wrong, now())), TokenRefusal::Unknown);
+    let other = TokenRefusal::OtherHost { expected: label("h1"), found: label("h2") };
+    assert_eq!(refusal(ledger.redeem(&attempt("t", "h2", 1), now())), other);
+    let late = refusal(ledger.redeem(&attempt("t", "h1", 1), now() + 2 * DAY));
+    assert!(matches!(late, TokenRefusal::Expired { .. }), "{late}");
+    assert!(ledger.host(&label("h1")).expect("read").is_none(), "nobody was let in");
+    assert!(ledger.delete_token("t").expect("deleted") && !ledger.delete_token("t").expect("gone"));
+}
+
+#[test]
+fn a_name_belongs_to_its_first_key_until_rejoined() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    for (id, host) in [
+        ("a", TokenHost::Any),
+        ("b", TokenHost::Any),
+        ("c", TokenHost::Any),
+        ("d", TokenHost::Rejoin(label("h1"))),
+        ("e", TokenHost::Any),
+        ("f", TokenHost::Rejoin(label("h1"))),
+    ] {
+        invite(&ledger, id, host);
+    }
+    ledger.redeem(&attempt("a", "h1", 1), now()).expect("joined");
+    let taken = refusal(ledger.redeem(&attempt("b", "h1", 2), now()));
+    assert_eq!(taken, TokenRefusal::HostTaken(label("h1")));
+    assert!(taken.to_string().contains("--rejoin h1"), "{taken}");
+    ledger.redeem(&attempt("c", "h1", 1), now()).expect("its own key");
+    assert_eq!(names(&ledger, "h1"), ["a.shop", "c.shop"]);
+    ledger.redeem(&attempt("d", "h1", 3), now()).expect("rejoined");
+    assert_eq!(names(&ledger, "h1"), ["d.shop"], "the earlier host's grants went with it");
+
+    assert!(ledger.revoke_host(&label("h1")).expect("revoked"));
+    assert!(!ledger.revoke_host(&label("h9")).expect("nobody"));
+    assert_eq!(refusal(ledger.redeem(&attempt("e", "h1", 3), now())), TokenRefusal::HostRevoked(label("h1")));
+    assert_eq!(refusal(ledger.redeem(&attempt("d", "h1", 3), now())), TokenRefusal::HostRevoked(label("h1")));
+    ledger.redeem(&attempt("f", "h1", 4), now()).expect("let in again");
+    assert!(!ledger.host(&label("h1")).expect("read").expect("joined").revoked);
+}
+
+#[test]
+fn survives_a_restart_and_lists_what_it_knows() {
+    let place = Place::new();
+    invite(&ledger(&place), "t", TokenHost::Only(label("h1")));
+    ledger(&place).redeem(&attempt("t", "h1", 1), now()).expect("redeemed");
+    let ledger = ledger(&place);
+    assert_eq!(refusal(ledger.redeem(&attempt("t", "h1", 2), now())), TokenRefusal::Used);
+    let tokens = ledger.tokens().expect("tokens");
+    assert_eq!(tokens[0].redeemed_by, Some(label("h1")));
+    assert_eq!(tokens[0].invitation.host, TokenHost::Only(label("h1")));
+    let hosts: Vec<Label> = ledger.hosts().expect("hosts").into_iter().map(|host| host.name).collect();
+    assert_eq!(hosts, [label("h1")]);
+    assert!(!ledger.delete_token("t").expect("kept"), "a redeemed token stays known");
+    let audit = ledger.audit_records(10).expect("audit");
+    assert_eq!((audit.len(), audit[0].outcome, audit[0].who.as_str()), (1, Outcome::Granted, "h1"));
+}
+
+fn issued(serial: String, not_after: SystemTime) -> IssueRecord {
+    let (identity, host) = ("spiffe://mesh.test/ns/shop/sa/orders".to_owned(), "h1".to_owned());
+    IssueRecord { serial, identity, host, issued_at: now(), not_after }
+}
+
+#[test]
+fn bounds_its_records() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    let past = now() - ISSUED_KEPT - DAY;
+    ledger
+        .record_issued(&[issued("1".into(), past), issued("2".into(), now() + DAY)], now())
+        .expect("recorded");
+    let count = |table: &str| -> i64 {
+        let sql = format!("SELECT count(*) FROM {table}");
+        ledger.lock().query_row(&sql, [], |row| row.get(0)).expect("a count")
+    };
+    assert_eq!(count("issued"), 1);
+    assert_eq!(ledger.issued_to("h1", now()).expect("issued")[0].serial, "2");
+    // A serial is recorded once, and a batch is recorded whole or not at all.
+    let batch = [issued("3".into(), now() + DAY), issued("2".into(), now() + DAY)];
+    assert!(ledger.record_issued(&batch, now()).is_err());
+    assert_eq!(count("issued"), 1);
+
+    ledger
+        .lock()
+        .execute(
+            "INSERT INTO audit (id, at, who, what, outcome, reason) VALUES (?1, 0, '', '', '', '')",
+            [AUDIT_KEPT],
+        )
+        .expect("inserted");
+    let line = AuditRecord {
+        at: now(),
+        who: "h1".into(),
+        what: "x".into(),
+        outcome: Outcome::Refused,
+        reason: "y".into(),
+    };
+    for _ in 0..3 {
+        ledger.audit(&line).expect("recorded");
+    }
+    assert_eq!(count("audit"), 4);
+    ledger.lock().execute("UPDATE audit SET id = id - ?1 WHERE id = ?1", [AUDIT_KEPT]).expect("moved");
+    ledger.audit(&line).expect("recorded");
+    assert_eq!(count("audit"), 4, "the oldest went when the newest came");
+}
+
+#[test]
+fn leaves_a_later_schema_alone() {
+    let place = Place::new();
+    ledger(&place).lock().pragma_update(None, "user_version", schema::VERSION + 1).expect("set");
+    let refused = Ledger::open(&place.path("control.db")).expect_err("refused");
+    assert!(matches!(refused, LedgerError::Newer { .. }), "{refused}");
+}

@@ -1,0 +1,257 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::leaf::{peer_identity, peer_leaf_facts};
+use crate::ledger::TokenRefusal;
+use crate::testing::{DAY, MINUTE, Place, identity, join_request, joined, label, now, token};
+
+fn ask(service: &CaService, node: &LeafFacts, paths: &[&str]) -> Vec<&'static str> {
+    let key = PrivateKey::generate().expect("a key");
+    let item =
+        |path: &&str| IssueItem { identity: identity(path), request: key.request().expect("a request") };
+    let request = IssueRequest { items: paths.iter().map(item).collect() };
+    let answers = service.issue(node, &request, now()).expect("answers");
+    for (answer, path) in answers.iter().zip(paths) {
+        if let Ok(signed) = answer {
+            assert_eq!(peer_identity(&signed.chain[0]), Ok(identity(path)));
+        }
+    }
+    answers.iter().map(|answer| answer.as_ref().map_or_else(Refusal::code, |_| "ok")).collect()
+}
+
+fn whole_refusal(service: &CaService, node: &LeafFacts) -> &'static str {
+    let key = PrivateKey::generate().expect("a key").request().expect("a request");
+    let items = vec![IssueItem { identity: identity("ns/hosts/sa/h1"), request: key }];
+    service.issue(node, &IssueRequest { items }, now()).expect_err("refused").code()
+}
+
+#[test]
+fn lets_a_host_in_once_and_repeats_the_answer_to_the_same_key() {
+    let place = Place::new();
+    let service = place.service();
+    let token = token(&service, TokenHost::Any, &["orders.shop"], now());
+    let key = PrivateKey::generate().expect("a key");
+    let request = join_request(&token, "h1", &key);
+    let first = service.join(&request, now()).expect("joined");
+    assert_eq!(peer_identity(&first.chain[0]), Ok(identity("ns/nodes/sa/h1")));
+    assert_eq!(first.trust_domain, service.trust_domain());
+    let again = service.join(&request, now() + 9 * MINUTE).expect("again");
+    assert_eq!(again, first, "the same answer");
+    let late = service.join(&request, now() + 11 * MINUTE).expect_err("too late");
+    assert_eq!(late, Refusal::Token(TokenRefusal::Used));
+    let other = join_request(&token, "h1", &PrivateKey::generate().expect("a key"));
+    assert_eq!(service.join(&other, now()).expect_err("used").code(), "token_used");
+    let audit = service.ledger().audit_records(10).expect("audit");
+    assert_eq!(audit[0].outcome, Outcome::Refused);
+    assert!(audit[0].reason.contains("used already"), "{}", audit[0].reason);
+}
+
+#[test]
+fn issues_after_a_crash_between_redeeming_and_signing() {
+    let place = Place::new();
+    let key = PrivateKey::generate().expect("a key");
+    let service = place.service();
+    let token = token(&service, TokenHost::Any, &[], now());
+    let attempt = crate::ledger::Redemption {
+        token: token.id().to_owned(),
+        secret_hash: token.secret_hash(),
+        host: label("h1"),
+        key: key.public().fingerprint(),
+    };
+    service.ledger().redeem(&attempt, now()).expect("redeemed");
+    drop(service);
+
+    let restarted = place.service();
+    let stranger = join_request(&token, "h1", &PrivateKey::generate().expect("a key"));
+    assert_eq!(restarted.join(&stranger, now()).expect_err("used").code(), "token_used");
+    let answer = restarted.join(&join_request(&token, "h1", &key), now()).expect("issued after all");
+    assert_eq!(peer_identity(&answer.chain[0]), Ok(identity("ns/nodes/sa/h1")));
+}
+
+#[test]
+fn strangers_are_refused_without_a_write() {
+    let place = Place::new();
+    let service = place.service();
+    let foreign = Token::mint(Fingerprint::from_bytes([0; 32]));
+    let key = PrivateKey::generate().expect("a key");
+    let before = service.ledger().audit_records(10).expect("audit").len();
+    let refused = service.join(&join_request(&foreign, "h1", &key), now()).expect_err("refused");
+    assert_eq!((refused.code(), refused.status().as_u16()), ("token_unknown", 403));
+    let mut request = join_request(&foreign, "h1", &key);
+    request.token = "hello".to_owned();
+    assert_eq!(service.join(&request, now()).expect_err("refused").code(), "token_malformed");
+    assert_eq!(service.ledger().audit_records(10).expect("audit").len(), before);
+    assert!(service.ledger().hosts().expect("hosts").is_empty());
+}
+
+#[test]
+fn expired_tokens_and_signing_requests_of_another_kind_let_nobody_in() {
+    let place = Place::new();
+    let service = place.service();
+    let token = token(&service, TokenHost::Any, &[], now() - 61 * MINUTE);
+    let key = PrivateKey::generate().expect("a key");
+    let refused = service.join(&join_request(&token, "h1", &key), now()).expect_err("refused");
+    assert_eq!(refused.code(), "token_expired");
+    let rsa = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).expect("a key");
+    let request = rcgen::CertificateParams::default().serialize_request(&rsa).expect("a request");
+    let mut asked = join_request(&token, "h1", &key);
+    asked.request = request.der().to_vec();
+    let refused = service.join(&asked, now()).expect_err("refused");
+    assert_eq!(refused.code(), "request_refused");
+    assert!(refused.to_string().contains("P-256"), "{refused}");
+}
+
+#[test]
+fn issues_what_token_and_resources_grant_and_records_the_rest() {
+    let place = Place::new();
+    let service = place.service();
+    let node = joined(&service, "h1", &["orders.shop", "web-*.shop"], now());
+    let wanted = [
+        "ns/shop/sa/orders",
+        "ns/shop/sa/web-1",
+        "ns/hosts/sa/h1",
+        "ns/nodes/sa/h1",
+        "ns/shop/sa/payments",
+        "ns/hosts/sa/h2",
+        "ns/nodes/sa/h2",
+        "ns/control/sa/control",
+    ];
+    let (ok, no) = ("ok", "reserved");
+    assert_eq!(ask(&service, &node, &wanted), [ok, ok, ok, ok, "not_granted", no, no, no]);
+    let audit = service.ledger().audit_records(4).expect("audit");
+    assert!(audit.iter().all(|line| line.outcome == Outcome::Refused && line.who == "h1"));
+    assert!(audit[3].what.contains("payments") && audit[3].reason.contains("--service payments.shop"));
+    let issued = service.ledger().issued_to("h1", now()).expect("issued");
+    assert_eq!(issued.len(), 5, "four now, and the node credential at joining");
+
+    service.set_grants(BTreeMap::from([(label("h1"), crate::testing::grants(&["*.*"]))]));
+    assert_eq!(ask(&service, &node, &["ns/shop/sa/payments", "ns/control/sa/control"]), ["ok", "reserved"]);
+    service.set_grants(BTreeMap::new());
+    assert_eq!(ask(&service, &node, &["ns/shop/sa/payments", "ns/shop/sa/orders"]), ["not_granted", "ok"]);
+}
+
+#[test]
+fn refuses_identities_of_another_trust_domain_and_requests_that_prove_nothing() {
+    let place = Place::new();
+    let service = place.service();
+    let node = joined(&service, "h1", &["*.*"], now());
+    let key = PrivateKey::generate().expect("a key").request().expect("a request");
+    let foreign = Identity::parse("spiffe://other.test/ns/hosts/sa/h1").expect("an identity");
+    let mut forged = key.clone();
+    let last = forged.len() - 1;
+    forged[last] ^= 1;
+    let items = vec![
+        IssueItem { identity: foreign, request: key },
+        IssueItem { identity: identity("ns/shop/sa/orders"), request: forged },
+    ];
+    let answers = service.issue(&node, &IssueRequest { items }, now()).expect("answers");
+    let codes: Vec<_> = answers.iter().map(|answer| answer.as_ref().err().map(Refusal::code)).collect();
+    assert_eq!(codes, [Some("other_trust_domain"), Some("request_refused")]);
+    for size in [0, MAX_BATCH + 1] {
+        let item = IssueItem { identity: identity("ns/hosts/sa/h1"), request: Vec::new() };
+        let refused = service.issue(&node, &IssueRequest { items: vec![item; size] }, now());
+        assert_eq!(refused.expect_err("refused"), Refusal::BatchSize(size));
+    }
+}
+
+#[test]
+fn only_the_current_node_credential_of_a_joined_host_counts() {
+    let place = Place::new();
+    let service = place.service();
+    let old = joined(&service, "h1", &["*.shop"], now() - 10 * MINUTE);
+    assert_eq!(ask(&service, &old, &["ns/shop/sa/orders"]), ["ok"]);
+    for (path, code) in [
+        ("ns/shop/sa/orders", "not_a_node"),
+        ("ns/hosts/sa/h1", "not_a_node"),
+        ("ns/control/sa/control", "not_a_node"),
+        ("ns/nodes/sa/h2", "host_unknown"),
+    ] {
+        assert_eq!(whole_refusal(&service, &LeafFacts { identity: identity(path), ..old.clone() }), code);
+    }
+    let again = token(&service, TokenHost::Rejoin(label("h1")), &["*.web"], now());
+    let key = PrivateKey::generate().expect("a key");
+    let answer = service.join(&join_request(&again, "h1", &key), now()).expect("rejoined");
+    let new = peer_leaf_facts(&answer.chain[0]).expect("facts");
+    assert_eq!(whole_refusal(&service, &old), "superseded");
+    assert_eq!(ask(&service, &new, &["ns/shop/sa/orders", "ns/web/sa/front"]), ["not_granted", "ok"]);
+    service.ledger().revoke_host(&label("h1")).expect("revoked");
+    assert_eq!(whole_refusal(&service, &new), "host_revoked");
+    assert_eq!(service.check_node(&new), Err(Refusal::HostRevoked(label("h1"))));
+}
+
+#[test]
+fn renewed_node_credentials_outlast_workloads() {
+    let place = Place::new();
+    let service = place.service();
+    let node = joined(&service, "h1", &["*.shop"], now());
+    assert!(node.not_after > now() + 29 * DAY);
+    let key = PrivateKey::generate().expect("a key");
+    let item = |path| IssueItem { identity: identity(path), request: key.request().expect("a request") };
+    let items = vec![item("ns/nodes/sa/h1"), item("ns/shop/sa/orders")];
+    let answers = service.issue(&node, &IssueRequest { items }, now()).expect("answers");
+    let ends: Vec<_> = answers.into_iter().map(|answer| answer.expect("issued").not_after).collect();
+    assert!(ends[0] > now() + 29 * DAY && ends[1] <= now() + DAY);
+    let host = service.ledger().host(&label("h1")).expect("read").expect("joined");
+    assert_eq!(host.key, key.public().fingerprint());
+}
+
+#[test]
+fn tokens_cannot_outlast_their_limit() {
+    let place = Place::new();
+    let service = place.service();
+    for lifetime in [Duration::ZERO, MAX_TOKEN_LIFETIME + MINUTE] {
+        let request = TokenRequest { host: TokenHost::Any, grants: Vec::new(), lifetime, who: "x".into() };
+        assert_eq!(service.create_token(request, now()).expect_err("refused"), Refusal::TokenLifetime);
+    }
+}
+
+#[test]
+fn two_hosts_racing_for_one_token_let_one_in() {
+    let place = Place::new();
+    let service = Arc::new(place.service());
+    let token = token(&service, TokenHost::Any, &[], now());
+    let racers: Vec<_> = (0..8)
+        .map(|n| {
+            let (service, token) = (service.clone(), token.clone());
+            std::thread::spawn(move || {
+                let key = PrivateKey::generate().expect("a key");
+                service.join(&join_request(&token, &format!("h{n}"), &key), now()).is_ok()
+            })
+        })
+        .collect();
+    let won: Vec<_> = racers.into_iter().map(|racer| racer.join().expect("ran")).filter(|won| *won).collect();
+    assert_eq!(won.len(), 1);
+    assert_eq!(service.ledger().hosts().expect("hosts").len(), 1);
+}
+
+#[test]
+fn the_ledger_files_hold_no_secret_and_are_nobody_elses() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    let service = place.service();
+    let text = token(&service, TokenHost::Any, &[], now()).reveal();
+    let part = text.split('.').nth(2).expect("a secret");
+    let secret = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, part);
+    let secret = secret.expect("base64");
+    for name in ["control.db", "control.db-wal"] {
+        let stored = std::fs::read(place.path(name)).expect("read");
+        for kept in [secret.as_slice(), part.as_bytes()] {
+            assert!(!stored.windows(kept.len()).any(|window| window == kept), "{name}");
+        }
+        let mode = std::fs::metadata(place.path(name)).expect("a file").permissions().mode() & 0o7777;
+        assert_eq!(mode, 0o600, "{name}");
+    }
+}
+
+#[test]
+fn a_clock_set_back_does_not_lock_hosts_out() {
+    let place = Place::new();
+    let service = place.service();
+    let ahead = joined(&service, "h1", &[], now() + DAY);
+    let key = PrivateKey::generate().expect("a key").request().expect("a request");
+    let items = vec![IssueItem { identity: identity("ns/nodes/sa/h1"), request: key }];
+    let request = IssueRequest { items };
+    let answers = service.issue(&ahead, &request, now()).expect("answers");
+    let renewed = peer_leaf_facts(&answers[0].as_ref().expect("issued").chain[0]).expect("facts");
+    assert_eq!(service.check_node(&renewed), Ok(label("h1")));
+}

@@ -1,0 +1,292 @@
+//! Verifying a peer: the chain to a root of the bundle, time, purpose, and the identity. The name that was asked
+//! for (SNI) plays no part; who a peer is stands in its certificate's one URI name.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use baremesh_model::identity::Identity;
+use baremesh_model::name::TrustDomain;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+use super::{TrustBundle, provider};
+use crate::clock::to_verification_time;
+use crate::leaf::{LeafError, identity_and_purposes};
+
+/// What is wrong with a peer whose chain and dates are right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// The certificate shows no identity.
+    #[error(transparent)]
+    Leaf(#[from] LeafError),
+    /// The certificate is for something else than this side of TLS.
+    #[error("the peer's certificate ({0}) is not meant for this side of TLS (extended key usage)")]
+    Purpose(Identity),
+    /// Another mesh.
+    #[error("the peer is {found}, but this mesh's trust domain is {expected}")]
+    OtherTrustDomain {
+        /// Who the peer is.
+        found: Identity,
+        /// Whose peers are taken.
+        expected: TrustDomain,
+    },
+    /// A member of the mesh, but not the one that was called.
+    #[error(
+        "the peer is {found}, not {expected}: does another service, or another agent, answer at this address?"
+    )]
+    Unexpected {
+        /// Who the peer is.
+        found: Identity,
+        /// Who was called.
+        expected: String,
+    },
+    /// A host's node credential, shown to a member of the mesh.
+    #[error("the peer shows {0}, a node credential: those are for the control server only")]
+    NodeCredential(Identity),
+    /// None of the presented certificates is the root that the token names.
+    #[error(
+        "the server shows no root with the fingerprint of the token: is this the control server that made the token?"
+    )]
+    NotPinned,
+}
+
+impl From<PeerError> for Error {
+    fn from(error: PeerError) -> Self {
+        CertificateError::Other(OtherError(Arc::new(error))).into()
+    }
+}
+
+/// On which side of TLS the verified peer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The peer is the server.
+    Server,
+    /// The peer is the client.
+    Client,
+}
+
+/// Whom a caller takes for the callee.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    /// Any member of the mesh.
+    Anyone,
+    /// One of these, byte for byte. An empty list takes nobody.
+    OneOf(Arc<[Identity]>),
+}
+
+impl Expected {
+    /// This identity and no other.
+    pub fn exactly(identity: Identity) -> Self {
+        Self::OneOf(Arc::from([identity]))
+    }
+
+    fn check(&self, found: &Identity) -> Result<(), PeerError> {
+        match self {
+            Self::Anyone => Ok(()),
+            Self::OneOf(allowed) if allowed.contains(found) => Ok(()),
+            Self::OneOf(allowed) => {
+                let expected = allowed.iter().map(Identity::to_string).collect::<Vec<_>>().join(" or ");
+                Err(PeerError::Unexpected { found: found.clone(), expected })
+            }
+        }
+    }
+}
+
+/// Whose connections a listener takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listener {
+    /// Members', with a certificate; a node credential is for the control server only.
+    Mesh,
+    /// Those of hosts' agents, and of hosts that join and have no certificate yet. One that is shown is verified.
+    Control,
+}
+
+/// Verifies peers against one bundle, on either side of TLS.
+#[derive(Debug)]
+pub struct PeerVerifier {
+    bundle: Arc<TrustBundle>,
+    expected: Expected,
+    listener: Listener,
+}
+
+impl PeerVerifier {
+    /// Takes every member of the bundle's mesh.
+    pub fn new(bundle: Arc<TrustBundle>) -> Self {
+        Self { bundle, expected: Expected::Anyone, listener: Listener::Mesh }
+    }
+
+    /// Takes only the expected members.
+    pub fn expecting(bundle: Arc<TrustBundle>, expected: Expected) -> Self {
+        Self { expected, ..Self::new(bundle) }
+    }
+
+    pub(super) fn of_control(bundle: Arc<TrustBundle>) -> Self {
+        Self { listener: Listener::Control, ..Self::new(bundle) }
+    }
+
+    /// Verifies a presented chain, and says who the peer is.
+    pub fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        purpose: Purpose,
+        now: SystemTime,
+    ) -> Result<Identity, Error> {
+        self.verify_at(leaf, intermediates, purpose, to_verification_time(now))
+    }
+
+    fn verify_at(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        purpose: Purpose,
+        now: UnixTime,
+    ) -> Result<Identity, Error> {
+        let found = verify_chain(leaf, intermediates, self.bundle.anchors(), purpose, now)?;
+        if found.trust_domain() != self.bundle.trust_domain() {
+            let expected = self.bundle.trust_domain().clone();
+            return Err(PeerError::OtherTrustDomain { found, expected }.into());
+        }
+        self.expected.check(&found)?;
+        Ok(found)
+    }
+}
+
+/// Chain, dates and purpose through webpki, then the one identity.
+pub(super) fn verify_chain(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    anchors: &[TrustAnchor<'_>],
+    purpose: Purpose,
+    now: UnixTime,
+) -> Result<Identity, Error> {
+    let usage = match purpose {
+        Purpose::Server => KeyUsage::server_auth(),
+        Purpose::Client => KeyUsage::client_auth(),
+    };
+    let end_entity = EndEntityCert::try_from(leaf).map_err(to_tls_error)?;
+    end_entity
+        .verify_for_usage(signature_algorithms().all, anchors, intermediates, now, usage, None, None)
+        .map_err(to_tls_error)?;
+    let (identity, purposes) = identity_and_purposes(leaf).map_err(PeerError::from)?;
+    // webpki takes a certificate without extended key usage for any purpose; a mesh leaf names its purposes.
+    let meant = match purpose {
+        Purpose::Server => purposes.server,
+        Purpose::Client => purposes.client,
+    };
+    if meant { Ok(identity) } else { Err(PeerError::Purpose(identity).into()) }
+}
+
+/// Keeps apart what deserves an alert and an explanation of its own.
+fn to_tls_error(error: webpki::Error) -> Error {
+    use webpki::Error as Pki;
+    match error {
+        Pki::BadDer | Pki::BadDerTime | Pki::TrailingData(_) => CertificateError::BadEncoding,
+        Pki::CertExpired { time, not_after } => CertificateError::ExpiredContext { time, not_after },
+        Pki::CertNotValidYet { time, not_before } => {
+            CertificateError::NotValidYetContext { time, not_before }
+        }
+        Pki::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        Pki::UnknownIssuer => CertificateError::UnknownIssuer,
+        Pki::RequiredEkuNotFoundContext(_) => CertificateError::InvalidPurpose,
+        other => CertificateError::Other(OtherError(Arc::new(other))),
+    }
+    .into()
+}
+
+pub(super) fn signature_algorithms() -> WebPkiSupportedAlgorithms {
+    provider().signature_verification_algorithms
+}
+
+/// TLS 1.2 is never negotiated; should it be one day, it must not pass silently.
+pub(super) fn refuse_tls12() -> Error {
+    Error::General("the mesh speaks TLS 1.3 only".to_owned())
+}
+
+impl ServerCertVerifier for PeerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify_at(end_entity, intermediates, Purpose::Server, now)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(refuse_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &signature_algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        signature_algorithms().supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.listener == Listener::Mesh
+    }
+
+    /// No hints: every caller has one certificate to show, and hints would only name the mesh to strangers.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let found = self.verify_at(end_entity, intermediates, Purpose::Client, now)?;
+        if self.listener == Listener::Mesh && found.as_node().is_some() {
+            return Err(PeerError::NodeCredential(found).into());
+        }
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(refuse_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &signature_algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        signature_algorithms().supported_schemes()
+    }
+}
