@@ -1,1 +1,3 @@
-//! cli
+//! The `baremesh` command, as a library that the binary and the stories share.
+
+pub mod demo;

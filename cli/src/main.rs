@@ -1,2 +1,7 @@
 //! The `baremesh` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    baremesh::demo::hidden::run(std::env::args_os()).unwrap_or(ExitCode::SUCCESS)
+}

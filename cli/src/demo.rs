@@ -1,0 +1,7 @@
+//! A whole mesh on one machine: hosts made of namespaces, and a small shop of services that run on them.
+//! `baremesh demo` and the stories in `tests/` are both told with these parts.
+
+pub mod hosts;
+pub mod shop;
+
+pub mod hidden;

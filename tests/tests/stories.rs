@@ -1,0 +1,6 @@
+//! Every story, in one test binary: it links once, and stories run side by side.
+
+#[path = "stories/hosts_are_real.rs"]
+mod hosts_are_real;
+#[path = "stories/shop_without_a_mesh.rs"]
+mod shop_without_a_mesh;
