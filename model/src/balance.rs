@@ -10,8 +10,7 @@ pub struct Load {
 }
 
 /// Picks the index of an endpoint: two are drawn by `random`, and the one with the larger weight/(active+1) is
-/// taken. `None` without an endpoint of weight. `load` is asked for at most four endpoints when the weights are
-/// even.
+/// taken. `None` without an endpoint of weight.
 pub fn pick(count: usize, random: u64, load: impl Fn(usize) -> Load) -> Option<usize> {
     let len = u64::try_from(count).ok().filter(|len| *len > 0)?;
     let index = |number: u64| usize::try_from(number % len).unwrap_or(0);
@@ -21,7 +20,9 @@ pub fn pick(count: usize, random: u64, load: impl Fn(usize) -> Load) -> Option<u
     let (a, b) = (load(first), load(second));
     let score = |load: Load, other: Load| u64::from(load.weight) * (u64::from(other.active) + 1);
     let better = if score(a, b) >= score(b, a) { first } else { second };
-    if load(better).weight > 0 { Some(better) } else { (0..count).find(|index| load(*index).weight > 0) }
+    // Both draws may be out of use: the search for one that is not starts at the draw, so that the load spreads.
+    let mut turned = (0..count).map(|step| (better + step) % count);
+    turned.find(|index| load(*index).weight > 0)
 }
 
 fn index_below(random: u64, bound: u64) -> usize {

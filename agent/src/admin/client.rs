@@ -1,0 +1,101 @@
+//! The command line's side of a Unix socket that speaks HTTP: one request, one answer.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+
+/// How long an answer may take: `apply` validates and writes a whole set.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// The largest answer that is read.
+const MAX_ANSWER: usize = 64 * 1024 * 1024;
+
+/// Why a request to the socket came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Nobody listens.
+    #[error("nothing answers at {path}: {source}; is `{program}` running, and are you root or in its group?")]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// The program that should listen.
+        program: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The answer broke off, or took too long.
+    #[error("{path}: {reason}")]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+    /// The request was refused.
+    #[error("{message}")]
+    Refused {
+        /// The HTTP status.
+        status: StatusCode,
+        /// The reason, for people.
+        message: String,
+    },
+}
+
+/// A socket, and the program that listens there.
+#[derive(Debug, Clone, Copy)]
+pub struct Socket<'a> {
+    /// The socket.
+    pub path: &'a Path,
+    /// `baremesh agent` or `baremesh control`.
+    pub program: &'static str,
+}
+
+impl Socket<'_> {
+    /// Sends one request and gives the answer's body. Any status but 200 is an error with the body as message.
+    pub async fn call(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Bytes, SocketError> {
+        let exchange = Box::pin(self.exchange(method, target, body));
+        match tokio::time::timeout(TIMEOUT, exchange).await {
+            Ok(answer) => answer,
+            Err(_) => Err(self.broken(format!("no answer within {} s", TIMEOUT.as_secs()))),
+        }
+    }
+
+    async fn exchange(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Bytes, SocketError> {
+        let connected = UnixStream::connect(self.path).await;
+        let stream = connected.map_err(|source| SocketError::Connect {
+            path: self.path.to_owned(),
+            program: self.program,
+            source,
+        })?;
+        let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = shaken.map_err(|error| self.broken(error.to_string()))?;
+        let driver = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(target)
+            .header(http::header::HOST, "baremesh")
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| self.broken(error.to_string()))?;
+        let answer = sender.send_request(request).await.map_err(|error| self.broken(error.to_string()))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| self.broken(error.to_string()))?.to_bytes();
+        driver.abort();
+        match status {
+            StatusCode::OK => Ok(body),
+            status => Err(SocketError::Refused {
+                status,
+                message: String::from_utf8_lossy(&body).trim_end().to_owned(),
+            }),
+        }
+    }
+
+    fn broken(&self, reason: String) -> SocketError {
+        SocketError::Broken { path: self.path.to_owned(), reason }
+    }
+}

@@ -1,0 +1,111 @@
+//! The agent's account of itself, in JSON on the socket.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// `GET /status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// The agent's version.
+    pub version: String,
+    /// The host's name in the mesh.
+    pub host: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The trust domain.
+    pub trust_domain: String,
+    /// Whether everything that serving needs is in place.
+    pub ready: bool,
+    /// What is not in place, in words.
+    pub not_ready: Vec<String>,
+    /// Where resources come from, and how that stands.
+    pub source: SourceReport,
+    /// Whether the capture rules stand, in words.
+    pub capture: String,
+    /// Services of this host.
+    pub services: Vec<LocalServiceReport>,
+    /// Things to look at, in words.
+    pub warnings: Vec<String>,
+    /// Connections open now.
+    pub open_connections: i64,
+    /// Tunnels to other hosts that stand now.
+    pub tunnels: i64,
+}
+
+/// Where resources come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceReport {
+    /// `control ADDRESS` or `files DIRECTORY`.
+    pub name: String,
+    /// Whether it is in reach.
+    pub connected: bool,
+    /// The version of the state in force.
+    pub version: u64,
+    /// Seconds since 1970 at which the state in force was taken.
+    pub taken: u64,
+    /// Why the last state was refused, where it was.
+    pub last_error: Option<String>,
+}
+
+/// One service of this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalServiceReport {
+    /// `name.namespace`.
+    pub service: String,
+    /// The identity.
+    pub identity: String,
+    /// Where it is advertised.
+    pub advertised: Vec<SocketAddr>,
+    /// Where it is delivered.
+    pub deliver: Vec<SocketAddr>,
+    /// STRICT, PERMISSIVE or DISABLE.
+    pub mtls: String,
+    /// Whether it has a certificate.
+    pub certificate: bool,
+}
+
+/// `GET /certificates`: one entry a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateReport {
+    /// Whose it is.
+    pub identity: String,
+    /// Its serial number.
+    pub serial: String,
+    /// Seconds since 1970 from which it is valid.
+    pub not_before: u64,
+    /// Seconds since 1970 until which it is valid.
+    pub not_after: u64,
+}
+
+/// `GET /services`: every service that the agent knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    /// `name.namespace`.
+    pub service: String,
+    /// The full host name.
+    pub host: String,
+    /// The identity of every endpoint.
+    pub identity: String,
+    /// Virtual addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Ports as `port/protocol`.
+    pub ports: Vec<String>,
+    /// Endpoints.
+    pub endpoints: Vec<EndpointReport>,
+}
+
+/// One endpoint of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointReport {
+    /// The workload's name.
+    pub workload: String,
+    /// Its address.
+    pub address: SocketAddr,
+    /// `hbone`, `plain` or `local`.
+    pub transport: String,
+    /// `healthy` or `ejected`.
+    pub health: String,
+    /// Connections in flight from this host.
+    pub active: u32,
+}

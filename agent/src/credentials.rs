@@ -1,0 +1,142 @@
+//! The certificates that this host holds at the moment, and the TLS configurations made from them. A rotation
+//! publishes a new set; connections that stand keep theirs.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use baremesh_ca::issued::{Issued, IssuedError};
+use baremesh_ca::tls::{Expected, TrustBundle, client_config, server_config, single_certificate};
+use baremesh_model::identity::Identity;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, ServerConfig};
+
+/// One identity's certificate, ready for use.
+#[derive(Debug)]
+pub struct Credential {
+    /// Whose it is.
+    pub identity: Identity,
+    /// From when on it is valid.
+    pub not_before: SystemTime,
+    /// Until when it is valid.
+    pub not_after: SystemTime,
+    /// The leaf's serial number in hexadecimal.
+    pub serial: String,
+    key: Arc<CertifiedKey>,
+}
+
+impl Credential {
+    /// Makes a certificate and its key ready for TLS.
+    pub fn new(issued: &Issued) -> Result<Self, IssuedError> {
+        Ok(Self {
+            identity: issued.identity.clone(),
+            not_before: issued.not_before,
+            not_after: issued.not_after,
+            serial: issued.serial.clone(),
+            key: issued.certified_key()?,
+        })
+    }
+
+    /// Whether the certificate may be shown at `now`.
+    pub fn is_valid(&self, now: SystemTime) -> bool {
+        self.not_before <= now && now < self.not_after
+    }
+
+    /// When tunnels made with it are replaced: half of what is left of its life at `now`.
+    pub fn half_life(&self, now: SystemTime) -> Duration {
+        self.not_after.duration_since(now).unwrap_or_default() / 2
+    }
+}
+
+/// All certificates of this host's services and of the host itself. The node credential, which speaks to the
+/// control server alone, is not among them.
+#[derive(Debug)]
+pub struct Credentials {
+    bundle: Arc<TrustBundle>,
+    by_identity: HashMap<Identity, Arc<Credential>>,
+    /// Listener configurations by the identity that peers without a server name reach. A few at most.
+    listeners: Mutex<HashMap<Option<Identity>, Arc<ServerConfig>>>,
+}
+
+impl Credentials {
+    /// A set of certificates under one trust bundle.
+    pub fn new(bundle: Arc<TrustBundle>, credentials: impl IntoIterator<Item = Arc<Credential>>) -> Self {
+        let by_identity = credentials.into_iter().map(|held| (held.identity.clone(), held)).collect();
+        Self { bundle, by_identity, listeners: Mutex::default() }
+    }
+
+    /// The certificate of `identity`, unless it has expired or is not valid yet: such a one is never shown.
+    pub fn of(&self, identity: &Identity, now: SystemTime) -> Option<&Arc<Credential>> {
+        self.by_identity.get(identity).filter(|credential| credential.is_valid(now))
+    }
+
+    /// The certificates, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Credential>> {
+        self.by_identity.values()
+    }
+
+    /// The roots and the trust domain that peers are verified against.
+    pub fn bundle(&self) -> &Arc<TrustBundle> {
+        &self.bundle
+    }
+
+    /// The listener's configuration where peers that send no server name reach `unnamed`.
+    pub fn listener(self: &Arc<Self>, unnamed: Option<&Identity>) -> Arc<ServerConfig> {
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let make = || {
+            let resolver = ByServerName::new(self, unnamed.and_then(|identity| self.by_identity.get(identity)));
+            Arc::new(server_config(Arc::new(resolver), Arc::clone(&self.bundle)))
+        };
+        Arc::clone(listeners.entry(unnamed.cloned()).or_insert_with(make))
+    }
+
+    /// The certificate that the listener showed to a peer which sent `server_name`.
+    pub fn shown(&self, server_name: Option<&str>, unnamed: Option<&Identity>) -> Option<&Arc<Credential>> {
+        match server_name {
+            Some(name) => self.services().find(|held| held.identity.server_name() == name),
+            None => self.by_identity.get(unnamed?),
+        }
+    }
+
+    /// The configuration with which `source` calls `destination`, and nobody else.
+    pub fn caller(&self, source: &Credential, destination: &Identity) -> ClientConfig {
+        let resolver = single_certificate(Arc::clone(&source.key));
+        client_config(resolver, Arc::clone(&self.bundle), Expected::exactly(destination.clone()))
+    }
+
+    /// What listens: services. The host's own identity only calls.
+    fn services(&self) -> impl Iterator<Item = &Arc<Credential>> {
+        self.by_identity.values().filter(|held| !held.identity.is_reserved())
+    }
+}
+
+/// Chooses the certificate by the name that the peer asks for. The name selects and never authorises: what may
+/// be reached is checked against the certificate that was shown.
+#[derive(Debug)]
+struct ByServerName {
+    named: HashMap<String, Arc<CertifiedKey>>,
+    unnamed: Option<Arc<CertifiedKey>>,
+    valid_until: HashMap<String, (SystemTime, SystemTime)>,
+}
+
+impl ByServerName {
+    fn new(credentials: &Credentials, unnamed: Option<&Arc<Credential>>) -> Self {
+        let named = |held: &Arc<Credential>| (held.identity.server_name(), Arc::clone(&held.key));
+        let validity = |held: &Arc<Credential>| (held.identity.server_name(), (held.not_before, held.not_after));
+        Self {
+            named: credentials.services().map(named).collect(),
+            unnamed: unnamed.map(|held| Arc::clone(&held.key)),
+            valid_until: credentials.services().map(validity).collect(),
+        }
+    }
+}
+
+impl ResolvesServerCert for ByServerName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let Some(name) = hello.server_name() else { return self.unnamed.clone() };
+        let now = SystemTime::now();
+        let (from, until) = self.valid_until.get(name)?;
+        (*from <= now && now < *until).then(|| self.named.get(name).cloned()).flatten()
+    }
+}

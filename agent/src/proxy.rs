@@ -1,0 +1,248 @@
+//! The data path. Each worker is a thread with its own runtime, listeners and tunnels: a connection stays on the
+//! worker that accepted it, and workers share nothing that is written often. `outbound` and `inbound` read top to
+//! bottom as what happens to one connection.
+
+/// Why a connection was not carried.
+pub mod error;
+/// The wire between agents.
+pub mod hbone;
+/// The agent's own sockets.
+pub mod socket;
+/// Bytes both ways.
+pub mod relay;
+/// Tunnels to other agents.
+pub mod tunnel;
+/// What local programs open.
+pub mod outbound;
+/// What arrives over mutual TLS.
+pub mod inbound;
+/// What arrives in plaintext.
+pub mod plaintext;
+/// The local program's side of a connection.
+mod deliver;
+/// Connections that are open now.
+mod open;
+/// Accepting, and the limits on it.
+mod accept;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::attribution::{Attributor, Cgroups};
+use crate::credentials::Credentials;
+use crate::snapshot::Snapshot;
+use crate::telemetry::Telemetry;
+use open::OpenConnections;
+use socket::Mark;
+use tunnel::Pool;
+
+/// How often byte counters are brought up to date and unused things are let go.
+const TICK: Duration = Duration::from_secs(5);
+
+/// Ports of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    /// Captured outbound connections.
+    pub outbound: u16,
+    /// Captured plaintext from other hosts.
+    pub inbound: u16,
+    /// Tunnels.
+    pub hbone: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { outbound: 15001, inbound: 15006, hbone: 15008 }
+    }
+}
+
+/// Named limits and times of the data path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// How long a connect, and a handshake, may take.
+    pub connect_timeout: Duration,
+    /// How long a peer may take for its handshake.
+    pub handshake_timeout: Duration,
+    /// How long a connection may be quiet both ways.
+    pub idle_timeout: Duration,
+    /// Connections that may be open at once, over all workers.
+    pub max_connections: usize,
+    /// Endpoints that are tried for one connection.
+    pub max_attempts: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            handshake_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(3600),
+            max_connections: 100_000,
+            max_attempts: 3,
+        }
+    }
+}
+
+/// How far the agent is in stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Everything is taken.
+    Running,
+    /// Nothing new is taken; what is open goes on.
+    Draining,
+    /// What is open is closed.
+    Closing,
+}
+
+/// What all workers share, each read far more often than written.
+#[derive(Clone)]
+pub struct Shared {
+    /// The state in force.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// Told when the state in force has changed.
+    pub snapshot_changed: watch::Receiver<u64>,
+    /// The certificates in force.
+    pub credentials: Arc<ArcSwap<Credentials>>,
+    /// How far the agent is in stopping.
+    pub phase: watch::Receiver<Phase>,
+    /// Places of cgroups.
+    pub cgroups: Arc<Cgroups>,
+    /// Connections open over all workers.
+    pub connections: Arc<AtomicUsize>,
+    /// The mark of the agent's own sockets.
+    pub mark: Mark,
+    /// Ports.
+    pub ports: Ports,
+    /// Limits.
+    pub limits: Limits,
+}
+
+/// One thread of the data path.
+pub struct Worker {
+    shared: Shared,
+    attributor: Mutex<Attributor>,
+    pool: Pool,
+    open: OpenConnections,
+    telemetry: Telemetry,
+}
+
+/// The sockets on which one worker takes connections.
+pub struct Listeners {
+    outbound: Vec<TcpListener>,
+    inbound: Vec<TcpListener>,
+    hbone: Vec<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds a worker's listeners, IPv6 too where the host has it. Needs a runtime.
+    pub fn bind(ports: Ports, mark: Mark) -> io::Result<Self> {
+        let listen = |port: u16| -> io::Result<Vec<TcpListener>> {
+            let v4 = socket::listen((Ipv4Addr::UNSPECIFIED, port).into(), mark)
+                .map_err(|error| io::Error::new(error.kind(), format!("listening on port {port}: {error}")))?;
+            // A host without IPv6 has no socket of that family; whatever else is wrong with it showed above.
+            let v6 = socket::listen((Ipv6Addr::UNSPECIFIED, port).into(), mark).ok();
+            Ok(std::iter::once(v4).chain(v6).collect())
+        };
+        Ok(Self { outbound: listen(ports.outbound)?, inbound: listen(ports.inbound)?, hbone: listen(ports.hbone)? })
+    }
+
+    /// All sockets: the guard holds them too, so that nobody else takes the ports when the agent is gone.
+    pub fn sockets(&self) -> impl Iterator<Item = &TcpListener> {
+        self.outbound.iter().chain(&self.inbound).chain(&self.hbone)
+    }
+}
+
+impl Worker {
+    /// A worker. It asks the kernel about the network namespace of the thread that makes it.
+    pub fn new(shared: Shared, telemetry: Telemetry) -> Result<Arc<Self>, crate::attribution::LookupError> {
+        Ok(Arc::new(Self {
+            attributor: Mutex::new(Attributor::new(Arc::clone(&shared.cgroups))?),
+            pool: Pool::new(shared.mark, shared.limits.connect_timeout),
+            open: OpenConnections::default(),
+            telemetry,
+            shared,
+        }))
+    }
+
+    /// Takes connections until the agent has stopped and every connection has ended.
+    pub async fn run(self: Arc<Self>, listeners: Listeners) {
+        for listener in listeners.outbound {
+            tokio::spawn(accept::loop_over(Arc::clone(&self), listener, outbound::carry));
+        }
+        for listener in listeners.inbound {
+            tokio::spawn(accept::loop_over(Arc::clone(&self), listener, plaintext::carry));
+        }
+        for listener in listeners.hbone {
+            tokio::spawn(accept::loop_over(Arc::clone(&self), listener, inbound::serve));
+        }
+        let mut phase = self.shared.phase.clone();
+        let ticking = tokio::spawn(Arc::clone(&self).tick());
+        let judging = tokio::spawn(Arc::clone(&self).judge_open_connections());
+        // An error means that the agent itself is gone, which is the same.
+        let _ = phase.wait_for(|phase| *phase >= Phase::Draining).await;
+        tokio::select! {
+            () = self.open.until_empty() => {}
+            _ = phase.wait_for(|phase| *phase == Phase::Closing) => {
+                self.open.close_all();
+                // They end at their next turn; the record of each is written then.
+                let _ = tokio::time::timeout(TICK, self.open.until_empty()).await;
+            }
+        }
+        ticking.abort();
+        judging.abort();
+        self.open.flush();
+    }
+
+    /// Keeps counters current and lets unused tunnels and series go.
+    async fn tick(self: Arc<Self>) {
+        let mut tunnels_before = 0;
+        loop {
+            tokio::time::sleep(TICK).await;
+            self.open.flush();
+            self.pool.sweep();
+            self.telemetry.sweep();
+            let tunnels = i64::try_from(self.pool.tunnels()).unwrap_or(i64::MAX);
+            self.telemetry.metrics().tunnels.inc_by(tunnels - tunnels_before);
+            tunnels_before = tunnels;
+        }
+    }
+
+    /// Closes open connections that a changed policy no longer allows.
+    async fn judge_open_connections(self: Arc<Self>) {
+        let mut changed = self.shared.snapshot_changed.clone();
+        while changed.changed().await.is_ok() {
+            let snapshot = self.shared.snapshot.load_full();
+            self.open.judge(&snapshot);
+        }
+    }
+
+    /// Whether `destination` is one of the agent's own ports on this host: carrying there would come back here.
+    fn is_own(&self, snapshot: &Snapshot, destination: SocketAddr) -> bool {
+        let ports = [self.shared.ports.outbound, self.shared.ports.inbound, self.shared.ports.hbone];
+        let here = |address: IpAddr| address.is_loopback() || snapshot.host.addresses.contains(&address);
+        ports.contains(&destination.port()) && here(destination.ip())
+    }
+
+    /// Counts a connection against the limit for as long as the guard lives.
+    fn enter(&self) -> Option<Entered> {
+        let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        let entered = Entered(Arc::clone(&self.shared.connections));
+        (before < self.shared.limits.max_connections).then_some(entered)
+    }
+}
+
+/// A connection that counts against the limit.
+struct Entered(Arc<AtomicUsize>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,50 @@
+//! Accepting. A listener stops when the agent drains; a process that has run out of descriptors waits instead of
+//! spinning, and recovers by itself.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Phase, Worker};
+
+/// How long to wait when the process has no descriptor left for a new connection.
+const EXHAUSTED_WAIT: Duration = Duration::from_millis(100);
+
+/// Hands every accepted connection to `carry`, each in a task of its own: a panic ends that connection alone.
+pub async fn loop_over<C, F>(worker: Arc<Worker>, listener: TcpListener, carry: C)
+where
+    C: Fn(Arc<Worker>, TcpStream) -> F + Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut phase = worker.shared.phase.clone();
+    let mut warned = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            accepted = listener.accept() => accepted,
+            _ = phase.wait_for(|phase| *phase >= Phase::Draining) => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                warned = false;
+                tokio::spawn(carry(Arc::clone(&worker), stream));
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                if !warned {
+                    tracing::error!(%error, "no connection can be accepted: raise LimitNOFILE of the unit, or lower the load");
+                    warned = true;
+                }
+                tokio::time::sleep(EXHAUSTED_WAIT).await;
+            }
+        }
+    }
+}
+
+/// Errors that accept(2) reports about a connection that is gone already.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}

@@ -1,0 +1,227 @@
+//! Why a connection was not carried, or ended early. Every error answers whose fault it is and has one short
+//! stable reason, which the access log, the metric and the response flag share.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use baremesh_model::name::Key;
+
+/// Whose fault a failure is, which is whom an operator should look at first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The caller, or the program behind it.
+    Client,
+    /// The called side, or the network between.
+    Upstream,
+    /// A policy, which did what it says.
+    Policy,
+    /// This agent, its configuration or its host.
+    Agent,
+}
+
+/// Why a connection was not carried, or ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The connection reached a capture port without having been redirected there.
+    #[error("a connection to the capture port itself, not redirected by the rules: nothing to carry")]
+    NotCaptured,
+    /// Attribution failed or was ambiguous.
+    #[error("the caller could not be told: {0}; it is refused because its identity would be a guess")]
+    CallerUnknown(String),
+    /// No service has that virtual address.
+    #[error("no service has the virtual address {0}: was it deregistered, or its DNS answer kept too long?")]
+    NoSuchService(SocketAddr),
+    /// The service does not declare that port.
+    #[error("{service} has no port {port}: `baremesh get service {service}` shows its ports")]
+    NoSuchPort {
+        /// The service.
+        service: Key,
+        /// The port dialled.
+        port: u16,
+    },
+    /// The service has no endpoint at all.
+    #[error("{0} has no endpoint: is it registered on a host that is up?")]
+    NoEndpoint(Key),
+    /// The endpoint could not be reached.
+    #[error("nothing answers at {address}: {source}; is a firewall between the hosts, or the agent there stopped?")]
+    Connect {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The local program does not accept.
+    #[error("the service's program does not answer at {address}: {source}; is it running, and listening there?")]
+    Deliver {
+        /// The registered local address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The mutual TLS handshake failed.
+    #[error("mutual TLS with {address} failed: {source}")]
+    Handshake {
+        /// The peer.
+        address: SocketAddr,
+        /// What rustls or the verifier said.
+        source: io::Error,
+    },
+    /// The peer did not speak, or stopped speaking, HTTP/2 as HBONE needs it.
+    #[error("the tunnel to {address} broke: {source}")]
+    Tunnel {
+        /// The peer.
+        address: SocketAddr,
+        /// What the codec said.
+        source: h2::Error,
+    },
+    /// The destination's agent refused by policy (401).
+    #[error("the agent at {0} refused the call: its AuthorizationPolicy does not allow this caller")]
+    DeniedByPeer(SocketAddr),
+    /// The destination's agent answered with another status than 200 or 401.
+    #[error("the agent at {address} answered {status} to CONNECT")]
+    RefusedByPeer {
+        /// The peer.
+        address: SocketAddr,
+        /// The status.
+        status: u16,
+    },
+    /// An AuthorizationPolicy on this host refused.
+    #[error("{0}")]
+    Denied(String),
+    /// The policy changed, and the open connection is no longer allowed.
+    #[error("closed while open: {0}")]
+    NoLongerAllowed(String),
+    /// STRICT, and the connection came in plaintext.
+    #[error("plaintext is refused, PeerAuthentication is STRICT: the caller's host needs an agent")]
+    PlaintextRefused,
+    /// The CONNECT was malformed, or not a CONNECT.
+    #[error("not an HBONE request: {0}")]
+    BadRequest(&'static str),
+    /// The authority is not registered here, or belongs to another identity than the certificate shown.
+    #[error("{authority} is not registered here under the identity that was asked for")]
+    NotRegistered {
+        /// What was asked for.
+        authority: String,
+    },
+    /// There is no valid certificate to act with.
+    #[error("no valid certificate for {0}: `baremesh certs` shows what this host holds, and why")]
+    NoCertificate(String),
+    /// A certificate of the tunnel ran out while it stood.
+    #[error("a certificate of the tunnel has expired")]
+    CertificateExpired,
+    /// A named limit was reached.
+    #[error("the limit `{0}` is reached")]
+    Overloaded(&'static str),
+    /// Nothing moved for as long as the idle timeout.
+    #[error("idle for longer than the idle timeout")]
+    Idle,
+    /// The caller reset or broke the connection.
+    #[error("the caller broke the connection: {0}")]
+    ClientBroke(io::Error),
+    /// The called side reset or broke the connection.
+    #[error("the called side broke the connection: {0}")]
+    UpstreamBroke(io::Error),
+    /// The agent is shutting down and the drain time is over.
+    #[error("the agent is stopping and the drain time is over")]
+    Draining,
+}
+
+impl ProxyError {
+    /// The stable reason: access log, metric and documentation name it so.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NotCaptured => Reason::NotCaptured,
+            Self::CallerUnknown(_) => Reason::CallerUnknown,
+            Self::NoSuchService(_) => Reason::NoSuchService,
+            Self::NoSuchPort { .. } => Reason::NoSuchPort,
+            Self::NoEndpoint(_) => Reason::NoEndpoint,
+            Self::Connect { .. } => Reason::ConnectFailed,
+            Self::Deliver { .. } => Reason::DeliveryFailed,
+            Self::Handshake { .. } => Reason::HandshakeFailed,
+            Self::Tunnel { .. } => Reason::TunnelBroken,
+            Self::DeniedByPeer(_) => Reason::DeniedByPeer,
+            Self::RefusedByPeer { .. } => Reason::RefusedByPeer,
+            Self::Denied(_) => Reason::Denied,
+            Self::NoLongerAllowed(_) => Reason::NoLongerAllowed,
+            Self::PlaintextRefused => Reason::PlaintextRefused,
+            Self::BadRequest(_) => Reason::BadRequest,
+            Self::NotRegistered { .. } => Reason::NotRegistered,
+            Self::NoCertificate(_) => Reason::NoCertificate,
+            Self::CertificateExpired => Reason::CertificateExpired,
+            Self::Overloaded(_) => Reason::Overloaded,
+            Self::Idle => Reason::Idle,
+            Self::ClientBroke(_) => Reason::ClientBroke,
+            Self::UpstreamBroke(_) => Reason::UpstreamBroke,
+            Self::Draining => Reason::Draining,
+        }
+    }
+
+    /// Whether another endpoint may be tried: nothing of the caller's was sent, and the fault may be this
+    /// endpoint's alone.
+    pub fn is_endpoints_own(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Handshake { .. } | Self::Tunnel { .. } | Self::Deliver { .. } => true,
+            Self::RefusedByPeer { status, .. } => *status == 503,
+            _ => false,
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($name:ident, $text:literal, $flags:literal, $fault:ident;)*) => {
+        /// The stable reasons.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[allow(missing_docs)] // Each is documented at the error that it stands for.
+        pub enum Reason { $($name),* }
+
+        impl Reason {
+            /// As it stands in logs and documentation.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text),* }
+            }
+
+            /// Envoy's response flags for it.
+            pub fn response_flags(self) -> &'static str {
+                match self { $(Self::$name => $flags),* }
+            }
+
+            /// Whose fault it is.
+            pub fn fault(self) -> Fault {
+                match self { $(Self::$name => Fault::$fault),* }
+            }
+        }
+    };
+}
+
+reasons! {
+    NotCaptured, "not_captured", "NR", Client;
+    CallerUnknown, "caller_unknown", "UAEX", Client;
+    NoSuchService, "no_such_service", "NR", Client;
+    NoSuchPort, "no_such_port", "NR", Client;
+    NoEndpoint, "no_endpoint", "UH", Upstream;
+    ConnectFailed, "connect_failed", "UF", Upstream;
+    DeliveryFailed, "delivery_failed", "UF", Upstream;
+    HandshakeFailed, "handshake_failed", "UF", Upstream;
+    TunnelBroken, "tunnel_broken", "UF", Upstream;
+    DeniedByPeer, "denied_by_peer", "UAEX", Policy;
+    RefusedByPeer, "refused_by_peer", "UF", Upstream;
+    Denied, "denied", "UAEX", Policy;
+    NoLongerAllowed, "no_longer_allowed", "UAEX", Policy;
+    PlaintextRefused, "plaintext_refused", "UAEX", Policy;
+    BadRequest, "bad_request", "DPE", Client;
+    NotRegistered, "not_registered", "NR", Client;
+    NoCertificate, "no_certificate", "UF", Agent;
+    CertificateExpired, "certificate_expired", "UF", Upstream;
+    Overloaded, "overloaded", "UO", Agent;
+    Idle, "idle", "-", Client;
+    ClientBroke, "client_broke", "DC", Client;
+    UpstreamBroke, "upstream_broke", "UC", Upstream;
+    Draining, "draining", "-", Agent;
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

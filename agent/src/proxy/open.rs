@@ -1,0 +1,142 @@
+//! Connections that are open now: their bytes are counted while they go on, and a policy that changes closes those
+//! that it no longer allows.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use baremesh_model::authorization::Verdict;
+use baremesh_model::identity::Identity;
+use baremesh_model::peer_authentication::MtlsMode;
+use tokio::sync::Notify;
+
+use super::error::ProxyError;
+use crate::snapshot::{LocalEndpoint, Snapshot};
+use crate::telemetry::Counted;
+
+/// What a policy decided on when a delivered connection was let through, to decide again when it changes.
+#[derive(Debug)]
+pub struct Delivered {
+    /// The service's port on this host.
+    pub local: Arc<LocalEndpoint>,
+    /// Who calls; nobody over plaintext.
+    pub source: Option<Identity>,
+    /// Where it comes from.
+    pub source_ip: IpAddr,
+}
+
+/// One open connection.
+#[derive(Debug)]
+pub struct Open {
+    number: u64,
+    counted: Arc<Counted>,
+    delivered: Option<Delivered>,
+    closed: Notify,
+    reason: Mutex<Option<ProxyError>>,
+}
+
+/// The open connections of one worker.
+#[derive(Debug, Default)]
+pub struct OpenConnections {
+    connections: Arc<Mutex<HashMap<u64, Arc<Open>>>>,
+    next: AtomicU64,
+    emptied: Arc<Notify>,
+}
+
+/// An open connection's entry; it is taken out when this is dropped.
+pub struct Entry {
+    open: Arc<Open>,
+    connections: Arc<Mutex<HashMap<u64, Arc<Open>>>>,
+    emptied: Arc<Notify>,
+}
+
+impl OpenConnections {
+    /// Enters a connection. `delivered` is there where this host's policies let it through.
+    pub fn enter(&self, counted: Arc<Counted>, delivered: Option<Delivered>) -> Entry {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let open =
+            Arc::new(Open { number, counted, delivered, closed: Notify::new(), reason: Mutex::default() });
+        lock(&self.connections).insert(number, Arc::clone(&open));
+        Entry { open, connections: Arc::clone(&self.connections), emptied: Arc::clone(&self.emptied) }
+    }
+
+    /// Adds what moved to the counters.
+    pub fn flush(&self) {
+        for open in lock(&self.connections).values() {
+            open.counted.flush();
+        }
+    }
+
+    /// Closes what the new state does not allow any more.
+    pub fn judge(&self, snapshot: &Snapshot) {
+        for open in lock(&self.connections).values() {
+            let Some(delivered) = &open.delivered else { continue };
+            if let Some(reason) = no_longer_allowed(delivered, snapshot) {
+                open.close(ProxyError::NoLongerAllowed(reason));
+            }
+        }
+    }
+
+    /// Closes everything.
+    pub fn close_all(&self) {
+        for open in lock(&self.connections).values() {
+            open.close(ProxyError::Draining);
+        }
+    }
+
+    /// Ends when no connection is open.
+    pub async fn until_empty(&self) {
+        loop {
+            let emptied = self.emptied.notified();
+            if lock(&self.connections).is_empty() {
+                return;
+            }
+            emptied.await;
+        }
+    }
+}
+
+impl Entry {
+    /// Ends when the connection is to be closed, with the reason.
+    pub async fn until_closed(&self) -> ProxyError {
+        self.open.closed.notified().await;
+        self.open.reason.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or(ProxyError::Draining)
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let mut connections = lock(&self.connections);
+        connections.remove(&self.open.number);
+        if connections.is_empty() {
+            self.emptied.notify_waiters();
+        }
+    }
+}
+
+impl Open {
+    fn close(&self, reason: ProxyError) {
+        *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+        // `notify_one` keeps the word for a connection that does not listen at this moment.
+        self.closed.notify_one();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn no_longer_allowed(delivered: &Delivered, snapshot: &Snapshot) -> Option<String> {
+    let Some(local) = snapshot.advertised(delivered.local.advertised) else {
+        return Some(format!("{} is no longer registered here", delivered.local.service));
+    };
+    if local.identity != delivered.local.identity {
+        return Some(format!("{} now belongs to {}", local.advertised, local.identity));
+    }
+    if delivered.source.is_none() && local.mode == MtlsMode::Strict {
+        return Some("PeerAuthentication is now STRICT, and the connection is plaintext".to_owned());
+    }
+    let verdict = local.authorize(delivered.source.as_ref(), delivered.source_ip).verdict;
+    (!Verdict::allows(&verdict)).then(|| verdict.to_string())
+}

@@ -1,0 +1,237 @@
+//! What a local program opens: captured, who opened it, where it goes, to which endpoint, over which transport,
+//! relayed, recorded.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
+
+use baremesh_model::identity::Identity;
+use tokio::net::TcpStream;
+
+use super::error::ProxyError;
+use super::open::Delivered;
+use super::relay::{self, Broken, TunnelStream};
+use super::socket;
+use super::tunnel::{Peer, Place};
+use super::Worker;
+use crate::attribution::{Caller, Who};
+use crate::snapshot::{Endpoint, LocalEndpoint, Route, ServiceEntry, Snapshot, Transport, endpoint};
+use crate::telemetry::metrics::Party;
+use crate::telemetry::{Counted, Record, Reporter, Security};
+
+/// Carries one captured connection, and writes its record.
+pub async fn carry(worker: Arc<Worker>, client: TcpStream) {
+    let Ok(address) = client.peer_addr() else { return };
+    let mut record = Record::new(Reporter::Source, socket::canonical(address));
+    let mut counted = None;
+    let outcome = connect_and_relay(&worker, &client, &mut record, &mut counted).await;
+    if outcome.is_err() {
+        relay::reset_on_close(&client);
+    }
+    worker.telemetry.finish(&record, counted.as_deref(), &outcome);
+}
+
+async fn connect_and_relay(
+    worker: &Worker,
+    client: &TcpStream,
+    record: &mut Record,
+    counted: &mut Option<Arc<Counted>>,
+) -> Result<(), ProxyError> {
+    let _entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
+    let destination = socket::original_destination(client).map_err(|_| ProxyError::NotCaptured)?;
+    record.destination = Some(destination);
+    let snapshot = worker.shared.snapshot.load_full();
+    if worker.is_own(&snapshot, destination) {
+        return Err(ProxyError::NotCaptured);
+    }
+    let caller = who(worker, client, destination, &snapshot, record).await?;
+    client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
+    let upstream = match snapshot.route(destination)? {
+        Route::Service(service, port) => {
+            record.service_host = Some(Arc::clone(&service.host));
+            any_endpoint(worker, &service, port, &caller, record).await?
+        }
+        Route::Endpoint(service, _, endpoint) => {
+            record.service_host = Some(Arc::clone(&service.host));
+            one_endpoint(worker, &service, &endpoint, &caller, record).await?
+        }
+        Route::Local(local) => {
+            record.service_host = snapshot.service(&local.service).map(|service| Arc::clone(&service.host));
+            this_host(worker, &local, &caller, record).await?
+        }
+        Route::Passthrough => as_it_was(worker, destination, record).await?,
+    };
+    let counted = counted.insert(worker.telemetry.open(record));
+    upstream.relay(worker, client, counted).await
+}
+
+/// The identity of the service whose process opened the connection, else the host's.
+async fn who(
+    worker: &Worker,
+    client: &TcpStream,
+    destination: SocketAddr,
+    snapshot: &Snapshot,
+    record: &mut Record,
+) -> Result<Identity, ProxyError> {
+    let unknown = |error: crate::attribution::CallerUnknown| ProxyError::CallerUnknown(error.to_string());
+    let asked = {
+        let mut attributor = worker.attributor.lock().unwrap_or_else(PoisonError::into_inner);
+        attributor.who(client, destination, &snapshot.callers).map_err(unknown)?
+    };
+    let caller = match asked {
+        Who::Known(caller) => caller,
+        Who::Pending(pending) => Box::pin(pending.resolve(&snapshot.callers)).await.map_err(unknown)?,
+    };
+    match caller {
+        Caller::Service(index) => {
+            let local = &snapshot.registrations[index];
+            let trust_domain = snapshot.mesh.config.trust_domain.clone();
+            let namespace = local.key.namespace.clone();
+            let identity = Identity::new(trust_domain, namespace, local.service_account.clone());
+            record.source = Party::registered(&identity, None, &local.labels());
+            Ok(identity)
+        }
+        Caller::Host => {
+            record.called_by(&snapshot.host_identity);
+            Ok(snapshot.host_identity.clone())
+        }
+    }
+}
+
+/// The called side, connected.
+struct Upstream {
+    leg: Leg,
+    /// Counts at the endpoint for as long as the connection lasts.
+    _in_flight: Option<endpoint::InFlight>,
+    delivered: Option<Delivered>,
+}
+
+enum Leg {
+    /// The place in the tunnel is held for as long as the stream lives.
+    Tunnel(TunnelStream, #[allow(dead_code)] Place),
+    Socket(TcpStream),
+}
+
+impl Upstream {
+    async fn relay(mut self, worker: &Worker, client: &TcpStream, counted: &Arc<Counted>) -> Result<(), ProxyError> {
+        let entry = worker.open.enter(Arc::clone(counted), self.delivered.take());
+        let idle = worker.shared.limits.idle_timeout;
+        let relayed = async {
+            match &mut self.leg {
+                Leg::Tunnel(stream, _) => relay::client_to_tunnel(client, stream, &counted.meter, idle).await,
+                Leg::Socket(upstream) => relay::client_to_upstream(client, upstream, &counted.meter, idle).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            reason = entry.until_closed() => Err(reason),
+            ended = relayed => ended.map_err(ProxyError::from),
+        }
+    }
+}
+
+impl From<Broken> for ProxyError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Client(error) => Self::ClientBroke(error),
+            Broken::Upstream(error) => Self::UpstreamBroke(error),
+            Broken::Idle => Self::Idle,
+        }
+    }
+}
+
+/// Tries endpoints of the service until one takes the connection. Nothing of the caller's has been sent before
+/// that, so that each may be tried.
+async fn any_endpoint(
+    worker: &Worker,
+    service: &ServiceEntry,
+    port: usize,
+    caller: &Identity,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    let endpoints = &service.ports[port].endpoints;
+    let mut tried = Vec::new();
+    let mut last = None;
+    while tried.len() < worker.shared.limits.max_attempts {
+        let Some(endpoint) = endpoint::pick(endpoints, &tried, rand::random()) else { break };
+        match one_endpoint(worker, service, endpoint, caller, record).await {
+            Ok(upstream) => return Ok(upstream),
+            Err(error) if error.is_endpoints_own() => {
+                tried.push(endpoint.address);
+                last = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| ProxyError::NoEndpoint(service.key.clone())))
+}
+
+/// Connects to one endpoint, and remembers how that went.
+async fn one_endpoint(
+    worker: &Worker,
+    service: &ServiceEntry,
+    endpoint: &Arc<Endpoint>,
+    caller: &Identity,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    let in_flight = endpoint.state.enter();
+    record.target = Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
+    record.upstream = Some(endpoint.address);
+    let connected = match &endpoint.transport {
+        Transport::Hbone(agent) => {
+            over_tunnel(worker, (*agent, endpoint.address), (caller, &service.identity), record).await
+        }
+        Transport::Plain => as_it_was(worker, endpoint.address, record).await,
+        Transport::Local(local) => this_host(worker, local, caller, record).await,
+    };
+    match &connected {
+        Ok(_) => endpoint.state.succeeded(),
+        Err(error) if error.is_endpoints_own() => endpoint.state.failed(),
+        Err(_) => {}
+    }
+    connected.map(|upstream| Upstream { _in_flight: Some(in_flight), ..upstream })
+}
+
+async fn over_tunnel(
+    worker: &Worker,
+    (agent, authority): (SocketAddr, SocketAddr),
+    (caller, callee): (&Identity, &Identity),
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    let credentials = worker.shared.credentials.load_full();
+    let source = credentials
+        .of(caller, SystemTime::now())
+        .ok_or_else(|| ProxyError::NoCertificate(caller.to_string()))?;
+    record.security = Security::MutualTls;
+    let peer = Peer { credentials: &credentials, source, destination: callee, agent };
+    let (stream, place) = worker.pool.open(peer, authority, record.client).await?;
+    record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
+    Ok(Upstream { leg: Leg::Tunnel(stream, place), _in_flight: None, delivered: None })
+}
+
+/// To a service of this host: no wire, the same policy.
+async fn this_host(
+    worker: &Worker,
+    local: &Arc<LocalEndpoint>,
+    caller: &Identity,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    record.security = Security::None;
+    record.target = Party::registered(&local.identity, None, &local.labels);
+    let source_ip = record.client.ip();
+    worker.authorize(local, Some(caller), source_ip, record)?;
+    let upstream = worker.deliver(local, record).await?;
+    let delivered = Delivered { local: Arc::clone(local), source: Some(caller.clone()), source_ip };
+    Ok(Upstream { leg: Leg::Socket(upstream), _in_flight: None, delivered: Some(delivered) })
+}
+
+/// Plaintext: to an endpoint without an agent, or out of the mesh.
+async fn as_it_was(worker: &Worker, address: SocketAddr, record: &mut Record) -> Result<Upstream, ProxyError> {
+    record.security = Security::None;
+    record.upstream = Some(address);
+    let limits = &worker.shared.limits;
+    let upstream = socket::connect(address, None, worker.shared.mark, limits.connect_timeout)
+        .await
+        .map_err(|source| ProxyError::Connect { address, source })?;
+    Ok(Upstream { leg: Leg::Socket(upstream), _in_flight: None, delivered: None })
+}

@@ -1,0 +1,62 @@
+//! What arrives in plaintext from another host for a service of this one: refused under STRICT, and without an
+//! identity otherwise.
+
+use std::sync::Arc;
+
+use baremesh_model::peer_authentication::MtlsMode;
+use tokio::net::TcpStream;
+
+use super::Worker;
+use super::error::ProxyError;
+use super::open::Delivered;
+use super::relay;
+use super::socket;
+use crate::telemetry::{Counted, Record, Reporter, Security};
+
+/// Carries one captured plaintext connection, and writes its record.
+pub async fn carry(worker: Arc<Worker>, client: TcpStream) {
+    let Ok(address) = client.peer_addr() else { return };
+    let mut record = Record::new(Reporter::Destination, socket::canonical(address));
+    let mut counted = None;
+    let outcome = judge_and_deliver(&worker, &client, &mut record, &mut counted).await;
+    if outcome.is_err() {
+        relay::reset_on_close(&client);
+    }
+    worker.telemetry.finish(&record, counted.as_deref(), &outcome);
+}
+
+async fn judge_and_deliver(
+    worker: &Worker,
+    client: &TcpStream,
+    record: &mut Record,
+    counted: &mut Option<Arc<Counted>>,
+) -> Result<(), ProxyError> {
+    let _entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
+    let destination = socket::original_destination(client).map_err(|_| ProxyError::NotCaptured)?;
+    record.destination = Some(destination);
+    record.security = Security::None;
+    let snapshot = worker.shared.snapshot.load_full();
+    if worker.is_own(&snapshot, destination) {
+        return Err(ProxyError::NotCaptured);
+    }
+    let local = snapshot
+        .local(destination)
+        .ok_or_else(|| ProxyError::NotRegistered { authority: destination.to_string() })?;
+    record.calls(local, snapshot.service(&local.service).map(|service| Arc::clone(&service.host)));
+    if local.mode == MtlsMode::Strict {
+        return Err(ProxyError::PlaintextRefused);
+    }
+    let source_ip = record.client.ip();
+    worker.authorize(local, None, source_ip, record)?;
+    client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
+    let upstream = worker.deliver(local, record).await?;
+    let counted = counted.insert(worker.telemetry.open(record));
+    let delivered = Delivered { local: Arc::clone(local), source: None, source_ip };
+    let entry = worker.open.enter(Arc::clone(counted), Some(delivered));
+    let idle = worker.shared.limits.idle_timeout;
+    tokio::select! {
+        biased;
+        reason = entry.until_closed() => Err(reason),
+        ended = relay::client_to_upstream(client, &upstream, &counted.meter, idle) => ended.map_err(ProxyError::from),
+    }
+}

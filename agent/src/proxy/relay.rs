@@ -1,0 +1,385 @@
+//! Bytes from one side to the other, both ways at once: half-close is passed on as half-close, a reset as a
+//! reset, and a side that does not read stops the other from being read. Memory follows what moves: an idle
+//! connection holds no buffer.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use socket2::SockRef;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// The first read of a connection asks for this much: a small request or a greeting.
+const SMALL_READ: usize = 4 * 1024;
+/// Once a connection has moved `MEDIUM_AFTER` bytes one way.
+const MEDIUM_READ: usize = 32 * 1024;
+const MEDIUM_AFTER: u64 = 64 * 1024;
+/// Once a connection has moved `LARGE_AFTER` bytes one way. The most that one direction holds at a time.
+const LARGE_READ: usize = 256 * 1024;
+const LARGE_AFTER: u64 = 2 * 1024 * 1024;
+/// The most DATA frames written to a socket with one system call.
+const GATHER: usize = 16;
+
+/// What moved on one connection. Read by the telemetry tick while the relay goes on.
+#[derive(Debug, Default)]
+pub struct Meter {
+    from_client: AtomicU64,
+    to_client: AtomicU64,
+}
+
+impl Meter {
+    /// Bytes from the caller to the called side.
+    pub fn bytes_from_client(&self) -> u64 {
+        self.from_client.load(Ordering::Relaxed)
+    }
+
+    /// Bytes from the called side to the caller.
+    pub fn bytes_to_client(&self) -> u64 {
+        self.to_client.load(Ordering::Relaxed)
+    }
+
+    fn from_client(&self, bytes: usize) {
+        self.from_client.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn to_client(&self, bytes: usize) {
+        self.to_client.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn moved(&self) -> u64 {
+        self.bytes_from_client() + self.bytes_to_client()
+    }
+}
+
+/// Which leg broke.
+#[derive(Debug)]
+pub enum Broken {
+    /// The caller's.
+    Client(io::Error),
+    /// The called side's.
+    Upstream(io::Error),
+    /// Nothing moved for the idle timeout.
+    Idle,
+}
+
+/// One HBONE stream after its 200.
+pub struct TunnelStream {
+    /// Towards the peer.
+    pub send: SendStream<Bytes>,
+    /// From the peer.
+    pub receive: RecvStream,
+}
+
+/// Carries a caller's socket over a tunnel until both directions have ended.
+pub async fn client_to_tunnel(
+    client: &TcpStream,
+    tunnel: &mut TunnelStream,
+    meter: &Meter,
+    idle: Duration,
+) -> Result<(), Broken> {
+    let up = async {
+        socket_to_stream(client, &mut tunnel.send, |n| meter.from_client(n)).await.map_err(|broken| match broken {
+            Side::Socket(error) => Broken::Client(error),
+            Side::Stream(error) => Broken::Upstream(error),
+        })
+    };
+    let down = async {
+        stream_to_socket(&mut tunnel.receive, client, |n| meter.to_client(n)).await.map_err(|broken| match broken {
+            Side::Socket(error) => Broken::Client(error),
+            Side::Stream(error) => Broken::Upstream(error),
+        })
+    };
+    let ended = both(up, down, meter, idle).await;
+    after(&ended, client, Some(&mut tunnel.send));
+    ended
+}
+
+/// Delivers a tunnel's stream to the called program's socket until both directions have ended.
+pub async fn tunnel_to_upstream(
+    tunnel: &mut TunnelStream,
+    upstream: &TcpStream,
+    meter: &Meter,
+    idle: Duration,
+) -> Result<(), Broken> {
+    let up = async {
+        stream_to_socket(&mut tunnel.receive, upstream, |n| meter.from_client(n)).await.map_err(|broken| match broken {
+            Side::Stream(error) => Broken::Client(error),
+            Side::Socket(error) => Broken::Upstream(error),
+        })
+    };
+    let down = async {
+        socket_to_stream(upstream, &mut tunnel.send, |n| meter.to_client(n)).await.map_err(|broken| match broken {
+            Side::Stream(error) => Broken::Client(error),
+            Side::Socket(error) => Broken::Upstream(error),
+        })
+    };
+    let ended = both(up, down, meter, idle).await;
+    after(&ended, upstream, Some(&mut tunnel.send));
+    ended
+}
+
+/// Carries between two sockets of this host until both directions have ended.
+pub async fn client_to_upstream(
+    client: &TcpStream,
+    upstream: &TcpStream,
+    meter: &Meter,
+    idle: Duration,
+) -> Result<(), Broken> {
+    let up = async {
+        socket_to_socket(client, upstream, |n| meter.from_client(n)).await.map_err(|broken| match broken {
+            Ends::From(error) => Broken::Client(error),
+            Ends::To(error) => Broken::Upstream(error),
+        })
+    };
+    let down = async {
+        socket_to_socket(upstream, client, |n| meter.to_client(n)).await.map_err(|broken| match broken {
+            Ends::From(error) => Broken::Upstream(error),
+            Ends::To(error) => Broken::Client(error),
+        })
+    };
+    let ended = both(up, down, meter, idle).await;
+    after(&ended, client, None);
+    after(&ended, upstream, None);
+    ended
+}
+
+/// Makes the next close of the socket a reset, so that the program behind it learns of a broken end instead of
+/// taking it for a whole one.
+pub fn reset_on_close(socket: &TcpStream) {
+    // Fails only on a socket that is gone already.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Passes a break on to the legs that have not broken themselves.
+fn after(ended: &Result<(), Broken>, socket: &TcpStream, stream: Option<&mut SendStream<Bytes>>) {
+    if ended.is_err() {
+        reset_on_close(socket);
+        if let Some(stream) = stream {
+            stream.send_reset(Reason::CANCEL);
+        }
+    }
+}
+
+async fn both(
+    up: impl Future<Output = Result<(), Broken>>,
+    down: impl Future<Output = Result<(), Broken>>,
+    meter: &Meter,
+    idle: Duration,
+) -> Result<(), Broken> {
+    tokio::select! {
+        biased;
+        ended = async { tokio::try_join!(biased; up, down) } => ended.map(|_| ()),
+        () = until_idle(meter, idle) => Err(Broken::Idle),
+    }
+}
+
+/// Ends when nothing has moved for `idle`, give or take once as much: the meter is looked at once a period, instead
+/// of a timer armed at every read.
+async fn until_idle(meter: &Meter, idle: Duration) {
+    let mut seen = None;
+    loop {
+        let moved = meter.moved();
+        if seen == Some(moved) {
+            return;
+        }
+        seen = Some(moved);
+        tokio::time::sleep(idle).await;
+    }
+}
+
+/// Which of a socket and a stream broke.
+enum Side {
+    Socket(io::Error),
+    Stream(io::Error),
+}
+
+/// Which of two sockets broke.
+enum Ends {
+    From(io::Error),
+    To(io::Error),
+}
+
+fn read_size(moved: u64) -> usize {
+    match moved {
+        LARGE_AFTER.. => LARGE_READ,
+        MEDIUM_AFTER.. => MEDIUM_READ,
+        _ => SMALL_READ,
+    }
+}
+
+async fn socket_to_stream(
+    socket: &TcpStream,
+    stream: &mut SendStream<Bytes>,
+    count: impl Fn(usize),
+) -> Result<(), Side> {
+    let mut buffer = BytesMut::new();
+    let mut moved = 0;
+    loop {
+        tokio::select! {
+            biased;
+            ready = socket.ready(Interest::READABLE) => { ready.map_err(Side::Socket)?; }
+            reset = poll_fn(|cx| stream.poll_reset(cx)) => return Err(Side::Stream(reset_error(reset))),
+        }
+        let size = read_size(moved);
+        buffer.reserve(size);
+        match socket.try_read_buf(&mut bytes::BufMut::limit(&mut buffer, size)) {
+            Ok(0) => {
+                return stream.send_data(Bytes::new(), true).map_err(|error| Side::Stream(h2_error(error)));
+            }
+            Ok(read) => {
+                moved += read as u64;
+                send_all(stream, buffer.split().freeze()).await.map_err(Side::Stream)?;
+                count(read);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // An idle connection keeps no buffer.
+                buffer = BytesMut::new();
+            }
+            Err(error) => return Err(Side::Socket(error)),
+        }
+    }
+}
+
+/// Hands a chunk to the stream as the peer's window allows. Capacity is asked for only once there is something
+/// to send, so that an idle stream takes nothing of the connection's window.
+async fn send_all(stream: &mut SendStream<Bytes>, mut chunk: Bytes) -> io::Result<()> {
+    while !chunk.is_empty() {
+        stream.reserve_capacity(chunk.len());
+        let capacity = match stream.capacity() {
+            0 => match poll_fn(|cx| stream.poll_capacity(cx)).await {
+                Some(Ok(capacity)) => capacity,
+                Some(Err(error)) => return Err(h2_error(error)),
+                None => return Err(io::ErrorKind::ConnectionReset.into()),
+            },
+            capacity => capacity,
+        };
+        let part = chunk.split_to(capacity.min(chunk.len()));
+        stream.send_data(part, false).map_err(h2_error)?;
+    }
+    Ok(())
+}
+
+async fn stream_to_socket(
+    stream: &mut RecvStream,
+    socket: &TcpStream,
+    count: impl Fn(usize),
+) -> Result<(), Side> {
+    let mut chunks: [Bytes; GATHER] = Default::default();
+    loop {
+        let gathered = poll_fn(|cx| gather(stream, &mut chunks, cx)).await.map_err(Side::Stream)?;
+        let Some(filled) = gathered else {
+            // The other program may have closed both ways already; its reset comes with the next read.
+            let _ = SockRef::from(socket).shutdown(Shutdown::Write);
+            return Ok(());
+        };
+        let bytes = write_all(socket, &mut chunks[..filled]).await.map_err(Side::Socket)?;
+        count(bytes);
+        // An error means that the stream is gone, which the next poll says with its reason.
+        let _ = stream.flow_control().release_capacity(bytes);
+    }
+}
+
+/// Takes the DATA frames that are there, up to `GATHER`. `None` at the end of the stream.
+fn gather(
+    stream: &mut RecvStream,
+    chunks: &mut [Bytes; GATHER],
+    cx: &mut std::task::Context<'_>,
+) -> Poll<io::Result<Option<usize>>> {
+    let mut filled = 0;
+    while filled < GATHER {
+        match stream.poll_data(cx) {
+            Poll::Ready(Some(Ok(chunk))) if chunk.is_empty() => {}
+            Poll::Ready(Some(Ok(chunk))) => {
+                chunks[filled] = chunk;
+                filled += 1;
+            }
+            // What came before the end or the break is written first; the next poll says it again.
+            _ if filled > 0 => break,
+            Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(h2_error(error))),
+            Poll::Ready(None) => return Poll::Ready(Ok(None)),
+            Poll::Pending => return Poll::Pending,
+        }
+    }
+    Poll::Ready(Ok(Some(filled)))
+}
+
+/// Writes all chunks, several a system call, and lets go of each as soon as it is written.
+async fn write_all(socket: &TcpStream, mut chunks: &mut [Bytes]) -> io::Result<usize> {
+    let mut total = 0;
+    while !chunks.is_empty() {
+        let mut slices = [IoSlice::new(&[]); GATHER];
+        for (slice, chunk) in slices.iter_mut().zip(chunks.iter()) {
+            *slice = IoSlice::new(chunk);
+        }
+        match socket.try_write_vectored(&slices[..chunks.len()]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(mut written) => {
+                total += written;
+                while let Some(first) = chunks.first_mut() {
+                    if written < first.len() {
+                        bytes::Buf::advance(first, written);
+                        break;
+                    }
+                    written -= first.len();
+                    *first = Bytes::new();
+                    chunks = &mut chunks[1..];
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(total)
+}
+
+async fn socket_to_socket(from: &TcpStream, to: &TcpStream, count: impl Fn(usize)) -> Result<(), Ends> {
+    let mut buffer = Vec::new();
+    let mut moved = 0;
+    loop {
+        from.readable().await.map_err(Ends::From)?;
+        buffer.resize(read_size(moved), 0);
+        match from.try_read(&mut buffer) {
+            Ok(0) => {
+                // As above: a side that is gone both ways says so at the next read.
+                let _ = SockRef::from(to).shutdown(Shutdown::Write);
+                return Ok(());
+            }
+            Ok(read) => {
+                moved += read as u64;
+                let mut rest = &buffer[..read];
+                while !rest.is_empty() {
+                    match to.try_write(rest) {
+                        Ok(written) => rest = &rest[written..],
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            to.writable().await.map_err(Ends::To)?;
+                        }
+                        Err(error) => return Err(Ends::To(error)),
+                    }
+                }
+                count(read);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => buffer = Vec::new(),
+            Err(error) => return Err(Ends::From(error)),
+        }
+    }
+}
+
+fn h2_error(error: h2::Error) -> io::Error {
+    match error.is_io() {
+        true => error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into()),
+        false => io::Error::new(io::ErrorKind::ConnectionReset, error),
+    }
+}
+
+fn reset_error(reset: Result<Reason, h2::Error>) -> io::Error {
+    match reset {
+        Ok(reason) => io::Error::new(io::ErrorKind::ConnectionReset, format!("reset by the peer: {reason}")),
+        Err(error) => h2_error(error),
+    }
+}

@@ -1,0 +1,91 @@
+//! The agent's own sockets: marked, so that the capture rules let them pass, and without delay.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// How long a listener's queue of accepted connections may grow.
+const BACKLOG: i32 = 4096;
+/// TCP keep-alive of the agent's own connections: a peer that vanished is noticed within about 75 seconds.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The mark that the capture rules know the agent's sockets by, or none where nothing is captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Mark(pub Option<u32>);
+
+impl Mark {
+    /// Puts the mark on a socket.
+    pub fn put_on(self, socket: &SockRef<'_>) -> io::Result<()> {
+        match self.0 {
+            Some(mark) => socket.set_mark(mark).map_err(|error| {
+                io::Error::new(error.kind(), format!("marking a socket (needs CAP_NET_ADMIN): {error}"))
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Connects, from `from` where a source address is asked for.
+pub async fn connect(
+    to: SocketAddr,
+    from: Option<IpAddr>,
+    mark: Mark,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    mark.put_on(&SockRef::from(&socket))?;
+    if let Some(from) = from {
+        socket.bind(SocketAddr::new(from, 0))?;
+    }
+    let stream = tokio::time::timeout(timeout, socket.connect(to))
+        .await
+        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {timeout:?}")))??;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Has the kernel ask a quiet peer whether it lives.
+pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// One of several listeners on the same port, one a worker: the kernel spreads connections over them, and lets
+/// no other user join.
+pub fn listen(address: SocketAddr, mark: Mark) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        // The IPv4 listener stands beside it.
+        socket.set_only_v6(true)?;
+    }
+    mark.put_on(&SockRef::from(&socket))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Where a redirected connection was going before the rules sent it here, and where it says it comes from; both
+/// in canonical form, IPv4 as IPv4.
+pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    let local = stream.local_addr()?;
+    let socket = SockRef::from(stream);
+    let original = if local.ip().to_canonical().is_ipv4() {
+        socket.original_dst_v4()?
+    } else {
+        socket.original_dst_v6()?
+    };
+    let address = original.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    Ok(canonical(address))
+}
+
+/// IPv4-mapped IPv6 addresses as IPv4.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

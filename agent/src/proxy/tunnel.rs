@@ -1,0 +1,325 @@
+//! Tunnels to other agents: one HTTP/2 connection inside mutual TLS carries many streams, and is shared by all
+//! connections from one identity to another at one address. A handshake is paid once for a hundred connections.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use baremesh_ca::tls::{describe_io, peer_leaf_facts, placeholder_server_name};
+use baremesh_model::identity::Identity;
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::{Ping, PingPong};
+use http::StatusCode;
+use rustls_pki_types::ServerName;
+use tokio_rustls::TlsConnector;
+
+use super::error::ProxyError;
+use super::hbone::{self, DENIED};
+use super::relay::TunnelStream;
+use super::socket::{self, Mark};
+use crate::credentials::{Credential, Credentials};
+
+/// How long an unused tunnel is kept.
+const IDLE: Duration = Duration::from_secs(300);
+/// How often a tunnel is looked at: whether it lives, is used, or is due to be replaced.
+const TICK: Duration = hbone::PING_INTERVAL;
+
+/// Who calls whom, and where. Connections that agree in all of it may share a tunnel.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct PoolKey {
+    source: Identity,
+    destination: Identity,
+    agent: SocketAddr,
+}
+
+/// What a tunnel is opened with.
+#[derive(Clone, Copy)]
+pub struct Peer<'a> {
+    /// The certificates of this host.
+    pub credentials: &'a Credentials,
+    /// The caller's certificate.
+    pub source: &'a Arc<Credential>,
+    /// The identity that the peer must show.
+    pub destination: &'a Identity,
+    /// The peer's agent.
+    pub agent: SocketAddr,
+}
+
+/// The tunnels of one worker.
+#[derive(Default)]
+pub struct Pool {
+    slots: Mutex<HashMap<PoolKey, Arc<Slot>>>,
+    mark: Mark,
+    connect_timeout: Duration,
+}
+
+/// The tunnels of one key. One handshake at a time: those who wait for it share what it yields.
+#[derive(Default)]
+struct Slot {
+    tunnels: Mutex<Vec<Arc<Tunnel>>>,
+    connecting: tokio::sync::Mutex<()>,
+}
+
+/// One HTTP/2 connection to a peer.
+pub struct Tunnel {
+    sender: SendRequest<Bytes>,
+    active: AtomicU32,
+    over: AtomicBool,
+    retire_at: Instant,
+    expires_at: SystemTime,
+    /// The serial number of the certificate that the peer showed.
+    pub peer_serial: Arc<str>,
+    /// The serial number of the certificate that we showed.
+    pub own_serial: Arc<str>,
+}
+
+/// A stream's place in its tunnel.
+pub struct Place(Arc<Tunnel>);
+
+impl Place {
+    /// The tunnel that the stream runs in.
+    pub fn tunnel(&self) -> &Tunnel {
+        &self.0
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Tunnel {
+    /// Takes a place if the tunnel may still open streams.
+    fn enter(self: &Arc<Self>) -> Option<Place> {
+        if self.over.load(Ordering::Relaxed) || Instant::now() >= self.retire_at || SystemTime::now() >= self.expires_at
+        {
+            return None;
+        }
+        let limit = self.sender.current_max_send_streams().min(hbone::MAX_STREAMS as usize);
+        let before = self.active.fetch_add(1, Ordering::SeqCst);
+        let place = Place(Arc::clone(self));
+        // Looked at again after entering: the driver ends only a tunnel that is over and has nobody in it.
+        ((before as usize) < limit && !self.over.load(Ordering::SeqCst)).then_some(place)
+    }
+
+    fn is_unused(&self) -> bool {
+        self.active.load(Ordering::SeqCst) == 0
+    }
+}
+
+/// Whether a stream's tunnel was there already, in which case it may have died unnoticed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Age {
+    Fresh,
+    Kept,
+}
+
+impl Pool {
+    /// An empty pool, whose sockets carry `mark`.
+    pub fn new(mark: Mark, connect_timeout: Duration) -> Self {
+        Self { slots: Mutex::default(), mark, connect_timeout }
+    }
+
+    /// Opens a stream to `authority` in a tunnel to `peer`, and waits for the peer's 200.
+    pub async fn open(
+        &self,
+        peer: Peer<'_>,
+        authority: SocketAddr,
+        client: SocketAddr,
+    ) -> Result<(TunnelStream, Place), ProxyError> {
+        let slot = self.slot(&peer);
+        loop {
+            let (place, age) = self.place(&slot, &peer).await?;
+            match request(&place, peer.agent, authority, client).await {
+                // A kept tunnel may have gone while nobody looked. Nothing was sent: another one may be tried, and
+                // each turn uses one up.
+                Err(ProxyError::Tunnel { .. }) if age == Age::Kept => {
+                    place.0.over.store(true, Ordering::Relaxed);
+                }
+                Err(error) => return Err(error),
+                Ok(stream) => return Ok((stream, place)),
+            }
+        }
+    }
+
+    /// How many tunnels stand.
+    pub fn tunnels(&self) -> usize {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.values().map(|slot| slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner).len()).sum()
+    }
+
+    /// Drops tunnels that are over, unused for long, or due to be replaced and unused.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.retain(|_, slot| {
+            let mut tunnels = slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
+            tunnels.retain(|tunnel| {
+                !tunnel.over.load(Ordering::Relaxed) && !(tunnel.is_unused() && now >= tunnel.retire_at)
+            });
+            !tunnels.is_empty() || Arc::strong_count(slot) > 1
+        });
+    }
+
+    fn slot(&self, peer: &Peer<'_>) -> Arc<Slot> {
+        let key = PoolKey {
+            source: peer.source.identity.clone(),
+            destination: peer.destination.clone(),
+            agent: peer.agent,
+        };
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(slots.entry(key).or_default())
+    }
+
+    async fn place(&self, slot: &Slot, peer: &Peer<'_>) -> Result<(Place, Age), ProxyError> {
+        if let Some(place) = slot.enter() {
+            return Ok((place, Age::Kept));
+        }
+        let _turn = slot.connecting.lock().await;
+        if let Some(place) = slot.enter() {
+            return Ok((place, Age::Kept));
+        }
+        let tunnel = Box::pin(self.connect(peer)).await?;
+        let place = tunnel.enter().ok_or(ProxyError::CertificateExpired)?;
+        slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner).push(tunnel);
+        Ok((place, Age::Fresh))
+    }
+
+    async fn connect(&self, peer: &Peer<'_>) -> Result<Arc<Tunnel>, ProxyError> {
+        let address = peer.agent;
+        let connected = socket::connect(address, None, self.mark, self.connect_timeout).await;
+        let stream = connected.map_err(|source| ProxyError::Connect { address, source })?;
+        let config = Arc::new(peer.credentials.caller(peer.source, peer.destination));
+        // A name that is no DNS name cannot be sent; the peer then shows what it shows the unnamed.
+        let name = ServerName::try_from(peer.destination.server_name()).unwrap_or_else(|_| placeholder_server_name());
+        let handshake = TlsConnector::from(config).connect(name, stream);
+        let handshake_error = |source: io::Error| ProxyError::Handshake {
+            address,
+            source: io::Error::new(source.kind(), describe_io(&source)),
+        };
+        let tls = tokio::time::timeout(self.connect_timeout, handshake)
+            .await
+            .map_err(|_| handshake_error(io::ErrorKind::TimedOut.into()))?
+            .map_err(handshake_error)?;
+        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let leaf = leaf.ok_or_else(|| handshake_error(io::Error::other("the peer showed no certificate")))?;
+        let facts = peer_leaf_facts(leaf).map_err(|error| handshake_error(io::Error::other(error)))?;
+        let (sender, connection) = builder()
+            .handshake::<_, Bytes>(tls)
+            .await
+            .map_err(|source| ProxyError::Tunnel { address, source })?;
+        let now = SystemTime::now();
+        let expires_at = facts.not_after.min(peer.source.not_after);
+        let life = expires_at.duration_since(now).unwrap_or_default();
+        let tunnel = Arc::new(Tunnel {
+            sender,
+            active: AtomicU32::new(0),
+            over: AtomicBool::new(false),
+            retire_at: Instant::now() + life / 2,
+            expires_at,
+            peer_serial: facts.serial.into(),
+            own_serial: peer.source.serial.as_str().into(),
+        });
+        tokio::spawn(drive(connection, Arc::clone(&tunnel)));
+        Ok(tunnel)
+    }
+}
+
+impl Slot {
+    fn enter(&self) -> Option<Place> {
+        let tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
+        // The fullest first, so that the others fall idle and can go.
+        tunnels.iter().find_map(Tunnel::enter)
+    }
+}
+
+fn builder() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(hbone::STREAM_WINDOW)
+        .initial_connection_window_size(hbone::CONNECTION_WINDOW)
+        .max_frame_size(hbone::MAX_FRAME)
+        .max_header_list_size(hbone::MAX_HEADER_LIST)
+        .max_concurrent_reset_streams(hbone::MAX_RESETS)
+        .enable_push(false);
+    builder
+}
+
+async fn request(
+    place: &Place,
+    address: SocketAddr,
+    authority: SocketAddr,
+    client: SocketAddr,
+) -> Result<TunnelStream, ProxyError> {
+    let broken = |source| ProxyError::Tunnel { address, source };
+    let head = hbone::connect_request(authority, client)
+        .map_err(|_| ProxyError::BadRequest("the endpoint's address makes no authority"))?;
+    let mut sender = place.0.sender.clone().ready().await.map_err(broken)?;
+    let (response, send) = sender.send_request(head, false).map_err(broken)?;
+    let response = response.await.map_err(broken)?;
+    match response.status() {
+        StatusCode::OK => Ok(TunnelStream { send, receive: response.into_body() }),
+        status if status == DENIED => Err(ProxyError::DeniedByPeer(address)),
+        status => Err(ProxyError::RefusedByPeer { address, status: status.as_u16() }),
+    }
+}
+
+/// Drives a tunnel's connection until it is over: dead, told to go, or unused for long.
+async fn drive<T>(mut connection: h2::client::Connection<T, Bytes>, tunnel: Arc<Tunnel>)
+where
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    let ping = connection.ping_pong();
+    tokio::select! {
+        ended = connection => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a tunnel ended");
+            }
+        }
+        () = until_dead(ping) => tracing::debug!("a tunnel no longer answers"),
+        () = until_unused(&tunnel) => {}
+    }
+    tunnel.over.store(true, Ordering::Relaxed);
+}
+
+/// Ends when nobody has used the tunnel for `IDLE`, or it is due to be replaced and nobody uses it any more.
+async fn until_unused(tunnel: &Tunnel) {
+    let mut unused_since = None;
+    loop {
+        tokio::time::sleep(TICK).await;
+        let now = Instant::now();
+        if !tunnel.is_unused() {
+            unused_since = None;
+            continue;
+        }
+        let since = *unused_since.get_or_insert(now);
+        if now >= tunnel.retire_at || now.duration_since(since) >= IDLE {
+            // Nobody enters from here on; who entered meanwhile is waited for.
+            tunnel.over.store(true, Ordering::SeqCst);
+            if tunnel.is_unused() {
+                return;
+            }
+        }
+    }
+}
+
+/// Ends when the peer has not answered a PING in time.
+pub async fn until_dead(ping: Option<PingPong>) {
+    let Some(mut ping) = ping else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(hbone::PING_INTERVAL).await;
+        if ping.send_ping(Ping::opaque()).is_err() {
+            return;
+        }
+        let pong = poll_fn(|cx| ping.poll_pong(cx));
+        if !matches!(tokio::time::timeout(hbone::PING_TIMEOUT, pong).await, Ok(Ok(_))) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The services that run on this host, as its administrator registered them. Registrations are local files: where
+//! a connection is delivered, and which processes are the service, comes from here and from nowhere else.
+
+/// The registration files: reading, writing, removing.
+pub mod file;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use baremesh_model::name::{Key, Label};
+use baremesh_model::service::Protocol;
+use baremesh_model::workload::{Labels, Locality, Workload};
+
+use crate::attribution::Matcher;
+
+/// What happens to a service's connections while the agent is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum WhenGone {
+    /// They are rejected until the agent is back.
+    #[default]
+    Closed,
+    /// They flow as they would without a mesh.
+    Open,
+}
+
+/// One port of a local service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalPort {
+    /// The port that callers name.
+    pub port: NonZeroU16,
+    /// The port under which the service is advertised at the host's addresses.
+    pub target_port: NonZeroU16,
+    /// What the port speaks.
+    pub protocol: Protocol,
+    /// The port's name.
+    pub name: Option<Arc<str>>,
+    /// Where the program listens; `127.0.0.1` suffices.
+    pub deliver: SocketAddr,
+}
+
+/// One service of this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalService {
+    /// The service's namespace and name.
+    pub key: Key,
+    /// The account that it runs as; the service's name unless stated.
+    pub service_account: Label,
+    /// Ports, at least one.
+    pub ports: Vec<LocalPort>,
+    /// The addresses that it is advertised at; the host's unless stated.
+    pub addresses: Option<Vec<IpAddr>>,
+    /// Which processes are the service, when they call others. Without one, only its inbound side is meshed.
+    pub matcher: Option<Matcher>,
+    /// Labels, for selectors and subsets.
+    pub labels: Labels,
+    /// Where it stands; the host's unless stated.
+    pub locality: Option<Locality>,
+    /// Share of the connections.
+    pub weight: u32,
+    /// What happens while the agent is gone.
+    pub when_gone: WhenGone,
+    /// Whether peers that send no server name reach this service at its addresses.
+    pub default_for_address: DefaultForAddress,
+}
+
+/// Whether a service answers peers that do not say whom they want.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum DefaultForAddress {
+    /// Only while it is the only one at the address.
+    #[default]
+    IfAlone,
+    /// Yes; no other service of the address may say so too.
+    Yes,
+}
+
+impl LocalService {
+    /// The addresses that the service is advertised at on a host with these.
+    pub fn addresses<'a>(&'a self, host: &'a [IpAddr]) -> &'a [IpAddr] {
+        self.addresses.as_deref().unwrap_or(host)
+    }
+
+    /// The labels with `app` and the service's own defaults filled in, as policies and metrics see them.
+    pub fn labels(&self) -> Labels {
+        let mut labels = self.labels.clone();
+        labels.entry("app".into()).or_insert_with(|| self.key.name.as_str().into());
+        labels
+    }
+
+    /// The workload that this registration makes on `host`, or `None` where the host has no address.
+    pub fn workload(&self, host: &Label, host_addresses: &[IpAddr]) -> Option<Workload> {
+        let (address, other_addresses) = self.addresses(host_addresses).split_first()?;
+        let named = |port: &LocalPort| Some((port.name.clone()?, port.target_port));
+        Some(Workload {
+            key: Key::new(self.key.namespace.clone(), workload_name(&self.key.name, host)),
+            address: *address,
+            other_addresses: other_addresses.to_vec(),
+            service: Some(self.key.name.clone()),
+            host: Some(host.clone()),
+            ports: self.ports.iter().filter_map(named).collect::<BTreeMap<_, _>>(),
+            labels: self.labels(),
+            locality: self.locality.clone().unwrap_or_default(),
+            weight: self.weight,
+            service_account: Some(self.service_account.clone()),
+            tunnel: baremesh_model::workload::Tunnel::Hbone,
+        })
+    }
+}
+
+/// `<service>-<host>`, cut to a label's length.
+fn workload_name(service: &Label, host: &Label) -> Label {
+    let full = format!("{service}-{host}");
+    let cut = full.get(..full.len().min(63)).unwrap_or(&full).trim_end_matches('-');
+    Label::new(cut).unwrap_or_else(|_| service.clone())
+}

@@ -1,0 +1,373 @@
+//! Registration files: one TOML file a service below the host's services directory. What callers are matched by and
+//! where connections are delivered stands here and nowhere else; the control server cannot change it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use baremesh_ca::file::{FileError, PUBLIC, write_atomically};
+use baremesh_model::identity::RESERVED_NAMESPACES;
+use baremesh_model::name::{Key, Label, default_namespace};
+use baremesh_model::workload::Locality;
+use serde::{Deserialize, Serialize};
+
+use super::{DefaultForAddress, LocalPort, LocalService, WhenGone};
+use crate::attribution::{CgroupPath, Matcher, Uid, UnitName};
+
+/// The most services that one host registers.
+pub const MAX_SERVICES: usize = 1000;
+/// The largest registration file, in bytes.
+const MAX_FILE: u64 = 64 * 1024;
+/// Ports of the agent: nothing is delivered to them.
+const AGENT_PORTS: [u16; 8] = [15001, 15006, 15008, 15012, 15014, 15020, 15021, 15053];
+
+/// Why a registration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistrationError {
+    /// The file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file could not be replaced.
+    #[error(transparent)]
+    Write(#[from] FileError),
+    /// The file is not what a registration is.
+    #[error("{path}: {fault}")]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the line where it stands.
+        fault: String,
+    },
+    /// Two registrations exclude each other.
+    #[error("{path}: {fault}")]
+    Conflict {
+        /// The later of the two files.
+        path: PathBuf,
+        /// What both want.
+        fault: String,
+    },
+    /// There is no such registration.
+    #[error("{0} is not registered on this host: `baremesh service list` shows what is")]
+    Unknown(Key),
+}
+
+/// A registration as written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Written {
+    /// The service's name.
+    pub name: String,
+    /// Its namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The account it runs as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<String>,
+    /// Its ports.
+    pub ports: Vec<WrittenPort>,
+    /// Addresses to advertise instead of the host's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<IpAddr>,
+    /// The systemd unit that it runs as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// The cgroup that it runs in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// The uid that it runs as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// `region/zone/subzone`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub locality: Option<String>,
+    /// Share of the connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// What happens while the agent is gone.
+    #[serde(default)]
+    pub when_gone: WrittenWhenGone,
+    /// Whether peers that send no server name reach it.
+    #[serde(default)]
+    pub default_for_address: bool,
+}
+
+/// A port as written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct WrittenPort {
+    /// The port that callers name.
+    pub port: NonZeroU16,
+    /// The port that the program listens on, unless it is the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_port: Option<NonZeroU16>,
+    /// What it speaks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// The port's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Where the program listens; 127.0.0.1 with the target port unless stated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deliver: Option<SocketAddr>,
+}
+
+/// `whenGone` as written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WrittenWhenGone {
+    /// Rejected.
+    #[default]
+    Closed,
+    /// Released.
+    Open,
+}
+
+impl TryFrom<&Written> for LocalService {
+    type Error = String;
+
+    fn try_from(written: &Written) -> Result<Self, String> {
+        let label = |text: &str| Label::new(text).map_err(|error| error.to_string());
+        let namespace = written.namespace.as_deref().map_or(Ok(default_namespace()), label)?;
+        if RESERVED_NAMESPACES.contains(&namespace.as_str()) {
+            return Err(format!("the namespace `{namespace}` is the mesh's own: choose another"));
+        }
+        let name = label(&written.name)?;
+        let service_account = written.service_account.as_deref().map_or(Ok(name.clone()), label)?;
+        if written.ports.is_empty() {
+            return Err("at least one port is needed".to_owned());
+        }
+        let ports = written.ports.iter().map(local_port).collect::<Result<Vec<_>, _>>()?;
+        for (index, port) in ports.iter().enumerate() {
+            if ports[..index].iter().any(|other| other.port == port.port || other.target_port == port.target_port) {
+                return Err(format!("the port {} is named twice", port.port));
+            }
+        }
+        let text = |(key, value): (&String, &String)| (Arc::from(key.as_str()), Arc::from(value.as_str()));
+        Ok(Self {
+            key: Key::new(namespace, name),
+            service_account,
+            ports,
+            addresses: (!written.addresses.is_empty()).then(|| written.addresses.clone()),
+            matcher: matcher(written)?,
+            labels: written.labels.iter().map(text).collect(),
+            locality: written.locality.as_deref().map(Locality::parse),
+            weight: written.weight.unwrap_or(1).max(1),
+            when_gone: match written.when_gone {
+                WrittenWhenGone::Closed => WhenGone::Closed,
+                WrittenWhenGone::Open => WhenGone::Open,
+            },
+            default_for_address: match written.default_for_address {
+                true => DefaultForAddress::Yes,
+                false => DefaultForAddress::IfAlone,
+            },
+        })
+    }
+}
+
+fn local_port(written: &WrittenPort) -> Result<LocalPort, String> {
+    let target_port = written.target_port.unwrap_or(written.port);
+    let deliver = written.deliver.unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), target_port.get()));
+    for port in [written.port.get(), target_port.get(), deliver.port()] {
+        if AGENT_PORTS.contains(&port) {
+            return Err(format!("port {port} is the agent's own: nothing is delivered to it"));
+        }
+    }
+    if target_port.get() == crate::capture::plan::SSH_PORT || deliver.port() == crate::capture::plan::SSH_PORT {
+        return Err("port 22 is SSH's and never meshed".to_owned());
+    }
+    if deliver.ip().is_unspecified() || deliver.port() == 0 {
+        return Err(format!("`{deliver}` is no address to deliver to: name the one that the program listens on"));
+    }
+    let protocol = written.protocol.as_deref().unwrap_or("tcp").parse();
+    Ok(LocalPort {
+        port: written.port,
+        target_port,
+        protocol: protocol.map_err(|error: baremesh_model::service::UnknownProtocol| error.to_string())?,
+        name: written.name.as_deref().map(Arc::from),
+        deliver,
+    })
+}
+
+fn matcher(written: &Written) -> Result<Option<Matcher>, String> {
+    if written.unit.is_none() && written.cgroup.is_none() && written.user.is_none() {
+        return Ok(None);
+    }
+    let unit = written.unit.as_deref().map(UnitName::new).transpose().map_err(|error| error.to_string())?;
+    let cgroup = written.cgroup.as_deref().map(CgroupPath::new).transpose().map_err(|error| error.to_string())?;
+    Matcher::new(unit, cgroup, written.user.map(Uid)).map(Some).map_err(|error| error.to_string())
+}
+
+/// Where a service's registration stands below the services directory.
+pub fn path_of(directory: &Path, key: &Key) -> PathBuf {
+    directory.join(format!("{}.{}.toml", key.namespace, key.name))
+}
+
+/// Reads one file.
+pub fn read(path: &Path) -> Result<(Written, LocalService), RegistrationError> {
+    let file = |source| RegistrationError::File { path: path.to_owned(), source };
+    let content = |fault: String| RegistrationError::Content { path: path.to_owned(), fault };
+    if std::fs::metadata(path).map_err(file)?.len() > MAX_FILE {
+        return Err(content(format!("larger than {MAX_FILE} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(file)?;
+    let written: Written = toml::from_str(&text).map_err(|error| content(error.to_string()))?;
+    let local = LocalService::try_from(&written).map_err(content)?;
+    Ok((written, local))
+}
+
+/// Reads all registrations of a host, in the order of their files. One that is wrong makes the whole set wrong: a
+/// service that quietly lost its protection would be worse. A directory that does not exist has none.
+pub fn read_all(directory: &Path) -> Result<Vec<Arc<LocalService>>, RegistrationError> {
+    let file = |source| RegistrationError::File { path: directory.to_owned(), source };
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(file(error)),
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(file)?.path();
+        let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !hidden && path.extension().is_some_and(|extension| extension == "toml") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    if paths.len() > MAX_SERVICES {
+        let fault = format!("more than {MAX_SERVICES} registrations");
+        return Err(RegistrationError::Content { path: directory.to_owned(), fault });
+    }
+    let mut all: Vec<Arc<LocalService>> = Vec::new();
+    for path in paths {
+        let (_, local) = read(&path)?;
+        if let Some(fault) = all.iter().find_map(|other| conflict(other, &local)) {
+            return Err(RegistrationError::Conflict { path, fault });
+        }
+        all.push(Arc::new(local));
+    }
+    Ok(all)
+}
+
+/// Why two registrations cannot stand side by side.
+fn conflict(other: &LocalService, new: &LocalService) -> Option<String> {
+    if other.key == new.key {
+        return Some(format!("{} is registered twice", new.key));
+    }
+    if new.matcher.is_some() && other.matcher == new.matcher {
+        return Some(format!("{} and {} name the same processes: nobody could tell them apart", other.key, new.key));
+    }
+    for port in &new.ports {
+        for taken in &other.ports {
+            let shared_address = match (&other.addresses, &new.addresses) {
+                (Some(a), Some(b)) => a.iter().any(|address| b.contains(address)),
+                _ => true,
+            };
+            if taken.target_port == port.target_port && shared_address {
+                return Some(format!(
+                    "{} has port {} at the same address already: give one another `targetPort`",
+                    other.key, port.target_port
+                ));
+            }
+            if taken.deliver == port.deliver {
+                return Some(format!("{} is delivered to {} already", other.key, port.deliver));
+            }
+        }
+    }
+    None
+}
+
+/// Registers a service: checks it beside the others, then writes its file. Registering it again replaces it.
+pub fn register(directory: &Path, written: &Written) -> Result<LocalService, RegistrationError> {
+    let fault = |fault| RegistrationError::Content { path: directory.to_owned(), fault };
+    let local = LocalService::try_from(written).map_err(fault)?;
+    let path = path_of(directory, &local.key);
+    for other in read_all(directory)? {
+        if let Some(fault) = Some(&other).filter(|other| other.key != local.key).and_then(|o| conflict(o, &local)) {
+            return Err(RegistrationError::Conflict { path, fault });
+        }
+    }
+    let text = toml::to_string(written).map_err(|error| fault(error.to_string()))?;
+    std::fs::create_dir_all(directory)
+        .map_err(|source| RegistrationError::File { path: directory.to_owned(), source })?;
+    write_atomically(&path, text.as_bytes(), PUBLIC)?;
+    Ok(local)
+}
+
+/// Deregisters a service.
+pub fn deregister(directory: &Path, key: &Key) -> Result<(), RegistrationError> {
+    let path = path_of(directory, key);
+    match std::fs::remove_file(&path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RegistrationError::Unknown(key.clone())),
+        Err(source) => Err(RegistrationError::File { path, source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(toml: &str) -> Result<LocalService, String> {
+        let written: Written = toml::from_str(toml).map_err(|error| error.to_string())?;
+        LocalService::try_from(&written)
+    }
+
+    #[test]
+    fn fills_in_what_is_usual() {
+        let local = written("name = \"orders\"\nports = [{ port = 80, targetPort = 8080 }]").expect("a registration");
+        assert_eq!(local.key.to_string(), "orders.default");
+        assert_eq!(local.ports[0].deliver.to_string(), "127.0.0.1:8080");
+        assert_eq!(local.when_gone, WhenGone::Closed);
+        assert!(local.matcher.is_none());
+    }
+
+    #[test]
+    fn refuses_what_would_hurt() {
+        for (toml, part) in [
+            ("name = \"a\"\nports = []", "at least one port"),
+            ("name = \"a\"\nports = [{ port = 22 }]", "SSH"),
+            ("name = \"a\"\nports = [{ port = 80, deliver = \"127.0.0.1:22\" }]", "SSH"),
+            ("name = \"a\"\nports = [{ port = 15008 }]", "agent's own"),
+            ("name = \"a\"\nports = [{ port = 80, deliver = \"0.0.0.0:80\" }]", "no address"),
+            ("name = \"a\"\nports = [{ port = 80 }, { port = 80 }]", "twice"),
+            ("name = \"A\"\nports = [{ port = 80 }]", "not a valid name"),
+            ("name = \"a\"\nnamespace = \"hosts\"\nports = [{ port = 80 }]", "mesh's own"),
+            ("name = \"a\"\nports = [{ port = 80 }]\nuser = 0\nbogus = 1", "bogus"),
+            ("name = \"a\"\nports = [{ port = 80, protocol = \"udp\" }]", "not a protocol"),
+        ] {
+            let error = written(toml).expect_err(toml);
+            assert!(error.contains(part), "{toml}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_set_is_taken_whole_or_not_at_all() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let read = |toml: &str| toml::from_str::<Written>(toml).expect("a registration");
+        let orders = read("name = \"orders\"\nports = [{ port = 8080 }]\nuser = 7");
+        register(directory.path(), &orders).expect("registered");
+        let same_port = read("name = \"web\"\nports = [{ port = 8080 }]");
+        assert!(matches!(register(directory.path(), &same_port), Err(RegistrationError::Conflict { .. })));
+        let same_user = read("name = \"web\"\nports = [{ port = 80 }]\nuser = 7");
+        assert!(matches!(register(directory.path(), &same_user), Err(RegistrationError::Conflict { .. })));
+        register(directory.path(), &orders).expect("registered again");
+        assert_eq!(read_all(directory.path()).expect("a set").len(), 1);
+        std::fs::write(directory.path().join("bad.toml"), "name = ").expect("written");
+        assert!(matches!(read_all(directory.path()), Err(RegistrationError::Content { .. })));
+        std::fs::remove_file(directory.path().join("bad.toml")).expect("removed");
+        let key = Key::new(default_namespace(), Label::new("orders").expect("a label"));
+        deregister(directory.path(), &key).expect("deregistered");
+        assert!(matches!(deregister(directory.path(), &key), Err(RegistrationError::Unknown(_))));
+    }
+}

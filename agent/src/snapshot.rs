@@ -1,0 +1,221 @@
+//! What a connection is decided from: tables compiled from one whole validated mesh and this host's own
+//! registrations. A snapshot never changes; a connection loads one and keeps to it. The state of endpoints (in
+//! flight, ejections) is shared from snapshot to snapshot.
+
+/// Compiling a snapshot.
+mod build;
+/// Endpoints and what is known of them.
+pub mod endpoint;
+/// The capture plan that a snapshot comes to.
+pub mod plan;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use baremesh_model::authorization::{Connection, Decision, PolicySet};
+use baremesh_model::identity::Identity;
+use baremesh_model::mesh::Mesh;
+use baremesh_model::name::{Key, Label};
+use baremesh_model::peer_authentication::MtlsMode;
+use baremesh_model::service::Protocol;
+use baremesh_model::workload::Labels;
+
+use crate::attribution::CallerTable;
+use crate::dns::Found;
+use crate::proxy::error::ProxyError;
+use crate::registration::LocalService;
+
+pub use build::BuildError;
+pub use endpoint::{Endpoint, EndpointState, Transport};
+
+/// This host, as the mesh knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its name, unique in the mesh.
+    pub name: Label,
+    /// The addresses at which other hosts reach its agent, the preferred one first.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// One service, with what callers need of it.
+#[derive(Debug)]
+pub struct ServiceEntry {
+    /// Namespace and name.
+    pub key: Key,
+    /// The full host name.
+    pub host: Arc<str>,
+    /// What every endpoint must show.
+    pub identity: Identity,
+    /// Virtual addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Declared ports.
+    pub ports: Vec<PortEntry>,
+}
+
+/// One port of a service and where it leads.
+#[derive(Debug)]
+pub struct PortEntry {
+    /// The port that callers name.
+    pub port: u16,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Where it leads.
+    pub endpoints: Vec<Arc<Endpoint>>,
+}
+
+/// One port of a service of this host.
+#[derive(Debug)]
+pub struct LocalEndpoint {
+    /// The service.
+    pub service: Key,
+    /// The service's identity.
+    pub identity: Identity,
+    /// Labels of the workload, as policies and metrics see them.
+    pub labels: Labels,
+    /// The address and port under which it is advertised; policies speak of these.
+    pub advertised: SocketAddr,
+    /// Where the program listens.
+    pub deliver: SocketAddr,
+    /// Whether plaintext is taken.
+    pub mode: MtlsMode,
+    /// The policies that it answers to.
+    pub policies: PolicySet,
+}
+
+impl LocalEndpoint {
+    /// Whether `source` may connect.
+    pub fn authorize(&self, source: Option<&Identity>, source_ip: IpAddr) -> Decision {
+        self.policies.decide(&Connection {
+            source,
+            source_ip,
+            destination_ip: self.advertised.ip(),
+            destination_port: self.advertised.port(),
+            sni: None,
+        })
+    }
+}
+
+/// Everything that connections are decided from.
+pub struct Snapshot {
+    /// What it was compiled from, this host's registrations included.
+    pub mesh: Arc<Mesh>,
+    /// This host.
+    pub host: Host,
+    /// The identity of callers that match no registration.
+    pub host_identity: Identity,
+    /// The registrations of this host, by the index that the caller table gives.
+    pub registrations: Vec<Arc<LocalService>>,
+    /// Which processes are which service of this host.
+    pub callers: CallerTable<usize>,
+    services: HashMap<Key, Arc<ServiceEntry>>,
+    virtual_addresses: HashMap<IpAddr, Arc<ServiceEntry>>,
+    endpoints: HashMap<SocketAddr, (Arc<ServiceEntry>, u16, Arc<Endpoint>)>,
+    advertised: HashMap<SocketAddr, Arc<LocalEndpoint>>,
+    captured: HashMap<SocketAddr, Arc<LocalEndpoint>>,
+    captured_ports: HashMap<u16, Arc<LocalEndpoint>>,
+    unnamed: HashMap<IpAddr, Identity>,
+}
+
+/// Where a captured connection goes.
+#[derive(Debug, Clone)]
+pub enum Route {
+    /// To any endpoint of a service's port; the index is that of the port.
+    Service(Arc<ServiceEntry>, usize),
+    /// To exactly this endpoint, which was dialled by its own address.
+    Endpoint(Arc<ServiceEntry>, u16, Arc<Endpoint>),
+    /// To a service of this host, which was dialled by its own address.
+    Local(Arc<LocalEndpoint>),
+    /// To where it was going, outside the mesh.
+    Passthrough,
+}
+
+impl Snapshot {
+    /// Where a connection to `destination` goes.
+    pub fn route(&self, destination: SocketAddr) -> Result<Route, ProxyError> {
+        if let Some(service) = self.virtual_addresses.get(&destination.ip()) {
+            let port = service.ports.iter().position(|port| port.port == destination.port());
+            return match port {
+                Some(index) => Ok(Route::Service(Arc::clone(service), index)),
+                None => Err(ProxyError::NoSuchPort { service: service.key.clone(), port: destination.port() }),
+            };
+        }
+        if self.mesh.config.virtual_ranges.contains(destination.ip()) {
+            return Err(ProxyError::NoSuchService(destination));
+        }
+        if let Some(local) = self.local(destination) {
+            return Ok(Route::Local(Arc::clone(local)));
+        }
+        match self.endpoints.get(&destination) {
+            Some((service, port, endpoint)) => {
+                Ok(Route::Endpoint(Arc::clone(service), *port, Arc::clone(endpoint)))
+            }
+            None => Ok(Route::Passthrough),
+        }
+    }
+
+    /// The service of this host that is reached at `destination`, a delivery address or one of the host's.
+    pub fn local(&self, destination: SocketAddr) -> Option<&Arc<LocalEndpoint>> {
+        let by_port = || self.captured_ports.get(&destination.port()).filter(|_| self.is_here(destination.ip()));
+        self.captured.get(&destination).or_else(by_port)
+    }
+
+    /// The service of this host that is advertised at exactly `destination`.
+    pub fn advertised(&self, destination: SocketAddr) -> Option<&Arc<LocalEndpoint>> {
+        self.advertised.get(&destination)
+    }
+
+    /// The identity that peers which send no server name reach at `address`.
+    pub fn unnamed(&self, address: IpAddr) -> Option<&Identity> {
+        self.unnamed.get(&address)
+    }
+
+    /// A service by its key.
+    pub fn service(&self, key: &Key) -> Option<&Arc<ServiceEntry>> {
+        self.services.get(key)
+    }
+
+    /// Every service, in no order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceEntry>> {
+        self.services.values()
+    }
+
+    /// Every port of every service of this host, under each address that it is advertised at.
+    pub fn local_endpoints(&self) -> impl Iterator<Item = &Arc<LocalEndpoint>> {
+        self.advertised.values()
+    }
+
+    /// The identities that this host needs certificates for.
+    pub fn identities(&self) -> Vec<Identity> {
+        let mut all: Vec<_> = self.advertised.values().map(|local| local.identity.clone()).collect();
+        all.push(self.host_identity.clone());
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    /// What the DNS server answers for `name`, lower case, without the final dot.
+    pub fn find_name(&self, name: &str) -> Found {
+        let config = &self.mesh.config;
+        let ours = name.strip_suffix(config.domain.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let key = Key::resolve(name, &baremesh_model::name::default_namespace(), &config.domain);
+        match key.ok().and_then(|key| self.services.get(&key)) {
+            Some(service) => {
+                let v4 = service.addresses.iter().filter_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+                let v6 = service.addresses.iter().filter_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
+                Found::Service { v4: v4.collect(), v6: v6.collect() }
+            }
+            None if ours => Found::NoSuchName,
+            None => Found::NotOurs,
+        }
+    }
+
+    /// The full name behind a virtual address.
+    pub fn find_address(&self, address: IpAddr) -> Option<String> {
+        self.virtual_addresses.get(&address).map(|service| service.host.to_string())
+    }
+
+    fn is_here(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.host.addresses.contains(&address)
+    }
+}

@@ -1,0 +1,277 @@
+//! From a whole mesh and this host's registrations to a snapshot. What is registered here holds whatever the
+//! registry says of it: a service of this host is delivered to with no registry in reach.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use baremesh_model::authorization::PolicySet;
+use baremesh_model::identity::Identity;
+use baremesh_model::mesh::{Mesh, MeshError};
+use baremesh_model::peer_authentication::mode_of;
+use baremesh_model::service::{Service, ServicePort};
+use baremesh_model::workload::{Tunnel, Workload};
+
+use super::{Endpoint, EndpointState, Host, LocalEndpoint, PortEntry, ServiceEntry, Snapshot, Transport};
+use crate::attribution::CallerTable;
+use crate::registration::{DefaultForAddress, LocalService};
+
+/// Why a mesh and this host's registrations do not go together. The last good snapshot stays.
+#[derive(Debug, thiserror::Error)]
+#[error("this host's registrations do not fit the mesh: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub struct BuildError(pub Vec<MeshError>);
+
+impl Snapshot {
+    /// Compiles a snapshot. `previous` lends the state of the endpoints that it knew. `hbone_port` is the port on
+    /// which every agent of the mesh takes tunnels.
+    pub fn build(
+        mesh: &Mesh,
+        registrations: &[Arc<LocalService>],
+        host: &Host,
+        hbone_port: u16,
+        previous: Option<&Self>,
+    ) -> Result<Self, BuildError> {
+        let mesh = with_registrations(mesh, registrations, host)?;
+        let config = &mesh.config;
+        let local = local_endpoints(&mesh, registrations, host);
+        let advertised: HashMap<_, _> = local.iter().map(|local| (local.advertised, Arc::clone(local))).collect();
+        let known = KnownStates::of(previous);
+        let compile = |service: &Service| Arc::new(service_entry(&mesh, service, &advertised, hbone_port, &known));
+        let services: HashMap<_, _> =
+            mesh.services.values().map(|service| (service.key.clone(), compile(service))).collect();
+        let of_addresses = |service: &Arc<ServiceEntry>| {
+            let entry = Arc::clone(service);
+            service.addresses.clone().into_iter().map(move |address| (address, Arc::clone(&entry)))
+        };
+        let callers = registrations.iter().enumerate();
+        let callers = callers.filter_map(|(index, local)| Some((local.matcher.clone()?, index)));
+        Ok(Self {
+            host: host.clone(),
+            host_identity: Identity::host(config.trust_domain.clone(), host.name.clone()),
+            callers: CallerTable::new(callers),
+            virtual_addresses: services.values().flat_map(of_addresses).collect(),
+            endpoints: dialled_directly(&mesh, &services),
+            captured: captured(&local),
+            captured_ports: captured_ports(&local),
+            unnamed: unnamed(registrations, &local, host),
+            registrations: registrations.to_vec(),
+            services,
+            advertised,
+            mesh: Arc::new(mesh),
+        })
+    }
+}
+
+/// The mesh with this host's own services in it, declared or not.
+fn with_registrations(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host) -> Result<Mesh, BuildError> {
+    let mut parts = mesh.clone().into_parts();
+    for local in registrations {
+        parts.services.entry(local.key.clone()).or_insert_with(|| implied_service(local));
+        if let Some(workload) = local.workload(&host.name, &host.addresses) {
+            parts.workloads.insert(workload.key.clone(), workload);
+        }
+    }
+    Mesh::assemble(parts).map_err(BuildError)
+}
+
+/// The Service that a registration stands for where none was declared.
+fn implied_service(local: &LocalService) -> Service {
+    let port = |port: &crate::registration::LocalPort| ServicePort {
+        port: port.port,
+        target_port: port.target_port,
+        protocol: port.protocol,
+        name: port.name.clone(),
+    };
+    Service {
+        key: local.key.clone(),
+        ports: local.ports.iter().map(port).collect(),
+        selector: None,
+        service_account: local.service_account.clone(),
+        addresses: Vec::new(),
+    }
+}
+
+fn local_endpoints(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host) -> Vec<Arc<LocalEndpoint>> {
+    let mut all = Vec::new();
+    let config = &mesh.config;
+    for local in registrations {
+        let labels = local.labels();
+        let namespace = &local.key.namespace;
+        let policies =
+            PolicySet::select(&mesh.authorization_policies, namespace, &labels, &config.root_namespace);
+        let identity =
+            Identity::new(config.trust_domain.clone(), namespace.clone(), local.service_account.clone());
+        for port in &local.ports {
+            let number = port.target_port.get();
+            let default = (&config.root_namespace, config.default_mtls);
+            let mode = mode_of(&mesh.peer_authentications, (namespace, &labels), number, default);
+            for address in local.addresses(&host.addresses) {
+                all.push(Arc::new(LocalEndpoint {
+                    service: local.key.clone(),
+                    identity: identity.clone(),
+                    labels: labels.clone(),
+                    advertised: SocketAddr::new(*address, number),
+                    deliver: port.deliver,
+                    mode,
+                    policies: policies.clone(),
+                }));
+            }
+        }
+    }
+    all
+}
+
+/// The states that the previous snapshot's endpoints had, by service and address.
+struct KnownStates<'a>(HashMap<(&'a str, SocketAddr), &'a Arc<EndpointState>>);
+
+impl<'a> KnownStates<'a> {
+    fn of(previous: Option<&'a Snapshot>) -> Self {
+        let services = previous.into_iter().flat_map(Snapshot::services);
+        let endpoints = services.flat_map(|service| {
+            let of_port = |port: &'a PortEntry| port.endpoints.iter();
+            service.ports.iter().flat_map(of_port).map(move |endpoint| (&*service.host, endpoint))
+        });
+        Self(endpoints.map(|(host, endpoint)| ((host, endpoint.address), &endpoint.state)).collect())
+    }
+
+    fn state(&self, host: &str, address: SocketAddr) -> Arc<EndpointState> {
+        self.0.get(&(host, address)).map(|state| Arc::clone(state)).unwrap_or_default()
+    }
+}
+
+fn service_entry(
+    mesh: &Mesh,
+    service: &Service,
+    advertised: &HashMap<SocketAddr, Arc<LocalEndpoint>>,
+    hbone_port: u16,
+    known: &KnownStates<'_>,
+) -> ServiceEntry {
+    let host: Arc<str> = service.key.host(&mesh.config.domain).into();
+    let workloads: Vec<&Workload> = mesh.workloads_of(service).collect();
+    let endpoint = |workload: &Workload, port: &ServicePort| {
+        let address = workload.endpoint(port);
+        let transport = match (advertised.get(&address), workload.tunnel) {
+            (Some(local), _) => Transport::Local(Arc::clone(local)),
+            (None, Tunnel::Hbone) => Transport::Hbone(SocketAddr::new(address.ip(), hbone_port)),
+            (None, Tunnel::Plain) => Transport::Plain,
+        };
+        let state = known.state(&host, address);
+        Arc::new(Endpoint {
+            address,
+            transport,
+            workload: workload.key.name.as_str().into(),
+            labels: workload.labels.clone(),
+            locality: workload.locality.clone(),
+            weight: workload.weight,
+            state,
+        })
+    };
+    let port = |port: &ServicePort| {
+        let mut endpoints: Vec<_> = workloads.iter().map(|workload| endpoint(workload, port)).collect();
+        // A hand-written entry and a registration may name the same place: it is one endpoint.
+        endpoints.sort_by_key(|endpoint| endpoint.address);
+        endpoints.dedup_by_key(|endpoint| endpoint.address);
+        PortEntry { port: port.port.get(), protocol: port.protocol, endpoints }
+    };
+    ServiceEntry {
+        ports: service.ports.iter().map(port).collect(),
+        identity: mesh.identity_of(service),
+        addresses: service.addresses.clone(),
+        key: service.key.clone(),
+        host,
+    }
+}
+
+/// Endpoints that are captured when they are dialled by their own address: those that an agent serves, under each
+/// of their addresses.
+fn dialled_directly(
+    mesh: &Mesh,
+    services: &HashMap<baremesh_model::name::Key, Arc<ServiceEntry>>,
+) -> HashMap<SocketAddr, (Arc<ServiceEntry>, u16, Arc<Endpoint>)> {
+    let mut all = HashMap::new();
+    for service in mesh.services.values() {
+        let Some(entry) = services.get(&service.key) else { continue };
+        for workload in mesh.workloads_of(service).filter(|workload| workload.tunnel == Tunnel::Hbone) {
+            for (port, compiled) in service.ports.iter().zip(&entry.ports) {
+                let preferred = workload.endpoint(port);
+                let Some(known) = compiled.endpoints.iter().find(|known| known.address == preferred) else { continue };
+                for address in workload.endpoints(port) {
+                    let endpoint = at_address(known, address);
+                    all.insert(address, (Arc::clone(entry), compiled.port, endpoint));
+                }
+            }
+        }
+    }
+    all
+}
+
+/// The same endpoint under another of its addresses; the agent is dialled at that address too.
+fn at_address(known: &Arc<Endpoint>, address: SocketAddr) -> Arc<Endpoint> {
+    let transport = match &known.transport {
+        _ if known.address == address => return Arc::clone(known),
+        Transport::Hbone(agent) => Transport::Hbone(SocketAddr::new(address.ip(), agent.port())),
+        other => other.clone(),
+    };
+    Arc::new(Endpoint {
+        address,
+        transport,
+        workload: Arc::clone(&known.workload),
+        labels: known.labels.clone(),
+        locality: known.locality.clone(),
+        weight: known.weight,
+        state: Arc::clone(&known.state),
+    })
+}
+
+/// Where callers of this host reach a service of this host: its delivery address and the advertised ones.
+fn captured(local: &[Arc<LocalEndpoint>]) -> HashMap<SocketAddr, Arc<LocalEndpoint>> {
+    let both = |local: &Arc<LocalEndpoint>| [(local.deliver, Arc::clone(local)), (local.advertised, Arc::clone(local))];
+    local.iter().flat_map(both).collect()
+}
+
+/// Ports that belong to one service of this host alone, at whatever address of the host.
+fn captured_ports(local: &[Arc<LocalEndpoint>]) -> HashMap<u16, Arc<LocalEndpoint>> {
+    let mut owners: HashMap<u16, Option<Arc<LocalEndpoint>>> = HashMap::new();
+    for endpoint in local {
+        let delivered_here = endpoint.deliver.ip().is_loopback() || endpoint.deliver.ip() == endpoint.advertised.ip();
+        let ports = [Some(endpoint.advertised.port()), delivered_here.then(|| endpoint.deliver.port())];
+        for port in ports.into_iter().flatten() {
+            let owner = owners.entry(port).or_insert_with(|| Some(Arc::clone(endpoint)));
+            if owner.as_ref().is_some_and(|owner| owner.service != endpoint.service) {
+                *owner = None;
+            }
+        }
+    }
+    owners.into_iter().filter_map(|(port, owner)| Some((port, owner?))).collect()
+}
+
+/// The identity that peers without a server name reach at each address: the only one there, or the one that was
+/// registered as the address's default.
+fn unnamed(
+    registrations: &[Arc<LocalService>],
+    local: &[Arc<LocalEndpoint>],
+    host: &Host,
+) -> HashMap<IpAddr, Identity> {
+    let mut at: HashMap<IpAddr, Vec<&Identity>> = HashMap::new();
+    for endpoint in local {
+        let identities = at.entry(endpoint.advertised.ip()).or_default();
+        if !identities.contains(&&endpoint.identity) {
+            identities.push(&endpoint.identity);
+        }
+    }
+    let chosen = |address: &IpAddr| {
+        let mut defaults = registrations
+            .iter()
+            .filter(|local| local.default_for_address == DefaultForAddress::Yes)
+            .filter(|local| local.addresses(&host.addresses).contains(address));
+        let default = defaults.next().filter(|_| defaults.next().is_none())?;
+        let of_default = |endpoint: &&Arc<LocalEndpoint>| endpoint.service == default.key;
+        local.iter().find(of_default).map(|endpoint| endpoint.identity.clone())
+    };
+    at.into_iter()
+        .filter_map(|(address, identities)| match identities[..] {
+            [only] => Some((address, only.clone())),
+            _ => chosen(&address).map(|identity| (address, identity)),
+        })
+        .collect()
+}

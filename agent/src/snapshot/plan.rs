@@ -1,0 +1,81 @@
+//! What a snapshot asks the capture rules for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use baremesh_model::name::Key;
+use baremesh_model::peer_authentication::MtlsMode;
+
+use super::{LocalEndpoint, Snapshot, Transport};
+use crate::capture::{AgentPorts, CapturePlan, DnsCapture, LocalService, Outbound, Strictness, WhenGone};
+use crate::registration;
+
+/// What the rules depend on besides the mesh: this host's configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptureSettings {
+    /// The uid that the agent runs as.
+    pub agent_uid: u32,
+    /// The agent's ports.
+    pub ports: AgentPorts,
+    /// Whether DNS is captured.
+    pub dns: DnsCapture,
+    /// How much of what leaves the host is captured.
+    pub outbound: Outbound,
+    /// Ports of sshd besides 22.
+    pub ssh_ports: BTreeSet<u16>,
+}
+
+impl Snapshot {
+    /// The plan for this host: virtual addresses, remote endpoints, and the services of the host itself.
+    pub fn capture_plan(&self, settings: &CaptureSettings) -> CapturePlan {
+        let ranges = &self.mesh.config.virtual_ranges;
+        CapturePlan {
+            virtual_v4: ranges.v4,
+            virtual_v6: ranges.v6,
+            endpoints: self.remote_endpoints(),
+            local: self.local_services(),
+            agent_uid: settings.agent_uid,
+            ports: settings.ports,
+            dns: settings.dns,
+            outbound: settings.outbound,
+            ssh_ports: settings.ssh_ports.clone(),
+        }
+    }
+
+    fn remote_endpoints(&self) -> BTreeSet<SocketAddr> {
+        let remote = |endpoint: &super::Endpoint| matches!(endpoint.transport, Transport::Hbone(_));
+        self.endpoints.iter().filter(|(_, (.., endpoint))| remote(endpoint)).map(|(address, _)| *address).collect()
+    }
+
+    fn local_services(&self) -> Vec<LocalService> {
+        let mut by_service: BTreeMap<&Key, Vec<&LocalEndpoint>> = BTreeMap::new();
+        for local in self.advertised.values() {
+            by_service.entry(&local.service).or_default().push(local);
+        }
+        by_service.into_iter().map(|(key, endpoints)| self.local_service(key, &endpoints)).collect()
+    }
+
+    fn local_service(&self, key: &Key, endpoints: &[&LocalEndpoint]) -> LocalService {
+        let both = endpoints.iter().flat_map(|local| [local.deliver, local.advertised]);
+        // A port that belongs to this service alone is captured at every address of the host, those that appear
+        // later included; one that is shared only at the exact addresses.
+        let alone = |address: &SocketAddr| {
+            self.captured_ports.get(&address.port()).is_some_and(|local| local.service == *key)
+                && (self.is_here(address.ip()) || address.ip().is_unspecified())
+        };
+        let (by_port, exact): (Vec<_>, Vec<_>) = both.partition(alone);
+        let strict = endpoints.iter().any(|local| local.mode == MtlsMode::Strict);
+        let registered = self.registrations.iter().find(|registered| registered.key == *key);
+        let when_gone = registered.map_or(registration::WhenGone::Closed, |registered| registered.when_gone);
+        LocalService {
+            name: key.clone(),
+            ports: by_port.iter().map(SocketAddr::port).collect(),
+            addresses: exact.into_iter().collect(),
+            strictness: if strict { Strictness::Strict } else { Strictness::Permissive },
+            when_gone: match when_gone {
+                registration::WhenGone::Open => WhenGone::Open,
+                registration::WhenGone::Closed => WhenGone::Closed,
+            },
+        }
+    }
+}

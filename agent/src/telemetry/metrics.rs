@@ -1,0 +1,382 @@
+//! Metrics under Istio's names and labels, and the agent's own, which start with `baremesh_`. A label's value is
+//! never something that a caller can choose: identities, services and workloads are registered things.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use baremesh_model::identity::Identity;
+use baremesh_model::workload::Labels;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter as GenericCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::{Reporter, Security};
+use crate::dns::DnsCounters;
+use crate::proxy::error::Reason;
+
+/// A count that only grows.
+pub type Counter = GenericCounter<u64, AtomicU64>;
+
+/// Series of ended connections are dropped when nothing has counted in them for this long.
+const SERIES_IDLE: Duration = Duration::from_secs(15 * 60);
+/// The most series of connections that a worker remembers; beyond it, the label sets are `other`.
+const MAX_SERIES: usize = 20_000;
+
+/// One side of a connection, as labels name it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Party {
+    /// The identity, where it is known.
+    pub identity: Option<Identity>,
+    /// The workload's name, where a registration says it.
+    pub workload: Option<Arc<str>>,
+    /// The label `app`.
+    pub app: Option<Arc<str>>,
+    /// The label `version`.
+    pub version: Option<Arc<str>>,
+}
+
+impl Party {
+    /// A side of which the identity alone is known.
+    pub fn of(identity: &Identity) -> Self {
+        Self { identity: Some(identity.clone()), ..Self::default() }
+    }
+
+    /// A side whose registration is known.
+    pub fn registered(identity: &Identity, workload: Option<Arc<str>>, labels: &Labels) -> Self {
+        Self {
+            identity: Some(identity.clone()),
+            workload,
+            app: labels.get("app").cloned(),
+            version: labels.get("version").cloned(),
+        }
+    }
+}
+
+/// What tells one series of connections from another.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SeriesKey {
+    /// Which side reports.
+    pub reporter: Reporter,
+    /// Who calls.
+    pub source: Party,
+    /// Who is called.
+    pub target: Party,
+    /// The called service's full host name.
+    pub service_host: Option<Arc<str>>,
+    /// How it travels.
+    pub security: Security,
+    /// Envoy's response flags, or `-`.
+    pub flags: &'static str,
+}
+
+/// The counters of one series.
+#[derive(Debug, Clone)]
+pub struct Series {
+    /// Connections opened.
+    pub opened: Counter,
+    /// Connections closed.
+    pub closed: Counter,
+    /// Bytes to the caller.
+    pub sent_bytes: Counter,
+    /// Bytes from the caller.
+    pub received_bytes: Counter,
+}
+
+/// Istio's labels of a TCP series, in its order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TcpLabels {
+    reporter: &'static str,
+    source_workload: Arc<str>,
+    source_canonical_service: Arc<str>,
+    source_canonical_revision: Arc<str>,
+    source_workload_namespace: Arc<str>,
+    source_principal: Arc<str>,
+    source_app: Arc<str>,
+    source_version: Arc<str>,
+    source_cluster: Arc<str>,
+    destination_workload: Arc<str>,
+    destination_workload_namespace: Arc<str>,
+    destination_principal: Arc<str>,
+    destination_app: Arc<str>,
+    destination_version: Arc<str>,
+    destination_service: Arc<str>,
+    destination_canonical_service: Arc<str>,
+    destination_canonical_revision: Arc<str>,
+    destination_service_name: Arc<str>,
+    destination_service_namespace: Arc<str>,
+    destination_cluster: Arc<str>,
+    connection_security_policy: &'static str,
+    response_flags: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    reporter: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct IdentityLabels {
+    identity: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    component: &'static str,
+    tag: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: &'static str,
+}
+
+/// Every metric of the process.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    cluster: Arc<str>,
+    opened: Family<TcpLabels, Counter>,
+    closed: Family<TcpLabels, Counter>,
+    sent_bytes: Family<TcpLabels, Counter>,
+    received_bytes: Family<TcpLabels, Counter>,
+    failures: Family<FailureLabels, Counter>,
+    certificate_expiry: Family<IdentityLabels, Gauge>,
+    dns: Family<OutcomeLabels, Counter>,
+    /// Connections open at this moment.
+    pub open_connections: Gauge,
+    /// Tunnels to other agents that stand at this moment.
+    pub tunnels: Gauge,
+    /// Tunnels from other agents that stand at this moment.
+    pub inbound_tunnels: Gauge,
+    /// The version of the state in force.
+    pub snapshot_version: Gauge,
+    /// Seconds since 1970 at which the state in force was taken.
+    pub snapshot_taken: Gauge,
+    /// 1 while the control server is connected.
+    pub registry_connected: Gauge,
+    /// 1 while the capture rules stand as they were meant.
+    pub capture_in_place: Gauge,
+    /// States that were refused, the last good one staying in force.
+    pub rejected_configurations: Counter,
+    /// Certificate requests that failed; each is tried again.
+    pub issue_failures: Counter,
+    /// Access log lines dropped because the writer could not keep up.
+    pub dropped_log_lines: Counter,
+    /// Policies that matched without deciding: AUDIT and dry run.
+    pub policy_notes: Counter,
+}
+
+impl Metrics {
+    /// All metrics, registered; `cluster` is the mesh's name.
+    pub fn new(cluster: &str) -> Arc<Self> {
+        let metrics = Self {
+            registry: Mutex::default(),
+            cluster: cluster.into(),
+            opened: Family::default(),
+            closed: Family::default(),
+            sent_bytes: Family::default(),
+            received_bytes: Family::default(),
+            failures: Family::default(),
+            certificate_expiry: Family::default(),
+            dns: Family::default(),
+            open_connections: Gauge::default(),
+            tunnels: Gauge::default(),
+            inbound_tunnels: Gauge::default(),
+            snapshot_version: Gauge::default(),
+            snapshot_taken: Gauge::default(),
+            registry_connected: Gauge::default(),
+            capture_in_place: Gauge::default(),
+            rejected_configurations: Counter::default(),
+            issue_failures: Counter::default(),
+            dropped_log_lines: Counter::default(),
+            policy_notes: Counter::default(),
+        };
+        metrics.register();
+        Arc::new(metrics)
+    }
+
+    fn register(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tcp = |name: &str, help: &str, family: &Family<TcpLabels, Counter>| {
+            registry.register(name, help, family.clone());
+        };
+        tcp("istio_tcp_connections_opened", "Connections opened", &self.opened);
+        tcp("istio_tcp_connections_closed", "Connections closed", &self.closed);
+        tcp("istio_tcp_sent_bytes", "Bytes sent to callers", &self.sent_bytes);
+        tcp("istio_tcp_received_bytes", "Bytes received from callers", &self.received_bytes);
+        let build = Family::<BuildLabels, Gauge>::default();
+        build.get_or_create(&BuildLabels { component: "agent", tag: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("istio_build", "The component's version", build);
+        registry.register(
+            "baremesh_connection_failures",
+            "Connections not carried, or ended early, by reason",
+            self.failures.clone(),
+        );
+        registry.register(
+            "baremesh_certificate_expiry_timestamp_seconds",
+            "When each certificate expires, in seconds since 1970",
+            self.certificate_expiry.clone(),
+        );
+        registry.register("baremesh_dns_queries", "DNS questions by what became of them", self.dns.clone());
+        let mut gauge = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
+        gauge("baremesh_open_connections", "Connections open now", &self.open_connections);
+        gauge("baremesh_tunnels", "Tunnels to other agents that stand now", &self.tunnels);
+        gauge("baremesh_inbound_tunnels", "Tunnels from other agents that stand now", &self.inbound_tunnels);
+        gauge("baremesh_snapshot_version", "The version of the state in force", &self.snapshot_version);
+        gauge(
+            "baremesh_snapshot_timestamp_seconds",
+            "When the state in force was taken, in seconds since 1970",
+            &self.snapshot_taken,
+        );
+        gauge("baremesh_registry_connected", "1 while the registry is in reach", &self.registry_connected);
+        gauge("baremesh_capture_in_place", "1 while the capture rules stand", &self.capture_in_place);
+        let mut counter = |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
+        counter("baremesh_rejected_configurations", "States refused", &self.rejected_configurations);
+        counter("baremesh_issue_failures", "Certificate requests that failed", &self.issue_failures);
+        counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);
+        counter("baremesh_policy_notes", "AUDIT and dry-run policies that matched", &self.policy_notes);
+    }
+
+    /// Counts a connection that was not carried, or ended early.
+    pub fn failed(&self, reporter: Reporter, reason: Reason) {
+        let labels = FailureLabels { reporter: reporter.name(), reason: reason.name() };
+        self.failures.get_or_create(&labels).inc();
+    }
+
+    /// Sets when the certificate of each identity expires; those of other identities are dropped.
+    pub fn certificates<'a>(&self, held: impl Iterator<Item = (&'a Identity, SystemTime)>) {
+        self.certificate_expiry.clear();
+        for (identity, not_after) in held {
+            let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+            let labels = IdentityLabels { identity: identity.to_string() };
+            self.certificate_expiry.get_or_create(&labels).set(i64::try_from(seconds).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// The text that Prometheus scrapes (OpenMetrics 1.0).
+    pub fn render(&self, dns: Option<&DnsCounters>) -> String {
+        if let Some(dns) = dns {
+            self.take_dns(dns);
+        }
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+        if prometheus_client::encoding::text::encode(&mut text, &registry).is_err() {
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "# EOF");
+        }
+        text
+    }
+
+    fn take_dns(&self, dns: &DnsCounters) {
+        for (outcome, total) in [
+            ("answered", &dns.answered),
+            ("nxdomain", &dns.nxdomain),
+            ("nodata", &dns.nodata),
+            ("forwarded", &dns.forwarded),
+            ("over_limit", &dns.over_limit),
+            ("malformed", &dns.refused_malformed),
+            ("servfail", &dns.servfail),
+            ("upstream_timeout", &dns.upstream_timeouts),
+            ("upstream_error", &dns.upstream_errors),
+            ("spoofed_ignored", &dns.spoofed_ignored),
+            ("in_virtual_range", &dns.dropped_in_virtual_range),
+        ] {
+            let counter = self.dns.get_or_create(&OutcomeLabels { outcome });
+            counter.inc_by(total.load(Ordering::Relaxed).saturating_sub(counter.get()));
+        }
+    }
+
+    fn labels(&self, key: &SeriesKey) -> TcpLabels {
+        let unknown: Arc<str> = "unknown".into();
+        let or_unknown = |text: &Option<Arc<str>>| text.clone().unwrap_or_else(|| Arc::clone(&unknown));
+        let account = |party: &Party| party.identity.as_ref().map(|id| Arc::from(id.service_account().as_str()));
+        let namespace = |party: &Party| party.identity.as_ref().map(|id| Arc::from(id.namespace().as_str()));
+        let principal = |party: &Party| party.identity.as_ref().map(|id| Arc::from(id.to_string()));
+        let canonical = |party: &Party| party.app.clone().or_else(|| account(party));
+        let workload = |party: &Party| party.workload.clone().or_else(|| account(party));
+        let (service, space) = match key.service_host.as_deref().map(|host| host.splitn(3, '.').collect::<Vec<_>>()) {
+            Some(parts) if parts.len() == 3 => (Some(Arc::from(parts[0])), Some(Arc::from(parts[1]))),
+            _ => (None, None),
+        };
+        TcpLabels {
+            reporter: key.reporter.name(),
+            source_workload: or_unknown(&workload(&key.source)),
+            source_canonical_service: or_unknown(&canonical(&key.source)),
+            source_canonical_revision: key.source.version.clone().unwrap_or_else(|| "latest".into()),
+            source_workload_namespace: or_unknown(&namespace(&key.source)),
+            source_principal: or_unknown(&principal(&key.source)),
+            source_app: or_unknown(&key.source.app),
+            source_version: or_unknown(&key.source.version),
+            source_cluster: Arc::clone(&self.cluster),
+            destination_workload: or_unknown(&workload(&key.target)),
+            destination_workload_namespace: or_unknown(&namespace(&key.target)),
+            destination_principal: or_unknown(&principal(&key.target)),
+            destination_app: or_unknown(&key.target.app),
+            destination_version: or_unknown(&key.target.version),
+            destination_service: or_unknown(&key.service_host),
+            destination_canonical_service: or_unknown(&canonical(&key.target)),
+            destination_canonical_revision: key.target.version.clone().unwrap_or_else(|| "latest".into()),
+            destination_service_name: or_unknown(&service),
+            destination_service_namespace: or_unknown(&space),
+            destination_cluster: Arc::clone(&self.cluster),
+            connection_security_policy: key.security.name(),
+            response_flags: key.flags,
+        }
+    }
+
+    fn series(&self, key: &SeriesKey) -> Series {
+        let labels = self.labels(key);
+        Series {
+            opened: self.opened.get_or_create(&labels).clone(),
+            closed: self.closed.get_or_create(&labels).clone(),
+            sent_bytes: self.sent_bytes.get_or_create(&labels).clone(),
+            received_bytes: self.received_bytes.get_or_create(&labels).clone(),
+        }
+    }
+
+    fn drop_series(&self, key: &SeriesKey) {
+        let labels = self.labels(key);
+        for family in [&self.opened, &self.closed, &self.sent_bytes, &self.received_bytes] {
+            family.remove(&labels);
+        }
+    }
+}
+
+/// A worker's memory of the series that it counts in, so that a connection costs one look-up and no rendering
+/// of labels.
+#[derive(Default)]
+pub struct SeriesCache(Mutex<HashMap<SeriesKey, (Arc<Series>, Instant)>>);
+
+impl SeriesCache {
+    /// The series of `key`. Past `MAX_SERIES`, the sides are left unnamed.
+    pub fn series(&self, metrics: &Metrics, mut key: SeriesKey) -> Arc<Series> {
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((series, used)) = cache.get_mut(&key) {
+            *used = Instant::now();
+            return Arc::clone(series);
+        }
+        if cache.len() >= MAX_SERIES {
+            (key.source, key.target, key.service_host) = (Party::default(), Party::default(), None);
+        }
+        let series = Arc::new(metrics.series(&key));
+        cache.insert(key, (Arc::clone(&series), Instant::now()));
+        series
+    }
+
+    /// Drops series that nothing counts in any more.
+    pub fn sweep_into(&self, metrics: &Metrics) {
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.retain(|key, (series, used)| {
+            let keep = Arc::strong_count(series) > 1 || used.elapsed() < SERIES_IDLE;
+            if !keep {
+                metrics.drop_series(key);
+            }
+            keep
+        });
+    }
+}
