@@ -1,0 +1,202 @@
+//! Putting the rules in place and taking them away. Rules go in before the routes that make virtual addresses
+//! reachable, and routes go before the rules: at no moment does a virtual address lead to a local process.
+
+use std::path::{Path, PathBuf};
+
+use super::CaptureError;
+use super::batch::{Batch, Routes};
+use super::command::Tools;
+use super::gone::{ANCHOR_TABLE, batch_of_gone, removal};
+use super::listing::Listing;
+use super::plan::CapturePlan;
+use super::route;
+use super::rules::{self, Ruleset, ruleset, skeleton, transaction};
+use super::sets::{ELEMENTS_PER_TRANSACTION, NamedSet, SEAL, SEAL_OF_STRUCTURE, TABLE, difference, loading};
+use super::status::{Status, seal_is_broken};
+
+/// The file with the rules for a gone agent, in the runtime directory.
+const GONE_FILE: &str = "gone.nft";
+
+/// The capture rules of this host.
+#[derive(Debug)]
+pub struct Capture {
+    pub(super) tools: Tools,
+    runtime: PathBuf,
+    standing: Option<Standing>,
+}
+
+/// What this process put in place last.
+#[derive(Debug)]
+struct Standing {
+    skeleton: String,
+    sets: Vec<NamedSet>,
+    /// What the kernel's listing hashed to.
+    structure: u64,
+}
+
+/// What a change came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// How much was changed.
+    pub change: Change,
+    /// Why virtual IPv6 addresses are not reachable, if the plan has such and the host has no IPv6.
+    pub without_ipv6: Option<&'static str>,
+}
+
+/// How much was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// The rules were those of the plan already.
+    None,
+    /// Only elements of sets.
+    Elements {
+        /// So many came.
+        added: usize,
+        /// So many went.
+        removed: usize,
+    },
+    /// The whole table.
+    Replaced,
+}
+
+/// What becomes of the anchor table when the rules are removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anchor {
+    /// It stays, and with it the routes, so that connections through the agent can end in peace. New connections
+    /// to virtual addresses are refused, all others flow as without a mesh. `Remove` follows when the agent has
+    /// drained.
+    Keep,
+    /// It goes too, and nothing of capture is left. Redirected connections that are still open break.
+    Remove,
+}
+
+impl Capture {
+    /// Capture with its state files in `runtime`, a directory that exists, is writable for us alone and does not
+    /// outlive a reboot. Fails if `nft` or `ip` is not installed.
+    pub fn new(runtime: &Path) -> Result<Self, CaptureError> {
+        Ok(Self { tools: Tools::find()?, runtime: runtime.to_owned(), standing: None })
+    }
+
+    /// The file with the rules for when the agent is gone, written by every `apply`.
+    pub fn gone_file(&self) -> PathBuf {
+        self.runtime.join(GONE_FILE)
+    }
+
+    pub(super) fn runtime(&self) -> &Path {
+        &self.runtime
+    }
+
+    /// Makes the rules those of the plan: by a transaction of elements where nothing else differs from what this
+    /// process put in place before, by replacing the table otherwise. Then reads them back.
+    pub fn apply(&mut self, plan: &CapturePlan) -> Result<Applied, CaptureError> {
+        // First, so that an agent that dies in the middle of this is followed by the right rules.
+        batch_of_gone(plan).write(&self.gone_file())?;
+        let ruleset = ruleset(plan);
+        let skeleton = skeleton(&ruleset);
+        // Until all of it has succeeded nothing is known to stand, and the next attempt replaces everything.
+        let standing = self.standing.take();
+        let standing = standing.filter(|standing| standing.skeleton == skeleton);
+        let changed = standing
+            .and_then(|standing| Some((self.change_elements(&standing, &ruleset)?, standing.structure)));
+        let (change, structure) = match changed {
+            Some(changed) => changed,
+            None => (Change::Replaced, self.replace(&skeleton, &ruleset)?),
+        };
+        route::place(&self.tools, &route::ranges_of(plan))?;
+        self.standing = Some(Standing { skeleton, sets: ruleset.sets, structure });
+        Ok(Applied { change, without_ipv6: plan.virtual_v6.and_then(|_| route::ipv6_is_off()) })
+    }
+
+    /// Changes elements alone and reads the table back. If it is not what was meant, somebody else changed it:
+    /// `None`, and the table is to be replaced.
+    fn change_elements(&self, standing: &Standing, ruleset: &Ruleset) -> Option<Change> {
+        let (text, added, removed) = difference(&standing.sets, &ruleset.sets);
+        if !text.is_empty() {
+            self.tools.apply(&text).ok()?;
+        }
+        // Even if there was nothing to change: applying a plan again is how one finds out whether it still stands.
+        let listing = Listing::read(&self.tools).ok()??;
+        let same = listing.structure == standing.structure && listing.differences(ruleset).is_empty();
+        let change = if text.is_empty() { Change::None } else { Change::Elements { added, removed } };
+        (same && seal_is_broken(&listing).is_empty()).then_some(change)
+    }
+
+    /// Replaces the table, in one transaction wherever the kernel takes one of that size, reads it back, compares
+    /// it with what was meant and seals it: how nft writes the rules back is not known before it has.
+    fn replace(&self, skeleton: &str, ruleset: &Ruleset) -> Result<u64, CaptureError> {
+        load(&self.tools, skeleton, &ruleset.sets)?;
+        let listing = Listing::read(&self.tools)?.unwrap_or_default();
+        let differences = listing.differences(ruleset);
+        if !differences.is_empty() {
+            return Err(CaptureError::NotAsMeant { differences });
+        }
+        let hash = listing.structure;
+        self.tools.apply(&format!(
+            "add element inet {TABLE} {SEAL} {{ {SEAL_OF_STRUCTURE} comment \"{hash:016x}\" }}\n"
+        ))?;
+        Ok(hash)
+    }
+
+    /// What stands now, whoever put it there.
+    pub fn status(&self) -> Result<Status, CaptureError> {
+        Ok(Status::of(Listing::read(&self.tools)?.as_ref(), route::standing(&self.tools)?))
+    }
+
+    /// Removes the routes, then the rules, then the file for a gone agent. Nothing that is not there is missed.
+    pub fn remove(&mut self, anchor: Anchor) -> Result<(), CaptureError> {
+        self.standing = None;
+        let batch = match anchor {
+            Anchor::Keep => {
+                let text = rules::anchor(&route::standing(&self.tools)?) + &removal(TABLE);
+                Batch { routes: Routes::Keep, transactions: vec![text] }
+            }
+            Anchor::Remove => {
+                let transactions = vec![removal(TABLE) + &removal(ANCHOR_TABLE)];
+                Batch { routes: Routes::Withdraw, transactions }
+            }
+        };
+        batch.run(&self.tools)?;
+        remove_file(&self.gone_file())
+    }
+
+    /// What would bring back what stands now.
+    pub(super) fn way_back(&self) -> Result<Batch, CaptureError> {
+        let Some((text, sets)) = Listing::saved(&self.tools)? else {
+            let transactions = vec![removal(TABLE) + &removal(ANCHOR_TABLE)];
+            return Ok(Batch { routes: Routes::Withdraw, transactions });
+        };
+        // The anchor that stands by then holds for the rules before as well.
+        let skeleton = format!("{}{text}", removal(TABLE));
+        let transactions = in_parts(&skeleton, &sets);
+        Ok(Batch { routes: Routes::Place(route::standing(&self.tools)?), transactions })
+    }
+}
+
+/// Loads a table, split only where it must be: the table and the first elements in one transaction, the other
+/// elements after.
+fn load(tools: &Tools, skeleton: &str, sets: &[NamedSet]) -> Result<(), CaptureError> {
+    match tools.apply(&transaction(skeleton, sets)) {
+        Err(CaptureError::Refused { stderr, .. }) if stderr.contains("Message too long") => {
+            in_parts(skeleton, sets).iter().try_for_each(|part| tools.apply(part))
+        }
+        whole => whole,
+    }
+}
+
+pub(super) fn in_parts(skeleton: &str, sets: &[NamedSet]) -> Vec<String> {
+    let mut parts = loading(sets, ELEMENTS_PER_TRANSACTION);
+    match parts.first_mut() {
+        Some(first) => first.insert_str(0, skeleton),
+        None => parts.push(skeleton.to_owned()),
+    }
+    parts
+}
+
+pub(super) fn remove_file(path: &Path) -> Result<(), CaptureError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(CaptureError::File { action: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}

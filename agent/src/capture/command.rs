@@ -1,0 +1,217 @@
+//! Running `nft` and `ip`: where they are, what they said, and a limit to how long they may take.
+
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::CaptureError;
+
+/// How long one command may take. The largest load seen, 20,000 elements, takes half a second.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// So much of a command's complaint goes into the error: nft repeats the whole statement that it refuses.
+const COMPLAINT_LIMIT: usize = 600;
+
+/// Where the commands are when PATH, as a service or a user has it, does not name them.
+const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
+
+/// The commands that capture needs, found once.
+#[derive(Debug, Clone)]
+pub(super) struct Tools {
+    nft: PathBuf,
+    ip: PathBuf,
+}
+
+impl Tools {
+    /// Finds both, or says which package brings the one that is missing.
+    pub(super) fn find() -> Result<Self, CaptureError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let find = |tool, package| find_in(&path, tool).ok_or(CaptureError::MissingTool { tool, package });
+        Ok(Self { nft: find("nft", "nftables")?, ip: find("ip", "iproute2")? })
+    }
+
+    /// Applies nft text as one transaction.
+    pub(super) fn apply(&self, text: &str) -> Result<(), CaptureError> {
+        self.nft(&["-f", "-"], text).map(drop)
+    }
+
+    /// Runs `nft` and returns what it wrote.
+    pub(super) fn nft(&self, arguments: &[&str], input: &str) -> Result<String, CaptureError> {
+        run(&self.nft, arguments, input)
+    }
+
+    /// Runs `ip` and returns what it wrote.
+    pub(super) fn ip(&self, arguments: &[&str]) -> Result<String, CaptureError> {
+        run(&self.ip, arguments, "")
+    }
+}
+
+fn find_in(path: &OsStr, tool: &str) -> Option<PathBuf> {
+    let system = SYSTEM_DIRECTORIES.iter().map(PathBuf::from);
+    // A relative entry of PATH would let the current directory decide what runs with our privileges.
+    let directories = std::env::split_paths(path).filter(|directory| directory.is_absolute()).chain(system);
+    directories.map(|directory| directory.join(tool)).find(|file| file.is_file())
+}
+
+fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, CaptureError> {
+    let line = || format!("{} {}", program.display(), arguments.join(" "));
+    let failed = |source| CaptureError::Run { command: line(), source };
+    let mut command = Command::new(program);
+    // Messages are told apart by their English text.
+    command.args(arguments).env("LC_ALL", "C");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(failed)?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        // Three pipes at once, as a full one would stop the command while we wait at another. A command that ends
+        // without reading all of its input says why on its standard error.
+        scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(input.as_bytes())));
+        let stdout = scope.spawn(move || read(stdout));
+        let stderr = scope.spawn(move || read(stderr));
+        if !ended(&child, TIME_LIMIT).map_err(failed)? {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(CaptureError::TimedOut { command: line(), seconds: TIME_LIMIT.as_secs() });
+        }
+        let status = child.wait().map_err(failed)?;
+        let stdout = stdout.join().unwrap_or_default();
+        let stderr = stderr.join().unwrap_or_default();
+        if status.success() {
+            return Ok(stdout);
+        }
+        let stderr = if stderr.trim().is_empty() { status.to_string() } else { shortened(&stderr) };
+        Err(CaptureError::Refused { command: line(), stderr })
+    })
+}
+
+fn read(pipe: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    // What came until then is what there is to show.
+    let _ = pipe.map(|mut pipe| pipe.read_to_end(&mut bytes));
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn shortened(complaint: &str) -> String {
+    let complaint = complaint.trim();
+    let end = complaint.char_indices().nth(COMPLAINT_LIMIT).map_or(complaint.len(), |(end, _)| end);
+    complaint[..end].to_owned()
+}
+
+/// Whether a child ends within `limit`; it is not reaped.
+pub(super) fn ended(child: &Child, limit: Duration) -> io::Result<bool> {
+    let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let deadline = std::time::Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+        }
+    }
+}
+
+/// A process of our own that must not die of what ends its parent: `baremesh capture …`, with SIGTERM, SIGINT and
+/// SIGHUP ignored. A shell sets that, because ignored signals stay ignored across `exec`, while setting them in
+/// Rust takes unsafe code. The process makes itself a session of its own once it runs.
+pub(super) fn lasting(exe: &Path, arguments: &[&OsStr]) -> Command {
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", "trap '' HUP INT TERM; exec \"$@\"", "baremesh"])
+        .arg(exe)
+        .arg("capture")
+        .args(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+/// Leaves the parent's session and process group: no terminal and no signal to the group reaches it any more.
+pub(super) fn leave_session() {
+    // Refused only where the process leads a group already, and then it has left.
+    let _ = rustix::process::setsid();
+}
+
+/// The byte that a lasting process writes when it is on its post.
+const READY: u8 = 0x06;
+
+/// Reports to the parent that this process is on its post.
+pub(super) fn report_ready() -> io::Result<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(&[READY])?;
+    stdout.flush()
+}
+
+/// Waits until a lasting process is on its post.
+pub(super) fn wait_until_ready(
+    process: &'static str,
+    child: &mut Child,
+    limit: Duration,
+) -> Result<(), CaptureError> {
+    let refused = |detail: String| CaptureError::NotReady { process, detail };
+    let mut stdout = child.stdout.take().ok_or_else(|| refused("it has no standard output".to_owned()))?;
+    let timeout = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: limit.subsec_nanos().into() };
+    let mut byte = [0];
+    loop {
+        match poll(&mut [PollFd::new(&stdout, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return Err(refused(format!("it said nothing for {} s", limit.as_secs()))),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(refused(error.to_string())),
+        }
+        match stdout.read(&mut byte) {
+            Ok(0) => return Err(refused("it ended; its own messages say why".to_owned())),
+            Ok(_) if byte[0] == READY => return Ok(()),
+            // Whatever else it prints before it is ready is not for us.
+            Ok(_) => {}
+            Err(error) => return Err(refused(error.to_string())),
+        }
+    }
+}
+
+/// Writes a line to the standard error. A terminal that is gone must not end a process that stays for its sake.
+pub(super) fn log(line: &str) {
+    let _ = writeln!(io::stderr(), "baremesh capture: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_a_command_complained_about() {
+        let error = run(Path::new("/bin/sh"), &["-c", "cat; echo no such thing >&2; exit 3"], "input");
+        let Err(CaptureError::Refused { command, stderr }) = error else { panic!("{error:?}") };
+        assert_eq!((command.contains("/bin/sh -c"), stderr.as_str()), (true, "no such thing"));
+    }
+
+    #[test]
+    fn carries_input_and_output_larger_than_a_pipe() {
+        let input = "x".repeat(1 << 20);
+        assert_eq!(run(Path::new("/bin/cat"), &[], &input).expect("cat copies"), input);
+        assert!(run(Path::new("/bin/true"), &[], &input).is_ok(), "input that nobody reads is no failure");
+    }
+
+    #[test]
+    fn finds_commands_in_absolute_directories_only() {
+        let find = |path: &str| find_in(OsStr::new(path), "sh");
+        assert_eq!(find("relative:/bin"), Some(PathBuf::from("/bin/sh")));
+        assert_eq!(find_in(OsStr::new(""), "no-such-command"), None);
+    }
+
+    #[test]
+    fn a_child_that_goes_on_has_not_ended() {
+        let mut child = Command::new("/bin/cat").stdin(Stdio::piped()).spawn().expect("cat starts");
+        assert!(!ended(&child, Duration::ZERO).expect("a pidfd"));
+        drop(child.stdin.take());
+        assert!(ended(&child, TIME_LIMIT).expect("a pidfd"));
+        child.wait().expect("it is reaped");
+    }
+}

@@ -1,0 +1,108 @@
+//! The rules for when the agent is gone. They are rendered with every plan and kept in a file, so that whoever
+//! finds the agent dead (the guard, the service manager) needs nothing but that file: services that are `open` are
+//! released, `closed` ones are refused to everybody. Nothing is redirected any more, so a process that takes one of
+//! the agent's ports receives nothing.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::CaptureError;
+use super::batch::{Batch, Routes};
+use super::command::Tools;
+use super::plan::{CapturePlan, LocalService, WhenGone};
+use super::rules::{
+    Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, table, to_virtual, transaction, virtual_check,
+};
+use super::sets::{NamedSet, TABLE, inbound_ports, local_addresses};
+
+/// The table that keeps address translation going while ours changes.
+pub(super) const ANCHOR_TABLE: &str = "baremesh_anchor";
+
+/// A set that only the rules for a gone agent have: by it they are told from the others.
+pub(super) const MARK_OF_GONE: &str = "closed_ports";
+
+const COUNTERS: &[(&str, &str)] = &[
+    ("closed", "packets to services that are closed while the agent is gone, refused"),
+    ("listener_closed", "packets to the ports of the agent that is gone, refused"),
+    ("virtual_stray", "TCP packets to virtual addresses, refused"),
+    ("virtual_protocol", "packets of other protocols to virtual addresses, refused"),
+    ("virtual_from_outside", "packets of other hosts to virtual addresses, dropped"),
+];
+
+/// What `nft -f` applies when the agent is gone, as one text. Without a closed service it removes our tables.
+pub fn render_gone(plan: &CapturePlan) -> String {
+    batch_of_gone(plan).to_string()
+}
+
+/// Applies the rules for a gone agent from the file that every `Capture::apply` writes. A file that is not there
+/// means that no rules were put in place, or that they were removed in good order: nothing is done.
+pub fn apply_gone(file: &Path) -> Result<(), CaptureError> {
+    match Batch::read(file)? {
+        Some(batch) => batch.run(&Tools::find()?),
+        None => Ok(()),
+    }
+}
+
+pub(super) fn batch_of_gone(plan: &CapturePlan) -> Batch {
+    let closed: Vec<&LocalService> = plan.local.iter().filter(|s| s.when_gone == WhenGone::Closed).collect();
+    if closed.is_empty() {
+        return Batch {
+            routes: Routes::Withdraw,
+            transactions: vec![removal(TABLE) + &removal(ANCHOR_TABLE)],
+        };
+    }
+    let ruleset = ruleset_of_gone(plan, &closed);
+    let text = table(&ruleset) + &removal(ANCHOR_TABLE);
+    // The routes stay: with them a virtual address is refused at once, and does not wander off to a router.
+    Batch { routes: Routes::Keep, transactions: vec![transaction(&text, &ruleset.sets)] }
+}
+
+/// Removes one of our tables, there or not.
+pub(super) fn removal(table: &str) -> String {
+    format!("table inet {table}\ndelete table inet {table}\n")
+}
+
+fn ruleset_of_gone(plan: &CapturePlan, closed: &[&LocalService]) -> Ruleset {
+    let services = || closed.iter().copied();
+    let by_port: BTreeSet<u16> = services().flat_map(|s| s.ports.iter().copied()).collect();
+    let mut sets = vec![
+        NamedSet::of_ports("exempt_ports", plan.exempt_ports()),
+        NamedSet::of_ports(MARK_OF_GONE, by_port.into_iter().filter(|port| plan.capturable_port(*port))),
+        NamedSet::of_ports("closed_inbound", inbound_ports(plan, services())),
+    ];
+    sets.extend(NamedSet::of_sockets("closed", &local_addresses(plan, services())));
+    let chains = vec![
+        Chain::new("outbound_check", Some(Hook::filter("output")), outbound_check(plan)),
+        Chain::new("virtual_check", None, virtual_check()),
+        Chain::new("inbound_check", Some(Hook::filter("input")), inbound_check(plan)),
+        Chain::new("closed_check", None, [RESETS, "counter name closed reject with tcp reset"]),
+    ];
+    let comment = "the baremesh agent is gone: its closed services are refused until it is back";
+    Ruleset { comment, counters: COUNTERS, sets, chains }
+}
+
+const REFUSE: &str = "goto closed_check";
+
+fn outbound_check(plan: &CapturePlan) -> Vec<String> {
+    let mut rules: Vec<String> = to_virtual(plan).map(|to| format!("{to} goto virtual_check")).collect();
+    rules.push(EXEMPT.to_owned());
+    rules.extend(exempt_destinations());
+    rules.push(format!("ip daddr . tcp dport @closed4 {REFUSE}"));
+    rules.push(format!("ip6 daddr . tcp dport @closed6 {REFUSE}"));
+    rules.push(format!("tcp dport @{MARK_OF_GONE} fib daddr type local {REFUSE}"));
+    rules
+}
+
+fn inbound_check(plan: &CapturePlan) -> Vec<String> {
+    let (outbound, inbound, hbone) = (plan.ports.outbound, plan.ports.inbound, plan.ports.hbone);
+    let mut rules = vec![
+        format!(
+            "tcp dport {{ {outbound}, {inbound}, {hbone} }} counter name listener_closed reject with tcp reset"
+        ),
+        "iifname \"lo\" return".to_owned(),
+    ];
+    rules.extend(to_virtual(plan).map(|to| format!("{to} counter name virtual_from_outside drop")));
+    rules.push(EXEMPT.to_owned());
+    rules.push(format!("tcp dport @closed_inbound fib daddr type local {REFUSE}"));
+    rules
+}
