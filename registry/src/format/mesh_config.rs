@@ -1,0 +1,164 @@
+//! `MeshConfig`: what holds for the whole mesh.
+
+use baremesh_model::mesh_config::MeshConfig;
+use baremesh_model::name::Domain;
+use baremesh_model::peer_authentication::MtlsMode;
+use baremesh_model::virtual_address::VirtualRanges;
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde_json::{Value as Json, json};
+
+use super::decode::{At, Decoder, Fields, optional};
+use super::document::Metadata;
+use super::fields::{Field, enforced, no_effect};
+use super::peer_authentication::{mode_name, named_mode};
+use crate::diagnostic::quote;
+
+const HTTP: &str = "HTTP is carried as bytes so far";
+const CLUSTER: &str = "it is about a Kubernetes cluster or Istio's own control plane";
+const ENVOY: &str = "it sets up Envoy, which is not there; agents are set up by their own file";
+
+/// The fields of the kind.
+pub(super) static FIELDS: &[Field] = &[
+    enforced("trustDomain", "the trust domain of every identity; `mesh.internal` unless set"),
+    enforced("domain", "the DNS domain of services; `mesh.internal` unless set"),
+    enforced(
+        "rootNamespace",
+        "the namespace whose policies are for the whole mesh; `mesh-system` unless set",
+    ),
+    enforced("defaultMtlsMode", "PERMISSIVE (default), STRICT or DISABLE, where no PeerAuthentication says"),
+    enforced("virtualRanges", "where services' virtual addresses come from"),
+    enforced("virtualRanges.v4", "an IPv4 block of /8 to /30; `240.240.0.0/16` unless set"),
+    enforced("virtualRanges.v6", "an IPv6 block of /16 to /120, or `off`; `fdba:4e3e:5400::/64` unless set"),
+    no_effect(
+        "outboundTrafficPolicy",
+        "what is outside of the mesh is let through (ALLOW_ANY); REGISTRY_ONLY is not enforced yet",
+    ),
+    no_effect(
+        "inboundTrafficPolicy",
+        "connections that are not the mesh's reach the service as PeerAuthentication says",
+    ),
+    no_effect("enableAutoMtls", "it is always on: endpoints with an agent are reached over mutual TLS"),
+    no_effect("meshMTLS", "tunnels are TLS 1.3 always"),
+    no_effect("tlsDefaults", "the mesh originates no other TLS yet"),
+    no_effect("trustDomainAliases", "identities of this trust domain alone are taken"),
+    no_effect("caCertificates", "the mesh's own root is the only one"),
+    no_effect("certificates", CLUSTER),
+    no_effect("pathNormalization", HTTP),
+    no_effect("defaultHttpRetryPolicy", HTTP),
+    no_effect("h2UpgradePolicy", HTTP),
+    no_effect("accessLogFile", "the access log goes to the journal"),
+    no_effect("accessLogFormat", "the access log has one format so far"),
+    no_effect("accessLogEncoding", "the agent's own file says text or JSON"),
+    no_effect("enableEnvoyAccessLogService", ENVOY),
+    no_effect("disableEnvoyListenerLog", ENVOY),
+    no_effect("extensionProviders", "external authorisation and tracing are not supported yet"),
+    no_effect("defaultProviders", "external authorisation and tracing are not supported yet"),
+    no_effect("enableTracing", "tracing is not supported yet"),
+    no_effect("connectTimeout", "connecting is given up after the agent's own limit"),
+    no_effect("tcpKeepalive", "keepalives are the agent's own"),
+    no_effect("protocolDetectionTimeout", "protocols are not sniffed yet"),
+    no_effect("dnsRefreshRate", "host names are not resolved yet"),
+    no_effect("localityLbSetting", "endpoints are balanced by load alone so far"),
+    no_effect("serviceScopeConfigs", CLUSTER),
+    no_effect("serviceSettings", CLUSTER),
+    no_effect("defaultConfig", ENVOY),
+    no_effect("proxyListenPort", ENVOY),
+    no_effect("proxyInboundListenPort", ENVOY),
+    no_effect("proxyHttpPort", ENVOY),
+    no_effect("enablePrometheusMerge", ENVOY),
+    no_effect("verifyCertificateAtClient", "certificates are always verified"),
+    no_effect("discoverySelectors", CLUSTER),
+    no_effect("configSources", CLUSTER),
+    no_effect("ingressClass", CLUSTER),
+    no_effect("ingressService", CLUSTER),
+    no_effect("ingressControllerMode", CLUSTER),
+    no_effect("ingressSelector", CLUSTER),
+    no_effect("defaultServiceExportTo", "every service is seen by all of the mesh"),
+    no_effect("defaultVirtualServiceExportTo", "every resource is seen by all of the mesh"),
+    no_effect("defaultDestinationRuleExportTo", "every resource is seen by all of the mesh"),
+];
+
+pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields<'_>) -> Option<MeshConfig> {
+    let default = MeshConfig::default();
+    let name = optional(metadata.name.clone(), |at| d.label(&at));
+    let trust_domain = optional(spec.take("trustDomain"), |at| domain(d, &at));
+    let domain = optional(spec.take("domain"), |at| domain(d, &at));
+    let root = optional(spec.take("rootNamespace"), |at| d.label(&at));
+    let mode = optional(spec.take("defaultMtlsMode"), |at| mode(d, &at));
+    let ranges = optional(spec.take("virtualRanges"), |at| ranges(d, &at));
+    Some(MeshConfig {
+        name: name?.unwrap_or(default.name),
+        trust_domain: trust_domain?.unwrap_or(default.trust_domain),
+        domain: domain?.unwrap_or(default.domain),
+        root_namespace: root?.unwrap_or(default.root_namespace),
+        default_mtls: mode?.unwrap_or(default.default_mtls),
+        virtual_ranges: ranges?.unwrap_or_default(),
+    })
+}
+
+fn domain(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Domain> {
+    let text = d.text(at)?;
+    d.named(at, Domain::new(text))
+}
+
+fn mode(d: &mut Decoder<'_>, at: &At<'_>) -> Option<MtlsMode> {
+    let text = d.text(at)?;
+    named_mode(d, at, text)
+}
+
+fn ranges(d: &mut Decoder<'_>, at: &At<'_>) -> Option<VirtualRanges> {
+    let fields = d.fields(at)?;
+    let default = VirtualRanges::default();
+    let v4 = optional(fields.take("v4"), |at| range_v4(d, &at));
+    let v6 = optional(fields.take("v6"), |at| range_v6(d, &at));
+    Some(VirtualRanges { v4: v4?.unwrap_or(default.v4), v6: v6?.unwrap_or(default.v6) })
+}
+
+fn range_v4(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Ipv4Net> {
+    let text = d.text(at)?;
+    let range = text.parse::<Ipv4Net>().ok().filter(|range| (8..=30).contains(&range.prefix_len()));
+    let usable = |range: &Ipv4Net| {
+        let first = range.network();
+        !(first.is_loopback() || first.is_multicast() || first.is_link_local() || first.octets()[0] == 0)
+    };
+    let range = range.map(|range| range.trunc()).filter(usable);
+    if range.is_none() {
+        let message = format!("{} is not an IPv4 block of /8 to /30 that hosts can route", quote(text));
+        d.invalid(at, message, "write such as `240.240.0.0/16`");
+    }
+    range
+}
+
+fn range_v6(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Option<Ipv6Net>> {
+    let text = d.text(at)?;
+    if text == "off" {
+        return Some(None);
+    }
+    let range = text.parse::<Ipv6Net>().ok().filter(|range| (16..=120).contains(&range.prefix_len()));
+    let usable = |range: &Ipv6Net| {
+        let first = range.network();
+        // Below 2000::/3 lie the mapped and special addresses, from fe80:: the link's and multicast.
+        let head = first.segments()[0];
+        (0x2000..0xfe80).contains(&head)
+    };
+    let range = range.map(|range| range.trunc()).filter(usable);
+    if range.is_none() {
+        let message = format!("{} is not an IPv6 block of /16 to /120 that hosts can route", quote(text));
+        d.invalid(at, message, "write such as `fdba:4e3e:5400::/64`, or `off`");
+    }
+    range.map(Some)
+}
+
+pub(super) fn encode(config: &MeshConfig) -> Json {
+    let ranges = &config.virtual_ranges;
+    json!({
+        "trustDomain": config.trust_domain.as_str(),
+        "domain": config.domain.as_str(),
+        "rootNamespace": config.root_namespace.as_str(),
+        "defaultMtlsMode": mode_name(Some(config.default_mtls)),
+        "virtualRanges": {
+            "v4": ranges.v4.to_string(),
+            "v6": ranges.v6.map_or_else(|| "off".to_owned(), |range| range.to_string()),
+        },
+    })
+}

@@ -1,0 +1,249 @@
+//! Any value of the model that is valid.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+
+use baremesh_model::authorization::*;
+use baremesh_model::grant::Grant;
+use baremesh_model::mesh_config::MeshConfig;
+use baremesh_model::name::{Domain, Key, Label};
+use baremesh_model::pattern::{Match, Pattern};
+use baremesh_model::peer_authentication::{MtlsMode, PeerAuthentication};
+use baremesh_model::service::{Protocol, Service, ServicePort};
+use baremesh_model::virtual_address::VirtualRanges;
+use baremesh_model::workload::{Labels, Locality, Tunnel, Workload};
+use ipnet::IpNet;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+
+use crate::resource::{HostGrant, HostPattern, Resource};
+
+fn any_label() -> impl Strategy<Value = Label> {
+    "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?".prop_map(|text| Label::new(&text).expect("a label"))
+}
+
+fn any_key() -> impl Strategy<Value = Key> {
+    (any_label(), any_label()).prop_map(|(namespace, name)| Key::new(namespace, name))
+}
+
+fn any_labels() -> impl Strategy<Value = Labels> {
+    let text = "[a-zA-Z0-9]([a-zA-Z0-9._-]{0,10}[a-zA-Z0-9])?";
+    let key =
+        prop_oneof![text.prop_map(String::from), Just("yes".to_owned()), Just("example.org/on".to_owned())];
+    let value = prop_oneof![
+        text.prop_map(String::from),
+        Just(String::new()),
+        Just("1.0".to_owned()),
+        Just("true".to_owned())
+    ];
+    btree_map(key, value, 1..4).prop_map(|map| {
+        map.into_iter().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect()
+    })
+}
+
+fn any_port() -> impl Strategy<Value = NonZeroU16> {
+    any::<NonZeroU16>()
+}
+
+fn any_address() -> impl Strategy<Value = IpAddr> {
+    any::<IpAddr>()
+        .prop_map(|address| address.to_canonical())
+        .prop_filter("one workload", |address| !address.is_unspecified() && !address.is_multicast())
+}
+
+fn any_pattern() -> impl Strategy<Value = Pattern> {
+    // What identities and server names hold, and what YAML or TOML would have to escape.
+    let text =
+        prop_oneof!["[a-z0-9./-]{1,20}", "[^*]{1,10}"].prop_filter("no URI", |t| !t.starts_with("spiffe://"));
+    prop_oneof![
+        text.clone().prop_map(|text| Pattern::Exact(text.into())),
+        text.clone().prop_map(|text| Pattern::Prefix(text.into())),
+        text.prop_map(|text| Pattern::Suffix(text.into())),
+        Just(Pattern::Present),
+    ]
+}
+
+fn any_block() -> impl Strategy<Value = IpNet> {
+    (any_address(), 0..=128_u8).prop_map(|(address, length)| {
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let block = IpNet::new(address, length.min(most)).expect("within the length").trunc();
+        // A short prefix of an arbitrary address can leave the mapped range, never enter it.
+        block
+    })
+}
+
+fn any_match<T: std::fmt::Debug + Clone>(
+    item: impl Strategy<Value = T> + Clone,
+) -> impl Strategy<Value = Match<T>> {
+    (vec(item.clone(), 0..3), vec(item, 0..3)).prop_map(|(any_of, none_of)| Match { any_of, none_of })
+}
+
+fn filled<T: std::fmt::Debug + Clone>(
+    item: impl Strategy<Value = T> + Clone,
+) -> impl Strategy<Value = Match<T>> {
+    any_match(item).prop_filter("asks for something", |asked| !asked.is_empty())
+}
+
+fn any_account() -> impl Strategy<Value = ServiceAccount> + Clone {
+    let label = || "[a-z]{1,8}".prop_map(|text| Label::new(&text).expect("a label"));
+    (label(), label()).prop_map(|(namespace, account)| ServiceAccount { namespace, account }).boxed()
+}
+
+fn any_source() -> impl Strategy<Value = Source> {
+    let pattern = || any_pattern().boxed();
+    let matches = || any_match(pattern());
+    let named = (matches(), matches()).prop_map(|(principals, namespaces)| Source {
+        principals,
+        namespaces,
+        ..Source::default()
+    });
+    let accounts = any_match(any_account())
+        .prop_map(|service_accounts| Source { service_accounts, ..Source::default() });
+    (prop_oneof![named, accounts], matches(), any_match(any_block().boxed()))
+        .prop_map(|(source, trust_domains, ip_blocks)| Source { trust_domains, ip_blocks, ..source })
+        .prop_filter("asks for something", |source| *source != Source::default())
+}
+
+fn any_condition() -> impl Strategy<Value = Condition> {
+    let pattern = || filled(any_pattern().boxed());
+    let block = || filled(any_block().boxed());
+    prop_oneof![
+        block().prop_map(Condition::SourceIp),
+        pattern().prop_map(Condition::SourceNamespace),
+        pattern().prop_map(Condition::SourcePrincipal),
+        filled(any_account()).prop_map(Condition::SourceServiceAccount),
+        pattern().prop_map(Condition::SourceTrustDomain),
+        block().prop_map(Condition::DestinationIp),
+        filled(1..=u16::MAX).prop_map(Condition::DestinationPort),
+        pattern().prop_map(Condition::ConnectionSni),
+    ]
+}
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    let operation = filled(1..=u16::MAX).prop_map(|ports| Operation { ports });
+    (vec(any_source(), 0..3), vec(operation, 0..3), vec(any_condition(), 0..3))
+        .prop_map(|(from, to, when)| Rule { from, to, when })
+}
+
+fn any_authorization_policy() -> impl Strategy<Value = AuthorizationPolicy> {
+    let action = prop_oneof![Just(Action::Allow), Just(Action::Deny), Just(Action::Audit)];
+    let enforcement = prop_oneof![Just(Enforcement::Enforced), Just(Enforcement::DryRun)];
+    (any_key(), option::of(any_labels()), action, enforcement, vec(any_rule(), 0..3))
+        .prop_map(|(key, selector, action, enforcement, rules)| AuthorizationPolicy {
+            key,
+            selector,
+            action,
+            enforcement,
+            rules,
+        })
+        .prop_filter("DENY needs a rule", |policy| policy.action != Action::Deny || !policy.rules.is_empty())
+}
+
+fn any_mode() -> impl Strategy<Value = MtlsMode> {
+    prop_oneof![Just(MtlsMode::Disable), Just(MtlsMode::Permissive), Just(MtlsMode::Strict)]
+}
+
+fn any_peer_authentication() -> impl Strategy<Value = PeerAuthentication> {
+    let ports = btree_map(1..=u16::MAX, option::of(any_mode()), 0..3);
+    (any_key(), option::of(any_labels()), option::of(any_mode()), ports).prop_map(
+        |(key, selector, mode, ports)| {
+            let ports = if selector.is_some() { ports } else { BTreeMap::new() };
+            PeerAuthentication { key, selector, mode, ports }
+        },
+    )
+}
+
+fn any_protocol() -> impl Strategy<Value = Protocol> {
+    use Protocol::*;
+    prop_oneof![Just(Tcp), Just(Tls), Just(Http), Just(Http2), Just(Grpc), Just(Https), Just(Auto)]
+}
+
+fn any_service() -> impl Strategy<Value = Service> {
+    let port = (any_port(), any_protocol(), proptest::bool::ANY);
+    let ports = btree_map(any_port(), port, 1..4).prop_map(|ports| {
+        let port = |(port, (target_port, protocol, named)): (NonZeroU16, (NonZeroU16, Protocol, bool))| {
+            let name = named.then(|| format!("http-{port}").as_str().into());
+            ServicePort { port, target_port, protocol, name }
+        };
+        ports.into_iter().map(port).collect::<Vec<_>>()
+    });
+    let addresses = (option::of(any::<std::net::Ipv4Addr>()), option::of(any::<std::net::Ipv6Addr>()));
+    (any_key(), ports, option::of(any_labels()), any_label(), addresses).prop_map(
+        |(key, ports, selector, service_account, (v4, v6))| {
+            let v6 = v6.filter(|v6| v6.to_ipv4_mapped().is_none());
+            let addresses = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)).collect();
+            Service { key, ports, selector, service_account, addresses }
+        },
+    )
+}
+
+fn any_workload() -> impl Strategy<Value = Workload> {
+    let ports = btree_map("[a-zA-Z0-9]([a-zA-Z0-9-]{0,8}[a-zA-Z0-9])?", any_port(), 0..3);
+    let locality = ("[a-z0-9-]{0,5}", "[a-z0-9-]{0,5}", "[a-z0-9/-]{0,5}");
+    let labels = option::of(any_labels()).prop_map(Option::unwrap_or_default);
+    let names = (option::of(any_label()), option::of(any_label()), option::of(any_label()));
+    let reach = (any_address(), vec(any_address(), 0..3), proptest::bool::ANY, 1..=u32::MAX);
+    (any_key(), reach, names, ports, labels, locality).prop_map(
+        |(key, (address, other_addresses, hbone, weight), names, ports, labels, (region, zone, subzone))| {
+            let text = format!("{region}/{zone}/{subzone}");
+            Workload {
+                key,
+                address,
+                other_addresses,
+                service: names.0,
+                host: names.1,
+                ports: ports.into_iter().map(|(name, port)| (name.as_str().into(), port)).collect(),
+                labels,
+                locality: Locality::parse(text.trim_end_matches('/')),
+                weight,
+                service_account: names.2,
+                tunnel: if hbone { Tunnel::Hbone } else { Tunnel::Plain },
+            }
+        },
+    )
+}
+
+fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
+    let domain =
+        || "[a-z]{1,5}(\\.[a-z0-9]{1,5}){0,3}".prop_map(|text| Domain::new(&text).expect("a domain"));
+    let v4 = (16..220_u8, 0..=255_u8, 8..=30_u8)
+        .prop_filter("routable", |(a, b, _)| *a != 127 && (*a, *b) != (169, 254));
+    let v4 = v4.prop_map(|(a, b, length)| ipnet::Ipv4Net::new_assert([a, b, 7, 9].into(), length).trunc());
+    let v4 = v4.prop_filter("routable", |range| range.network().octets()[0] >= 16);
+    let v6 = option::of((0xfd00..0xfe00_u16, 16..=120_u8));
+    let v6 = v6.prop_map(|v6| {
+        v6.map(|(head, length)| {
+            ipnet::Ipv6Net::new_assert([head, 1, 2, 3, 4, 5, 6, 7].into(), length).trunc()
+        })
+    });
+    (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6).prop_map(
+        |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6)| MeshConfig {
+            name,
+            trust_domain,
+            domain,
+            root_namespace,
+            default_mtls,
+            virtual_ranges: VirtualRanges { v4, v6 },
+        },
+    )
+}
+
+fn any_host_grant() -> impl Strategy<Value = HostGrant> {
+    let grant = "[a-z*-]{1,8}\\.[a-z*-]{1,8}".prop_map(|text| Grant::parse(&text).expect("a grant"));
+    let host = prop_oneof!["[a-z]{1,8}", "[a-z-]{0,8}\\*", "\\*[a-z-]{0,8}"];
+    let host = host.prop_map(|text| HostPattern::new(&text).expect("a pattern"));
+    (any_key(), host, vec(grant, 1..4)).prop_map(|(key, host, services)| HostGrant { key, host, services })
+}
+
+pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
+    prop_oneof![
+        any_mesh_config().prop_map(|value| Resource::MeshConfig(value.into())),
+        any_service().prop_map(|value| Resource::Service(value.into())),
+        any_workload().prop_map(|value| Resource::Workload(value.into())),
+        any_peer_authentication().prop_map(|value| Resource::PeerAuthentication(value.into())),
+        any_authorization_policy().prop_map(|value| Resource::AuthorizationPolicy(value.into())),
+        any_host_grant().prop_map(|value| Resource::HostGrant(value.into())),
+    ]
+}
