@@ -53,6 +53,7 @@ pub use gone::{apply_gone, render_gone};
 pub use plan::{
     AGENT_MARK, AgentPorts, CapturePlan, DnsCapture, LocalService, Outbound, Strictness, WhenGone,
 };
+pub use route::ipv6_is_off;
 pub use rules::render;
 pub use status::{Counter, State, Status};
 

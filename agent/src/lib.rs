@@ -5,9 +5,35 @@
 
 /// What the host's agent is told by its configuration file.
 pub mod config;
-/// The nftables rules that bring connections here, and take them away again.
-pub mod capture;
+/// What the host has from joining a mesh.
+pub mod membership;
+/// At which addresses other hosts reach this one.
+pub mod addresses;
+/// The services that run on this host.
+pub mod registration;
+/// What connections are decided from, compiled.
+pub mod snapshot;
+/// The certificates that this host holds.
+pub mod credentials;
+/// Asking for certificates and renewing them.
+pub mod identity;
+/// Where the mesh comes from.
+pub mod source;
+/// A new state coming into force.
+pub mod publish;
+/// The data path.
+pub mod proxy;
 /// Which local process's connection this is, as the kernel says.
 pub mod attribution;
+/// The nftables rules that bring connections here, and take them away again.
+pub mod capture;
 /// Names of the mesh answered, others forwarded.
 pub mod dns;
+/// Metrics and the access log.
+pub mod telemetry;
+/// The administration socket, metrics and readiness.
+pub mod admin;
+/// The capture rules kept in step with the state.
+pub mod steward;
+/// The agent's life, from its start to its end.
+pub mod agent;

@@ -135,15 +135,15 @@ pub struct Worker {
 
 /// The sockets on which one worker takes connections.
 pub struct Listeners {
-    outbound: Vec<TcpListener>,
-    inbound: Vec<TcpListener>,
-    hbone: Vec<TcpListener>,
+    outbound: Vec<std::net::TcpListener>,
+    inbound: Vec<std::net::TcpListener>,
+    hbone: Vec<std::net::TcpListener>,
 }
 
 impl Listeners {
-    /// Binds a worker's listeners, IPv6 too where the host has it. Needs a runtime.
+    /// Binds a worker's listeners, IPv6 too where the host has it.
     pub fn bind(ports: Ports, mark: Mark) -> io::Result<Self> {
-        let listen = |port: u16| -> io::Result<Vec<TcpListener>> {
+        let listen = |port: u16| -> io::Result<Vec<std::net::TcpListener>> {
             let v4 = socket::listen((Ipv4Addr::UNSPECIFIED, port).into(), mark)
                 .map_err(|error| io::Error::new(error.kind(), format!("listening on port {port}: {error}")))?;
             // A host without IPv6 has no socket of that family; whatever else is wrong with it showed above.
@@ -154,7 +154,7 @@ impl Listeners {
     }
 
     /// All sockets: the guard holds them too, so that nobody else takes the ports when the agent is gone.
-    pub fn sockets(&self) -> impl Iterator<Item = &TcpListener> {
+    pub fn sockets(&self) -> impl Iterator<Item = &std::net::TcpListener> {
         self.outbound.iter().chain(&self.inbound).chain(&self.hbone)
     }
 }
@@ -172,14 +172,17 @@ impl Worker {
     }
 
     /// Takes connections until the agent has stopped and every connection has ended.
-    pub async fn run(self: Arc<Self>, listeners: Listeners) {
+    pub async fn run(self: Arc<Self>, listeners: Listeners) -> io::Result<()> {
         for listener in listeners.outbound {
+            let listener = TcpListener::from_std(listener)?;
             tokio::spawn(accept::loop_over(Arc::clone(&self), listener, outbound::carry));
         }
         for listener in listeners.inbound {
+            let listener = TcpListener::from_std(listener)?;
             tokio::spawn(accept::loop_over(Arc::clone(&self), listener, plaintext::carry));
         }
         for listener in listeners.hbone {
+            let listener = TcpListener::from_std(listener)?;
             tokio::spawn(accept::loop_over(Arc::clone(&self), listener, inbound::serve));
         }
         let mut phase = self.shared.phase.clone();
@@ -198,6 +201,7 @@ impl Worker {
         ticking.abort();
         judging.abort();
         self.open.flush();
+        Ok(())
     }
 
     /// Keeps counters current and lets unused tunnels and series go.

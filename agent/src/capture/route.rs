@@ -25,7 +25,7 @@ pub(super) fn ranges_of(plan: &CapturePlan) -> Vec<IpNet> {
 }
 
 /// Why this host has no IPv6, if it has none.
-pub(super) fn ipv6_is_off() -> Option<&'static str> {
+pub fn ipv6_is_off() -> Option<&'static str> {
     match fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6") {
         Err(_) => Some("the kernel has no IPv6"),
         Ok(text) if text.trim() == "1" => Some("net.ipv6.conf.lo.disable_ipv6 is 1"),

@@ -1,5 +1,5 @@
-//! Accepting. A listener stops when the agent drains; a process that has run out of descriptors waits instead of
-//! spinning, and recovers by itself.
+//! Accepting. While the agent drains, what arrives is reset at once instead of waiting in a queue that nobody will
+//! empty. A process that has run out of descriptors waits instead of spinning, and recovers by itself.
 
 use std::io;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
+use super::relay::reset_on_close;
 use super::{Phase, Worker};
 
 /// How long to wait when the process has no descriptor left for a new connection.
@@ -18,15 +19,10 @@ where
     C: Fn(Arc<Worker>, TcpStream) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut phase = worker.shared.phase.clone();
     let mut warned = false;
     loop {
-        let accepted = tokio::select! {
-            biased;
-            accepted = listener.accept() => accepted,
-            _ = phase.wait_for(|phase| *phase >= Phase::Draining) => return,
-        };
-        match accepted {
+        match listener.accept().await {
+            Ok((stream, _)) if *worker.shared.phase.borrow() >= Phase::Draining => reset_on_close(&stream),
             Ok((stream, _)) => {
                 warned = false;
                 tokio::spawn(carry(Arc::clone(&worker), stream));

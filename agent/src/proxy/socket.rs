@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 /// How long a listener's queue of accepted connections may grow.
 const BACKLOG: i32 = 4096;
@@ -56,7 +56,7 @@ pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
 
 /// One of several listeners on the same port, one a worker: the kernel spreads connections over them, and lets
 /// no other user join.
-pub fn listen(address: SocketAddr, mark: Mark) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr, mark: Mark) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if address.is_ipv6() {
         // The IPv4 listener stands beside it.
@@ -68,7 +68,7 @@ pub fn listen(address: SocketAddr, mark: Mark) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }
 
 /// Where a redirected connection was going before the rules sent it here, and where it says it comes from; both

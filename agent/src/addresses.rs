@@ -1,0 +1,44 @@
+//! The addresses at which other hosts reach this one, where the configuration does not say: those of the interface
+//! that leads to the control server, or by the default route.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+
+use if_addrs::{Interface, get_if_addrs};
+
+/// A destination of TEST-NET-1 (RFC 5737): asked about as a route, never sent to.
+const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
+
+/// The addresses of the interface that leads to `towards`, IPv4 first. Without such a route, those of the first
+/// interface that has any.
+pub fn detect(towards: Option<SocketAddr>) -> io::Result<Vec<IpAddr>> {
+    let interfaces: Vec<Interface> = get_if_addrs()?.into_iter().filter(is_usable).collect();
+    let preferred = towards.into_iter().chain([ELSEWHERE]).find_map(source_towards);
+    let of_preferred = interfaces.iter().find(|interface| Some(interface.ip()) == preferred);
+    let Some(chosen) = of_preferred.or_else(|| interfaces.first()) else { return Ok(Vec::new()) };
+    let mut addresses: Vec<IpAddr> = interfaces
+        .iter()
+        .filter(|interface| interface.name == chosen.name)
+        .map(Interface::ip)
+        .collect();
+    addresses.sort_by_key(|address| (address.is_ipv6(), Some(*address) != preferred));
+    addresses.dedup();
+    Ok(addresses)
+}
+
+fn is_usable(interface: &Interface) -> bool {
+    let address = interface.ip();
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    !interface.is_loopback() && !link_local && !address.is_unspecified()
+}
+
+/// The source address that the kernel would take towards a destination. Connecting a UDP socket sends nothing.
+fn source_towards(destination: SocketAddr) -> Option<IpAddr> {
+    let any: SocketAddr = if destination.is_ipv4() { "0.0.0.0:0".parse().ok()? } else { "[::]:0".parse().ok()? };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(destination).ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
+}

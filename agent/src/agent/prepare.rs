@@ -1,0 +1,202 @@
+//! Everything that is read and checked before the agent starts anything: who the host is, what it trusts, who signs
+//! for it, which services it has, and the first state of the mesh.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
+use baremesh_ca::authority::Authority;
+use baremesh_ca::client::{CONTROL_PORT, Client};
+use baremesh_ca::local::LocalIssuer;
+use baremesh_ca::service::WORKLOAD_LIFETIME;
+use baremesh_ca::tls::TrustBundle;
+use baremesh_model::grant::Grant;
+use baremesh_model::mesh::{Mesh, Parts};
+use baremesh_model::name::Label;
+
+use super::{AgentError, doing};
+use crate::addresses;
+use crate::capture::Capture;
+use crate::config::{AgentConfig, SourceConfig};
+use crate::identity::rotation::Node;
+use crate::identity::{Issuer, NodeCredential};
+use crate::membership::Membership;
+use crate::registration::{LocalService, file};
+use crate::snapshot::Host;
+use crate::source::control::ControlSource;
+use crate::source::files::FileSource;
+
+/// Where the mesh comes from, ready to be followed.
+pub enum Source {
+    /// A directory.
+    Files(FileSource),
+    /// The control server.
+    Control(Box<ControlSource>),
+}
+
+/// Everything that the agent starts with.
+pub struct Prepared {
+    /// This host.
+    pub host: Host,
+    /// What peers are verified against.
+    pub bundle: Arc<TrustBundle>,
+    /// Who signs.
+    pub issuer: Issuer,
+    /// The node credential.
+    pub node: Option<Node>,
+    /// The services of this host.
+    pub registrations: Vec<Arc<LocalService>>,
+    /// The first state: of the files, or the last good one.
+    pub initial: Mesh,
+    /// Where further states come from.
+    pub source: Source,
+}
+
+/// Reads and checks it all.
+pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
+    let registrations = file::read_all(&config.directories.services())?;
+    match (&config.source, Membership::load(&config.directories.node())) {
+        (SourceConfig::Files(directory), Err(_)) if config.directories.authority().exists() => {
+            own_mesh(config, directory, registrations)
+        }
+        (_, Err(error)) => Err(error.into()),
+        (SourceConfig::Files(directory), Ok(membership)) => {
+            let source = FileSource::open(directory).map_err(|refused| AgentError::State(refused.to_string()))?;
+            let initial = of_trust_domain(source.mesh(), &membership.bundle)?;
+            member(config, membership, registrations, (initial, Source::Files(source))).await
+        }
+        (SourceConfig::Control, Ok(membership)) => {
+            let source = ControlSource::open(&config.directories.state, &membership)?;
+            let initial = source.last_good(&membership)?;
+            member(config, membership, registrations, (initial, Source::Control(Box::new(source)))).await
+        }
+    }
+}
+
+/// A host that joined.
+async fn member(
+    config: &AgentConfig,
+    membership: Membership,
+    registrations: Vec<Arc<LocalService>>,
+    (initial, source): (Mesh, Source),
+) -> Result<Prepared, AgentError> {
+    let state = |error: baremesh_ca::issued::IssuedError| AgentError::State(error.to_string());
+    let credential = NodeCredential::new(&membership.node).map_err(state)?;
+    let resolver: Arc<dyn rustls::client::ResolvesClientCert> = Arc::clone(&credential) as _;
+    let client = Client::new(membership.control.clone(), Arc::clone(&membership.bundle), resolver);
+    let source = match source {
+        Source::Control(control) => Source::Control(Box::new(control.with(Arc::clone(&credential)))),
+        files @ Source::Files(_) => files,
+    };
+    let name = config.host.clone().unwrap_or_else(|| membership.host.clone());
+    if name != membership.host {
+        return Err(AgentError::State(format!(
+            "agent.toml names this host `{name}`, but it joined as `{}`: correct one of the two",
+            membership.host
+        )));
+    }
+    let control = membership.control.clone();
+    let towards = tokio::task::spawn_blocking(move || resolve(&control)).await.ok().flatten();
+    Ok(Prepared {
+        host: host(config, name, towards)?,
+        node: Some(Node {
+            credential,
+            issued: Arc::clone(&membership.node),
+            directory: config.directories.node(),
+        }),
+        issuer: Issuer::Control(Box::new(client)),
+        bundle: membership.bundle,
+        registrations,
+        initial,
+        source,
+    })
+}
+
+/// A host that is its own mesh: the certificate authority is here, and so are the resources.
+fn own_mesh(
+    config: &AgentConfig,
+    directory: &std::path::Path,
+    registrations: Vec<Arc<LocalService>>,
+) -> Result<Prepared, AgentError> {
+    let state = |error: baremesh_ca::authority::AuthorityError| AgentError::State(error.to_string());
+    let authority = Authority::open(&config.directories.authority(), SystemTime::now()).map_err(state)?;
+    let name = match &config.host {
+        Some(name) => name.clone(),
+        None => machine_name()?,
+    };
+    let grants = vec![Grant::parse("*.*").map_err(|error| AgentError::State(error.to_string()))?];
+    let bundle = Arc::new(authority.bundle().map_err(state)?);
+    let issuer = LocalIssuer::new(authority, name.clone(), grants, WORKLOAD_LIFETIME);
+    let source = FileSource::open(directory).map_err(|refused| AgentError::State(refused.to_string()))?;
+    Ok(Prepared {
+        host: host(config, name, None)?,
+        issuer: Issuer::Local(Arc::new(Mutex::new(issuer))),
+        node: None,
+        registrations,
+        initial: of_trust_domain(source.mesh(), &bundle)?,
+        source: Source::Files(source),
+        bundle,
+    })
+}
+
+/// Resources that name another trust domain than the certificates would authorise nobody.
+fn of_trust_domain(mesh: Mesh, bundle: &TrustBundle) -> Result<Mesh, AgentError> {
+    let named = &mesh.config.trust_domain;
+    if named == bundle.trust_domain() {
+        return Ok(mesh);
+    }
+    Err(AgentError::State(format!(
+        "MeshConfig names the trust domain `{named}`, but this host's certificates are of `{}`: set `trustDomain` in the resources",
+        bundle.trust_domain()
+    )))
+}
+
+/// The empty mesh that a member starts with before it has ever heard from its control server.
+pub fn empty_mesh(membership: &Membership) -> Result<Mesh, AgentError> {
+    let mut parts = Parts::default();
+    parts.config.trust_domain = membership.bundle.trust_domain().clone();
+    if let Some(domain) = &membership.domain {
+        parts.config.domain = domain.clone();
+    }
+    // Until the mesh says otherwise nothing is let in without a certificate.
+    parts.config.default_mtls = baremesh_model::peer_authentication::MtlsMode::Strict;
+    Mesh::assemble(parts).map_err(|errors| {
+        AgentError::State(errors.first().map(ToString::to_string).unwrap_or_default())
+    })
+}
+
+/// The rules' keeper, where rules are wanted or can be asked for later.
+pub fn capture(config: &AgentConfig) -> Result<Option<Capture>, AgentError> {
+    let runtime = &config.directories.runtime;
+    std::fs::create_dir_all(runtime).map_err(doing(format!("making {}", runtime.display())))?;
+    match Capture::new(runtime) {
+        Ok(capture) => Ok(Some(capture)),
+        Err(error) if !config.capture => {
+            tracing::warn!(%error, "capture is off, and cannot be switched on");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn host(config: &AgentConfig, name: Label, towards: Option<SocketAddr>) -> Result<Host, AgentError> {
+    let addresses = match &config.addresses[..] {
+        [] => addresses::detect(towards).map_err(doing("finding this host's addresses"))?,
+        given => given.to_vec(),
+    };
+    if addresses.is_empty() {
+        tracing::warn!("this host has no address that others could reach: set `addresses` in agent.toml");
+    }
+    Ok(Host { name, addresses })
+}
+
+fn machine_name() -> Result<Label, AgentError> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(doing("reading the host name"))?;
+    let first = name.trim().split('.').next().unwrap_or_default().to_ascii_lowercase();
+    Label::new(&first).map_err(|error| AgentError::State(format!("the host's name: {error}; set `host` in agent.toml")))
+}
+
+fn resolve(control: &str) -> Option<SocketAddr> {
+    let direct = control.to_socket_addrs().ok().and_then(|mut all| all.next());
+    direct.or_else(|| (control, CONTROL_PORT).to_socket_addrs().ok().and_then(|mut all| all.next()))
+}

@@ -1,0 +1,340 @@
+//! The routes of the administration socket, of the metrics and of the readiness.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use baremesh_model::peer_authentication::MtlsMode;
+use bytes::Bytes;
+use http::{Method, Request, StatusCode};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{AgentError, doing};
+use crate::admin::report::{
+    CertificateReport, EndpointReport, LocalServiceReport, ServiceReport, SourceReport, StatusReport,
+};
+use crate::admin::server::{self, Answer, json, text, with};
+use crate::capture;
+use crate::config::{AgentConfig, SourceConfig};
+use crate::credentials::Credentials;
+use crate::dns::DnsCounters;
+use crate::identity::RotationStatus;
+use crate::proxy::Phase;
+use crate::publish::Publisher;
+use crate::registration::file;
+use crate::snapshot::{Snapshot, Transport};
+use crate::steward::{self, Steward};
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::metrics::Metrics;
+
+/// The media type of OpenMetrics text.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How often the service manager is told that all is well, and readiness is looked at.
+const TELL: Duration = Duration::from_millis(200);
+/// The longest trial of capture rules.
+const MAX_TRIAL: Duration = Duration::from_secs(3600);
+
+/// What the routes answer from.
+pub struct Agent {
+    pub config: AgentConfig,
+    pub publisher: Arc<Publisher>,
+    pub credentials: Arc<ArcSwap<Credentials>>,
+    pub rotation: Arc<Mutex<RotationStatus>>,
+    pub steward: Option<Arc<Steward>>,
+    pub connected: watch::Receiver<bool>,
+    pub metrics: Arc<Metrics>,
+    pub dns: Option<Arc<DnsCounters>>,
+    pub log: AccessLog,
+    pub phase: watch::Receiver<Phase>,
+}
+
+/// The three listeners.
+pub struct Sockets {
+    admin: UnixListener,
+    metrics: TcpListener,
+    ready: TcpListener,
+}
+
+impl Sockets {
+    /// Binds them.
+    pub async fn bind(config: &AgentConfig) -> Result<Self, AgentError> {
+        let path = config.directories.agent_socket();
+        Ok(Self {
+            admin: server::bind_socket(&path).map_err(doing(format!("making the socket {}", path.display())))?,
+            metrics: server::bind_tcp(config.metrics).await.map_err(doing("serving metrics"))?,
+            ready: server::bind_tcp(config.ready).await.map_err(doing("serving readiness"))?,
+        })
+    }
+
+    /// Serves them all.
+    pub fn serve(self, agent: &Arc<Agent>) -> [JoinHandle<()>; 3] {
+        let (for_admin, for_metrics, for_ready) = (Arc::clone(agent), Arc::clone(agent), Arc::clone(agent));
+        [
+            tokio::spawn(server::serve_socket(self.admin, move |request| {
+                let agent = Arc::clone(&for_admin);
+                async move { Box::pin(agent.administrate(request)).await }
+            })),
+            tokio::spawn(server::serve_tcp(self.metrics, move |request| {
+                std::future::ready(for_metrics.metrics(&request))
+            })),
+            tokio::spawn(server::serve_tcp(self.ready, move |request| {
+                std::future::ready(for_ready.readiness(&request))
+            })),
+        ]
+    }
+}
+
+impl Agent {
+    async fn administrate(&self, request: Request<Bytes>) -> Answer {
+        let query = request.uri().query().unwrap_or_default();
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/status") => json(&self.status().await),
+            (&Method::GET, "/certificates") => json(&self.certificates()),
+            (&Method::GET, "/services") => json(&self.services()),
+            (&Method::POST, "/reload") => match self.reload() {
+                Ok(()) => json(&()),
+                Err(error) => text(StatusCode::CONFLICT, error.to_string()),
+            },
+            (method, path) if path.starts_with("/capture/") => self.capture(method, path, query).await,
+            _ => text(StatusCode::NOT_FOUND, "no such route\n"),
+        }
+    }
+
+    async fn capture(&self, method: &Method, path: &str, query: &str) -> Answer {
+        let Some(steward) = &self.steward else {
+            return text(StatusCode::CONFLICT, "this agent cannot capture: `nft` or `ip` is missing\n");
+        };
+        let done = |result: Result<String, capture::CaptureError>| match result {
+            Ok(said) => text(StatusCode::OK, said + "\n"),
+            Err(error) => text(StatusCode::CONFLICT, error.to_string()),
+        };
+        match (method, path) {
+            (&Method::GET, "/capture/plan") => text(StatusCode::OK, capture::render(&steward.plan())),
+            (&Method::GET, "/capture/status") => done(steward.status().await.map(|status| steward::in_words(&status))),
+            (&Method::POST, "/capture/confirm") => done(steward.confirm().await.map(|()| "confirmed".to_owned())),
+            (&Method::POST, "/capture/remove") => done(steward.remove().await.map(|()| "removed".to_owned())),
+            (&Method::POST, "/capture/apply") => {
+                let seconds = query.strip_prefix("confirm=").map(str::parse::<u64>);
+                match seconds {
+                    None if query.is_empty() => done(steward.keep_from_now().await.map(|change| format!("{change:?}"))),
+                    Some(Ok(seconds)) if (1..=MAX_TRIAL.as_secs()).contains(&seconds) => {
+                        let Ok(exe) = std::env::current_exe() else {
+                            return text(StatusCode::INTERNAL_SERVER_ERROR, "the agent's own binary is gone\n");
+                        };
+                        let tried = steward.try_out(exe, Duration::from_secs(seconds)).await;
+                        done(tried.map(|change| format!("{change:?}, taken back in {seconds} s unless confirmed")))
+                    }
+                    _ => text(StatusCode::BAD_REQUEST, "confirm takes 1 to 3600 seconds\n"),
+                }
+            }
+            _ => text(StatusCode::NOT_FOUND, "no such route\n"),
+        }
+    }
+
+    fn metrics(&self, request: &Request<Bytes>) -> Answer {
+        if request.uri().path() != "/metrics" && request.uri().path() != "/stats/prometheus" {
+            return text(StatusCode::NOT_FOUND, "metrics are at /metrics\n");
+        }
+        let dropped = &self.metrics.dropped_log_lines;
+        dropped.inc_by(self.log.dropped().saturating_sub(dropped.get()));
+        with(StatusCode::OK, OPENMETRICS, self.metrics.render(self.dns.as_deref()).into_bytes())
+    }
+
+    fn readiness(&self, request: &Request<Bytes>) -> Answer {
+        if !matches!(request.uri().path(), "/healthz/ready" | "/ready") {
+            return text(StatusCode::NOT_FOUND, "readiness is at /healthz/ready\n");
+        }
+        match self.not_ready() {
+            missing if missing.is_empty() => text(StatusCode::OK, "ready\n"),
+            missing => text(StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n"),
+        }
+    }
+
+    /// Reads this host's registrations anew and brings them into force.
+    pub fn reload(&self) -> Result<(), AgentError> {
+        let registrations = file::read_all(&self.config.directories.services())
+            .inspect_err(|error| self.publisher.refuse(error.to_string()))?;
+        self.publisher.take_registrations(registrations).map_err(AgentError::State)
+    }
+
+    /// What serving needs and is not in place.
+    fn not_ready(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        if *self.phase.borrow() != Phase::Running {
+            missing.push("the agent is stopping".to_owned());
+        }
+        if let Some(steward) = self.steward.as_ref().filter(|_| self.config.capture) {
+            missing.extend(steward.trouble().borrow().clone().map(|trouble| format!("capture: {trouble}")));
+        }
+        let credentials = self.credentials.load();
+        let rotation = self.rotation.lock().unwrap_or_else(PoisonError::into_inner);
+        for identity in self.publisher.snapshot().load().identities() {
+            if credentials.of(&identity, SystemTime::now()).is_none() {
+                let reason = rotation.missing.get(&identity).map_or("not issued yet", String::as_str);
+                missing.push(format!("no certificate for {identity}: {reason}"));
+            }
+        }
+        if self.never_heard_of_the_mesh() {
+            missing.push("no state of the mesh yet: the control server has not been reached".to_owned());
+        }
+        missing
+    }
+
+    /// A member that has neither a state on disk nor one from its control server serves nothing it could know.
+    fn never_heard_of_the_mesh(&self) -> bool {
+        self.config.source == SourceConfig::Control && self.publisher.published().version == 0
+    }
+
+    async fn status(&self) -> StatusReport {
+        let snapshot = self.publisher.snapshot().load_full();
+        let published = self.publisher.published();
+        let not_ready = self.not_ready();
+        let capture = match &self.steward {
+            None => "off".to_owned(),
+            Some(steward) => steward.status().await.map_or_else(|error| error.to_string(), |s| steward::in_words(&s)),
+        };
+        let name = match &self.config.source {
+            SourceConfig::Control => "control".to_owned(),
+            SourceConfig::Files(directory) => format!("files {}", directory.display()),
+        };
+        StatusReport {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: snapshot.host.name.to_string(),
+            addresses: snapshot.host.addresses.clone(),
+            trust_domain: snapshot.mesh.config.trust_domain.to_string(),
+            ready: not_ready.is_empty(),
+            not_ready,
+            source: SourceReport {
+                name,
+                connected: *self.connected.borrow(),
+                version: published.version,
+                taken: seconds(published.taken),
+                last_error: published.last_error,
+            },
+            capture,
+            services: self.local_services(&snapshot),
+            warnings: warnings(&snapshot),
+            open_connections: self.metrics.open_connections.get(),
+            tunnels: self.metrics.tunnels.get(),
+        }
+    }
+
+    fn local_services(&self, snapshot: &Snapshot) -> Vec<LocalServiceReport> {
+        let credentials = self.credentials.load();
+        let report = |registered: &Arc<crate::registration::LocalService>| {
+            let endpoints: Vec<_> =
+                snapshot.local_endpoints().filter(|local| local.service == registered.key).collect();
+            let first = endpoints.first()?;
+            let mut advertised: Vec<_> = endpoints.iter().map(|local| local.advertised).collect();
+            advertised.sort();
+            let mut deliver: Vec<_> = endpoints.iter().map(|local| local.deliver).collect();
+            deliver.sort();
+            deliver.dedup();
+            Some(LocalServiceReport {
+                service: registered.key.to_string(),
+                identity: first.identity.to_string(),
+                advertised,
+                deliver,
+                mtls: match first.mode {
+                    MtlsMode::Disable => "DISABLE",
+                    MtlsMode::Permissive => "PERMISSIVE",
+                    MtlsMode::Strict => "STRICT",
+                }
+                .to_owned(),
+                certificate: credentials.of(&first.identity, SystemTime::now()).is_some(),
+            })
+        };
+        snapshot.registrations.iter().filter_map(report).collect()
+    }
+
+    fn certificates(&self) -> Vec<CertificateReport> {
+        let credentials = self.credentials.load();
+        let report = |held: &Arc<crate::credentials::Credential>| CertificateReport {
+            identity: held.identity.to_string(),
+            serial: held.serial.clone(),
+            not_before: seconds(held.not_before),
+            not_after: seconds(held.not_after),
+        };
+        let mut all: Vec<_> = credentials.iter().map(report).collect();
+        all.sort_by(|a, b| a.identity.cmp(&b.identity));
+        all
+    }
+
+    fn services(&self) -> Vec<ServiceReport> {
+        let snapshot = self.publisher.snapshot().load_full();
+        let mut all: Vec<_> = snapshot.services().map(|service| service_report(service)).collect();
+        all.sort_by(|a, b| a.service.cmp(&b.service));
+        all
+    }
+}
+
+fn service_report(service: &crate::snapshot::ServiceEntry) -> ServiceReport {
+    let endpoints = service.ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| EndpointReport {
+        workload: endpoint.workload.to_string(),
+        address: endpoint.address,
+        transport: match endpoint.transport {
+            Transport::Hbone(_) => "hbone",
+            Transport::Plain => "plain",
+            Transport::Local(_) => "local",
+        }
+        .to_owned(),
+        health: if endpoint.state.is_ejected() { "ejected" } else { "healthy" }.to_owned(),
+        active: endpoint.state.active(),
+    });
+    ServiceReport {
+        service: service.key.to_string(),
+        host: service.host.to_string(),
+        identity: service.identity.to_string(),
+        addresses: service.addresses.clone(),
+        ports: service.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol)).collect(),
+        endpoints: endpoints.collect(),
+    }
+}
+
+/// What works, but perhaps not as meant.
+fn warnings(snapshot: &Snapshot) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for address in &snapshot.host.addresses {
+        let here = || snapshot.local_endpoints().filter(|local| local.advertised.ip() == *address);
+        if here().next().is_some() && snapshot.unnamed(*address).is_none() {
+            warnings.push(format!(
+                "several services at {address} and none is its default: peers that send no server name (Istio's ztunnel) reach none of them; register one with --default"
+            ));
+        }
+    }
+    for registered in snapshot.registrations.iter().filter(|registered| registered.matcher.is_none()) {
+        warnings.push(format!(
+            "{} names neither unit, user nor cgroup: what its processes call, they call as the host",
+            registered.key
+        ));
+    }
+    warnings
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Tells systemd that the agent is ready once it is, and what is missing until then.
+pub async fn tell_service_manager(agent: Arc<Agent>) {
+    let mut told = None;
+    loop {
+        let missing = agent.not_ready();
+        let ready = missing.is_empty();
+        if told.as_ref() != Some(&missing) {
+            let status = if ready { "ready".to_owned() } else { missing.join("; ") };
+            tracing::info!(ready, status, "readiness");
+            let mut states = vec![sd_notify::NotifyState::Status(&status)];
+            if ready {
+                states.push(sd_notify::NotifyState::Ready);
+            }
+            // Outside systemd there is nobody to tell.
+            let _: io::Result<()> = sd_notify::notify(&states);
+            told = Some(missing);
+        }
+        tokio::time::sleep(TELL).await;
+    }
+}

@@ -1,0 +1,277 @@
+//! Asking for certificates, renewing them at half of their life, and publishing them. The clock on the wall is
+//! looked at twice a minute, so that a jump or a suspended machine is noticed; an expired certificate is never shown.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use arc_swap::ArcSwap;
+use baremesh_ca::authority::BACKDATE;
+use baremesh_ca::issued::Issued;
+use baremesh_ca::service::MAX_BATCH;
+use baremesh_ca::tls::TrustBundle;
+use baremesh_model::identity::Identity;
+use tokio::sync::watch;
+
+use super::issuer::{Issuer, NodeCredential, NotIssued};
+use super::store::Store;
+use crate::credentials::{Credential, Credentials};
+use crate::membership::save_node;
+use crate::telemetry::metrics::Metrics;
+
+/// How often the wall clock is looked at.
+const LOOK: Duration = Duration::from_secs(30);
+/// The first wait after a failure; doubled with each, up to the longest.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// The longest wait after a failure.
+const MAX_RETRY: Duration = Duration::from_secs(60);
+/// Renewal comes up to this share of the lifetime earlier, by chance, so that hosts do not ask all at once.
+const JITTER: f64 = 0.1;
+
+/// What rotation has to say about each identity.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RotationStatus {
+    /// Identities without a certificate, with the reason.
+    pub missing: BTreeMap<Identity, String>,
+}
+
+/// The rotation of this host's certificates.
+pub struct Rotation {
+    /// Who signs.
+    pub issuer: Issuer,
+    /// The node credential and where it is kept, where there is a control server.
+    pub node: Option<Node>,
+    /// What peers are verified against.
+    pub bundle: Arc<TrustBundle>,
+    /// Where certificates are kept.
+    pub directory: PathBuf,
+    /// What the data path uses.
+    pub published: Arc<ArcSwap<Credentials>>,
+    /// The identities that the host needs.
+    pub wanted: watch::Receiver<Vec<Identity>>,
+    /// What is wrong at the moment.
+    pub status: Arc<Mutex<RotationStatus>>,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+}
+
+/// The node credential, which renews itself with the rest.
+pub struct Node {
+    /// What connections to the control server show.
+    pub credential: Arc<NodeCredential>,
+    /// The one that stands.
+    pub issued: Arc<Issued>,
+    /// Where it is kept.
+    pub directory: PathBuf,
+}
+
+/// A certificate that is held, and when it is to be renewed.
+struct Held {
+    credential: Arc<Credential>,
+    renew_at: SystemTime,
+}
+
+impl Rotation {
+    /// Takes up what is kept on disk and publishes it, so that the data path starts with it.
+    pub fn start(self) -> Rotating {
+        let now = SystemTime::now();
+        let store = Store(self.directory.clone());
+        let node_renewal = self.node.as_ref().map(|node| renewal(&node.issued));
+        let mut rotating =
+            Rotating { held: BTreeMap::new(), store, failures: 0, retry_at: None, node_renewal, rotation: self };
+        let wanted = rotating.rotation.wanted.borrow().clone();
+        for identity in &wanted {
+            if let Some(issued) = rotating.store.load(identity, &rotating.rotation.bundle, now) {
+                rotating.hold(&issued);
+            }
+        }
+        rotating.publish();
+        rotating
+    }
+}
+
+/// The rotation under way.
+pub struct Rotating {
+    rotation: Rotation,
+    held: BTreeMap<Identity, Held>,
+    store: Store,
+    failures: u32,
+    retry_at: Option<Instant>,
+    node_renewal: Option<SystemTime>,
+}
+
+impl Rotating {
+    /// Keeps every wanted identity in certificates for as long as it is polled.
+    pub async fn run(mut self) {
+        loop {
+            self.drop_unwanted();
+            let now = SystemTime::now();
+            if self.may_ask() {
+                self.renew_node(now).await;
+                let due = self.due(now);
+                for batch in due.chunks(MAX_BATCH) {
+                    self.ask(batch).await;
+                }
+            }
+            let wait = self.until_next(SystemTime::now());
+            tokio::select! {
+                changed = self.rotation.wanted.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    // Somebody may be waiting for a new service: it is asked for at once.
+                    self.retry_at = None;
+                }
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+
+    fn may_ask(&self) -> bool {
+        self.retry_at.is_none_or(|at| Instant::now() >= at)
+    }
+
+    /// The identities without a certificate, and those whose certificate is due for renewal.
+    fn due(&self, now: SystemTime) -> Vec<Identity> {
+        let wanted = self.rotation.wanted.borrow();
+        let due = |identity: &&Identity| {
+            self.held.get(*identity).is_none_or(|held| now >= held.renew_at || !held.credential.is_valid(now))
+        };
+        wanted.iter().filter(due).cloned().collect()
+    }
+
+    async fn ask(&mut self, identities: &[Identity]) {
+        match self.rotation.issuer.issue(identities).await {
+            Ok(answers) => {
+                for (identity, answer) in identities.iter().zip(answers) {
+                    self.take(identity, answer);
+                }
+                self.publish();
+            }
+            Err(error) => {
+                for identity in identities {
+                    self.missing(identity, error.to_string());
+                }
+                self.failed(&error.to_string());
+            }
+        }
+    }
+
+    fn take(&mut self, identity: &Identity, answer: Result<Issued, NotIssued>) {
+        match answer {
+            Ok(issued) => {
+                if let Err(error) = self.store.save(&issued) {
+                    tracing::warn!(%identity, %error, "a certificate could not be kept on disk; it is used all the same");
+                }
+                tracing::info!(%identity, serial = issued.serial, "certificate issued");
+                self.hold(&issued);
+                self.failures = 0;
+            }
+            Err(NotIssued { reason, is_temporary }) => {
+                // A refusal for good is asked about again too, seldom: a grant may come.
+                tracing::warn!(%identity, reason, is_temporary, "certificate refused");
+                self.missing(identity, reason.clone());
+                self.failed(&reason);
+            }
+        }
+    }
+
+    fn hold(&mut self, issued: &Issued) {
+        match Credential::new(issued) {
+            Ok(credential) => {
+                let held = Held { credential: Arc::new(credential), renew_at: renewal(issued) };
+                self.status().missing.remove(&issued.identity);
+                self.held.insert(issued.identity.clone(), held);
+            }
+            Err(error) => tracing::error!(identity = %issued.identity, %error, "a certificate cannot be used"),
+        }
+    }
+
+    async fn renew_node(&mut self, now: SystemTime) {
+        let Some(node) = self.rotation.node.as_mut().filter(|_| self.node_renewal.is_some_and(|at| now >= at)) else {
+            return;
+        };
+        let identity = node.issued.identity.clone();
+        let renewed = match self.rotation.issuer.issue(std::slice::from_ref(&identity)).await {
+            Ok(mut answers) => answers.pop().unwrap_or_else(|| {
+                Err(NotIssued { reason: "an empty answer".to_owned(), is_temporary: true })
+            }),
+            Err(error) => Err(NotIssued { reason: error.to_string(), is_temporary: true }),
+        };
+        match renewed {
+            Ok(issued) => {
+                let kept = save_node(&node.directory, &issued).map_err(|error| error.to_string());
+                let taken = node.credential.replace(&issued).map_err(|error| error.to_string());
+                if let Err(error) = kept.and(taken) {
+                    tracing::error!(error, "the renewed node credential cannot be kept");
+                }
+                self.node_renewal = Some(renewal(&issued));
+                node.issued = Arc::new(issued);
+            }
+            Err(refused) => {
+                tracing::warn!(reason = refused.reason, "the node credential was not renewed");
+                self.failed(&refused.reason);
+            }
+        }
+    }
+
+    fn failed(&mut self, reason: &str) {
+        self.rotation.metrics.issue_failures.inc();
+        let doubled = FIRST_RETRY.saturating_mul(1_u32.checked_shl(self.failures.min(16)).unwrap_or(u32::MAX));
+        let wait = doubled.min(MAX_RETRY).mul_f64(0.5 + rand::random::<f64>() / 2.0);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(Instant::now() + wait);
+        tracing::debug!(reason, ?wait, "certificates are asked for again");
+    }
+
+    fn missing(&self, identity: &Identity, reason: String) {
+        if !self.held.contains_key(identity) {
+            self.status().missing.insert(identity.clone(), reason);
+        }
+    }
+
+    fn status(&self) -> std::sync::MutexGuard<'_, RotationStatus> {
+        self.rotation.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_unwanted(&mut self) {
+        let wanted = self.rotation.wanted.borrow_and_update().clone();
+        let before = self.held.len();
+        self.held.retain(|identity, _| wanted.contains(identity));
+        self.status().missing.retain(|identity, _| wanted.contains(identity));
+        if self.held.len() != before {
+            self.store.retain(&wanted);
+            self.publish();
+        }
+    }
+
+    fn publish(&self) {
+        let held = self.held.values().map(|held| Arc::clone(&held.credential));
+        let credentials = Credentials::new(Arc::clone(&self.rotation.bundle), held);
+        let expiries = credentials.iter().map(|held| (&held.identity, held.not_after));
+        self.rotation.metrics.certificates(expiries);
+        self.rotation.published.store(Arc::new(credentials));
+    }
+
+    /// How long nothing is to be done.
+    fn until_next(&self, now: SystemTime) -> Duration {
+        let renewals = self.held.values().map(|held| held.renew_at).chain(self.node_renewal);
+        let until = |at: SystemTime| at.duration_since(now).unwrap_or_default();
+        let next = renewals.map(until).min().unwrap_or(LOOK);
+        let missing = !self.due(now).is_empty();
+        let wait = match self.retry_at {
+            Some(at) if missing || next.is_zero() => at.saturating_duration_since(Instant::now()),
+            _ => next,
+        };
+        // Never in a tight loop, whatever the clock does.
+        wait.clamp(Duration::from_millis(50), LOOK)
+    }
+}
+
+/// When a certificate is renewed: at half of its life, a little earlier by chance.
+fn renewal(issued: &Issued) -> SystemTime {
+    let issued_at = issued.not_before + BACKDATE;
+    let life = issued.not_after.duration_since(issued_at).unwrap_or_default();
+    issued_at + life.mul_f64(0.5 - JITTER * rand::random::<f64>())
+}

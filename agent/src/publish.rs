@@ -1,0 +1,181 @@
+//! One place where a new state comes into force: the mesh from its source and the host's own registrations are
+//! compiled together, and either both hold from here on, or the last good state stays and the reason is told.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use arc_swap::ArcSwap;
+use baremesh_model::identity::Identity;
+use baremesh_model::mesh::Mesh;
+use tokio::sync::watch;
+
+use crate::registration::LocalService;
+use crate::snapshot::{Host, Snapshot};
+use crate::telemetry::metrics::Metrics;
+
+/// What goes into the next snapshot, and how the last attempt went.
+struct Inputs {
+    mesh: Arc<Mesh>,
+    registrations: Vec<Arc<LocalService>>,
+    last_error: Option<String>,
+    version: u64,
+    taken: SystemTime,
+}
+
+/// The state in force, and the way to the next one.
+pub struct Publisher {
+    inputs: Mutex<Inputs>,
+    host: Host,
+    hbone_port: u16,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    changed: watch::Sender<u64>,
+    wanted: watch::Sender<Vec<Identity>>,
+    registered: watch::Sender<Vec<Arc<LocalService>>>,
+    metrics: Arc<Metrics>,
+}
+
+/// How the state in force came about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The source's version of the state in force.
+    pub version: u64,
+    /// When it was taken.
+    pub taken: SystemTime,
+    /// Why the last one was refused, where it was.
+    pub last_error: Option<String>,
+}
+
+impl Publisher {
+    /// Publishes the first state. Without a good one there is nothing to start with, and the reason is the error.
+    pub fn new(
+        mesh: Mesh,
+        registrations: Vec<Arc<LocalService>>,
+        (host, hbone_port): (Host, u16),
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, String> {
+        let snapshot = Snapshot::build(&mesh, &registrations, &host, hbone_port, None);
+        let snapshot = snapshot.map_err(|error| error.to_string())?;
+        let wanted = watch::Sender::new(snapshot.identities());
+        let inputs = Inputs {
+            mesh: Arc::new(mesh),
+            registrations: registrations.clone(),
+            last_error: None,
+            version: 0,
+            taken: SystemTime::now(),
+        };
+        Ok(Arc::new(Self {
+            inputs: Mutex::new(inputs),
+            host,
+            hbone_port,
+            snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            changed: watch::Sender::new(0),
+            wanted,
+            registered: watch::Sender::new(registrations),
+            metrics,
+        }))
+    }
+
+    /// The state in force.
+    pub fn snapshot(&self) -> Arc<ArcSwap<Snapshot>> {
+        Arc::clone(&self.snapshot)
+    }
+
+    /// Told at every change.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// The identities that the host needs.
+    pub fn wanted(&self) -> watch::Receiver<Vec<Identity>> {
+        self.wanted.subscribe()
+    }
+
+    /// The host's registrations in force.
+    pub fn registered(&self) -> watch::Receiver<Vec<Arc<LocalService>>> {
+        self.registered.subscribe()
+    }
+
+    /// How the state in force came about.
+    pub fn published(&self) -> Published {
+        let inputs = self.lock();
+        Published { version: inputs.version, taken: inputs.taken, last_error: inputs.last_error.clone() }
+    }
+
+    /// Takes a new mesh from the source.
+    pub fn take_mesh(&self, mesh: Mesh, version: u64) -> Result<(), String> {
+        let mut inputs = self.lock();
+        let registrations = inputs.registrations.clone();
+        self.publish(&mut inputs, (Arc::new(mesh), version), registrations)
+    }
+
+    /// Takes new registrations of this host.
+    pub fn take_registrations(&self, registrations: Vec<Arc<LocalService>>) -> Result<(), String> {
+        let mut inputs = self.lock();
+        let mesh = (Arc::clone(&inputs.mesh), inputs.version);
+        self.publish(&mut inputs, mesh, registrations)
+    }
+
+    /// Remembers that a state was refused before it came here.
+    pub fn refuse(&self, reason: String) {
+        self.metrics.rejected_configurations.inc();
+        tracing::error!(reason, "a new state was refused; the last good one stays in force");
+        self.lock().last_error = Some(reason);
+    }
+
+    /// The source is what is in force again.
+    pub fn clear_refusal(&self) {
+        self.lock().last_error = None;
+    }
+
+    fn publish(
+        &self,
+        inputs: &mut Inputs,
+        (mesh, version): (Arc<Mesh>, u64),
+        registrations: Vec<Arc<LocalService>>,
+    ) -> Result<(), String> {
+        let previous = self.snapshot.load();
+        match Snapshot::build(&mesh, &registrations, &self.host, self.hbone_port, Some(&previous)) {
+            Ok(snapshot) => {
+                let identities = snapshot.identities();
+                self.snapshot.store(Arc::new(snapshot));
+                *inputs = Inputs {
+                    mesh,
+                    registrations: registrations.clone(),
+                    last_error: None,
+                    version,
+                    taken: SystemTime::now(),
+                };
+                self.tell(inputs, identities, registrations);
+                Ok(())
+            }
+            Err(error) => {
+                let reason = error.to_string();
+                self.metrics.rejected_configurations.inc();
+                tracing::error!(reason, "a new state was refused; the last good one stays in force");
+                inputs.last_error = Some(reason.clone());
+                Err(reason)
+            }
+        }
+    }
+
+    fn tell(&self, inputs: &Inputs, identities: Vec<Identity>, registrations: Vec<Arc<LocalService>>) {
+        self.metrics.snapshot_version.set(i64::try_from(inputs.version).unwrap_or(i64::MAX));
+        let taken = inputs.taken.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.metrics.snapshot_taken.set(i64::try_from(taken).unwrap_or(i64::MAX));
+        self.wanted.send_if_modified(|wanted| {
+            let changed = *wanted != identities;
+            *wanted = identities;
+            changed
+        });
+        self.registered.send_if_modified(|registered| {
+            let changed = *registered != registrations;
+            *registered = registrations;
+            changed
+        });
+        self.changed.send_modify(|version| *version += 1);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inputs> {
+        self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,217 @@
+//! Capture kept in step: the rules follow the state in force, are looked at now and then, and are put back when
+//! somebody else took them away.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::capture::{Anchor, Capture, CaptureError, CapturePlan, Change, State, Status, apply_gone};
+use crate::publish::Publisher;
+use crate::snapshot::plan::CaptureSettings;
+use crate::telemetry::metrics::Metrics;
+
+/// How long changes are collected before the rules are changed once for all of them.
+const SETTLE: Duration = Duration::from_millis(50);
+/// How often the rules are looked at.
+const LOOK: Duration = Duration::from_secs(30);
+/// How long to wait after the rules could not be put in place.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// What the keeper does with the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Keeps them in place.
+    Keep,
+    /// Leaves them alone: nobody asked for them yet, or somebody had them removed.
+    Off,
+    /// They stand on trial: unless somebody confirms them they take themselves back.
+    Trial,
+}
+
+/// The keeper of the rules.
+pub struct Steward {
+    mode: Mutex<Mode>,
+    capture: Arc<Mutex<Capture>>,
+    publisher: Arc<Publisher>,
+    settings: CaptureSettings,
+    metrics: Arc<Metrics>,
+    /// What stands, in words; empty while the rules are in place.
+    trouble: watch::Sender<Option<String>>,
+}
+
+impl Steward {
+    /// A keeper of `capture`.
+    pub fn new(
+        (capture, mode): (Capture, Mode),
+        publisher: Arc<Publisher>,
+        settings: CaptureSettings,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        let trouble = watch::Sender::new(Some("the capture rules are not in place yet".to_owned()));
+        let (mode, capture) = (Mutex::new(mode), Arc::new(Mutex::new(capture)));
+        Arc::new(Self { mode, capture, publisher, settings, metrics, trouble })
+    }
+
+    /// What is wrong with the rules.
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.trouble.subscribe()
+    }
+
+    /// The plan that the state in force comes to.
+    pub fn plan(&self) -> CapturePlan {
+        self.publisher.snapshot().load().capture_plan(&self.settings)
+    }
+
+    /// What the keeper does.
+    pub fn mode(&self) -> Mode {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_mode(&self, mode: Mode) {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
+    }
+
+    /// Puts the rules in place for good.
+    pub async fn keep_from_now(&self) -> Result<Change, CaptureError> {
+        let change = self.apply().await?;
+        self.set_mode(Mode::Keep);
+        Ok(change)
+    }
+
+    /// Puts the rules in place on trial: they take themselves back after `limit` unless they are confirmed.
+    pub async fn try_out(&self, exe: PathBuf, limit: Duration) -> Result<Change, CaptureError> {
+        let plan = self.plan();
+        let applied = self.on_capture(move |capture| capture.apply_with_confirm(&exe, &plan, limit)).await?;
+        self.set_mode(Mode::Trial);
+        self.tell(None);
+        Ok(applied.change)
+    }
+
+    /// Makes rules on trial stay.
+    pub async fn confirm(&self) -> Result<(), CaptureError> {
+        self.on_capture(|capture| capture.confirm()).await?;
+        self.set_mode(Mode::Keep);
+        Ok(())
+    }
+
+    /// Removes the rules, and leaves them off until they are asked for again.
+    pub async fn remove(&self) -> Result<(), CaptureError> {
+        self.set_mode(Mode::Off);
+        self.on_capture(|capture| capture.remove(Anchor::Remove)).await?;
+        self.tell(Some("the capture rules were removed by hand".to_owned()));
+        Ok(())
+    }
+
+    /// The agent goes: the rules give way to those for a gone agent.
+    pub async fn leave(&self) -> Result<(), CaptureError> {
+        let mode = self.mode();
+        self.set_mode(Mode::Off);
+        match mode {
+            Mode::Off => Ok(()),
+            Mode::Keep | Mode::Trial => self.on_capture(|capture| apply_gone(&capture.gone_file())).await,
+        }
+    }
+
+    /// Brings the rules up to date.
+    async fn apply(&self) -> Result<Change, CaptureError> {
+        let plan = self.plan();
+        let applied = self.on_capture(move |capture| capture.apply(&plan)).await;
+        match applied {
+            Ok(applied) => {
+                self.tell(None);
+                Ok(applied.change)
+            }
+            Err(error) => {
+                self.tell(Some(error.to_string()));
+                Err(error)
+            }
+        }
+    }
+
+    /// What stands now.
+    pub async fn status(&self) -> Result<Status, CaptureError> {
+        self.on_capture(|capture| capture.status()).await
+    }
+
+    /// Keeps the rules in step for as long as it is polled.
+    pub async fn keep(self: Arc<Self>) {
+        let mut changed = self.publisher.changed();
+        let mut wait = LOOK;
+        loop {
+            tokio::select! {
+                told = changed.changed() => {
+                    if told.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(SETTLE).await;
+                    changed.mark_unchanged();
+                }
+                () = tokio::time::sleep(wait) => {}
+            }
+            match self.mode() {
+                Mode::Keep => {}
+                Mode::Off => continue,
+                Mode::Trial => {
+                    self.look_at_trial().await;
+                    continue;
+                }
+            }
+            wait = match self.apply().await {
+                Ok(Change::None) => LOOK,
+                Ok(change) => {
+                    tracing::info!(?change, "the capture rules were changed");
+                    LOOK
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the capture rules could not be put in place");
+                    RETRY
+                }
+            };
+        }
+    }
+
+    /// Rules that took themselves back are off.
+    async fn look_at_trial(&self) {
+        let pending = self.on_capture(|capture| Ok(capture.is_unconfirmed())).await;
+        if matches!(pending, Ok(false)) {
+            self.set_mode(Mode::Off);
+            self.tell(Some("the capture rules were not confirmed, and took themselves back".to_owned()));
+        }
+    }
+
+    fn tell(&self, trouble: Option<String>) {
+        self.metrics.capture_in_place.set(i64::from(trouble.is_none()));
+        self.trouble.send_if_modified(|current| {
+            let changed = *current != trouble;
+            *current = trouble;
+            changed
+        });
+    }
+
+    async fn on_capture<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Capture) -> Result<T, CaptureError> + Send + 'static,
+    ) -> Result<T, CaptureError> {
+        let capture = Arc::clone(&self.capture);
+        let acted = tokio::task::spawn_blocking(move || {
+            let mut capture = capture.lock().unwrap_or_else(PoisonError::into_inner);
+            act(&mut capture)
+        });
+        match acted.await {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}
+
+/// Whether the rules are what they were meant to be, in words.
+pub fn in_words(status: &Status) -> String {
+    match &status.state {
+        State::Missing => "missing".to_owned(),
+        State::InPlace => "in place".to_owned(),
+        State::Altered(differences) => format!("altered: {}", differences.join("; ")),
+        State::Gone => "the rules for a gone agent".to_owned(),
+    }
+}
