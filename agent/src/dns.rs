@@ -135,13 +135,22 @@ fn bind_both(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
             "only loopback addresses are served, 127.0.0.1 and ::1, so that no other host can use it",
         ));
     }
-    let listener = bind(address, Type::STREAM, Protocol::TCP)?;
     /// Connections that the kernel keeps for us until they are accepted.
     const BACKLOG: i32 = 128;
-    listener.listen(BACKLOG)?;
-    let listener = TcpListener::from_std(listener.into())?;
-    let udp = bind(listener.local_addr()?, Type::DGRAM, Protocol::UDP)?;
-    Ok((UdpSocket::from_std(udp.into())?, listener))
+    /// A free TCP port may be taken for UDP; then another is tried.
+    const FREE_PORT_TRIES: usize = 16;
+    let mut tries = if address.port() == 0 { FREE_PORT_TRIES } else { 1 };
+    loop {
+        let listener = bind(address, Type::STREAM, Protocol::TCP)?;
+        listener.listen(BACKLOG)?;
+        let listener = TcpListener::from_std(listener.into())?;
+        tries -= 1;
+        match bind(listener.local_addr()?, Type::DGRAM, Protocol::UDP) {
+            Ok(udp) => return Ok((UdpSocket::from_std(udp.into())?, listener)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {

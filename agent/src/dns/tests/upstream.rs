@@ -17,9 +17,14 @@ pub(super) struct Upstream {
 impl Upstream {
     /// `says` gives the messages that are sent back, over UDP and TCP alike.
     pub(super) async fn start(says: impl Fn(&[u8]) -> Vec<Vec<u8>> + Clone + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
-        let address = listener.local_addr().expect("bound");
-        let socket = UdpSocket::bind(address).await.expect("binds");
+        // The free TCP port may be some other test's for UDP.
+        let (listener, address, socket) = loop {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+            let address = listener.local_addr().expect("bound");
+            if let Ok(socket) = UdpSocket::bind(address).await {
+                break (listener, address, socket);
+            }
+        };
         let seen = Seen::default();
         tokio::spawn(datagrams(socket, seen.clone(), says.clone()));
         tokio::spawn(connections(listener, seen.clone(), says));
