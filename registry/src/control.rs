@@ -39,6 +39,8 @@ pub mod server;
 pub mod session;
 /// The durable records.
 pub mod store;
+/// One change after another.
+mod turns;
 
 /// The agent's side of a connection.
 pub mod client;

@@ -74,7 +74,8 @@ pub(super) struct Agent {
 }
 
 pub(super) struct Core {
-    pub(super) catalog: Catalog,
+    /// Changed in turns only; shared while a change is decided.
+    pub(super) catalog: Arc<Catalog>,
     pub(super) resources: BTreeMap<String, Value>,
     pub(super) state: State,
     pub(super) leases: Leases,
@@ -93,6 +94,7 @@ impl Core {
             leases.renew(&host, now);
         }
         let (resources, agents) = (BTreeMap::new(), BTreeMap::new());
+        let catalog = Arc::new(catalog);
         Self { catalog, resources, state: State::new(epoch), leases, agents, next_session: 1 }
     }
 

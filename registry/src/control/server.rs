@@ -2,10 +2,9 @@
 //! published before the next begins, on a thread that may block, and goes on to its end even when the session
 //! that asked for it has gone.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use baremesh_model::identity::Identity;
@@ -27,6 +26,7 @@ use super::message::{Outcome, Unknown};
 use super::registration::{Registration, RegistrationError};
 use super::session::{self, SessionError};
 use super::store::{Store, StoreError};
+use super::turns::Shared;
 
 /// Largest resource in bytes, as JSON: a message less what goes around it and what an assigned address adds.
 pub const MAX_RESOURCE: usize = MAX_MESSAGE - 4096;
@@ -48,7 +48,7 @@ pub struct Format {
     pub write_workload: fn(&Workload) -> Value,
 }
 
-/// Says which identities a host may be given.
+/// Says which identities a host may be given. Called on a thread that may block, once a registration.
 pub type Grants = Arc<dyn Fn(&Label, &Identity) -> bool + Send + Sync>;
 
 /// What a control server is told at its start.
@@ -97,83 +97,9 @@ pub struct Counts {
 #[derive(Clone)]
 pub struct Control(pub(super) Arc<Shared>);
 
-pub(super) struct Shared {
-    pub(super) settings: Settings,
-    pub(super) unknown: Unknown,
-    pub(super) failed_sessions: AtomicU64,
-    /// The newest version; `None` until there are resources, so that no agent is told of an empty mesh.
-    pub(super) version: watch::Sender<Option<u64>>,
-    store: Store,
-    turn: Arc<tokio::sync::Mutex<()>>,
-    core: Mutex<Core>,
-}
-
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Control").field("version", &*self.0.version.borrow()).finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    /// The state. Held for computations only, never across the disk or the network.
-    pub(super) fn core(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn publish(&self, version: u64) {
-        self.version.send_if_modified(|published| {
-            let news = published.is_some_and(|published| published != version);
-            if news {
-                *published = Some(version);
-            }
-            news
-        });
-    }
-
-    fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
-        if changes.is_empty() { Ok(()) } else { self.store.commit(changes) }
-    }
-
-    /// Stores and applies changes, and publishes what follows from them.
-    fn change(&self, changes: &[Change], live: Option<(&Label, bool)>) -> Result<(), StoreError> {
-        self.commit(changes)?;
-        let mut core = self.core();
-        let mut effects = core.catalog.apply(changes);
-        if let Some((host, live)) = live {
-            effects.endpoints.extend(core.catalog.mark(host, live).endpoints);
-        }
-        core.publish(&effects, &self.settings.format);
-        let reconsider = !changes.is_empty() && core.catalog.holds_back();
-        let (declared, version) = (core.catalog.declared().clone(), core.state.version());
-        drop(core);
-        self.publish(version);
-        // What contradicted a registration that was held back may be gone.
-        if reconsider && let Err(error) = self.redeclare(declared, None) {
-            tracing::warn!(%error, "registrations that were held back stay so");
-        }
-        Ok(())
-    }
-
-    fn redeclare(
-        &self,
-        declared: Declared,
-        resources: Option<BTreeMap<String, Value>>,
-    ) -> Result<(), ControlError> {
-        let allowed = &*self.settings.allowed;
-        // Nobody else changes the catalog: this is this change's turn.
-        let before = self.core().catalog.clone();
-        let (catalog, changes) = before.redeclare(declared, &|h, i| allowed(h, i), SystemTime::now())?;
-        self.commit(&changes)?;
-        let mut core = self.core();
-        core.catalog = catalog;
-        if let Some(resources) = resources {
-            core.resources = resources;
-        }
-        core.publish_all(&self.settings.format);
-        let version = core.state.version();
-        drop(core);
-        self.publish(version);
-        Ok(())
     }
 }
 
@@ -300,7 +226,7 @@ impl Control {
         Counts {
             unknown_messages: self.0.unknown.messages(),
             unknown_fields: self.0.unknown.fields(),
-            failed_sessions: self.0.failed_sessions.load(std::sync::atomic::Ordering::Relaxed),
+            failed_sessions: self.0.failed_sessions.load(Ordering::Relaxed),
         }
     }
 
@@ -316,8 +242,11 @@ impl Control {
             if !core.is_current(&host, session) {
                 return Err(ControlError::Superseded);
             }
-            let plan = core.catalog.register(&host, &list, &|h, i| allowed(h, i), SystemTime::now());
+            // It is this change's turn: the catalog stays as it is while the state is not locked.
+            let catalog = core.catalog.clone();
             drop(core);
+            let plan = catalog.register(&host, &list, &|h, i| allowed(h, i), SystemTime::now());
+            drop(catalog);
             shared.change(&plan.changes, Some((&host, true)))?;
             Ok(plan.outcomes)
         })
@@ -375,21 +304,6 @@ impl Control {
             change(&shared)
         });
         running.await.map_err(|_| ControlError::Stopping)?
-    }
-}
-
-impl Shared {
-    /// Takes the endpoints of hosts out whose leases have ended.
-    fn expire(&self, mut core: MutexGuard<'_, Core>, expired: &[Label]) {
-        for host in expired {
-            tracing::warn!(%host, "nothing was heard from the host for a whole lease: its endpoints are left out");
-            let effects = core.catalog.mark(host, false);
-            core.publish(&effects, &self.settings.format);
-        }
-        core.forget_idle();
-        let version = core.state.version();
-        drop(core);
-        self.publish(version);
     }
 }
 
