@@ -1,0 +1,497 @@
+//! What an agent holds of the mesh. It grows by differences, each applied whole once its marker came and the
+//! digest agrees. The last state that could be put in force is kept in one file, from which an agent starts when
+//! no control server is in reach.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use tokio::sync::watch;
+
+use super::digest::Digest;
+use super::message::{Complete, Outcome, Resume, Upsert};
+use super::subscription::Subscription;
+
+/// Most bytes of a state, in memory and in its file.
+pub const MAX_STATE: usize = 512 << 20;
+/// Version of the file.
+const FORMAT: u32 = 1;
+
+/// Why a difference was not applied or a file not used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // The messages say what each is.
+pub enum FollowedError {
+    #[error("the control server's difference does not lead to its digest: everything is asked for anew")]
+    Digest,
+    #[error("the control server sent {key}, which cannot be read: {reason}")]
+    Value { key: String, reason: String },
+    #[error("the control server sent more than {MAX_STATE} bytes")]
+    TooLarge,
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: io::Error },
+    #[error("{path} is damaged ({reason}) and is not used: the agent needs the control server to start")]
+    Damaged { path: PathBuf, reason: String },
+}
+
+/// The connection to the control server, for those who watch it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Whether a connection is open and was welcomed.
+    pub connected: bool,
+    /// The control server's version.
+    pub server_version: String,
+    /// The version that is in force.
+    pub version: u64,
+    /// Why a newer version is not in force.
+    pub nack: Option<String>,
+    /// Why the state in force is not on disk.
+    pub unsaved: Option<String>,
+    /// What became of the registrations; `None` until the server has answered.
+    pub registrations: Option<Vec<Outcome>>,
+}
+
+struct Entry {
+    text: Box<RawValue>,
+    digest: Digest,
+}
+
+/// A difference that is not complete yet.
+#[derive(Default)]
+pub(super) struct Staged {
+    changes: BTreeMap<String, Option<Box<RawValue>>>,
+    size: usize,
+}
+
+impl Staged {
+    pub(super) fn upsert(&mut self, upsert: Upsert) -> Result<(), FollowedError> {
+        self.grow(upsert.key.len() + upsert.value.get().len())?;
+        self.changes.insert(upsert.key, Some(upsert.value));
+        Ok(())
+    }
+
+    pub(super) fn delete(&mut self, key: String) -> Result<(), FollowedError> {
+        self.grow(key.len())?;
+        self.changes.insert(key, None);
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    fn grow(&mut self, size: usize) -> Result<(), FollowedError> {
+        self.size += size;
+        if self.size > MAX_STATE { Err(FollowedError::TooLarge) } else { Ok(()) }
+    }
+}
+
+/// What a difference changed, as it was before: the entries' texts, and `None` for those that were not there.
+#[derive(Debug)]
+pub(super) struct Former {
+    entries: BTreeMap<String, Option<Box<RawValue>>>,
+    mark: Mark,
+}
+
+/// What a state is of.
+#[derive(Debug, Clone, Default)]
+struct Mark {
+    epoch: u64,
+    version: u64,
+    subscription: Subscription,
+}
+
+/// The file's content after its first line.
+#[derive(Deserialize)]
+struct Body {
+    epoch: u64,
+    version: u64,
+    subscription: Vec<String>,
+    entries: BTreeMap<String, Box<RawValue>>,
+}
+
+/// `Body` as it is written.
+#[derive(Serialize)]
+struct BodyRef<'a> {
+    epoch: u64,
+    version: u64,
+    subscription: Vec<String>,
+    entries: BTreeMap<&'a str, &'a RawValue>,
+}
+
+/// The file's first line.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    sha256: String,
+}
+
+/// What an agent holds of the mesh, between and during connections. That is what it received last, which may
+/// have been refused when it was to be put in force; the file always holds what was in force last.
+pub struct Followed {
+    values: BTreeMap<String, Value>,
+    entries: BTreeMap<String, Entry>,
+    digest: Digest,
+    size: usize,
+    mark: Mark,
+    /// Where the state in force differs, while what was received last is not in force.
+    former: Option<Former>,
+    resumable: bool,
+    pub(super) published: bool,
+    pub(super) link: watch::Sender<Link>,
+    path: Option<PathBuf>,
+    /// The newest save that was begun, and the newest that was written.
+    saves: u64,
+    written: Arc<Mutex<u64>>,
+}
+
+impl Followed {
+    /// Nothing yet; what comes is kept in the file, where there is one.
+    pub fn new(path: Option<PathBuf>) -> Self {
+        Self {
+            values: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            digest: Digest::default(),
+            size: 0,
+            mark: Mark::default(),
+            former: None,
+            resumable: false,
+            published: false,
+            link: watch::Sender::new(Link::default()),
+            path,
+            saves: 0,
+            written: Arc::default(),
+        }
+    }
+
+    /// What the file holds, or nothing when there is none. A file that is not whole is refused.
+    pub fn load(path: &Path) -> Result<Self, FollowedError> {
+        let mut followed = Self::new(Some(path.to_owned()));
+        let failed = |source| FollowedError::File { path: path.to_owned(), source };
+        let mut bytes = Vec::new();
+        match File::open(path) {
+            Ok(file) => file.take(MAX_STATE as u64 + 1).read_to_end(&mut bytes).map_err(failed)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(followed),
+            Err(error) => return Err(failed(error)),
+        };
+        let damaged = |reason: String| FollowedError::Damaged { path: path.to_owned(), reason };
+        let body = decode(&bytes).map_err(damaged)?;
+        for (key, text) in body.entries {
+            let value =
+                serde_json::from_str(text.get()).map_err(|error| damaged(format!("{key}: {error}")))?;
+            followed.insert(key, text, value);
+        }
+        let subscription = Subscription::read(&body.subscription)
+            .ok_or_else(|| damaged("its subscription names what is no service".to_owned()))?;
+        followed.mark = Mark { epoch: body.epoch, version: body.version, subscription };
+        followed.resumable = true;
+        Ok(followed)
+    }
+
+    /// The resources by key, as received last; after `load`, those that were in force last. Empty before the
+    /// first state.
+    pub fn values(&self) -> &BTreeMap<String, Value> {
+        &self.values
+    }
+
+    /// The version that `values` are of; 0 before the first state.
+    pub fn version(&self) -> u64 {
+        self.mark.version
+    }
+
+    /// Follows the connection's condition.
+    pub fn link(&self) -> watch::Receiver<Link> {
+        self.link.subscribe()
+    }
+
+    pub(super) fn resume(&self, wanted: &Subscription) -> Option<Resume> {
+        let differs = self.mark.subscription != *wanted;
+        self.resumable.then(|| Resume {
+            epoch: self.mark.epoch,
+            version: self.mark.version,
+            digest: self.digest.to_string(),
+            subscribe: differs.then(|| self.mark.subscription.written()),
+        })
+    }
+
+    /// Applies a difference, whole or not at all. Returns what leads back.
+    pub(super) fn apply(
+        &mut self,
+        staged: Staged,
+        complete: &Complete,
+        epoch: u64,
+        subscription: &Subscription,
+    ) -> Result<Former, FollowedError> {
+        let mut parsed = BTreeMap::new();
+        let mut digest = if complete.full { Digest::default() } else { self.digest };
+        for (key, change) in staged.changes {
+            if !complete.full
+                && let Some(before) = self.entries.get(&key)
+            {
+                digest = digest.minus(before.digest);
+            }
+            let change = match change {
+                Some(text) => {
+                    digest = digest.plus(Digest::of(&key, text.get()));
+                    let value = serde_json::from_str::<Value>(text.get());
+                    let reason = |error: serde_json::Error| error.to_string();
+                    let value =
+                        value.map_err(|e| FollowedError::Value { key: key.clone(), reason: reason(e) })?;
+                    Some((text, value))
+                }
+                None => None,
+            };
+            parsed.insert(key, change);
+        }
+        if digest.to_string() != complete.digest {
+            self.resumable = false;
+            return Err(FollowedError::Digest);
+        }
+        let before = if complete.full { 0 } else { self.size };
+        if before + staged.size > MAX_STATE {
+            return Err(FollowedError::TooLarge);
+        }
+        let mut former = BTreeMap::new();
+        if complete.full {
+            self.values.clear();
+            let entries = std::mem::take(&mut self.entries).into_iter();
+            former.extend(entries.map(|(key, entry)| (key, Some(entry.text))));
+            (self.digest, self.size) = (Digest::default(), 0);
+        }
+        for (key, change) in parsed {
+            let before = self.remove(&key);
+            former.entry(key.clone()).or_insert(before);
+            if let Some((text, value)) = change {
+                self.insert(key, text, value);
+            }
+        }
+        let mark = Mark { epoch, version: complete.version, subscription: subscription.clone() };
+        self.resumable = true;
+        Ok(Former { entries: former, mark: std::mem::replace(&mut self.mark, mark) })
+    }
+
+    /// Notes that what was received is in force.
+    pub(super) fn accepted(&mut self) {
+        (self.former, self.published) = (None, true);
+    }
+
+    /// Notes that what was received is not in force: the state in force is what `former` leads back to.
+    pub(super) fn refused(&mut self, former: Former) {
+        self.published = false;
+        match &mut self.former {
+            // What was refused before led back to the state in force already.
+            Some(refused) => former.entries.into_iter().for_each(|(key, text)| {
+                refused.entries.entry(key).or_insert(text);
+            }),
+            None => self.former = Some(former),
+        }
+    }
+
+    fn insert(&mut self, key: String, text: Box<RawValue>, value: Value) {
+        let digest = Digest::of(&key, text.get());
+        self.digest = self.digest.plus(digest);
+        self.size += key.len() + text.get().len();
+        self.values.insert(key.clone(), value);
+        self.entries.insert(key, Entry { text, digest });
+    }
+
+    fn remove(&mut self, key: &str) -> Option<Box<RawValue>> {
+        let entry = self.entries.remove(key)?;
+        self.digest = self.digest.minus(entry.digest);
+        self.size -= key.len() + entry.text.get().len();
+        self.values.remove(key);
+        Some(entry.text)
+    }
+
+    /// What writes the state to its file, on a thread that may block. `None` without a file.
+    pub(super) fn save(&mut self) -> Option<impl FnOnce() -> Result<(), FollowedError> + Send + 'static> {
+        let path = self.path.clone()?;
+        let bytes = self.encode();
+        self.saves += 1;
+        let (number, written) = (self.saves, self.written.clone());
+        Some(move || {
+            // One at a time, and an older state never over a newer one.
+            let mut newest = written.lock().unwrap_or_else(PoisonError::into_inner);
+            if number > *newest {
+                write_aside(&path, &bytes).map_err(|source| FollowedError::File { path, source })?;
+                *newest = number;
+            }
+            Ok(())
+        })
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut entries: BTreeMap<&str, &RawValue> =
+            self.entries.iter().map(|(key, entry)| (key.as_str(), &*entry.text)).collect();
+        for (key, text) in self.former.iter().flat_map(|former| &former.entries) {
+            match text {
+                Some(text) => entries.insert(key, text),
+                None => entries.remove(key.as_str()),
+            };
+        }
+        let mark = self.former.as_ref().map_or(&self.mark, |former| &former.mark);
+        let (epoch, version) = (mark.epoch, mark.version);
+        let body = BodyRef { epoch, version, subscription: mark.subscription.written(), entries };
+        let body = serde_json::to_vec(&body).expect("text keys and values that were JSON");
+        let header = Header { format: FORMAT, sha256: Digest::of_bytes(&body).to_string() };
+        let mut bytes = serde_json::to_vec(&header).expect("plain fields");
+        bytes.push(b'\n');
+        bytes.extend(body);
+        bytes
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<Body, String> {
+    if bytes.len() > MAX_STATE {
+        return Err(format!("larger than {MAX_STATE} bytes"));
+    }
+    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it has no first line")?;
+    let header: Header =
+        serde_json::from_slice(&bytes[..end]).map_err(|error| format!("its first line: {error}"))?;
+    if header.format != FORMAT {
+        return Err(format!("its format is {}, this program knows {FORMAT}", header.format));
+    }
+    let body = &bytes[end + 1..];
+    if Digest::of_bytes(body).to_string() != header.sha256 {
+        return Err("its checksum does not agree".to_owned());
+    }
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
+/// Writes a file beside the one it replaces, on the disk before the name changes hands.
+fn write_aside(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&aside, path)?;
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => File::open(".")?.sync_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.to_owned()).expect("JSON")
+    }
+
+    fn staged(changes: &[(&str, Option<&str>)]) -> Staged {
+        let mut staged = Staged::default();
+        for (key, text) in changes {
+            match text {
+                Some(text) => staged.upsert(Upsert { key: (*key).to_owned(), value: raw(text) }),
+                None => staged.delete((*key).to_owned()),
+            }
+            .expect("small");
+        }
+        staged
+    }
+
+    fn complete(version: u64, full: bool, entries: &[(&str, &str)]) -> Complete {
+        let digests = entries.iter().map(|(key, text)| Digest::of(key, text));
+        let digest = digests.fold(Digest::default(), Digest::plus).to_string();
+        Complete { version, digest, full, subscribed: 0 }
+    }
+
+    fn example(path: Option<PathBuf>) -> Followed {
+        let mut followed = Followed::new(path);
+        let first = complete(3, true, &[("a", "1.50"), ("b", "{ }")]);
+        let difference = staged(&[("a", Some("1.50")), ("b", Some("{ }"))]);
+        followed.apply(difference, &first, 7, &Subscription::All).expect("applied");
+        followed
+    }
+
+    #[test]
+    fn applies_a_difference_whole_or_not_at_all() {
+        let mut followed = example(None);
+        let changes = [("a", None), ("c", Some("2")), ("none", None)];
+        let wrong = complete(4, false, &[("b", "{ }"), ("c", "3")]);
+        let error = followed.apply(staged(&changes), &wrong, 7, &Subscription::All).expect_err("the digest");
+        assert!(matches!(error, FollowedError::Digest));
+        assert_eq!((followed.version(), followed.values().len()), (3, 2));
+        assert_eq!(followed.resume(&Subscription::All), None, "everything is asked for anew");
+        let right = complete(4, false, &[("b", "{ }"), ("c", "2")]);
+        followed.apply(staged(&changes), &right, 7, &Subscription::All).expect("applied");
+        assert_eq!(followed.values().keys().collect::<Vec<_>>(), ["b", "c"]);
+        let full = complete(1, true, &[("d", "4")]);
+        followed.apply(staged(&[("d", Some("4"))]), &full, 8, &Subscription::All).expect("applied");
+        assert_eq!(followed.values().keys().collect::<Vec<_>>(), ["d"]);
+        let deep = "[".repeat(500) + &"]".repeat(500);
+        let unreadable = complete(2, true, &[("e", &deep)]);
+        let error = followed.apply(staged(&[("e", Some(&deep))]), &unreadable, 8, &Subscription::All);
+        assert!(matches!(error, Err(FollowedError::Value { .. })));
+        assert_eq!(followed.values().keys().collect::<Vec<_>>(), ["d"]);
+    }
+
+    #[test]
+    fn the_file_holds_what_was_in_force_last() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state");
+        let mut followed = example(Some(path.clone()));
+        followed.accepted();
+        let changes = [("a", Some("2")), ("b", None), ("c", Some("3"))];
+        let second = complete(4, false, &[("a", "2"), ("c", "3")]);
+        let former = followed.apply(staged(&changes), &second, 7, &Subscription::default()).expect("applied");
+        followed.refused(former);
+        let third = complete(1, true, &[("d", "4")]);
+        let former =
+            followed.apply(staged(&[("d", Some("4"))]), &third, 8, &Subscription::All).expect("applied");
+        followed.refused(former);
+        followed.save().expect("a file")().expect("saved");
+        let loaded = Followed::load(&path).expect("a state");
+        let first = example(None);
+        assert_eq!(loaded.values(), first.values());
+        assert_eq!(loaded.resume(&Subscription::All), first.resume(&Subscription::All));
+        followed.accepted();
+        followed.save().expect("a file")().expect("saved");
+        assert_eq!(Followed::load(&path).expect("a state").values(), followed.values());
+    }
+
+    #[test]
+    fn loads_what_it_saved() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state");
+        assert_eq!(Followed::load(&path).expect("nothing yet").version(), 0);
+        let mut followed = example(Some(path.clone()));
+        let (older, newer) = (followed.save().expect("a file"), followed.save().expect("a file"));
+        newer().expect("saved");
+        fs::write(&path, followed.encode()).expect("the same");
+        older().expect("not over the newer one");
+        let loaded = Followed::load(&path).expect("a state");
+        assert_eq!(loaded.values(), followed.values());
+        assert_eq!(loaded.resume(&Subscription::All), followed.resume(&Subscription::All));
+        assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1);
+    }
+
+    #[test]
+    fn refuses_a_damaged_file_whatever_is_damaged() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("state");
+        let whole = example(None).encode();
+        let refused = |bytes: &[u8], what: &str| {
+            fs::write(&path, bytes).expect("written");
+            assert!(matches!(Followed::load(&path), Err(FollowedError::Damaged { .. })), "{what}");
+        };
+        for length in 0..whole.len() {
+            refused(&whole[..length], &format!("cut at {length}"));
+        }
+        let start = whole.iter().position(|byte| *byte == b'\n').expect("a first line");
+        for at in start + 1..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1;
+            refused(&flipped, &format!("flipped at {at}"));
+        }
+        let text = String::from_utf8(whole).expect("text");
+        refused(text.replace("\"format\":1", "\"format\":2").as_bytes(), "a later format");
+    }
+}

@@ -1,0 +1,280 @@
+//! What the control server has in memory: the catalog, what of it is pushed, who is there, and what each agent
+//! said last. All of it is behind one lock, and nothing here waits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use baremesh_model::name::{Key, Label};
+use serde_json::Value;
+use tokio::sync::Notify;
+
+use super::catalog::{Catalog, Change, Effects};
+use super::leases::Leases;
+use super::message::Outcome;
+use super::server::{Format, MAX_HOSTS, parse_key};
+use super::state::{Audience, State};
+
+/// A version that an agent could not put in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nack {
+    /// The version.
+    pub version: u64,
+    /// Why, in the agent's words.
+    pub reason: String,
+}
+
+/// A registration as the operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistrationStatus {
+    /// The service.
+    pub service: Key,
+    /// The workload that it is published as.
+    pub workload: Key,
+    /// Why it is accepted and not published, when other resources contradict it.
+    pub held: Option<String>,
+}
+
+/// A host as the operator sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostStatus {
+    /// The host.
+    pub host: Label,
+    /// Whether a session is open.
+    pub connected: bool,
+    /// The agent's version.
+    pub agent_version: String,
+    /// The version that it was sent last.
+    pub sent: u64,
+    /// The version that it has in force.
+    pub acked: u64,
+    /// The version that it could not put in force, when it is the last that it answered.
+    pub nack: Option<Nack>,
+    /// How long its lease still runs, when it has one.
+    pub lease: Option<Duration>,
+    /// Whether its endpoints are published.
+    pub live: bool,
+    /// What it registered.
+    pub registrations: Vec<RegistrationStatus>,
+    /// What it wanted to register last and was refused.
+    pub refused: Vec<Outcome>,
+}
+
+/// What an agent said last.
+#[derive(Default)]
+pub(super) struct Agent {
+    session: Option<(u64, Arc<Notify>)>,
+    /// Whether the open session has sent its registrations.
+    registered: bool,
+    pub(super) version: String,
+    pub(super) sent: u64,
+    pub(super) acked: u64,
+    pub(super) nack: Option<Nack>,
+    pub(super) refused: Vec<Outcome>,
+}
+
+pub(super) struct Core {
+    /// Changed in turns only; shared while a change is decided.
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) resources: BTreeMap<String, Value>,
+    pub(super) state: State,
+    pub(super) leases: Leases,
+    agents: BTreeMap<Label, Agent>,
+    next_session: u64,
+}
+
+impl Core {
+    pub(super) fn load(records: &[Change], epoch: u64, lease: Duration, now: Instant) -> Self {
+        let mut catalog = Catalog::default();
+        catalog.apply(records);
+        let mut leases = Leases::new(lease);
+        let here = catalog.hosts().iter().filter(|(_, host)| !host.departed);
+        for host in here.map(|(host, _)| host.clone()).collect::<Vec<_>>() {
+            catalog.mark(&host, true);
+            leases.renew(&host, now);
+        }
+        let (resources, agents) = (BTreeMap::new(), BTreeMap::new());
+        let catalog = Arc::new(catalog);
+        Self { catalog, resources, state: State::new(epoch), leases, agents, next_session: 1 }
+    }
+
+    /// Opens a session, which ends the host's former one. `None` when there are too many hosts.
+    pub(super) fn begin(&mut self, host: &Label, version: &str, now: Instant) -> Option<(u64, Arc<Notify>)> {
+        if !self.agents.contains_key(host) && self.agents.len() >= MAX_HOSTS {
+            return None;
+        }
+        let session = (self.next_session, Arc::new(Notify::new()));
+        self.next_session += 1;
+        let agent = self.agents.entry(host.clone()).or_default();
+        if let Some((_, former)) = agent.session.replace(session.clone()) {
+            former.notify_one();
+        }
+        (agent.registered, agent.version) = (false, version.to_owned());
+        self.leases.renew(host, now);
+        Some(session)
+    }
+
+    pub(super) fn end(&mut self, host: &Label, session: u64) {
+        if self.is_current(host, session) {
+            self.agent(host).session = None;
+        }
+    }
+
+    pub(super) fn is_current(&self, host: &Label, session: u64) -> bool {
+        let agent = self.agents.get(host);
+        agent.and_then(|agent| agent.session.as_ref()).is_some_and(|(current, _)| *current == session)
+    }
+
+    /// What is known of an agent that has a session.
+    pub(super) fn agent(&mut self, host: &Label) -> &mut Agent {
+        self.agents.entry(host.clone()).or_default()
+    }
+
+    /// Renews a lease. True when the host had been left out and is now to be published again.
+    pub(super) fn renew(&mut self, host: &Label, session: u64, now: Instant) -> bool {
+        if !self.is_current(host, session) {
+            return false;
+        }
+        self.leases.renew(host, now);
+        let out = self.catalog.hosts().get(host).is_some_and(|entry| !entry.live && !entry.departed);
+        out && self.agent(host).registered
+    }
+
+    /// Notes that a session has sent its registrations.
+    pub(super) fn note_registered(&mut self, host: &Label, session: u64) {
+        if self.is_current(host, session) {
+            self.agent(host).registered = true;
+        }
+    }
+
+    /// Forgets agents of which nothing is left.
+    pub(super) fn forget_idle(&mut self) {
+        let (catalog, leases, now) = (&self.catalog, &self.leases, Instant::now());
+        self.agents.retain(|host, agent| {
+            let known = catalog.hosts().contains_key(host) || leases.remaining(host, now).is_some();
+            agent.session.is_some() || known
+        });
+    }
+
+    /// Publishes what a change affects.
+    pub(super) fn publish(&mut self, effects: &Effects, format: &Format) {
+        for key in &effects.services {
+            let name = format!("Service/{}/{}", key.namespace, key.name);
+            match self.service(key, &name, format) {
+                Some(value) => self.state.set(&name, Audience::Everyone, &value),
+                None => self.state.remove(&name),
+            }
+        }
+        let mut entries: BTreeMap<String, Option<(Audience, Value)>> = BTreeMap::new();
+        for key in &effects.gone {
+            entries.insert(workload_entry(key), None);
+        }
+        for (host, service) in &effects.endpoints {
+            let hosts = self.catalog.hosts();
+            let Some(registered) = hosts.get(host).and_then(|entry| entry.registrations.get(service)) else {
+                continue;
+            };
+            let name = Key::new(service.namespace.clone(), registered.workload.clone());
+            let endpoint = self.catalog.endpoint(host, service);
+            let value = endpoint
+                .map(|workload| (Audience::CallersOf(service.clone()), (format.write_workload)(&workload)));
+            entries.insert(workload_entry(&name), value);
+        }
+        for (name, value) in entries {
+            match value {
+                Some((audience, value)) => self.state.set(&name, audience, &value),
+                // A hand-written workload can have taken the name over.
+                None if self.resources.contains_key(&name) => {}
+                None => self.state.remove(&name),
+            }
+        }
+    }
+
+    /// Publishes everything; what is the same as before is no change.
+    pub(super) fn publish_all(&mut self, format: &Format) {
+        let mut entries: BTreeMap<String, (Audience, Value)> = BTreeMap::new();
+        for (name, value) in &self.resources {
+            let audience = match parse_key(name) {
+                Some(("WorkloadEntry", key)) => self.audience(&key),
+                _ => Audience::Everyone,
+            };
+            entries.insert(name.clone(), (audience, value.clone()));
+        }
+        for key in self.catalog.services() {
+            let name = format!("Service/{}/{}", key.namespace, key.name);
+            if let Some(value) = self.service(key, &name, format) {
+                entries.insert(name, (Audience::Everyone, value));
+            }
+        }
+        for (host, entry) in self.catalog.hosts() {
+            for workload in entry.registrations.keys().filter_map(|key| self.catalog.endpoint(host, key)) {
+                let service = workload.service.clone().unwrap_or_else(|| workload.key.name.clone());
+                let service = Key::new(workload.key.namespace.clone(), service);
+                let value = (format.write_workload)(&workload);
+                entries.insert(workload_entry(&workload.key), (Audience::CallersOf(service), value));
+            }
+        }
+        self.state.replace(&entries);
+    }
+
+    /// The Service as it is written, where its addresses are written too, else with those assigned.
+    fn service(&self, key: &Key, name: &str, format: &Format) -> Option<Value> {
+        let declared = self.catalog.declared().services.get(key);
+        match self.resources.get(name) {
+            Some(value) if declared.is_some_and(|service| !service.addresses.is_empty()) => {
+                Some(value.clone())
+            }
+            _ => self.catalog.service(key).map(|service| (format.write_service)(&service)),
+        }
+    }
+
+    /// Who is sent a hand-written workload: the callers of the one service that it serves, and everyone when
+    /// that cannot be told for good, since registrations may imply services later.
+    fn audience(&self, key: &Key) -> Audience {
+        let declared = self.catalog.declared();
+        let Some(workload) = declared.workloads.get(key) else { return Audience::Everyone };
+        // A label `app` can name a service that registrations bring later.
+        let app = workload.labels.get("app").and_then(|app| Label::new(app).ok());
+        let named = app.map(|app| Key::new(key.namespace.clone(), app));
+        let known = named.is_none_or(|named| declared.services.contains_key(&named));
+        let mut services = declared.services.values().filter(|service| workload.serves(service));
+        match (services.next(), services.next()) {
+            (Some(only), None) if known => Audience::CallersOf(only.key.clone()),
+            _ => Audience::Everyone,
+        }
+    }
+
+    /// Every host that is known.
+    pub(super) fn status(&self, now: Instant) -> Vec<HostStatus> {
+        let nobody = Agent::default();
+        let hosts: BTreeSet<&Label> = self.agents.keys().chain(self.catalog.hosts().keys()).collect();
+        let status = |host: &Label| {
+            let agent = self.agents.get(host).unwrap_or(&nobody);
+            let entry = self.catalog.hosts().get(host);
+            let registrations = entry.into_iter().flat_map(|entry| &entry.registrations);
+            HostStatus {
+                host: host.clone(),
+                connected: agent.session.is_some(),
+                agent_version: agent.version.clone(),
+                sent: agent.sent,
+                acked: agent.acked,
+                nack: agent.nack.clone(),
+                lease: self.leases.remaining(host, now),
+                live: entry.is_some_and(|entry| entry.live),
+                registrations: registrations
+                    .map(|(service, registered)| RegistrationStatus {
+                        service: service.clone(),
+                        workload: Key::new(service.namespace.clone(), registered.workload.clone()),
+                        held: registered.held.as_ref().map(ToString::to_string),
+                    })
+                    .collect(),
+                refused: agent.refused.clone(),
+            }
+        };
+        hosts.into_iter().map(status).collect()
+    }
+}
+
+fn workload_entry(key: &Key) -> String {
+    format!("WorkloadEntry/{}/{}", key.namespace, key.name)
+}

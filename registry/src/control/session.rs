@@ -1,0 +1,327 @@
+//! One agent's session at the server. What the agent says is read by one loop and what it is to know is written
+//! by another: an agent that takes nothing for a while can still renew its lease, and when it takes again, it is
+//! sent the newest state and nothing in between.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use baremesh_model::name::Label;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::codec::{FrameError, FrameReader, FrameWriter};
+use super::memory::Nack;
+use super::message::{
+    Complete, Delete, FromAgent, Hello, MessageError, Outcome, Refused, Register, RegisterResult, Renewed,
+    Welcome, frame, printable, upsert_frame,
+};
+use super::registration::Registration;
+use super::server::{Control, ControlError, MAX_HOSTS};
+use super::state::{Change, Difference, Held};
+use super::subscription::Subscription;
+use super::{ANSWERS_RENEWALS, PROTOCOL, understands};
+
+/// How long a new connection has for its first message.
+pub const HELLO_WAIT: Duration = Duration::from_secs(10);
+/// Leases after which a session in which nothing is heard ends.
+pub const SILENT_LEASES: u32 = 4;
+/// The least time between two pushes to one agent: changes that come together are pushed together.
+pub const PUSH_GAP: Duration = Duration::from_millis(50);
+/// How long the last word of a session may take.
+const LAST_WORD: Duration = Duration::from_secs(2);
+
+/// Why a session ended before the agent ended it.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // The messages say what each is.
+pub enum SessionError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error("the first message must be Hello, once")]
+    Hello,
+    #[error("nothing was said for {} seconds", .0.as_secs())]
+    Silent(Duration),
+    #[error("the agent speaks protocol {0}, this server {PROTOCOL}: upgrade the older of the two")]
+    Protocol(u32),
+    #[error("the subscription names what is no service: write `*` or name.namespace")]
+    Subscription,
+    #[error("there are {MAX_HOSTS} hosts already")]
+    TooManyHosts,
+    #[error("a newer session of this host has taken over")]
+    Superseded,
+}
+
+/// What the reading loop leaves for the writing one: the newest of each kind, never a queue.
+struct Outbox {
+    contents: Mutex<Contents>,
+    filled: Notify,
+}
+
+#[derive(Clone)]
+struct Contents {
+    result: Option<RegisterResult>,
+    renewed: bool,
+    subscription: Subscription,
+    subscribed: u64,
+}
+
+impl Outbox {
+    fn new(subscription: Subscription) -> Self {
+        let contents = Contents { result: None, renewed: false, subscription, subscribed: 0 };
+        Self { contents: Mutex::new(contents), filled: Notify::new() }
+    }
+
+    fn put(&self, change: impl FnOnce(&mut Contents)) {
+        change(&mut self.contents.lock().unwrap_or_else(PoisonError::into_inner));
+        self.filled.notify_one();
+    }
+
+    fn take(&self) -> Contents {
+        let mut contents = self.contents.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = contents.clone();
+        (contents.result, contents.renewed) = (None, false);
+        taken
+    }
+}
+
+/// Runs a session to its end, and tells the agent why when the end is the server's doing.
+pub(super) async fn run<R, W>(
+    control: &Control,
+    host: Label,
+    reader: R,
+    writer: W,
+) -> Result<(), SessionError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut reader = FrameReader::new(reader);
+    let mut writer = FrameWriter::new(writer);
+    let result = serve(control, &host, &mut reader, &mut writer).await;
+    if let Err(error) = &result {
+        if !matches!(error, SessionError::Superseded) {
+            control.0.failed_sessions.fetch_add(1, Ordering::Relaxed);
+        }
+        let refused = frame(&Refused { reason: error.to_string() });
+        // The connection may be what failed: the agent learns that by itself.
+        let _ = timeout(LAST_WORD, writer.send(&refused)).await;
+    }
+    let _ = timeout(LAST_WORD, writer.close()).await;
+    result
+}
+
+/// Ends the session in the books, however its future ends.
+struct Session<'a> {
+    control: &'a Control,
+    host: &'a Label,
+    number: u64,
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        self.control.0.core().end(self.host, self.number);
+    }
+}
+
+async fn serve<R, W>(
+    control: &Control,
+    host: &Label,
+    reader: &mut FrameReader<R>,
+    writer: &mut FrameWriter<W>,
+) -> Result<(), SessionError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let Some(hello) = read_hello(control, reader).await? else { return Ok(()) };
+    let subscription = Subscription::read(&hello.subscribe).ok_or(SessionError::Subscription)?;
+    let begun = control.0.core().begin(host, &printable(&hello.agent_version), Instant::now());
+    let (number, superseded) = begun.ok_or(SessionError::TooManyHosts)?;
+    let session = Session { control, host, number };
+    let outbox = Outbox::new(subscription);
+    let both = async {
+        // Before there are resources, nothing can be compared with them. The sender outlives this session.
+        let _ = control.versions().wait_for(Option::is_some).await;
+        tokio::select! {
+            read = session.read(reader, &outbox) => read,
+            written = session.write(writer, &outbox, &hello) => written,
+        }
+    };
+    tokio::select! {
+        ended = both => ended,
+        () = superseded.notified() => Err(SessionError::Superseded),
+    }
+}
+
+async fn read_hello<R: AsyncRead + Unpin>(
+    control: &Control,
+    reader: &mut FrameReader<R>,
+) -> Result<Option<Hello>, SessionError> {
+    let first = timeout(HELLO_WAIT, reader.next()).await.map_err(|_| SessionError::Silent(HELLO_WAIT))??;
+    let Some(first) = first else { return Ok(None) };
+    match FromAgent::read(&first, &control.0.unknown)? {
+        Some(FromAgent::Hello(hello)) if understands(hello.protocol) => Ok(Some(hello)),
+        Some(FromAgent::Hello(hello)) => Err(SessionError::Protocol(hello.protocol)),
+        _ => Err(SessionError::Hello),
+    }
+}
+
+impl Session<'_> {
+    async fn read<R: AsyncRead + Unpin>(
+        &self,
+        reader: &mut FrameReader<R>,
+        outbox: &Outbox,
+    ) -> Result<(), SessionError> {
+        let patience = self.control.0.settings.lease * SILENT_LEASES;
+        loop {
+            let next = timeout(patience, reader.next()).await.map_err(|_| SessionError::Silent(patience))?;
+            let Some(next) = next? else { return Ok(()) };
+            let Some(message) = FromAgent::read(&next, &self.control.0.unknown)? else { continue };
+            match message {
+                FromAgent::Hello(_) => return Err(SessionError::Hello),
+                FromAgent::Register(register) => self.register(register, outbox).await?,
+                FromAgent::Subscribe(subscribe) => {
+                    let subscription =
+                        Subscription::read(&subscribe.subscribe).ok_or(SessionError::Subscription)?;
+                    outbox.put(|contents| {
+                        (contents.subscription, contents.subscribed) = (subscription, subscribe.number);
+                    });
+                }
+                FromAgent::Ack(ack) => {
+                    let mut core = self.control.0.core();
+                    let agent = core.agent(self.host);
+                    (agent.acked, agent.nack) = (ack.version, None);
+                }
+                FromAgent::Nack(nack) => {
+                    let reason = printable(&nack.reason);
+                    tracing::error!(host = %self.host, version = nack.version, reason, "the agent kept its former state");
+                    self.control.0.core().agent(self.host).nack =
+                        Some(Nack { version: nack.version, reason });
+                }
+                FromAgent::Renew(_) => {
+                    if let Err(error) = self.control.renew(self.host, self.number).await {
+                        tracing::error!(host = %self.host, %error, "the host is back and was not published");
+                    }
+                    outbox.put(|contents| contents.renewed = true);
+                }
+                FromAgent::Goodbye(_) => {
+                    if let Err(error) = self.control.goodbye(self.host.clone(), self.number).await {
+                        tracing::error!(host = %self.host, %error, "the host's goodbye had no effect");
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn register(&self, register: Register, outbox: &Outbox) -> Result<(), SessionError> {
+        let list: Vec<_> = register.registrations.iter().map(Registration::read).collect();
+        let registered = self.control.register(self.host.clone(), self.number, list).await;
+        let results: Vec<Outcome> = match registered {
+            Ok(outcomes) => {
+                let refusals = outcomes.into_iter().map(|outcome| outcome.err().map(|r| r.to_string()));
+                let named = register.registrations.iter().zip(refusals);
+                named.map(|(raw, refused)| Outcome { service: service_of(raw), refused }).collect()
+            }
+            Err(ControlError::Superseded) => return Err(SessionError::Superseded),
+            Err(error) => {
+                tracing::error!(host = %self.host, %error, "registrations were refused, the former ones stay");
+                let refused = Some(error.to_string());
+                let raw = register.registrations.iter();
+                raw.map(|raw| Outcome { service: service_of(raw), refused: refused.clone() }).collect()
+            }
+        };
+        let refused: Vec<Outcome> =
+            results.iter().filter(|result| result.refused.is_some()).cloned().collect();
+        // Agents try again what was refused: the log says it once.
+        if self.control.note_refused(self.host, &refused) {
+            for Outcome { service, refused } in &refused {
+                let reason = refused.as_deref().unwrap_or_default();
+                tracing::warn!(host = %self.host, service, reason, "a registration was refused");
+            }
+        }
+        self.control.0.core().note_registered(self.host, self.number);
+        let result = RegisterResult { number: register.number, results };
+        outbox.put(|contents| contents.result = Some(result));
+        Ok(())
+    }
+
+    async fn write<W: AsyncWrite + Unpin>(
+        &self,
+        writer: &mut FrameWriter<W>,
+        outbox: &Outbox,
+        hello: &Hello,
+    ) -> Result<(), SessionError> {
+        let mut versions = self.control.versions();
+        let asked = Subscription::read(&hello.subscribe).ok_or(SessionError::Subscription)?;
+        let resume = hello.resume.as_ref();
+        let mut held = resume.and_then(|resume| self.control.0.core().state.resume(resume, &asked));
+        writer.send(&frame(&self.welcome())).await?;
+        let mut subscribed = None;
+        loop {
+            versions.borrow_and_update();
+            let contents = outbox.take();
+            if let Some(result) = &contents.result {
+                writer.feed(&frame(result)).await?;
+            }
+            if contents.renewed {
+                writer.feed(&frame(&Renewed {})).await?;
+            }
+            let wanted = contents.subscription;
+            let difference = self.control.0.core().state.difference(held.as_ref(), &wanted);
+            let version = difference.version;
+            let push = subscribed != Some(contents.subscribed) || !difference.changes.is_empty();
+            if push {
+                push_to(writer, difference, contents.subscribed).await?;
+            }
+            writer.flush().await?;
+            if push {
+                self.control.0.core().agent(self.host).sent = version;
+            }
+            (held, subscribed) = (Some(Held { version, subscription: wanted }), Some(contents.subscribed));
+            if push {
+                sleep(PUSH_GAP).await;
+            }
+            tokio::select! {
+                _ = versions.changed() => {}
+                () = outbox.filled.notified() => {}
+            }
+        }
+    }
+
+    fn welcome(&self) -> Welcome {
+        let core = self.control.0.core();
+        let mesh = core.resources.iter().find(|(key, _)| key.starts_with("MeshConfig/"));
+        Welcome {
+            protocol: PROTOCOL,
+            server_version: self.control.0.settings.version.clone(),
+            capabilities: vec![ANSWERS_RENEWALS.to_owned()],
+            lease_seconds: core.leases.period().as_secs().max(1),
+            epoch: core.state.epoch(),
+            mesh: mesh.map(|(_, value)| value.clone()),
+        }
+    }
+}
+
+async fn push_to<W: AsyncWrite + Unpin>(
+    writer: &mut FrameWriter<W>,
+    difference: Difference,
+    subscribed: u64,
+) -> Result<(), FrameError> {
+    for change in difference.changes {
+        match change {
+            Change::Upsert(key, text) => writer.feed(&upsert_frame(&key, &text)).await?,
+            Change::Delete(key) => writer.feed(&frame(&Delete { key: key.to_string() })).await?,
+        }
+    }
+    let Difference { version, digest, full, .. } = difference;
+    writer.feed(&frame(&Complete { version, digest: digest.to_string(), full, subscribed })).await
+}
+
+/// The service that a registration names, for its outcome, however wrong the rest of it is.
+fn service_of(raw: &serde_json::Value) -> String {
+    printable(raw.get("service").and_then(serde_json::Value::as_str).unwrap_or_default())
+}

@@ -1,0 +1,104 @@
+//! One change after another: each is stored, applied and published before the next is decided.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use baremesh_model::name::Label;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::catalog::{Change, Declared};
+use super::memory::Core;
+use super::message::Unknown;
+use super::server::{ControlError, Settings};
+use super::store::{Store, StoreError};
+
+/// What the handles share.
+pub(super) struct Shared {
+    pub(super) settings: Settings,
+    pub(super) unknown: Unknown,
+    pub(super) failed_sessions: AtomicU64,
+    /// The newest version; `None` until there are resources, so that no agent is told of an empty mesh.
+    pub(super) version: watch::Sender<Option<u64>>,
+    pub(super) store: Store,
+    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+    pub(super) core: Mutex<Core>,
+}
+
+impl Shared {
+    /// The state. Held for computations only, never across the disk or the network.
+    pub(super) fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn publish(&self, version: u64) {
+        self.version.send_if_modified(|published| {
+            let news = published.is_some_and(|published| published != version);
+            if news {
+                *published = Some(version);
+            }
+            news
+        });
+    }
+
+    fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+        if changes.is_empty() { Ok(()) } else { self.store.commit(changes) }
+    }
+
+    /// Stores and applies changes, and publishes what follows from them.
+    pub(super) fn change(&self, changes: &[Change], live: Option<(&Label, bool)>) -> Result<(), StoreError> {
+        self.commit(changes)?;
+        let mut core = self.core();
+        let mut effects = Arc::make_mut(&mut core.catalog).apply(changes);
+        if let Some((host, live)) = live {
+            effects.endpoints.extend(Arc::make_mut(&mut core.catalog).mark(host, live).endpoints);
+        }
+        core.publish(&effects, &self.settings.format);
+        let reconsider = !changes.is_empty() && core.catalog.holds_back();
+        let (declared, version) = (core.catalog.declared().clone(), core.state.version());
+        drop(core);
+        self.publish(version);
+        // What contradicted a registration that was held back may be gone.
+        if reconsider && let Err(error) = self.redeclare(declared, None) {
+            tracing::warn!(%error, "registrations that were held back stay so");
+        }
+        Ok(())
+    }
+
+    pub(super) fn redeclare(
+        &self,
+        declared: Declared,
+        resources: Option<BTreeMap<String, Value>>,
+    ) -> Result<(), ControlError> {
+        let allowed = &*self.settings.allowed;
+        // Nobody else changes the catalog: this is this change's turn.
+        let before = self.core().catalog.clone();
+        let (catalog, changes) = before.redeclare(declared, &|h, i| allowed(h, i), SystemTime::now())?;
+        self.commit(&changes)?;
+        let mut core = self.core();
+        core.catalog = Arc::new(catalog);
+        if let Some(resources) = resources {
+            core.resources = resources;
+        }
+        core.publish_all(&self.settings.format);
+        let version = core.state.version();
+        drop(core);
+        self.publish(version);
+        Ok(())
+    }
+
+    /// Takes the endpoints of hosts out whose leases have ended.
+    pub(super) fn expire(&self, mut core: MutexGuard<'_, Core>, expired: &[Label]) {
+        for host in expired {
+            tracing::warn!(%host, "nothing was heard from the host for a whole lease: its endpoints are left out");
+            let effects = Arc::make_mut(&mut core.catalog).mark(host, false);
+            core.publish(&effects, &self.settings.format);
+        }
+        core.forget_idle();
+        let version = core.state.version();
+        drop(core);
+        self.publish(version);
+    }
+}
