@@ -1,6 +1,17 @@
 """How the bench starts baremesh: the one place that knows the binary's command line."""
 
+import json
+import re
+import shutil
+import time
 from pathlib import Path
+
+from hosts import CommandFailed
+
+# Where the two services are dialled: addresses of their own, so that no name server is part of the measurement.
+HTTP_ADDRESS = "240.240.0.10"
+BULK_ADDRESS = "240.240.0.11"
+READY_SECONDS = 30
 
 
 class BaremeshLacks(Exception):
@@ -10,20 +21,96 @@ class BaremeshLacks(Exception):
 def start_baremesh(hosts, binary, http_port, bulk_port):
     """Makes a mesh of the two hosts and puts capture in place on both.
 
-    `hosts.client` and `hosts.server` are `hosts.Host`: `run` runs a program there to its end, `spawn` starts one that runs
-    until the hosts are closed, `address` is the host's address on the wire. Each has its own network, mounts (bind or tmpfs
-    mounts made in a host are seen there alone) and host name. `hosts.log_dir` is a directory of this run for state and
-    logs. On the server's host nginx listens on `http_port` and iperf3 on `bulk_port`, on every address, loopback included.
+    The mesh is one of files: both hosts read the same resources, and sign with copies of one certificate authority, so
+    that no control server takes part in the measurement. On the server's host nginx listens on `http_port` and iperf3 on
+    `bulk_port`, on every address, loopback included.
 
-    Routes and rules that the agents add are given the run's congestion control and tracking limits afterwards.
-
-    Returns what `peers.Running` is made of:
-      http, bulk    (host, port) that the client's programs dial: a name that resolves there, or a virtual address
-      client_pids   processes of baremesh on the client's host, a control server not included
-      server_pids   the same on the server's host
-      evidence      a function that returns facts about the path taken (connections captured, TLS version and group, from
-                    the agents' metrics) and raises `peers.NotTaken` if the bytes took another one
+    Returns what `peers.Running` is made of: `http` and `bulk` to dial, the agents' pids, and `evidence`.
     """
     if not Path(binary).is_file():
         raise BaremeshLacks(f"no baremesh binary at {binary}: cargo build --release, or name one with --baremesh")
-    raise BaremeshLacks(f"baremesh binary lacks the commands to make a mesh: {binary}")
+    base = Path(hosts.log_dir) / "baremesh"
+    shutil.rmtree(base, ignore_errors=True)
+    authority = flags(base / "authority")
+    hosts.client.run(binary, *authority, "init", "--trust-domain", "mesh.internal")
+    resources = resources_text(hosts.server.address, http_port, bulk_port)
+    agents = {}
+    for name, host in (("client", hosts.client), ("server", hosts.server)):
+        place = base / name
+        (place / "config" / "registry").mkdir(parents=True)
+        (place / "config" / "services").mkdir()
+        shutil.copytree(base / "authority" / "state" / "ca", place / "state" / "ca")
+        (place / "config" / "registry" / "mesh.toml").write_text(resources)
+        (place / "config" / "agent.toml").write_text(agent_text(name, host.address))
+        if name == "server":
+            for service, port in (("web", http_port), ("bulk", bulk_port)):
+                registration = f'name = "{service}"\nports = [{{ port = {port} }}]\n'
+                (place / "config" / "services" / f"default.{service}.toml").write_text(registration)
+        agents[name] = host.spawn(binary, *flags(place), "agent", log=f"baremesh-{name}")
+    for name, host in (("client", hosts.client), ("server", hosts.server)):
+        wait_until_ready(host, name)
+    return dict(
+        http=(HTTP_ADDRESS, http_port),
+        bulk=(BULK_ADDRESS, bulk_port),
+        client_pids=[agents["client"].pid],
+        server_pids=[agents["server"].pid],
+        evidence=lambda: evidence(hosts),
+    )
+
+
+def flags(place):
+    return ["--config-dir", str(place / "config"), "--state-dir", str(place / "state"), "--run-dir", str(place / "run")]
+
+
+def agent_text(name, address):
+    return (
+        f'host = "{name}"\naddresses = ["{address}"]\n[registry]\nsource = "files"\n'
+        f'[dns]\nmode = "off"\n[telemetry]\naccess_log = "off"\n'
+    )
+
+
+def resources_text(server, http_port, bulk_port):
+    text = '[[PeerAuthentication]]\nname = "default"\nnamespace = "mesh-system"\nmtls = { mode = "STRICT" }\n'
+    for name, port, address in (("web", http_port, HTTP_ADDRESS), ("bulk", bulk_port, BULK_ADDRESS)):
+        text += (
+            f'[[Service]]\nname = "{name}"\naddresses = ["{address}"]\nports = [{{ port = {port}, protocol = "tcp" }}]\n'
+            f'[[WorkloadEntry]]\nname = "{name}-server"\naddress = "{server}"\nlabels = {{ app = "{name}" }}\ntunnel = "hbone"\n'
+        )
+    return text
+
+
+def wait_until_ready(host, name):
+    until = time.monotonic() + READY_SECONDS
+    while True:
+        try:
+            if "ready" == get(host, 15021, "/healthz/ready").strip():
+                return
+        except CommandFailed:
+            pass
+        if time.monotonic() > until:
+            raise BaremeshLacks(f"the agent on {name} is not ready after {READY_SECONDS} s: see its log with --logs")
+        time.sleep(0.05)
+
+
+def get(host, port, path):
+    """A GET on the host's loopback, by its own Python: the bench itself is in no host's network."""
+    script = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}{path}', timeout=5).read().decode())"
+    return host.run("/usr/bin/env", "python3", "-c", script)
+
+
+def evidence(hosts):
+    """Connections that both agents carried over mutual TLS; none, or any other way, spoils the sample."""
+    from peers import NotTaken
+
+    facts = {}
+    for name, host in (("client", hosts.client), ("server", hosts.server)):
+        text = get(host, 15020, "/metrics")
+        opened = [line for line in text.splitlines() if line.startswith("istio_tcp_connections_opened_total{")]
+        by_policy = {}
+        for line in opened:
+            policy = re.search(r'connection_security_policy="(\w+)"', line).group(1)
+            by_policy[policy] = by_policy.get(policy, 0) + int(float(line.rsplit(" ", 1)[1]))
+        if set(by_policy) != {"mutual_tls"}:
+            raise NotTaken(f"the agent on {name} carried {json.dumps(by_policy)}")
+        facts[name] = by_policy["mutual_tls"]
+    return facts

@@ -80,7 +80,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
     let publisher = Publisher::new(
-        prepared.initial.clone(),
+        (prepared.initial.clone(), prepared.version),
         prepared.registrations.clone(),
         (prepared.host.clone(), config.ports.hbone),
         Arc::clone(&metrics),

@@ -48,7 +48,7 @@ pub struct Published {
 impl Publisher {
     /// Publishes the first state. Without a good one there is nothing to start with, and the reason is the error.
     pub fn new(
-        mesh: Mesh,
+        (mesh, version): (Mesh, u64),
         registrations: Vec<Arc<LocalService>>,
         (host, hbone_port): (Host, u16),
         metrics: Arc<Metrics>,
@@ -60,7 +60,7 @@ impl Publisher {
             mesh: Arc::new(mesh),
             registrations: registrations.clone(),
             last_error: None,
-            version: 0,
+            version,
             taken: SystemTime::now(),
         };
         Ok(Arc::new(Self {

@@ -205,9 +205,19 @@ impl Snapshot {
                 let v6 = service.addresses.iter().filter_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
                 Found::Service { v4: v4.collect(), v6: v6.collect() }
             }
+            // A namespace is a name with others below it: saying that it does not exist would deny those too.
+            None if ours && self.is_namespace(name) => Found::Service { v4: Vec::new(), v6: Vec::new() },
             None if ours => Found::NoSuchName,
             None => Found::NotOurs,
         }
+    }
+
+    fn is_namespace(&self, name: &str) -> bool {
+        let domain = self.mesh.config.domain.as_str();
+        let space = name.strip_suffix(domain).map(|rest| rest.trim_end_matches('.'));
+        space.is_some_and(|space| {
+            space.is_empty() || self.services.keys().any(|key| key.namespace.as_str() == space)
+        })
     }
 
     /// The full name behind a virtual address.

@@ -48,6 +48,8 @@ pub struct Prepared {
     pub registrations: Vec<Arc<LocalService>>,
     /// The first state: of the files, or the last good one.
     pub initial: Mesh,
+    /// The source's version of the first state; 0 where nothing was heard of the mesh yet.
+    pub version: u64,
     /// Where further states come from.
     pub source: Source,
 }
@@ -67,8 +69,9 @@ pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
         }
         (SourceConfig::Control, Ok(membership)) => {
             let source = ControlSource::open(&config.directories.state, &membership)?;
-            let initial = source.last_good(&membership)?;
-            member(config, membership, registrations, (initial, Source::Control(Box::new(source)))).await
+            let (initial, version) = source.last_good(&membership)?;
+            let prepared = member(config, membership, registrations, (initial, Source::Control(Box::new(source))));
+            Ok(Prepared { version, ..prepared.await? })
         }
     }
 }
@@ -85,7 +88,7 @@ async fn member(
     let resolver: Arc<dyn rustls::client::ResolvesClientCert> = Arc::clone(&credential) as _;
     let client = Client::new(membership.control.clone(), Arc::clone(&membership.bundle), resolver);
     let source = match source {
-        Source::Control(control) => Source::Control(Box::new(control.with(Arc::clone(&credential)))),
+        Source::Control(control) => Source::Control(Box::new(control.with(Arc::clone(&credential) as _))),
         files @ Source::Files(_) => files,
     };
     let name = config.host.clone().unwrap_or_else(|| membership.host.clone());
@@ -108,6 +111,7 @@ async fn member(
         bundle: membership.bundle,
         registrations,
         initial,
+        version: 1,
         source,
     })
 }
@@ -134,6 +138,7 @@ fn own_mesh(
         node: None,
         registrations,
         initial: of_trust_domain(source.mesh(), &bundle)?,
+        version: 1,
         source: Source::Files(source),
         bundle,
     })

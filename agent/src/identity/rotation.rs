@@ -77,6 +77,9 @@ impl Rotation {
     pub fn start(self) -> Rotating {
         let now = SystemTime::now();
         let store = Store(self.directory.clone());
+        if let Err(error) = store.prepare() {
+            tracing::warn!(directory = %self.directory.display(), %error, "certificates cannot be kept on disk");
+        }
         let node_renewal = self.node.as_ref().map(|node| renewal(&node.issued));
         let mut rotating =
             Rotating { held: BTreeMap::new(), store, failures: 0, retry_at: None, node_renewal, rotation: self };

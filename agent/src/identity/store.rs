@@ -1,6 +1,8 @@
 //! Certificates on disk, key and chain of each in one file that only the agent can read. They are taken up at a
 //! start, so that a host serves with no certificate authority in reach.
 
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -14,6 +16,11 @@ use baremesh_model::identity::Identity;
 pub struct Store(pub PathBuf);
 
 impl Store {
+    /// Makes the directory, for its owner alone.
+    pub fn prepare(&self) -> io::Result<()> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0)
+    }
+
     fn path(&self, identity: &Identity) -> PathBuf {
         self.0.join(format!("{}.{}.pem", identity.namespace(), identity.service_account()))
     }
