@@ -110,7 +110,8 @@ def evidence(hosts):
         for line in opened:
             policy = re.search(r'connection_security_policy="(\w+)"', line).group(1)
             by_policy[policy] = by_policy.get(policy, 0) + int(float(line.rsplit(" ", 1)[1]))
-        if set(by_policy) != {"mutual_tls"}:
+        # `unknown` was not carried at all: a loader that ends cuts off connections before anybody has looked at them.
+        if set(by_policy) - {"unknown"} != {"mutual_tls"}:
             raise NotTaken(f"the agent on {name} carried {json.dumps(by_policy)}")
         facts[name] = by_policy["mutual_tls"]
     return facts

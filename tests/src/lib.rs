@@ -16,10 +16,12 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 mod hosts;
+mod mesh;
 
 pub use baremesh::demo::hosts::{Pcap, Privilege, WAIT_BOUND};
 pub use baremesh::demo::shop::exit;
 pub use hosts::{Capture, Host, Net, Process};
+pub use mesh::{Member, Mesh};
 
 /// Names the binary that the stories are about, if it is not the one that was built beside them.
 const BINARY_VARIABLE: &str = "BAREMESH_BIN";

@@ -1,0 +1,234 @@
+//! A mesh for a story: a control host, and members that joined it with tokens, each with a real agent.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+
+use serde_json::Value;
+
+use crate::{Host, Net, Process, net, output_of, wait_until};
+
+/// The index of the control host, and so the last part of its addresses.
+const CONTROL_INDEX: u8 = 200;
+/// A name server that nobody is: what is not the mesh's stays unanswered.
+const NO_NAME_SERVER: [u8; 4] = [10, 77, 0, 254];
+
+/// A control host and the network that its members are on.
+pub struct Mesh {
+    /// The network.
+    pub net: Net,
+    /// The control host.
+    pub control: Host,
+    arguments: Vec<String>,
+    server: RefCell<Option<Process>>,
+}
+
+/// A host that joined, with its agent.
+pub struct Member {
+    /// The host.
+    pub host: Host,
+    agent: RefCell<Option<Process>>,
+}
+
+impl Mesh {
+    /// A mesh with the usual settings.
+    #[track_caller]
+    pub fn new(name: &str) -> Self {
+        Self::with_control_arguments(name, &[])
+    }
+
+    /// A mesh whose control server is started with `arguments` besides the usual ones.
+    #[track_caller]
+    pub fn with_control_arguments(name: &str, arguments: &[&str]) -> Self {
+        let net = net(name);
+        let control = net.host("control", CONTROL_INDEX);
+        output_of(control.baremesh(["init", "--trust-domain", "mesh.internal"]));
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let mesh = Self { net, control, arguments, server: RefCell::new(None) };
+        mesh.start_control();
+        mesh
+    }
+
+    /// Starts the control server, and waits until it answers.
+    #[track_caller]
+    pub fn start_control(&self) {
+        let arguments = ["control"].into_iter().chain(self.arguments.iter().map(String::as_str));
+        let server = self.control.spawn("control", self.control.baremesh(arguments));
+        let socket = self.control.path("/run/baremesh/control.sock");
+        wait_until("the control server answers", || get(&socket, "/status").is_some());
+        *self.server.borrow_mut() = Some(server);
+    }
+
+    /// Kills the control server, as a crash would.
+    #[track_caller]
+    pub fn kill_control(&self) {
+        let server = self.server.borrow_mut().take().expect("the control server was started");
+        server.kill();
+        server.wait();
+    }
+
+    /// A token for a host that may have `services`.
+    #[track_caller]
+    pub fn token(&self, services: &[&str]) -> String {
+        let granted = services.iter().flat_map(|service| ["--service", service]);
+        let command = self.control.baremesh(["token", "create", "--output", "json"].into_iter().chain(granted));
+        let made: Value = serde_json::from_str(&output_of(command)).expect("JSON");
+        made["token"].as_str().expect("a token").to_owned()
+    }
+
+    /// A host that joins with a token for `services`, and whose agent is ready.
+    #[track_caller]
+    pub fn member(&self, name: &str, index: u8, services: &[&str]) -> Member {
+        self.member_with(name, index, services, "")
+    }
+
+    /// As `member`, with further lines for `agent.toml`.
+    #[track_caller]
+    pub fn member_with(&self, name: &str, index: u8, services: &[&str], config: &str) -> Member {
+        let host = self.net.host(name, index);
+        host.set_nameserver(NO_NAME_SERVER);
+        let address = self.control.v4().to_string();
+        output_of(host.baremesh(["join", &address, "--token", &self.token(services), "--host", name]));
+        let member = Member { host, agent: RefCell::new(None) };
+        member.configure(config);
+        member.start();
+        member
+    }
+
+    /// Puts resources in force, and returns what the command said.
+    #[track_caller]
+    pub fn apply(&self, toml: &str) -> String {
+        let file = self.control.path("/run/baremesh/story.toml");
+        fs::write(&file, toml).expect("the control host's runtime directory");
+        output_of(self.control.baremesh(["apply", "-f", "/run/baremesh/story.toml"]))
+    }
+}
+
+impl Member {
+    /// Writes the agent's configuration; it counts from the next start.
+    #[track_caller]
+    pub fn configure(&self, config: &str) {
+        fs::write(self.host.path("/etc/baremesh/agent.toml"), config).expect("the host's configuration");
+    }
+
+    /// Starts the agent, and waits until it is ready.
+    #[track_caller]
+    pub fn start(&self) {
+        self.start_without_waiting();
+        self.wait_until_ready();
+    }
+
+    /// Starts the agent.
+    #[track_caller]
+    pub fn start_without_waiting(&self) {
+        *self.agent.borrow_mut() = Some(self.host.spawn("agent", self.host.baremesh(["agent"])));
+    }
+
+    /// Waits until the agent has certificates, state and capture in place.
+    #[track_caller]
+    pub fn wait_until_ready(&self) {
+        wait_until("the agent is ready", || self.status().is_some_and(|status| status["ready"] == true));
+    }
+
+    /// Kills the agent, as a crash would.
+    #[track_caller]
+    pub fn kill_agent(&self) {
+        let agent = self.agent.borrow_mut().take().expect("the agent was started");
+        agent.kill();
+        agent.wait();
+    }
+
+    /// Stops the agent in good order, and waits for its end.
+    #[track_caller]
+    pub fn stop_agent(&self) {
+        let agent = self.agent.borrow_mut().take().expect("the agent was started");
+        agent.terminate();
+        assert!(agent.wait().success(), "the agent ended in good order");
+    }
+
+    /// The agent's process id.
+    pub fn agent_pid(&self) -> u32 {
+        self.agent.borrow().as_ref().expect("the agent was started").pid()
+    }
+
+    /// Registers a service as an operator would, and waits until it has its certificate.
+    #[track_caller]
+    pub fn register<const N: usize>(&self, name: &str, arguments: [&str; N]) {
+        let command = ["service", "register", name].into_iter().chain(arguments);
+        output_of(self.host.baremesh(command));
+        let key = if name.contains('.') { name.to_owned() } else { format!("{name}.default") };
+        wait_until("the registered service has its certificate", || {
+            let status = self.status().unwrap_or_default();
+            let services = status["services"].as_array().cloned().unwrap_or_default();
+            services.iter().any(|service| service["service"] == key.as_str() && service["certificate"] == true)
+        });
+    }
+
+    /// Waits until the agent knows `service` (as `name.namespace`) with so many endpoints.
+    #[track_caller]
+    pub fn wait_for_endpoints(&self, service: &str, count: usize) {
+        wait_until(&format!("{count} endpoints of {service}"), || self.endpoints(service) == Some(count));
+    }
+
+    /// How many endpoints of `service` the agent knows.
+    pub fn endpoints(&self, service: &str) -> Option<usize> {
+        let services = self.ask("/services")?;
+        let found = services.as_array()?.iter().find(|known| known["service"] == service)?.clone();
+        Some(found["endpoints"].as_array()?.len())
+    }
+
+    /// The agent's account of itself; nothing while it does not answer.
+    pub fn status(&self) -> Option<Value> {
+        self.ask("/status")
+    }
+
+    /// What the agent's socket answers to a GET.
+    pub fn ask(&self, target: &str) -> Option<Value> {
+        get(&self.host.path("/run/baremesh/agent.sock"), target)
+    }
+
+    /// The lines of the access log, of all starts of the agent, in their order.
+    pub fn log(&self) -> Vec<Value> {
+        let directory = self.host.directory().join("log");
+        let mut files: Vec<_> = fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        files.retain(|file| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            name.starts_with("agent") && name.ends_with(".out")
+        });
+        files.sort_by_key(|file| (file.as_os_str().len(), file.clone()));
+        let text: String = files.iter().filter_map(|file| fs::read_to_string(file).ok()).collect();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits for a line of the access log.
+    #[track_caller]
+    pub fn wait_for_log(&self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
+        wait_until(&format!("the log says: {what}"), || self.log().iter().any(&matches));
+        self.log().into_iter().find(matches).expect("it was there a moment ago")
+    }
+
+    /// What the metrics say, as text.
+    #[track_caller]
+    pub fn metrics(&self) -> String {
+        let mut stream = self.host.connect(([127, 0, 0, 1], 15020)).expect("the metrics port");
+        exchange(&mut stream, "/metrics").map(|(_, body)| body).expect("metrics")
+    }
+}
+
+/// A GET over a Unix socket, read as JSON.
+fn get(socket: &std::path::Path, target: &str) -> Option<Value> {
+    let mut stream = UnixStream::connect(socket).ok()?;
+    let (status, body) = exchange(&mut stream, target)?;
+    (status == 200).then(|| serde_json::from_str(&body).ok()).flatten()
+}
+
+fn exchange(stream: &mut (impl std::io::Read + std::io::Write), target: &str) -> Option<(u16, String)> {
+    let request = format!("GET {target} HTTP/1.1\r\nHost: story\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    Some((status, body.to_owned()))
+}
