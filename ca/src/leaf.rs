@@ -69,12 +69,21 @@ pub(crate) fn identity_and_purposes(
     certificate: &CertificateDer<'_>,
 ) -> Result<(Identity, Purposes), LeafError> {
     let parsed = parse(certificate)?;
+    let purposes = purposes_of(&parsed)?;
+    Ok((identity_of(&parsed)?, purposes))
+}
+
+/// Reads purposes alone, of a certificate that need not name anybody.
+pub(crate) fn purposes(certificate: &CertificateDer<'_>) -> Result<Purposes, LeafError> {
+    purposes_of(&parse(certificate)?)
+}
+
+fn purposes_of(parsed: &X509Certificate<'_>) -> Result<Purposes, LeafError> {
     let usage = parsed.extended_key_usage().map_err(|_| LeafError::Unreadable)?;
-    let purposes = Purposes {
+    Ok(Purposes {
         server: usage.as_ref().is_some_and(|usage| usage.value.server_auth),
         client: usage.as_ref().is_some_and(|usage| usage.value.client_auth),
-    };
-    Ok((identity_of(&parsed)?, purposes))
+    })
 }
 
 /// A serial number as it is logged and recorded: lower-case hexadecimal without leading zeros.

@@ -25,7 +25,7 @@ pub use config::{
 };
 pub use fault::{describe, describe_io};
 pub use pinned::{Fingerprint, pinned_bundle};
-pub use verify::{Expected, PeerError, PeerVerifier, Purpose};
+pub use verify::{Expected, PeerError, PeerVerifier, Purpose, verify_anonymous_chain};
 
 pub use crate::leaf::{LeafError, LeafFacts, peer_identity, peer_leaf_facts};
 

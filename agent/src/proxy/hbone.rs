@@ -25,6 +25,9 @@ pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Our own resets of streams that a peer may provoke before its connection is closed.
 pub const MAX_RESETS: usize = 200;
 
+/// The longest host name (RFC 1035, section 2.3.4).
+const MAX_HOST: usize = 255;
+
 /// Where a CONNECT asks to be connected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
@@ -78,9 +81,18 @@ fn read_authority(authority: &Authority) -> Result<Target, BadRequest> {
     match target {
         Target::Address(address) if address.port() == 0 => Err(BadRequest("port 0")),
         Target::Host(_, 0) => Err(BadRequest("port 0")),
-        Target::Host(host, _) if host.is_empty() || host.starts_with('[') => Err(BadRequest("no host")),
+        Target::Host(host, _) if !is_host_name(&host) => Err(BadRequest("no host")),
         target => Ok(target),
     }
+}
+
+/// Labels of letters, digits, hyphens and underscores. The parser of URIs lets more through, such as brackets in the
+/// middle, and what is no name is nobody's: it is refused here, before it is looked up and logged.
+fn is_host_name(text: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let labels = text.strip_suffix('.').unwrap_or(text).split('.');
+    text.len() <= MAX_HOST
+        && labels.into_iter().all(|label| !label.is_empty() && label.bytes().all(is_allowed))
 }
 
 /// The request that asks the agent of `authority`'s host for a connection to it.
@@ -131,9 +143,32 @@ mod tests {
     }
 
     #[test]
+    fn refuses_what_is_no_host() {
+        for host in [
+            ")[x:ffff:10.0.0.1]",
+            "a..b",
+            ".",
+            ".a",
+            "a%20b",
+            "a;b",
+            "a*",
+            "~",
+            "$x",
+            "a'b",
+            &"a".repeat(256),
+        ] {
+            check("CONNECT", &format!("{host}:80"), Err("no host"));
+        }
+        for host in ["a", "a_b-c.d", "a.b."] {
+            check("CONNECT", &format!("{host}:80"), Ok(&format!("{host}:80")));
+        }
+    }
+
+    #[test]
     fn writes_what_it_reads() {
         let authority = "[fd00::1]:8080".parse().expect("an address");
-        let request = connect_request(authority, "10.0.0.9:1234".parse().expect("an address")).expect("a request");
+        let request =
+            connect_request(authority, "10.0.0.9:1234".parse().expect("an address")).expect("a request");
         assert_eq!(read_request(&request), Ok(Target::Address(authority)));
     }
 }

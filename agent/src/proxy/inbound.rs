@@ -126,7 +126,8 @@ async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream<TcpStream>, tunnel: 
     }
 }
 
-fn builder() -> h2::server::Builder {
+/// The server's side of a tunnel, with the bounds of what a peer may have us hold.
+pub fn builder() -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
         .initial_window_size(hbone::STREAM_WINDOW)

@@ -10,7 +10,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
 use crate::clock::to_verification_time;
-use crate::issued::Issued;
+use crate::issued::{Issued, MAX_CHAIN};
 use crate::testing::{DAY, Forger, MINUTE, Place, bundle, identity, issue, now};
 
 /// What both sides of a handshake come to, as text: who the server found the client to be, or why it failed.
@@ -195,6 +195,63 @@ async fn self_signed_and_forged_chains_are_refused() {
     let verifier = PeerVerifier::new(trust);
     let chain = &issued_by_member.chain;
     assert!(verifier.verify(&chain[0], &chain[1..], Purpose::Client, now()).is_err());
+}
+
+/// Authorities of one name, each of which could have signed any other: every order of them is a path to be tried.
+#[test]
+fn chains_that_are_costly_to_search_are_refused_unsearched() {
+    let root = Forger::new("root", Unconstrained);
+    let below = |count: usize| {
+        let mut authorities = vec![root.below("same", Unconstrained)];
+        for _ in 1..count {
+            authorities.push(authorities[authorities.len() - 1].below("same", Unconstrained));
+        }
+        let leaf = authorities[count - 1].leaf(&[GOOD], |_| {});
+        let above = authorities.iter().rev().map(|authority| authority.root.clone());
+        leaf.chain.into_iter().chain(above).collect::<Vec<_>>()
+    };
+    let check = |shown: &[CertificateDer<'_>], expected: Result<(), &str>| {
+        let verified =
+            PeerVerifier::new(root.bundle()).verify(&shown[0], &shown[1..], Purpose::Client, now());
+        let said = verified.map(drop).map_err(|error| describe(&error));
+        match expected {
+            Ok(()) => assert_eq!(said, Ok(())),
+            Err(part) => assert!(said.as_ref().is_err_and(|said| said.contains(part)), "{said:?}"),
+        }
+        let roots = [root.root.clone()];
+        let anonymous = verify_anonymous_chain(&shown[0], &shown[1..], &roots, Purpose::Client, now());
+        assert_eq!(anonymous.is_ok(), expected.is_ok());
+    };
+    check(&below(3), Ok(()));
+    let mut padded = below(3);
+    padded.resize(MAX_CHAIN, padded[1].clone());
+    check(&padded, Ok(()));
+    padded.push(padded[1].clone());
+    check(&padded, Err("the peer shows 8 certificates"));
+    let mut unconnected = vec![Forger::new("same", Unconstrained).leaf(&[GOOD], |_| {}).chain[0].clone()];
+    unconnected.extend(below(20).into_iter().skip(1));
+    check(&unconnected, Err("the peer shows 21 certificates"));
+}
+
+/// The check without an identity lets a chain pass that names nobody, and is as strict in everything else.
+#[test]
+fn an_anonymous_chain_is_verified_like_any_other() {
+    let root = Forger::new("root", Unconstrained);
+    let check = |leaf: Issued, purpose: Purpose, at: SystemTime, expected: bool| {
+        let roots = [root.root.clone()];
+        let verified = verify_anonymous_chain(&leaf.chain[0], &leaf.chain[1..], &roots, purpose, at);
+        assert_eq!(verified.is_ok(), expected, "{verified:?}");
+    };
+    check(root.leaf(&[], |_| {}), Purpose::Server, now(), true);
+    check(Forger::new("root", Unconstrained).leaf(&[], |_| {}), Purpose::Server, now(), false);
+    check(root.leaf(&[], |p| p.extended_key_usages.clear()), Purpose::Server, now(), false);
+    let client =
+        |p: &mut CertificateParams| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    check(root.leaf(&[], client), Purpose::Client, now(), true);
+    check(root.leaf(&[], client), Purpose::Server, now(), false);
+    let past = |p: &mut CertificateParams| p.not_after = (now() - DAY).into();
+    check(root.leaf(&[], past), Purpose::Server, now(), false);
+    check(root.leaf(&[], past), Purpose::Server, now() - 2 * DAY, true);
 }
 
 #[tokio::test]

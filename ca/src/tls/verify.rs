@@ -13,11 +13,12 @@ use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
-use webpki::{EndEntityCert, KeyUsage};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::{TrustBundle, provider};
 use crate::clock::to_verification_time;
-use crate::leaf::{LeafError, identity_and_purposes};
+use crate::issued::MAX_CHAIN;
+use crate::leaf::{LeafError, Purposes, identity_and_purposes, purposes};
 
 /// What is wrong with a peer whose chain and dates are right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,6 +50,9 @@ pub enum PeerError {
     /// A host's node credential, shown to a member of the mesh.
     #[error("the peer shows {0}, a node credential: those are for the control server only")]
     NodeCredential(Identity),
+    /// More certificates than a member shows; to look for a path among them is what a stranger would have us do.
+    #[error("the peer shows {0} certificates, and a chain has {MAX_CHAIN} at most")]
+    TooLong(usize),
     /// None of the presented certificates is the root that the token names.
     #[error(
         "the server shows no root with the fingerprint of the token: is this the control server that made the token?"
@@ -69,6 +73,16 @@ pub enum Purpose {
     Server,
     /// The peer is the client.
     Client,
+}
+
+impl Purpose {
+    /// webpki takes a certificate without extended key usage for any purpose; a mesh leaf names its purposes.
+    fn is_among(self, named: &Purposes) -> bool {
+        match self {
+            Self::Server => named.server,
+            Self::Client => named.client,
+        }
+    }
 }
 
 /// Whom a caller takes for the callee.
@@ -158,6 +172,24 @@ impl PeerVerifier {
     }
 }
 
+/// Verifies everything about a chain but whose it is: what `PeerVerifier` does before it reads the identity. For chains
+/// of other authorities, whose leaves name nobody of a mesh; it lets nobody in.
+pub fn verify_anonymous_chain(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &[CertificateDer<'_>],
+    purpose: Purpose,
+    now: SystemTime,
+) -> Result<(), Error> {
+    let anchors =
+        roots.iter().map(anchor_from_trusted_cert).collect::<Result<Vec<_>, _>>().map_err(to_tls_error)?;
+    verify_path(leaf, intermediates, &anchors, purpose, to_verification_time(now))?;
+    match purpose.is_among(&purposes(leaf).map_err(PeerError::from)?) {
+        true => Ok(()),
+        false => Err(CertificateError::InvalidPurpose.into()),
+    }
+}
+
 /// Chain, dates and purpose through webpki, then the one identity.
 pub(super) fn verify_chain(
     leaf: &CertificateDer<'_>,
@@ -166,6 +198,22 @@ pub(super) fn verify_chain(
     purpose: Purpose,
     now: UnixTime,
 ) -> Result<Identity, Error> {
+    verify_path(leaf, intermediates, anchors, purpose, now)?;
+    let (identity, purposes) = identity_and_purposes(leaf).map_err(PeerError::from)?;
+    if purpose.is_among(&purposes) { Ok(identity) } else { Err(PeerError::Purpose(identity).into()) }
+}
+
+fn verify_path(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    anchors: &[TrustAnchor<'_>],
+    purpose: Purpose,
+    now: UnixTime,
+) -> Result<(), Error> {
+    let shown = 1 + intermediates.len();
+    if shown > MAX_CHAIN {
+        return Err(PeerError::TooLong(shown).into());
+    }
     let usage = match purpose {
         Purpose::Server => KeyUsage::server_auth(),
         Purpose::Client => KeyUsage::client_auth(),
@@ -174,13 +222,7 @@ pub(super) fn verify_chain(
     end_entity
         .verify_for_usage(signature_algorithms().all, anchors, intermediates, now, usage, None, None)
         .map_err(to_tls_error)?;
-    let (identity, purposes) = identity_and_purposes(leaf).map_err(PeerError::from)?;
-    // webpki takes a certificate without extended key usage for any purpose; a mesh leaf names its purposes.
-    let meant = match purpose {
-        Purpose::Server => purposes.server,
-        Purpose::Client => purposes.client,
-    };
-    if meant { Ok(identity) } else { Err(PeerError::Purpose(identity).into()) }
+    Ok(())
 }
 
 /// Keeps apart what deserves an alert and an explanation of its own.
