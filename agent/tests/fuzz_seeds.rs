@@ -1,0 +1,32 @@
+//! What the fuzzer starts from, and what it once found, through the checks that it makes.
+
+use std::fs;
+use std::path::Path;
+
+#[path = "../../fuzz/checks/dns_message.rs"]
+mod dns_message;
+#[path = "../../fuzz/checks/hbone_request.rs"]
+mod hbone_request;
+
+fn replay(target: &str, check: fn(&[u8])) {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(target);
+    let mut count = 0;
+    for entry in fs::read_dir(&seeds).expect("the target has seeds") {
+        let path = entry.expect("an entry").path();
+        // Shown only when the check fails.
+        eprintln!("{}", path.display());
+        check(&fs::read(&path).expect("a seed"));
+        count += 1;
+    }
+    assert!(count >= 5, "only {count} seeds in {}", seeds.display());
+}
+
+#[test]
+fn seeds_of_dns_messages_hold() {
+    replay("dns_message", dns_message::check);
+}
+
+#[test]
+fn seeds_of_hbone_requests_hold() {
+    replay("hbone_request", hbone_request::check);
+}
