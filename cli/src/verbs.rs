@@ -25,6 +25,7 @@ mod join;
 mod service;
 mod status;
 mod token;
+mod verify_chain;
 mod version;
 
 use std::path::PathBuf;
@@ -114,6 +115,8 @@ enum Verb {
     Completions(completions::Completions),
     #[command(name = "docs-resources", hide = true)]
     DocsResources(docs::DocsResources),
+    #[command(name = "verify-chain", hide = true)]
+    VerifyChain(verify_chain::VerifyChain),
 }
 
 /// Runs what the command line asks for.
@@ -157,6 +160,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Version(verb) => verb.run(&global),
         Verb::Completions(verb) => verb.run(&global),
         Verb::DocsResources(verb) => verb.run(&global),
+        Verb::VerifyChain(verb) => verb.run(),
     }
 }
 
@@ -229,6 +233,7 @@ mod tests {
             "baremesh completions bash",
             "baremesh analyze a.toml b.yaml",
             "baremesh docs-resources",
+            "baremesh verify-chain --roots r.pem --chain c.pem --purpose client --time 1700000000",
         ] {
             check(line, Ok(()));
         }
