@@ -118,6 +118,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         mark,
         ports: config.ports,
         limits: config.limits,
+        outbound: config.outbound,
     };
     let log = start_access_log(&config.access_log)?;
     let workers = start_workers(listeners, &shared, &metrics, &log)?;
@@ -163,10 +164,10 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let _ = tokio::time::timeout(config.drain, source).await;
     keeping.inspect(tokio::task::JoinHandle::abort);
     drain(workers, &phase, config.drain).await;
-    if let Some(steward) = &steward {
-        if let Err(error) = steward.leave().await {
-            tracing::error!(%error, "the capture rules could not be exchanged for those of a gone agent");
-        }
+    if let Some(steward) = &steward
+        && let Err(error) = steward.leave().await
+    {
+        tracing::error!(%error, "the capture rules could not be exchanged for those of a gone agent");
     }
     if let Some(guard) = guard {
         let dismissed = tokio::task::spawn_blocking(move || guard.dismiss()).await;

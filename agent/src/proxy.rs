@@ -36,6 +36,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::attribution::{Attributor, Cgroups};
+use crate::capture::Outbound;
 use crate::credentials::Credentials;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
@@ -122,6 +123,8 @@ pub struct Shared {
     pub ports: Ports,
     /// Limits.
     pub limits: Limits,
+    /// What is captured, and so whether anything may leave the mesh through the agent.
+    pub outbound: Outbound,
 }
 
 /// One thread of the data path.

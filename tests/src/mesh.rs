@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs;
-use std::io::{Read as _, Write as _};
+
 use std::os::unix::net::UnixStream;
 
 use serde_json::Value;

@@ -29,6 +29,9 @@ pub enum ProxyError {
     /// Attribution failed or was ambiguous.
     #[error("the caller could not be told: {0}; it is refused because its identity would be a guess")]
     CallerUnknown(String),
+    /// The destination was captured, but is not, or is no longer, one of the mesh's.
+    #[error("{0} is no longer an endpoint of the mesh: nothing is sent there in plaintext; try again")]
+    NotMeshed(SocketAddr),
     /// No service has that virtual address.
     #[error("no service has the virtual address {0}: was it deregistered, or its DNS answer kept too long?")]
     NoSuchService(SocketAddr),
@@ -133,6 +136,7 @@ impl ProxyError {
         match self {
             Self::NotCaptured => Reason::NotCaptured,
             Self::CallerUnknown(_) => Reason::CallerUnknown,
+            Self::NotMeshed(_) => Reason::NotMeshed,
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoEndpoint(_) => Reason::NoEndpoint,
@@ -197,6 +201,7 @@ macro_rules! reasons {
 reasons! {
     NotCaptured, "not_captured", "NR", Client;
     CallerUnknown, "caller_unknown", "UAEX", Client;
+    NotMeshed, "not_meshed", "NR", Client;
     NoSuchService, "no_such_service", "NR", Client;
     NoSuchPort, "no_such_port", "NR", Client;
     NoEndpoint, "no_endpoint", "UH", Upstream;

@@ -47,6 +47,10 @@ impl Tunnel {
 /// Serves one tunnel until it ends.
 pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
     let Ok(client) = stream.peer_addr().map(socket::canonical) else { return };
+    let Some(_entered) = worker.enter() else {
+        let record = Record::new(Reporter::Destination, client);
+        return worker.telemetry.finish(&record, None, &Err(ProxyError::Overloaded("max_connections")));
+    };
     match Box::pin(handshake(&worker, stream, client)).await {
         Ok((tls, tunnel)) => {
             worker.telemetry.metrics().inbound_tunnels.inc();

@@ -161,7 +161,8 @@ impl Pool {
         slots.retain(|_, slot| {
             let mut tunnels = slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
             tunnels.retain(|tunnel| {
-                !tunnel.over.load(Ordering::Relaxed) && !(tunnel.is_unused() && now >= tunnel.retire_at)
+                let spent = tunnel.is_unused() && now >= tunnel.retire_at;
+                !spent && !tunnel.over.load(Ordering::Relaxed)
             });
             !tunnels.is_empty() || Arc::strong_count(slot) > 1
         });
