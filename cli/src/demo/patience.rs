@@ -91,7 +91,7 @@ impl Patience {
             match receiver.recv_timeout(POLL) {
                 Ok(output) => return output.with_context(|| format!("cannot read from {program}")),
                 Err(RecvTimeoutError::Timeout) => {
-                    self.check().with_context(|| format!("while {program} ran"))?
+                    self.check().with_context(|| format!("while {program} ran"))?;
                 }
                 Err(RecvTimeoutError::Disconnected) => bail!("lost sight of {program}"),
             }

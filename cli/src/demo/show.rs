@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::hosts::{Net, Privilege};
-use super::patience::{Patience, Stopped};
+use super::patience::Patience;
 use super::report::{Form, Report, show_logs, stopped};
 use super::stage::Stage;
 use super::steps::STEPS;

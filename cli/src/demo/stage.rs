@@ -297,7 +297,8 @@ mod tests {
         for (name, count) in ENDPOINTS {
             assert_eq!(RUNNING.iter().filter(|service| service.name == name).count(), count, "{name}");
         }
-        assert_eq!(RUNNING.len(), ENDPOINTS.iter().map(|(_, count)| count).sum());
+        let total: usize = ENDPOINTS.iter().map(|(_, count)| count).sum();
+        assert_eq!(RUNNING.len(), total);
     }
 
     #[test]
