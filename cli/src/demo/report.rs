@@ -23,7 +23,7 @@ pub enum Form {
 /// Where the verdict of a step stands.
 const VERDICT_COLUMN: usize = 64;
 /// How many lines of each log a failure shows.
-const TAIL: usize = 12;
+const TAIL: usize = 8;
 
 const BOLD: &str = "\x1b[1m";
 const GREEN: &str = "\x1b[32m";
@@ -68,6 +68,11 @@ impl Report {
         self.say(format_args!("{BOLD}{line}{PLAIN}"));
     }
 
+    /// A line that steps back.
+    pub(crate) fn note(&self, line: impl Display) {
+        self.say(format_args!("   {DIM}{line}{PLAIN}"));
+    }
+
     /// Notes that a step begins, and prints its title while it goes on.
     pub(crate) fn begin(&self, step: &Step) {
         if self.form == Form::Text {
@@ -100,6 +105,11 @@ impl Report {
             milliseconds: took.as_millis(),
             hosts: step.hosts,
         });
+    }
+
+    /// Notes that the show stopped in the midst of a step, which is neither here nor there.
+    pub(crate) fn stop(&self) {
+        self.say("stopped");
     }
 
     /// The steps that failed.

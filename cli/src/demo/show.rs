@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 use super::hosts::{Net, Privilege};
-use super::patience::Patience;
+use super::patience::{Patience, Stopped};
 use super::report::{Form, Report, show_logs, stopped};
 use super::stage::Stage;
 use super::steps::STEPS;
@@ -100,8 +100,9 @@ fn show(patience: &Patience, afterwards: Afterwards, form: Form) -> Result<()> {
         Privilege::Root => "A mesh of five hosts on this machine, each a network namespace",
         _ => "A mesh of five hosts on this machine, each a network namespace, without root",
     });
+    // Too slow is a fault that has to be found; interrupted is none.
     let stage = Stage::set(&net, patience).inspect_err(|error| {
-        if stopped(error).is_none() {
+        if stopped(error) != Some(Stopped::Interrupted) {
             show_logs(&net, &[]);
         }
     });
@@ -111,14 +112,18 @@ fn show(patience: &Patience, afterwards: Afterwards, form: Form) -> Result<()> {
         "\nUp after {:.1} s. What it does, with the evidence:\n",
         started.elapsed().as_secs_f64()
     ));
-    for step in &STEPS {
+    for (number, step) in (1..).zip(&STEPS) {
         report.begin(step);
         let began = Instant::now();
         let outcome = (step.show)(&stage);
-        report.end(step, outcome.as_ref().map(Clone::clone), began.elapsed());
         if let Some(why) = outcome.as_ref().err().and_then(stopped) {
-            return Err(why.into());
+            report.stop();
+            if why != Stopped::Interrupted {
+                show_logs(&net, step.hosts);
+            }
+            return Err(anyhow!(why).context(format!("in step {number}, {}", step.title)));
         }
+        report.end(step, outcome.as_ref().map(Clone::clone), began.elapsed());
     }
     report.conclude(&net, STEPS.len())?;
     if afterwards == Afterwards::Stay {
@@ -144,7 +149,8 @@ fn stay(report: &Report, stage: &Stage<'_>) -> Result<()> {
     let lines = try_out::lines(stage)?;
     report.head("\nThe mesh stays up until Ctrl-C. To try, in another terminal:");
     for (what, line) in lines {
-        report.say(format_args!("\n   # {what}\n   {line}"));
+        report.note(format_args!("# {what}"));
+        report.say(format_args!("   {line}"));
     }
     stage.patience.wait_for_interruption();
     Ok(())

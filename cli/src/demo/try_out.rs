@@ -15,7 +15,7 @@ use super::stage::Stage;
 /// The script's name, in the directory that holds all the hosts' files.
 const SCRIPT: &str = "on";
 
-/// A policy that shuts everybody out of `support`, to be tried out.
+/// A policy that lets nobody but the checkout call `support`, to be tried out.
 const POLICY: &str = "\
 [[AuthorizationPolicy]]
 name = \"support\"

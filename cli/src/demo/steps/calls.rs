@@ -18,12 +18,17 @@ pub(super) fn by_name(stage: &Stage<'_>) -> Result<Vec<String>> {
     let answer = said.success("the call to checkout")?;
     ensure!(answer == SOLD, "the checkout answered {answer:?}, and {SOLD:?} was expected");
     let orders = stage.web.service("orders").context("web does not know orders")?;
-    let address = orders.addresses.first().context("orders has no virtual address")?;
+    ensure!(!orders.addresses.is_empty(), "orders has no virtual address");
+    let addresses: Vec<_> = orders.addresses.iter().map(ToString::to_string).collect();
     let endpoints: Vec<_> = orders.endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
     Ok(vec![
         format!("on web: call checkout.{DOMAIN}:80 \"buy tea\"  ->  \"{answer}\", {took} ms"),
         format!("checkout asked orders.{DOMAIN}, and that asked catalog.{DOMAIN}"),
-        format!("the name orders.{DOMAIN} is {address} on web; behind it are {}", endpoints.join(" and ")),
+        format!(
+            "the name orders.{DOMAIN} is {} on web; behind it are {}",
+            addresses.join(" and "),
+            endpoints.join(" and ")
+        ),
     ])
 }
 

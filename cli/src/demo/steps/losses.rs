@@ -34,12 +34,24 @@ impl Calls {
 }
 
 pub(super) fn of_a_host(stage: &Stage<'_>) -> Result<Vec<String>> {
-    let of_two = |service: &ServiceReport| {
-        service.endpoints.iter().any(|endpoint| endpoint.address.ip() == stage.two.host.v4())
-    };
+    let mut outcome = kill_two(stage);
+    // Whatever came of it, what follows needs the host again.
+    stage.two.host.plug_in()?;
+    stage.two.start()?;
+    if let Ok(evidence) = &mut outcome {
+        stage.wait_until_whole()?;
+        stage.order(&stage.web)?.success("the call after the host came back")?;
+        evidence.push("plugged in and started again, it is an endpoint again".to_owned());
+    }
+    outcome
+}
+
+fn kill_two(stage: &Stage<'_>) -> Result<Vec<String>> {
+    let address = stage.two.host.v4();
+    let of_two =
+        |service: &ServiceReport| service.endpoints.iter().any(|endpoint| endpoint.address.ip() == address);
     let orders = stage.web.service("orders").context("web does not know orders")?;
     ensure!(of_two(&orders) && orders.endpoints.len() == 2, "orders is not on both hosts to begin with");
-    let address = stage.two.host.v4();
     stage.two.kill()?;
     stage.two.host.unplug()?;
     let killed = Instant::now();
@@ -55,16 +67,10 @@ pub(super) fn of_a_host(stage: &Stage<'_>) -> Result<Vec<String>> {
     failed.map_or(Ok(()), Err)?;
     let gone = killed.elapsed();
     calls.order(stage)?;
-    let evidence = calls.in_words();
-    stage.two.host.plug_in()?;
-    stage.two.start()?;
-    stage.wait_until_whole()?;
-    stage.order(&stage.web)?.success("the call after the host came back")?;
     Ok(vec![
         format!("killed the agent of two ({address}) and pulled its cable"),
-        format!("{evidence}; the first was answered {} ms after", first.as_millis()),
+        format!("{}; the first was answered {} ms after", calls.in_words(), first.as_millis()),
         format!("{:.1} s after, {address} is no endpoint of orders any more", gone.as_secs_f64()),
-        "plugged in and started again, it is an endpoint again".to_owned(),
     ])
 }
 
