@@ -229,6 +229,7 @@ mod tests {
             "baremesh capture guard 7 /run/gone.nft",
             "baremesh capture revert /run/baremesh 60",
             "baremesh capture gone --file /run/gone.nft",
+            "baremesh demo --once -o json",
             "baremesh completions bash",
             "baremesh analyze a.toml b.yaml",
             "baremesh docs-resources",

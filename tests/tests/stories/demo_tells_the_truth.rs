@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use baremesh_tests::{binary, is_root, run, wait_until};
+use baremesh_tests::{binary, is_root, output_of, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -44,6 +44,13 @@ impl Bare {
     fn expect_nothing_left(&self) {
         let left: Vec<_> = fs::read_dir(self.0.path().join("tmp")).expect("still there").flatten().collect();
         assert!(left.is_empty(), "left behind: {left:?}");
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        // Otherwise an ordinary user could not remove what is in it.
+        let _ = fs::set_permissions(self.0.path(), fs::Permissions::from_mode(0o755));
     }
 }
 
@@ -99,19 +106,68 @@ fn a_missing_tool_is_named_with_its_package() {
 #[test]
 fn what_is_broken_is_not_claimed() {
     let bare = Bare::new();
-    let mut command = bare.command(&[], &["demo", "--once"]);
-    let said = bare.0.path().join("tmp/said");
-    let out = fs::File::create(&said).expect("a file");
-    let mut demo = command.stdout(out).stderr(Stdio::null()).spawn().expect("it starts");
-    wait_until("the mesh is up", || fs::read_to_string(&said).is_ok_and(|said| said.contains("Up after")));
+    let mut demo = Watched::start(&bare, &["demo", "--once"]);
+    demo.said_until("Up after");
     // Every claim but one needs an answer of the catalog.
-    kill_catalog_of(&demo);
-    let status = demo.wait().expect("it ends");
-    let said_text = fs::read_to_string(&said).expect("a file");
-    assert_eq!(status.code(), Some(1), "{said_text}");
-    assert!(said_text.contains("FAILED: 7") && !said_text.contains("checks passed"), "{said_text}");
-    fs::remove_file(&said).expect("ours");
+    kill_catalog_of(&demo.child);
+    let status = demo.child.wait().expect("it ends");
+    let said = demo.said();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("FAILED: 7") && !said.contains("checks passed"), "{said}");
     bare.expect_nothing_left();
+}
+
+#[test]
+fn it_stays_until_it_is_told_to_end_and_leaves_nothing() {
+    let bare = Bare::new();
+    let mut demo = Watched::start(&bare, &["demo"]);
+    demo.said_until("Up after");
+    demo.said_until("control server dies");
+    let lines = demo.said_until("a shell on a host");
+    let status =
+        lines.lines().find(|line| line.ends_with(" control baremesh status")).expect("a line to try");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", status]);
+    let said = output_of(shell);
+    assert!(said.contains("Control server") && said.contains("checkout.default"), "{said}");
+    let pid = Pid::from_child(&demo.child);
+    kill_process(pid, Signal::TERM).expect("it is ours");
+    assert!(demo.child.wait().expect("it ends").success());
+    bare.expect_nothing_left();
+}
+
+/// A demo that runs, and what it has written so far.
+struct Watched {
+    child: Child,
+    out: tempfile::NamedTempFile,
+}
+
+impl Watched {
+    fn start(bare: &Bare, args: &[&str]) -> Self {
+        let out = tempfile::NamedTempFile::new().expect("a file");
+        let mut command = bare.command(&[], args);
+        command.stdout(out.reopen().expect("the same file")).stderr(Stdio::null());
+        Self { child: command.spawn().expect("it starts"), out }
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.out.path()).expect("a file")
+    }
+
+    /// What it has written, as soon as `text` is in it.
+    #[track_caller]
+    fn said_until(&self, text: &str) -> String {
+        wait_until(&format!("the demo says {text:?}"), || self.said().contains(text));
+        self.said()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // After a failure: the hosts' keepers end with it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 fn kill_catalog_of(demo: &Child) {
