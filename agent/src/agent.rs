@@ -187,7 +187,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
         tracing::warn!(%error, "the limit on open descriptors could not be raised");
     }
 }
@@ -196,7 +197,8 @@ fn raise_descriptor_limit() {
 async fn bind_listeners(config: &AgentConfig, mark: Mark) -> Result<Vec<Listeners>, AgentError> {
     let until = tokio::time::Instant::now() + PORTS_PATIENCE;
     loop {
-        let bound: io::Result<Vec<_>> = (0..config.workers).map(|_| Listeners::bind(config.ports, mark)).collect();
+        let bound: io::Result<Vec<_>> =
+            (0..config.workers).map(|_| Listeners::bind(config.ports, mark)).collect();
         match bound {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < until => {
                 tokio::time::sleep(PORTS_PATIENCE / 100).await;
@@ -240,7 +242,8 @@ fn bind_dns(
 
 fn start_guard(capture: &Capture, listeners: &[Listeners]) -> Result<Guard, AgentError> {
     let exe = std::env::current_exe().map_err(doing("finding the agent's own binary"))?;
-    let sockets: Vec<BorrowedFd<'_>> = listeners.iter().flat_map(Listeners::sockets).map(AsFd::as_fd).collect();
+    let sockets: Vec<BorrowedFd<'_>> =
+        listeners.iter().flat_map(Listeners::sockets).map(AsFd::as_fd).collect();
     Ok(Guard::spawn(&exe, &capture.gone_file(), &sockets)?)
 }
 

@@ -47,7 +47,9 @@ pub enum ProxyError {
     #[error("{0} has no endpoint: is it registered on a host that is up?")]
     NoEndpoint(Key),
     /// The endpoint could not be reached.
-    #[error("nothing answers at {address}: {source}; is a firewall between the hosts, or the agent there stopped?")]
+    #[error(
+        "nothing answers at {address}: {source}; is a firewall between the hosts, or the agent there stopped?"
+    )]
     Connect {
         /// Where.
         address: SocketAddr,
@@ -55,7 +57,9 @@ pub enum ProxyError {
         source: io::Error,
     },
     /// The local program does not accept.
-    #[error("the service's program does not answer at {address}: {source}; is it running, and listening there?")]
+    #[error(
+        "the service's program does not answer at {address}: {source}; is it running, and listening there?"
+    )]
     Deliver {
         /// The registered local address.
         address: SocketAddr,
@@ -165,7 +169,9 @@ impl ProxyError {
     /// endpoint's alone.
     pub fn is_endpoints_own(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Handshake { .. } | Self::Tunnel { .. } | Self::Deliver { .. } => true,
+            Self::Connect { .. } | Self::Handshake { .. } | Self::Tunnel { .. } | Self::Deliver { .. } => {
+                true
+            }
             Self::RefusedByPeer { status, .. } => *status == 503,
             _ => false,
         }

@@ -8,12 +8,12 @@ use std::time::SystemTime;
 use baremesh_model::identity::Identity;
 use tokio::net::TcpStream;
 
+use super::Worker;
 use super::error::ProxyError;
 use super::open::Delivered;
 use super::relay::{self, Broken, TunnelStream};
 use super::socket;
 use super::tunnel::{Peer, Place};
-use super::Worker;
 use crate::attribution::{Caller, Who};
 use crate::capture::Outbound;
 use crate::snapshot::{Endpoint, LocalEndpoint, Route, ServiceEntry, Snapshot, Transport, endpoint};
@@ -61,7 +61,9 @@ async fn connect_and_relay(
             record.service_host = snapshot.service(&local.service).map(|service| Arc::clone(&service.host));
             this_host(&call, &local, record).await?
         }
-        Route::Passthrough if worker.shared.outbound == Outbound::All => as_it_was(worker, destination, record).await?,
+        Route::Passthrough if worker.shared.outbound == Outbound::All => {
+            as_it_was(worker, destination, record).await?
+        }
         Route::Passthrough => return Err(ProxyError::NotMeshed(destination)),
     };
     let counted = counted.insert(worker.telemetry.open(record));
@@ -123,13 +125,20 @@ enum Leg {
 }
 
 impl Upstream {
-    async fn relay(mut self, worker: &Worker, client: &TcpStream, counted: &Arc<Counted>) -> Result<(), ProxyError> {
+    async fn relay(
+        mut self,
+        worker: &Worker,
+        client: &TcpStream,
+        counted: &Arc<Counted>,
+    ) -> Result<(), ProxyError> {
         let entry = worker.open.enter(Arc::clone(counted), self.delivered.take());
         let idle = worker.shared.limits.idle_timeout;
         let relayed = async {
             match &mut self.leg {
                 Leg::Tunnel(stream, _) => relay::client_to_tunnel(client, stream, &counted.meter, idle).await,
-                Leg::Socket(upstream) => relay::client_to_upstream(client, upstream, &counted.meter, idle).await,
+                Leg::Socket(upstream) => {
+                    relay::client_to_upstream(client, upstream, &counted.meter, idle).await
+                }
             }
         };
         tokio::select! {
@@ -183,7 +192,8 @@ async fn one_endpoint(
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
     let in_flight = endpoint.state.enter();
-    record.target = Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
+    record.target =
+        Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
     record.upstream = Some(endpoint.address);
     let connected = match &endpoint.transport {
         Transport::Hbone(agent) => {
@@ -234,7 +244,11 @@ async fn this_host(
 
 /// To an endpoint without an agent. One that a resource places at a service of this host is that service, under its
 /// policy, and one at the agent's own ports is none.
-async fn without_agent(call: &Call<'_>, address: SocketAddr, record: &mut Record) -> Result<Upstream, ProxyError> {
+async fn without_agent(
+    call: &Call<'_>,
+    address: SocketAddr,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
     if call.worker.is_own(call.snapshot, address) {
         return Err(ProxyError::NotMeshed(address));
     }
@@ -245,7 +259,11 @@ async fn without_agent(call: &Call<'_>, address: SocketAddr, record: &mut Record
 }
 
 /// Plaintext, as without a mesh.
-async fn as_it_was(worker: &Worker, address: SocketAddr, record: &mut Record) -> Result<Upstream, ProxyError> {
+async fn as_it_was(
+    worker: &Worker,
+    address: SocketAddr,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
     record.security = Security::None;
     record.upstream = Some(address);
     let limits = &worker.shared.limits;

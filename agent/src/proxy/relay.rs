@@ -90,9 +90,11 @@ pub async fn client_to_tunnel(
         })
     };
     let down = async {
-        stream_to_socket(&mut tunnel.receive, client, |n| meter.answered(n)).await.map_err(|broken| match broken {
-            Side::Socket(error) => Broken::Client(error),
-            Side::Stream(error) => Broken::Upstream(error),
+        stream_to_socket(&mut tunnel.receive, client, |n| meter.answered(n)).await.map_err(|broken| {
+            match broken {
+                Side::Socket(error) => Broken::Client(error),
+                Side::Stream(error) => Broken::Upstream(error),
+            }
         })
     };
     let ended = both(up, down, meter, idle).await;
@@ -108,15 +110,19 @@ pub async fn tunnel_to_upstream(
     idle: Duration,
 ) -> Result<(), Broken> {
     let up = async {
-        stream_to_socket(&mut tunnel.receive, upstream, |n| meter.sent(n)).await.map_err(|broken| match broken {
-            Side::Stream(error) => Broken::Client(error),
-            Side::Socket(error) => Broken::Upstream(error),
-        })
+        stream_to_socket(&mut tunnel.receive, upstream, |n| meter.sent(n)).await.map_err(
+            |broken| match broken {
+                Side::Stream(error) => Broken::Client(error),
+                Side::Socket(error) => Broken::Upstream(error),
+            },
+        )
     };
     let down = async {
-        socket_to_stream(upstream, &mut tunnel.send, |n| meter.answered(n)).await.map_err(|broken| match broken {
-            Side::Stream(error) => Broken::Client(error),
-            Side::Socket(error) => Broken::Upstream(error),
+        socket_to_stream(upstream, &mut tunnel.send, |n| meter.answered(n)).await.map_err(|broken| {
+            match broken {
+                Side::Stream(error) => Broken::Client(error),
+                Side::Socket(error) => Broken::Upstream(error),
+            }
         })
     };
     let ended = both(up, down, meter, idle).await;
