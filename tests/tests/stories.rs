@@ -2,6 +2,8 @@
 
 #[path = "stories/calls_by_name.rs"]
 mod calls_by_name;
+#[path = "stories/demo_tells_the_truth.rs"]
+mod demo_tells_the_truth;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
 #[path = "stories/shop_without_a_mesh.rs"]
