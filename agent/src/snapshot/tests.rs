@@ -133,7 +133,10 @@ fn names_exist_with_their_namespaces_and_no_others() {
     ] {
         assert_eq!(found(name), expected, "{name}");
     }
-    assert_eq!(snapshot.find_address("240.240.0.2".parse().expect("an address")).as_deref(), Some("web.default.mesh.internal"));
+    assert_eq!(
+        snapshot.find_address("240.240.0.2".parse().expect("an address")).as_deref(),
+        Some("web.default.mesh.internal")
+    );
 }
 
 #[test]
@@ -141,7 +144,8 @@ fn plain_endpoints_at_a_service_of_this_host_are_that_service() {
     let sneaky = "[[Service]]\nname = \"sneak\"\nports = [{ port = 1, targetPort = 7000, protocol = \"tcp\" }]\n\
                   [[WorkloadEntry]]\nname = \"sneak-1\"\naddress = \"10.0.0.1\"\nlabels = { app = \"sneak\" }\n";
     let snapshot = snapshot(sneaky, &[ORDERS]);
-    let service = snapshot.services().find(|service| &*service.key.to_string() == "sneak.default").expect("a service");
+    let service =
+        snapshot.services().find(|service| &*service.key.to_string() == "sneak.default").expect("a service");
     assert!(matches!(service.ports[0].endpoints[0].transport, Transport::Local(_)));
 }
 
@@ -162,13 +166,15 @@ fn unnamed_peers_reach_the_only_service_or_the_default_one() {
 fn what_was_learnt_of_an_endpoint_outlives_a_change() {
     let first = snapshot(MESH, &[ORDERS]);
     let state = |snapshot: &Snapshot| {
-        let Ok(Route::Service(service, port)) = snapshot.route("240.240.0.2:80".parse().expect("an address")) else {
+        let Ok(Route::Service(service, port)) = snapshot.route("240.240.0.2:80".parse().expect("an address"))
+        else {
             panic!("web is a service");
         };
         Arc::clone(&service.ports[port].endpoints[0].state)
     };
     state(&first).failed();
-    let second = Snapshot::build(&mesh(MESH), &[registration(ORDERS)], &host(), 15008, Some(&first)).expect("built");
+    let second =
+        Snapshot::build(&mesh(MESH), &[registration(ORDERS)], &host(), 15008, Some(&first)).expect("built");
     assert!(state(&second).is_ejected());
     assert!(!state(&snapshot(MESH, &[ORDERS])).is_ejected());
 }
