@@ -1,6 +1,8 @@
 //! The agent's life: everything is prepared and checked, the data path starts, the rules are put in place, and only
 //! then is the agent ready. It ends the other way round, and leaves the rules for a gone agent behind it.
 
+/// The guard's post, which is never left empty.
+mod guard_post;
 /// What is read and checked before anything starts.
 mod prepare;
 /// The routes of the administration socket, the metrics and the readiness.
@@ -8,7 +10,6 @@ mod routes;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -17,8 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::attribution::Cgroups;
-use crate::capture::guard::Guard;
-use crate::capture::{AGENT_MARK, AgentPorts, Capture, CaptureError, DnsCapture};
+use crate::capture::{AGENT_MARK, AgentPorts, CaptureError, DnsCapture};
 use crate::config::{AccessLogTarget, AgentConfig, ConfigError, DnsMode};
 use crate::credentials::Credentials;
 use crate::dns::{Dns, DnsConfig, SocketMark, Upstreams, Zone};
@@ -33,6 +33,7 @@ use crate::steward::{Mode, Steward};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{self, AccessLog};
 use crate::telemetry::metrics::Metrics;
+use guard_post::GuardPost;
 use prepare::{Prepared, Source};
 
 pub use prepare::empty_mesh;
@@ -91,7 +92,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let dns = bind_dns(&config, &prepared, &publisher, mark)?;
     let listeners = bind_listeners(&config, mark).await?;
     let capture = prepare::capture(&config)?;
-    let guard = capture.as_ref().map(|capture| start_guard(capture, &listeners)).transpose()?;
+    let guard = capture.as_ref().map(|capture| GuardPost::start(capture, &listeners)).transpose()?;
     let admin = routes::Sockets::bind(&config).await?;
 
     let credentials = Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&prepared.bundle), [])));
@@ -154,6 +155,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         }
         None => None,
     };
+    let (relieve, relieved) = tokio::sync::oneshot::channel();
+    let guarding = guard.map(|post| tokio::spawn(post.keep(relieved)));
     let reporting = tokio::spawn(routes::tell_service_manager(Arc::clone(&agent)));
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = config.workers, "baremesh agent runs");
 
@@ -169,11 +172,10 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     {
         tracing::error!(%error, "the capture rules could not be exchanged for those of a gone agent");
     }
-    if let Some(guard) = guard {
-        let dismissed = tokio::task::spawn_blocking(move || guard.dismiss()).await;
-        if !matches!(dismissed, Ok(Ok(()))) {
-            tracing::warn!("the guard did not leave by itself");
-        }
+    if let Some(guarding) = guarding {
+        let _ = relieve.send(());
+        // A panic there has been reported already.
+        let _ = guarding.await;
     }
     phase.send_replace(Phase::Closing);
     for task in [rotating, reporting].into_iter().chain(dns_serving).chain(serving) {
@@ -238,13 +240,6 @@ fn bind_dns(
         SocketAddr::from((Ipv6Addr::LOCALHOST, config.dns_port)),
     ];
     Dns::bind(&listen, settings, zone).map(Some).map_err(doing("starting DNS"))
-}
-
-fn start_guard(capture: &Capture, listeners: &[Listeners]) -> Result<Guard, AgentError> {
-    let exe = std::env::current_exe().map_err(doing("finding the agent's own binary"))?;
-    let sockets: Vec<BorrowedFd<'_>> =
-        listeners.iter().flat_map(Listeners::sockets).map(AsFd::as_fd).collect();
-    Ok(Guard::spawn(&exe, &capture.gone_file(), &sockets)?)
 }
 
 fn capture_settings(config: &AgentConfig) -> CaptureSettings {

@@ -91,7 +91,6 @@ impl LocalEndpoint {
             source_ip,
             destination_ip: self.advertised.ip(),
             destination_port: self.advertised.port(),
-            sni: None,
         })
     }
 }

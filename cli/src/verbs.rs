@@ -114,8 +114,7 @@ enum Verb {
     Demo(demo::Demo),
     Version(version::Version),
     Completions(completions::Completions),
-    #[command(name = "docs-resources", hide = true)]
-    DocsResources(docs::DocsResources),
+    Reference(docs::Reference),
 }
 
 /// Runs what the command line asks for.
@@ -159,7 +158,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Demo(verb) => verb.run(&global),
         Verb::Version(verb) => verb.run(&global),
         Verb::Completions(verb) => verb.run(&global),
-        Verb::DocsResources(verb) => verb.run(&global),
+        Verb::Reference(verb) => verb.run(&global),
     }
 }
 
@@ -232,7 +231,7 @@ mod tests {
             "baremesh demo --once -o json",
             "baremesh completions bash",
             "baremesh analyze a.toml b.yaml",
-            "baremesh docs-resources",
+            "baremesh reference",
         ] {
             check(line, Ok(()));
         }

@@ -30,8 +30,8 @@ use crate::steward::{self, Steward};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 
-/// The media type of OpenMetrics text.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of Prometheus's text form.
+const TEXT_FORM: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// How often the service manager is told that all is well, and readiness is looked at.
 const TELL: Duration = Duration::from_millis(200);
 /// The longest trial of capture rules.
@@ -168,7 +168,7 @@ impl Agent {
         }
         let dropped = &self.metrics.dropped_log_lines;
         dropped.inc_by(self.log.dropped().saturating_sub(dropped.get()));
-        with(StatusCode::OK, OPENMETRICS, self.metrics.render(self.dns.as_deref()).into_bytes())
+        with(StatusCode::OK, TEXT_FORM, self.metrics.render(self.dns.as_deref()).into_bytes())
     }
 
     fn readiness(&self, request: &Request<Bytes>) -> Answer {

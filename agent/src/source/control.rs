@@ -138,14 +138,17 @@ impl ControlSource {
             attempt = if began.elapsed() >= STEADY { 0 } else { attempt + 1 };
             tokio::select! {
                 () = tokio::time::sleep(backoff(attempt, rand::random())) => {}
-                // Nobody is connected who could take a goodbye: the lease runs out by itself.
                 _ = local.shutdown.wait_for(|shutdown| *shutdown) => return,
             }
         }
     }
 
     async fn follow_once(&mut self, local: &mut Local, publisher: &Publisher) -> Result<Ended, String> {
-        let opened = tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(self.open_stream())).await;
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(self.open_stream())) => opened,
+            // Nobody is connected who could take a goodbye: the lease runs out by itself.
+            _ = local.shutdown.wait_for(|shutdown| *shutdown) => return Ok(Ended::Goodbye),
+        };
         let (reader, writer, connection) =
             opened.map_err(|_| format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))??;
         let bundle = Arc::clone(&self.bundle);
