@@ -1,0 +1,133 @@
+//! Policies decide who may call, also for connections that are open, and say what they decided.
+
+use baremesh_tests::{Process, exit, exit_code_of, output_of, wait_until};
+
+use crate::pair::{Pair, WEB, WEB_ID, because, connections_of, real_addresses};
+
+/// An AuthorizationPolicy for the service `echo`, with further lines.
+fn policy(name: &str, lines: &str) -> String {
+    format!(
+        "[[AuthorizationPolicy]]\nname = \"{name}\"\nselector = {{ matchLabels = {{ app = \"echo\" }} }}\n{lines}\n"
+    )
+}
+
+fn from(source: &str) -> String {
+    format!("rules = [{{ from = [{{ source = {{ {source} }} }}] }}]")
+}
+
+/// Waits until a call ends so.
+#[track_caller]
+fn wait_for_call(pair: &Pair, port: u16, expected: u8) {
+    wait_until(&format!("a call ends with {expected}"), || exit_code_of(pair.call("echo", port, "hello")) == expected);
+}
+
+#[test]
+fn denies_an_unlisted_caller() {
+    let pair = Pair::new("unlisted");
+    let echo = pair.serve("echo", 7000);
+    assert_eq!(exit_code_of(pair.call("echo", 7000, "hello")), exit::DONE, "without a policy");
+    pair.mesh.apply(&policy("echo", &from("principals = [\"mesh.internal/ns/default/sa/somebody\"]")));
+    wait_for_call(&pair, 7000, exit::CUT);
+    let before = connections_of(&echo);
+    for name in ["echo", &real_addresses(&pair.store.host)[0], &real_addresses(&pair.store.host)[1]] {
+        assert_eq!(exit_code_of(pair.call(name, 7000, "hello")), exit::CUT, "{name}");
+    }
+    assert_eq!(connections_of(&echo), before, "its program never saw them");
+    pair.web.wait_for_log("the refusal", because("denied_by_peer"));
+    pair.store.wait_for_log("the refusal and its caller", |line| {
+        because("denied")(line) && line["source_principal"] == WEB_ID
+    });
+    pair.mesh.apply(&policy("echo", &from(&format!("principals = [\"{WEB}\"]"))));
+    wait_for_call(&pair, 7000, exit::DONE);
+    pair.mesh.apply(&policy("echo", "rules = []"));
+    wait_for_call(&pair, 7000, exit::CUT);
+}
+
+/// The last exchange that a held connection has told of is not its last one.
+fn goes_on(held: &Process) -> bool {
+    held.is_running() && held.has_said("open")
+}
+
+#[test]
+fn a_changed_policy_ends_what_it_denies_and_nothing_else() {
+    let pair = Pair::with_config("changed", "[proxy]\nworkers = 1\n");
+    pair.store.host.serve("echo", ["echo", "127.0.0.1:7000", "127.0.0.1:7001"]);
+    pair.store.register("echo", ["--port", "7000", "--port", "7001"]);
+    pair.web.wait_for_endpoints("echo.default", 2);
+    let hold = |port: &str| {
+        let held = pair.web.host.spawn("hold", pair.web.host.shop(["hold", "echo", port]));
+        held.wait_for_output("open");
+        held
+    };
+    let (allowed, denied) = (hold("7000"), hold("7001"));
+    let tunnels = pair.web.host.sh("ss --no-header --numeric --tcp state established '( dport = :15008 )' | wc --lines");
+    assert_eq!(output_of(tunnels), "1", "both are in one tunnel");
+
+    let deny = "action = \"DENY\"\nrules = [{ to = [{ operation = { ports = [\"7001\"] } }] }]";
+    pair.mesh.apply(&policy("echo", deny));
+    let ended = denied.wait();
+    assert_eq!(ended.code(), Some(exit::CUT.into()), "{}", denied.stdout());
+    pair.store.wait_for_log("the end", because("no_longer_allowed"));
+    assert_eq!(exit_code_of(pair.call("echo", 7001, "hello")), exit::CUT);
+    assert_eq!(exit_code_of(pair.call("echo", 7000, "hello")), exit::DONE);
+    assert!(goes_on(&allowed), "{}", allowed.stdout());
+    allowed.terminate();
+    allowed.wait();
+    let line = pair.store.wait_for_log("the allowed one's end", |line| {
+        line["destination_principal"] == "spiffe://mesh.internal/ns/default/sa/echo"
+            && line["upstream_host"] == "127.0.0.1:7000"
+            && line["bytes_received"].as_u64() > Some(20)
+    });
+    assert_ne!(line["response_code_details"], "no_longer_allowed", "{line}");
+}
+
+#[test]
+fn audit_and_dry_run_are_noted_and_decide_nothing() {
+    let pair = Pair::new("notes");
+    pair.serve("echo", 7000);
+    let all = from(&format!("principals = [\"{WEB}\"]"));
+    pair.mesh.apply(&policy("watched", &format!("action = \"AUDIT\"\n{all}")));
+    pair.mesh.apply(&policy("planned", &format!("action = \"DENY\"\ndryRun = true\n{all}")));
+    pair.mesh.apply(&policy("promised", &format!("dryRun = true\n{}", from("namespaces = [\"elsewhere\"]"))));
+    let noted = |line: &serde_json::Value| {
+        let notes = line["policy_notes"].as_array().cloned().unwrap_or_default();
+        let notes: Vec<_> = notes.iter().filter_map(|note| note.as_str()).map(str::to_owned).collect();
+        ["default/watched: audit", "default/planned: would deny"].iter().all(|n| notes.iter().any(|note| note == n))
+    };
+    wait_until("the notes are in the log", || {
+        assert_eq!(exit_code_of(pair.call("echo", 7000, "hello")), exit::DONE, "nothing is decided");
+        pair.store.log().iter().any(noted)
+    });
+    // A dry-run ALLOW grants nothing: with another one in force, it does not let its caller in.
+    pair.mesh.apply(&policy("real", &from("namespaces = [\"elsewhere\"]")));
+    pair.mesh.apply(&policy("promised", &format!("dryRun = true\n{all}")));
+    wait_for_call(&pair, 7000, exit::CUT);
+    pair.store.wait_for_log("what it would have done", |line| {
+        let notes = line["policy_notes"].as_array().cloned().unwrap_or_default();
+        because("denied")(line) && notes.iter().any(|note| note == "default/promised: would allow")
+    });
+}
+
+#[test]
+fn policies_see_addresses_and_ports() {
+    let pair = Pair::new("blocks");
+    pair.store.host.serve("echo", ["echo", "127.0.0.1:7000", "127.0.0.1:7001"]);
+    pair.store.register("echo", ["--port", "7000", "--port", "81:7001"]);
+    pair.web.wait_for_endpoints("echo.default", 2);
+    let check = |lines: &str, first: u8, second: u8| {
+        pair.mesh.apply(&policy("echo", lines));
+        wait_until(&format!("{lines} gives {first} and {second}"), || {
+            exit_code_of(pair.call("echo", 7000, "hello")) == first
+                && exit_code_of(pair.call("echo", 81, "hello")) == second
+        });
+    };
+    let (done, cut) = (exit::DONE, exit::CUT);
+    check(&from("ipBlocks = [\"10.77.0.1\", \"fd77::1\"]"), done, done);
+    check(&from("ipBlocks = [\"10.77.0.2/32\", \"fd77::2/128\"]"), cut, cut);
+    check(&from("ipBlocks = [\"10.77.0.0/24\", \"fd77::/64\"], notIpBlocks = [\"10.77.0.1\", \"fd77::1\"]"), cut, cut);
+    // A policy names the workload's own port, not the one that callers name.
+    check("rules = [{ to = [{ operation = { ports = [\"7001\"] } }] }]", cut, done);
+    check("rules = [{ to = [{ operation = { notPorts = [\"7001\"] } }] }]", done, cut);
+    check("rules = [{ to = [{ operation = { ports = [\"81\"] } }] }]", cut, cut);
+    check("rules = [{ when = [{ key = \"destination.port\", values = [\"7000\"] }] }]", done, cut);
+}
