@@ -1,10 +1,10 @@
 //! Who calls is what the kernel says of the calling process, and nothing else; who is called is what the callee's
 //! certificate says.
 
-use baremesh_tests::{Host, Process, exit, exit_code_of, needs_root, output_of};
+use baremesh_tests::{Host, Process, needs_root, output_of};
 use serde_json::Value;
 
-use crate::pair::{Pair, WEB_ID, because, connections_of, real_addresses, shop_as};
+use crate::pair::{Pair, WEB_ID, because, connections_of, is_cut, real_addresses, shop_as};
 use crate::peer::{self, Tunnel, agent_of, authority};
 
 fn id(service: &str) -> String {
@@ -129,11 +129,11 @@ fn neighbours_on_the_host_are_held_to_the_policy_too() {
     let own = real_addresses(&pair.store.host);
     let addresses = ["127.0.0.1", "127.0.0.77", "::1", &own[0], &own[1], "echo"];
     let call = |uid, address| shop_as(&pair.store.host, uid, &["call", address, "7000", "hello"]);
-    baremesh_tests::wait_until("the policy is in force", || exit_code_of(call(1002, "echo")) == exit::CUT);
+    baremesh_tests::wait_until("the policy is in force", || is_cut(call(1002, "echo")));
     let before = connections_of(&echo);
     for address in addresses {
-        assert_eq!(exit_code_of(call(1002, address)), exit::CUT, "another user, by {address}");
-        assert_eq!(exit_code_of(call(0, address)), exit::CUT, "root, who is no service, by {address}");
+        assert!(is_cut(call(1002, address)), "another user, by {address}");
+        assert!(is_cut(call(0, address)), "root, who is no service, by {address}");
     }
     assert_eq!(connections_of(&echo), before, "the program never saw them");
     for (number, address) in addresses.iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 
-use baremesh_tests::{Host, Member, Mesh, Process, wait_until};
+use baremesh_tests::{Host, Member, Mesh, Process, exit, exit_code_of, wait_until};
 use serde_json::Value;
 
 /// The principal of the programs of `web`, as policies name it.
@@ -117,4 +117,15 @@ pub fn shop_as(host: &Host, uid: u32, args: &[&str]) -> Command {
 /// How often a program of the shop was connected to.
 pub fn connections_of(program: &Process) -> usize {
     program.stdout().lines().filter(|line| line.starts_with("connection from") && !line.contains("broke")).count()
+}
+
+/// Whether a program of the shop was cut off before anything was said. A reset that comes at once may be seen while the
+/// program still connects.
+#[track_caller]
+pub fn is_cut(command: Command) -> bool {
+    match exit_code_of(command) {
+        exit::CUT | exit::NO_CONNECTION => true,
+        exit::DONE => false,
+        other => panic!("neither carried nor cut: {other}"),
+    }
 }

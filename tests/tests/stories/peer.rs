@@ -5,7 +5,6 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use baremesh_ca::issued::Issued;
 use baremesh_ca::tls::{
@@ -137,10 +136,7 @@ async fn in_time<T>(step: impl Future<Output = io::Result<T>>) -> io::Result<T> 
     tokio::time::timeout(WAIT_BOUND, step).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Long enough for a listener that was told to close quiet connections after a second or two.
-pub const PATIENCE: Duration = WAIT_BOUND;
-
-/// An address of a host that has none of the mesh's ports.
+/// What a CONNECT asks for.
 pub fn authority(address: Ipv4Addr, port: u16) -> String {
     format!("{address}:{port}")
 }

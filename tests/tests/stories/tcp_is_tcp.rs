@@ -45,7 +45,7 @@ fn halves_are_closed_one_by_one() {
         assert_eq!(first.read(&mut [0; 1]).expect("a clean end"), 0);
     }
     pair.store.wait_for_log("a connection that ended well", |line| {
-        line["response_code_details"] == "-" && line["bytes_received"] == 22 && line["bytes_sent"] == 11
+        line["response_code_details"] == "-" && line["bytes_received"] == 22 && line["bytes_sent"] == 10
     });
 }
 
