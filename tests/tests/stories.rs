@@ -5,6 +5,8 @@ mod pair;
 #[path = "stories/peer.rs"]
 mod peer;
 
+#[path = "stories/calls_by_name.rs"]
+mod calls_by_name;
 #[path = "stories/encrypts_plain_tcp.rs"]
 mod encrypts_plain_tcp;
 #[path = "stories/hosts_are_real.rs"]

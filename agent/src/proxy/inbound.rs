@@ -47,6 +47,10 @@ impl Tunnel {
 /// Serves one tunnel until it ends.
 pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
     let Ok(client) = stream.peer_addr().map(socket::canonical) else { return };
+    let Some(_entered) = worker.enter() else {
+        let record = Record::new(Reporter::Destination, client);
+        return worker.telemetry.finish(&record, None, &Err(ProxyError::Overloaded("max_connections")));
+    };
     match Box::pin(handshake(&worker, stream, client)).await {
         Ok((tls, tunnel)) => {
             worker.telemetry.metrics().inbound_tunnels.inc();
@@ -91,7 +95,9 @@ async fn handshake(
 
 async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream<TcpStream>, tunnel: Arc<Tunnel>) {
     let handshake = builder().handshake::<_, Bytes>(tls);
-    let Ok(Ok(mut connection)) = tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await else {
+    let Ok(Ok(mut connection)) =
+        tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await
+    else {
         return;
     };
     let now = SystemTime::now();
@@ -151,7 +157,8 @@ async fn serve_stream(
     record.called_by(&tunnel.peer.identity);
     record.peer_serial = Some(Arc::clone(&tunnel.peer_serial));
     let mut counted = None;
-    let outcome = judge_and_deliver(&worker, &tunnel, (request, &mut respond), &mut record, &mut counted).await;
+    let outcome =
+        judge_and_deliver(&worker, &tunnel, (request, &mut respond), &mut record, &mut counted).await;
     worker.telemetry.finish(&record, counted.as_deref(), &outcome);
 }
 

@@ -97,7 +97,9 @@ impl Drop for Place {
 impl Tunnel {
     /// Takes a place if the tunnel may still open streams.
     fn enter(self: &Arc<Self>) -> Option<Place> {
-        if self.over.load(Ordering::Relaxed) || Instant::now() >= self.retire_at || SystemTime::now() >= self.expires_at
+        if self.over.load(Ordering::Relaxed)
+            || Instant::now() >= self.retire_at
+            || SystemTime::now() >= self.expires_at
         {
             return None;
         }
@@ -161,7 +163,8 @@ impl Pool {
         slots.retain(|_, slot| {
             let mut tunnels = slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
             tunnels.retain(|tunnel| {
-                !tunnel.over.load(Ordering::Relaxed) && !(tunnel.is_unused() && now >= tunnel.retire_at)
+                let spent = tunnel.is_unused() && now >= tunnel.retire_at;
+                !spent && !tunnel.over.load(Ordering::Relaxed)
             });
             !tunnels.is_empty() || Arc::strong_count(slot) > 1
         });
@@ -197,7 +200,8 @@ impl Pool {
         let stream = connected.map_err(|source| ProxyError::Connect { address, source })?;
         let config = Arc::new(peer.credentials.caller(peer.source, peer.destination));
         // A name that is no DNS name cannot be sent; the peer then shows what it shows the unnamed.
-        let name = ServerName::try_from(peer.destination.server_name()).unwrap_or_else(|_| placeholder_server_name());
+        let name = ServerName::try_from(peer.destination.server_name())
+            .unwrap_or_else(|_| placeholder_server_name());
         let handshake = TlsConnector::from(config).connect(name, stream);
         let handshake_error = |source: io::Error| ProxyError::Handshake {
             address,
