@@ -32,6 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -154,9 +155,16 @@ impl Listeners {
             let v6 = socket::listen((Ipv6Addr::UNSPECIFIED, port).into(), mark).ok();
             Ok(std::iter::once(v4).chain(v6).collect())
         };
+        // Accepted sockets inherit it: should the agent be killed, its callers see a reset, and no end that looks whole.
+        let for_programs = |port: u16| -> io::Result<Vec<std::net::TcpListener>> {
+            let listeners = listen(port)?;
+            let reset = |listener| SockRef::from(listener).set_linger(Some(Duration::ZERO));
+            listeners.iter().try_for_each(reset)?;
+            Ok(listeners)
+        };
         Ok(Self {
-            outbound: listen(ports.outbound)?,
-            inbound: listen(ports.inbound)?,
+            outbound: for_programs(ports.outbound)?,
+            inbound: for_programs(ports.inbound)?,
             hbone: listen(ports.hbone)?,
         })
     }
