@@ -354,7 +354,7 @@ async fn until_told_to_stop(agent: &routes::Agent) -> Result<(), AgentError> {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
-                if let Err(error) = agent.reload() {
+                if let Err(error) = agent.reload().await {
                     tracing::error!(%error, "the registrations were not taken");
                 }
             }
