@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 
+import hpack
 import h2.config
 import h2.connection
 import h2.events
@@ -43,6 +44,8 @@ class Peer:
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8", validate_outbound_headers=False,
                                            normalize_outbound_headers=False, validate_inbound_headers=False)
         self.connection = h2.connection.H2Connection(config)
+        # What goes over the wire has an encoder of its own, beside the one for what h2 believes to have sent.
+        self.encoder = hpack.Encoder()
         self.next_stream = 1
 
     def start(self):
@@ -69,15 +72,16 @@ class Peer:
         return "closed"
 
     def headers(self, headers, flags=("END_HEADERS",)):
-        """Opens a stream with `headers` as they are; returns its number and the encoded block."""
+        """Opens a stream with `headers` as they are; returns its number."""
         stream = self.next_stream
         self.next_stream += 2
         # h2 has to know of the stream to take its answer.
         self.connection.send_headers(stream, [(":method", "CONNECT"), (":authority", "known.invalid:1")])
         self.connection.data_to_send()
-        block = self.connection.encoder.encode(headers)
+        block = self.encoder.encode(headers)
         frame = HeadersFrame(stream, block)
-        frame.flags.update(flags)
+        for flag in flags:
+            frame.flags.add(flag)
         self.send(frame.serialize())
         return stream
 
@@ -182,7 +186,7 @@ def flood(make, frames=FLOOD_FRAMES):
 def continuation(payload):
     def make(peer, number):
         if number == 1:
-            frame = HeadersFrame(1, peer.connection.encoder.encode([(":method", "CONNECT")]))
+            frame = HeadersFrame(1, peer.encoder.encode([(":method", "CONNECT")]))
         else:
             frame = ContinuationFrame(1, payload)
         return frame.serialize()
@@ -193,7 +197,7 @@ def rapid_reset(authority_of):
     def case(options):
         def make(peer, number):
             stream = 2 * number - 1
-            block = peer.connection.encoder.encode([(":method", "CONNECT"), (":authority", authority_of(options))])
+            block = peer.encoder.encode([(":method", "CONNECT"), (":authority", authority_of(options))])
             frame = HeadersFrame(stream, block)
             frame.flags.add("END_HEADERS")
             return frame.serialize() + RstStreamFrame(stream, 8).serialize()

@@ -4,6 +4,8 @@
 mod pair;
 #[path = "stories/peer.rs"]
 mod peer;
+#[path = "stories/signer.rs"]
+mod signer;
 
 #[path = "stories/calls_by_name.rs"]
 mod calls_by_name;

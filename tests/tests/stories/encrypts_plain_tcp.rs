@@ -33,7 +33,9 @@ fn encrypts_plain_tcp_however_the_service_is_called() {
     }
     let ends = [pair.web.host.v4().into(), pair.store.host.v4().into()];
     let ends6 = [pair.web.host.v6().into(), pair.store.host.v6().into()];
-    let between = |a: SocketAddr, b: SocketAddr| [ends, ends6].iter().any(|e| e.contains(&a.ip()) && e.contains(&b.ip()));
+    let between = |a: SocketAddr, b: SocketAddr| {
+        [ends, ends6].iter().any(|e| e.contains(&a.ip()) && e.contains(&b.ip()))
+    };
     for flow in wire.flows().iter().filter(|flow| between(flow.source, flow.destination)) {
         assert!(flow.source.port() == HBONE || flow.destination.port() == HBONE, "{flow} is no tunnel");
     }

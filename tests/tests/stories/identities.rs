@@ -92,14 +92,16 @@ fn an_authority_of_anything_else_is_refused() {
     let mut others = vec![pair.serve_as("other", "echo", 7001)];
     others.extend(bystanders(&pair.store.host));
     let config = peer::config(&pair.mesh, peer::stolen(&pair.web, "web"));
-    let tunnel = Tunnel::open(&pair.web.host, agent_of(&pair.store.host), config, Some("echo.default.mesh.internal"));
+    let tunnel =
+        Tunnel::open(&pair.web.host, agent_of(&pair.store.host), config, Some("echo.default.mesh.internal"));
     let tunnel = tunnel.expect("a member's certificate is taken");
     assert_eq!(tunnel.shown, id("echo"));
     let own = authority(pair.store.host.v4(), 7000);
     assert!(tunnel.echoes(&own).expect("the very same peer may call what it named"));
 
     let (store, web) = (pair.store.host.v4(), pair.web.host.v4());
-    let mut refused: Vec<String> = [7001, 22, 9999, 15001, 15006, 15008, 15020].map(|p| authority(store, p)).into();
+    let mut refused: Vec<String> =
+        [7001, 22, 9999, 15001, 15006, 15008, 15020].map(|p| authority(store, p)).into();
     refused.extend(["127.0.0.1:7000", "[::1]:7000", "127.0.0.1:22", "169.254.169.254:80"].map(str::to_owned));
     refused.extend([authority(web, 80), authority(web, 22), "other.default.mesh.internal:7001".to_owned()]);
     for wrong in &refused {
@@ -141,5 +143,7 @@ fn neighbours_on_the_host_are_held_to_the_policy_too() {
         assert_eq!(connections_of(&echo), before + number + 1);
     }
     let host = "spiffe://mesh.internal/ns/hosts/sa/store";
-    pair.store.wait_for_log("a denied neighbour", |line| because("denied")(line) && line["source_principal"] == host);
+    pair.store.wait_for_log("a denied neighbour", |line| {
+        because("denied")(line) && line["source_principal"] == host
+    });
 }

@@ -32,11 +32,15 @@ fn ninety_nine_stalled_streams_do_not_slow_the_hundredth() {
         started.elapsed()
     };
     let alone = fetch();
-    let stalled = pair.web.host.spawn("stall", pair.web.host.shop(["stall", "shop", "7000", "100000000", "99"]));
+    let stalled =
+        pair.web.host.spawn("stall", pair.web.host.shop(["stall", "shop", "7000", "100000000", "99"]));
     stalled.wait_for_output(&format!("stalled {}", STREAMS - 1));
     wait_until_quiet(&pair.web);
     let beside = fetch();
-    let tunnels = pair.web.host.sh("ss --no-header --numeric --tcp state established '( dport = :15008 )' | wc --lines");
+    let tunnels = pair
+        .web
+        .host
+        .sh("ss --no-header --numeric --tcp state established '( dport = :15008 )' | wc --lines");
     assert_eq!(output_of(tunnels), "1", "all hundred were in one tunnel");
     assert_eq!(output_of(pair.call("shop", 7001, "after them")), "after them");
     assert!(stalled.is_running(), "{}", stalled.stderr());
@@ -111,7 +115,8 @@ fn wait_until_memory_stands(member: &Member) {
 /// Waits until nothing arrives on the member's interface any more, but keepalives.
 fn wait_until_quiet(member: &Member) {
     let received = || {
-        let counted = output_of(member.host.sh("cat /sys/class/net/eth0/statistics/rx_bytes || ip -s link show eth0"));
+        let counted =
+            output_of(member.host.sh("cat /sys/class/net/eth0/statistics/rx_bytes || ip -s link show eth0"));
         counted.lines().next().and_then(|line| line.parse().ok()).unwrap_or(0)
     };
     wait_until_it_stands("the stalled streams have stalled", received, 4096);

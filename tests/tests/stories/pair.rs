@@ -116,7 +116,11 @@ pub fn shop_as(host: &Host, uid: u32, args: &[&str]) -> Command {
 
 /// How often a program of the shop was connected to.
 pub fn connections_of(program: &Process) -> usize {
-    program.stdout().lines().filter(|line| line.starts_with("connection from") && !line.contains("broke")).count()
+    program
+        .stdout()
+        .lines()
+        .filter(|line| line.starts_with("connection from") && !line.contains("broke"))
+        .count()
 }
 
 /// Whether a program of the shop was cut off before anything was said. A reset that comes at once may be seen while the

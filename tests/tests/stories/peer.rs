@@ -75,7 +75,12 @@ pub struct Stream {
 
 impl Tunnel {
     /// Connects from `from` to the agent at `to`, asking for the server name `sni` where there is one.
-    pub fn open(from: &Host, to: SocketAddr, mut config: ClientConfig, sni: Option<&str>) -> io::Result<Self> {
+    pub fn open(
+        from: &Host,
+        to: SocketAddr,
+        mut config: ClientConfig,
+        sni: Option<&str>,
+    ) -> io::Result<Self> {
         let socket = from.connect(to)?;
         socket.set_nonblocking(true)?;
         config.enable_sni = sni.is_some();
@@ -101,7 +106,8 @@ impl Tunnel {
 
     /// Asks for a connection to `authority`, and waits for the answer.
     pub fn connect(&self, authority: &str) -> io::Result<Stream> {
-        let request = Request::builder().method(Method::CONNECT).uri(authority).body(()).map_err(io::Error::other)?;
+        let request =
+            Request::builder().method(Method::CONNECT).uri(authority).body(()).map_err(io::Error::other)?;
         self.runtime.block_on(in_time(async {
             let mut sender = self.sender.clone().ready().await.map_err(io::Error::other)?;
             let (answer, send) = sender.send_request(request, false).map_err(io::Error::other)?;

@@ -66,7 +66,10 @@ fn a_changed_policy_ends_what_it_denies_and_nothing_else() {
         held
     };
     let (allowed, denied) = (hold("7000"), hold("7001"));
-    let tunnels = pair.web.host.sh("ss --no-header --numeric --tcp state established '( dport = :15008 )' | wc --lines");
+    let tunnels = pair
+        .web
+        .host
+        .sh("ss --no-header --numeric --tcp state established '( dport = :15008 )' | wc --lines");
     assert_eq!(output_of(tunnels), "1", "both are in one tunnel");
 
     let deny = "action = \"DENY\"\nrules = [{ to = [{ operation = { ports = [\"7001\"] } }] }]";
@@ -98,7 +101,9 @@ fn audit_and_dry_run_are_noted_and_decide_nothing() {
     let noted = |line: &serde_json::Value| {
         let notes = line["policy_notes"].as_array().cloned().unwrap_or_default();
         let notes: Vec<_> = notes.iter().filter_map(|note| note.as_str()).map(str::to_owned).collect();
-        ["default/watched: audit", "default/planned: would deny"].iter().all(|n| notes.iter().any(|note| note == n))
+        ["default/watched: audit", "default/planned: would deny"]
+            .iter()
+            .all(|n| notes.iter().any(|note| note == n))
     };
     wait_until("the notes are in the log", || {
         assert_eq!(exit_code_of(pair.call("echo", 7000, "hello")), exit::DONE, "nothing is decided");
@@ -139,10 +144,18 @@ fn policies_see_addresses_and_ports() {
     };
     check(&from("ipBlocks = [\"10.77.0.1\", \"fd77::1\"]"), Fate::Carried, Fate::Carried);
     check(&from("ipBlocks = [\"10.77.0.2/32\", \"fd77::2/128\"]"), Fate::Cut, Fate::Cut);
-    check(&from("ipBlocks = [\"10.77.0.0/24\", \"fd77::/64\"], notIpBlocks = [\"10.77.0.1\", \"fd77::1\"]"), Fate::Cut, Fate::Cut);
+    check(
+        &from("ipBlocks = [\"10.77.0.0/24\", \"fd77::/64\"], notIpBlocks = [\"10.77.0.1\", \"fd77::1\"]"),
+        Fate::Cut,
+        Fate::Cut,
+    );
     // A policy names the workload's own port, not the one that callers name.
     check("rules = [{ to = [{ operation = { ports = [\"7001\"] } }] }]", Fate::Cut, Fate::Carried);
     check("rules = [{ to = [{ operation = { notPorts = [\"7001\"] } }] }]", Fate::Carried, Fate::Cut);
     check("rules = [{ to = [{ operation = { ports = [\"81\"] } }] }]", Fate::Cut, Fate::Cut);
-    check("rules = [{ when = [{ key = \"destination.port\", values = [\"7000\"] }] }]", Fate::Carried, Fate::Cut);
+    check(
+        "rules = [{ when = [{ key = \"destination.port\", values = [\"7000\"] }] }]",
+        Fate::Carried,
+        Fate::Cut,
+    );
 }

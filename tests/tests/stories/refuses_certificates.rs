@@ -4,82 +4,21 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use baremesh_ca::tls::provider;
-use baremesh_tests::{Mesh, wait_until};
-use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
-};
-use rustls::client::{Resumption, ResolvesClientCert};
+use baremesh_tests::wait_until;
+use rcgen::{ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use time::OffsetDateTime;
 
 use crate::pair::{Pair, WEB_ID, because, connections_of};
 use crate::peer::{self, Tunnel, agent_of, authority};
+use crate::signer::{Signer, certified, leaf, uri};
 
 /// The name of the service that is called.
 const SNI: &str = "echo.default.mesh.internal";
-
-/// Somebody who signs: the mesh's own authority in the wrong hands, or one that looks like it.
-struct Signer {
-    issuer: Issuer<'static, KeyPair>,
-    chain: Vec<CertificateDer<'static>>,
-}
-
-impl Signer {
-    /// With the keys of the control host.
-    fn of_mesh(mesh: &Mesh) -> Self {
-        let read = |name: &str| {
-            fs::read_to_string(mesh.control.path("/var/lib/baremesh/ca").join(name)).expect("the authority's file")
-        };
-        let (certificate, key) = (read("intermediate.crt"), read("intermediate.key"));
-        let key = KeyPair::from_pem(&key).expect("a key");
-        let chain: Vec<_> =
-            CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>().expect("certificates");
-        Self { issuer: Issuer::from_ca_cert_der(&chain[0], key).expect("an authority"), chain }
-    }
-
-    /// With the names and the chain of the mesh's authority, and a key of its own.
-    fn pretender(mesh: &Mesh) -> Self {
-        let chain = Self::of_mesh(mesh).chain;
-        let key = KeyPair::generate().expect("a key");
-        Self { issuer: Issuer::from_ca_cert_der(&chain[0], key).expect("an authority"), chain }
-    }
-
-    /// Signs what a member's certificate says, after `change` has spoilt it.
-    fn sign(&self, change: impl FnOnce(&mut CertificateParams)) -> Arc<CertifiedKey> {
-        let key = KeyPair::generate().expect("a key");
-        let leaf = leaf(change).signed_by(&key, &self.issuer).expect("a certificate");
-        certified([vec![leaf.into()], self.chain.clone()].concat(), &key)
-    }
-}
-
-fn leaf(change: impl FnOnce(&mut CertificateParams)) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![uri(WEB_ID)];
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
-    params.not_before = OffsetDateTime::now_utc() - Duration::from_secs(120);
-    params.not_after = OffsetDateTime::now_utc() + Duration::from_secs(3600);
-    change(&mut params);
-    params
-}
-
-fn uri(text: &str) -> SanType {
-    SanType::URI(text.try_into().expect("ASCII"))
-}
-
-fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<CertifiedKey> {
-    let der = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-    let key = provider().key_provider.load_private_key(der).expect("a key");
-    // Not checked: some of these keys do not belong to their certificates.
-    Arc::new(CertifiedKey::new(chain, key))
-}
 
 /// Every certificate that is not a member's, and why.
 fn impostors(pair: &Pair) -> Vec<(&'static str, Arc<CertifiedKey>)> {
@@ -94,26 +33,55 @@ fn impostors(pair: &Pair) -> Vec<(&'static str, Arc<CertifiedKey>)> {
         ("forged", Signer::pretender(&pair.mesh).sign(|_| ())),
         ("self-signed", certified(vec![self_signed.into()], &own_key)),
         ("expired", mesh.sign(|leaf| (leaf.not_before, leaf.not_after) = (now() - hour, now() - hour / 2))),
-        ("not valid yet", mesh.sign(|leaf| (leaf.not_before, leaf.not_after) = (now() + hour, now() + 2 * hour))),
-        ("of another trust domain", mesh.sign(|leaf| {
-            leaf.subject_alt_names = vec![uri("spiffe://other.internal/ns/default/sa/web")];
-        })),
-        ("with two URIs", mesh.sign(|leaf| leaf.subject_alt_names.push(uri("spiffe://mesh.internal/ns/default/sa/echo")))),
-        ("with two URIs, one of them foreign", mesh.sign(|leaf| leaf.subject_alt_names.push(uri("https://a.example/")))),
+        (
+            "not valid yet",
+            mesh.sign(|leaf| (leaf.not_before, leaf.not_after) = (now() + hour, now() + 2 * hour)),
+        ),
+        (
+            "of another trust domain",
+            mesh.sign(|leaf| {
+                leaf.subject_alt_names = vec![uri("spiffe://other.internal/ns/default/sa/web")];
+            }),
+        ),
+        (
+            "with two URIs",
+            mesh.sign(|leaf| leaf.subject_alt_names.push(uri("spiffe://mesh.internal/ns/default/sa/echo"))),
+        ),
+        (
+            "with two URIs, one of them foreign",
+            mesh.sign(|leaf| leaf.subject_alt_names.push(uri("https://a.example/"))),
+        ),
         ("without a name", mesh.sign(|leaf| leaf.subject_alt_names.clear())),
-        ("with a DNS name", mesh.sign(|leaf| {
-            leaf.subject_alt_names = vec![SanType::DnsName("web.default.mesh.internal".try_into().expect("ASCII"))];
-        })),
-        ("with a path too many", mesh.sign(|leaf| leaf.subject_alt_names = vec![uri(&format!("{WEB_ID}/admin"))])),
-        ("with an escaped name", mesh.sign(|leaf| {
-            leaf.subject_alt_names = vec![uri("spiffe://mesh.internal/ns/default/sa/%77eb")];
-        })),
-        ("a host's node credential", mesh.sign(|leaf| {
-            leaf.subject_alt_names = vec![uri("spiffe://mesh.internal/ns/nodes/sa/web")];
-        })),
-        ("for servers only", mesh.sign(|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth])),
+        (
+            "with a DNS name",
+            mesh.sign(|leaf| {
+                leaf.subject_alt_names =
+                    vec![SanType::DnsName("web.default.mesh.internal".try_into().expect("ASCII"))];
+            }),
+        ),
+        (
+            "with a path too many",
+            mesh.sign(|leaf| leaf.subject_alt_names = vec![uri(&format!("{WEB_ID}/admin"))]),
+        ),
+        (
+            "with an escaped name",
+            mesh.sign(|leaf| {
+                leaf.subject_alt_names = vec![uri("spiffe://mesh.internal/ns/default/sa/%77eb")];
+            }),
+        ),
+        (
+            "a host's node credential",
+            mesh.sign(|leaf| {
+                leaf.subject_alt_names = vec![uri("spiffe://mesh.internal/ns/nodes/sa/web")];
+            }),
+        ),
+        (
+            "for servers only",
+            mesh.sign(|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
+        ),
         ("signed by a member", {
-            let pem = fs::read_to_string(peer::certificate_file(&pair.web, "web")).expect("the member's certificate");
+            let pem = fs::read_to_string(peer::certificate_file(&pair.web, "web"))
+                .expect("the member's certificate");
             let key = KeyPair::from_pem(&pem).expect("the member's key");
             let issuer = Issuer::from_ca_cert_der(&stolen.cert[0], key).expect("a certificate");
             Signer { issuer, chain: stolen.cert.clone() }.sign(|_| ())
@@ -127,11 +95,14 @@ fn refuses_every_certificate_that_is_no_members() {
     let echo = pair.serve("echo", 7000);
     let target = authority(pair.store.host.v4(), 7000);
     let try_with = |config: ClientConfig| {
-        Tunnel::open(&pair.web.host, agent_of(&pair.store.host), config, Some(SNI)).and_then(|t| t.echoes(&target))
+        Tunnel::open(&pair.web.host, agent_of(&pair.store.host), config, Some(SNI))
+            .and_then(|t| t.echoes(&target))
     };
     let good = Signer::of_mesh(&pair.mesh).sign(|_| ());
     assert!(try_with(peer::config(&pair.mesh, good)).expect("what the authority signs is taken"));
-    let (served, failures) = (connections_of(&echo), || pair.store.log().iter().filter(|l| because("handshake_failed")(l)).count());
+    let (served, failures) = (connections_of(&echo), || {
+        pair.store.log().iter().filter(|l| because("handshake_failed")(l)).count()
+    });
     for (count, (what, key)) in impostors(&pair).into_iter().enumerate() {
         assert!(try_with(peer::config(&pair.mesh, key)).is_err(), "{what}");
         wait_until(&format!("the refusal of a certificate {what} is in the log"), || failures() > count);
@@ -162,7 +133,8 @@ fn sessions_are_not_resumed_and_old_tls_is_refused() {
     let pair = Pair::new("sessions");
     pair.serve("echo", 7000);
     let target = authority(pair.store.host.v4(), 7000);
-    let open = |config: ClientConfig| Tunnel::open(&pair.web.host, agent_of(&pair.store.host), config, Some(SNI));
+    let open =
+        |config: ClientConfig| Tunnel::open(&pair.web.host, agent_of(&pair.store.host), config, Some(SNI));
     let mut config = peer::config(&pair.mesh, peer::stolen(&pair.web, "web"));
     config.resumption = Resumption::in_memory_sessions(8);
     for turn in 1..=3 {
@@ -175,11 +147,12 @@ fn sessions_are_not_resumed_and_old_tls_is_refused() {
     let pem = fs::read(pair.mesh.control.path("/var/lib/baremesh/ca/root.crt")).expect("the root");
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(&pem).expect("the root")).expect("an anchor");
-    let mut old = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS12])
-        .expect("TLS 1.2")
-        .with_root_certificates(roots)
-        .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(stolen)));
+    let mut old =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .expect("TLS 1.2")
+            .with_root_certificates(roots)
+            .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(stolen)));
     old.alpn_protocols = vec![b"h2".to_vec()];
     let refused = open(old).err().expect("TLS 1.2 is refused").to_string();
     assert!(refused.contains("ProtocolVersion"), "{refused}");

@@ -10,7 +10,10 @@ fn outsider() -> (Pair, Host, Process) {
     let pair = Pair::new("plaintext");
     let stranger = pair.mesh.net.host("stranger", 3);
     let echo = pair.store.host.serve("echo", ["echo", "[::]:7000"]);
-    assert_eq!(output_of(stranger.shop(["call", &pair.store.host.v4().to_string(), "7000", "before"])), "before");
+    assert_eq!(
+        output_of(stranger.shop(["call", &pair.store.host.v4().to_string(), "7000", "before"])),
+        "before"
+    );
     pair.register("echo", 7000);
     (pair, stranger, echo)
 }
@@ -21,11 +24,15 @@ fn cut(stranger: &Host, address: &str) -> bool {
 }
 
 fn mode(mode: &str) -> String {
-    format!("[[PeerAuthentication]]\nname = \"echo\"\nselector = {{ matchLabels = {{ app = \"echo\" }} }}\nmtls = {{ mode = \"{mode}\" }}\n")
+    format!(
+        "[[PeerAuthentication]]\nname = \"echo\"\nselector = {{ matchLabels = {{ app = \"echo\" }} }}\nmtls = {{ mode = \"{mode}\" }}\n"
+    )
 }
 
 fn policy(lines: &str) -> String {
-    format!("[[AuthorizationPolicy]]\nname = \"echo\"\nselector = {{ matchLabels = {{ app = \"echo\" }} }}\n{lines}\n")
+    format!(
+        "[[AuthorizationPolicy]]\nname = \"echo\"\nselector = {{ matchLabels = {{ app = \"echo\" }} }}\n{lines}\n"
+    )
 }
 
 #[test]
@@ -43,7 +50,8 @@ fn strict_refuses_plaintext_and_permissive_takes_it() {
     wait_until("PERMISSIVE is in force", || !cut(&stranger, &pair.store.host.v4().to_string()));
     assert!(!cut(&stranger, &pair.store.host.v6().to_string()));
     let line = pair.store.wait_for_log("a caller without identity", |line| {
-        because("-")(line) && line["downstream_remote_address"].as_str().is_some_and(|from| from.starts_with("[fd77::3]"))
+        because("-")(line)
+            && line["downstream_remote_address"].as_str().is_some_and(|from| from.starts_with("[fd77::3]"))
     });
     assert_eq!(line.get("source_principal"), None, "{line}");
     assert_eq!(output_of(pair.call("echo", 7000, "a member")), "a member");
@@ -71,7 +79,9 @@ fn a_rule_about_identity_fails_closed_on_plaintext() {
     let source = |field: &str| format!("rules = [{{ from = [{{ source = {{ {field} }} }}] }}]");
     let check = |lines: &str, expected: bool| {
         pair.mesh.apply(&policy(lines));
-        wait_until(&format!("plaintext is cut off ({expected}) under {lines}"), || cut(&stranger, &address) == expected);
+        wait_until(&format!("plaintext is cut off ({expected}) under {lines}"), || {
+            cut(&stranger, &address) == expected
+        });
     };
     check("rules = [{}]", false);
     // In an ALLOW rule nobody is not the named one, and in a DENY rule he may be.
@@ -104,7 +114,12 @@ fn the_capture_ports_give_nothing_to_those_who_dial_them() {
         for address in &own {
             for host in [&stranger, &pair.web.host] {
                 let dialled = host.shop(["call", "--timeout", "1", address, port, "hello"]);
-                assert_eq!(exit_code_of(dialled), exit::NO_CONNECTION, "{address}:{port} from {}", host.name());
+                assert_eq!(
+                    exit_code_of(dialled),
+                    exit::NO_CONNECTION,
+                    "{address}:{port} from {}",
+                    host.name()
+                );
             }
         }
         for address in ["127.0.0.1", "::1", &own[0]] {
@@ -114,7 +129,8 @@ fn the_capture_ports_give_nothing_to_those_who_dial_them() {
     }
     assert_eq!(connections_of(&echo), before);
     let listed = output_of(pair.store.host.sh("nft list counter inet baremesh listener_stray"));
-    let packets = listed.rsplit("packets ").next().and_then(|rest| rest.split(' ').next()).and_then(|n| n.parse().ok());
+    let packets =
+        listed.rsplit("packets ").next().and_then(|rest| rest.split(' ').next()).and_then(|n| n.parse().ok());
     assert!(packets >= Some(14_u32), "they are counted: {listed}");
     assert_eq!(exit_code_of(pair.call("echo", 7000, "hello")), exit::DONE);
 }

@@ -100,10 +100,22 @@ fn a_reset_is_passed_on_by_every_leg() {
 
     for member in [&pair.web, &pair.store] {
         let (caller, called) = connect();
-        let killed = member.host.sh("ss --no-header --kill --tcp state established '( dport = :15008 or sport = :15008 )'");
+        let killed = member
+            .host
+            .sh("ss --no-header --kill --tcp state established '( dport = :15008 or sport = :15008 )'");
         assert!(output_of(killed).contains("15008"), "a tunnel is killed on {}", member.host.name());
-        assert_eq!(end_of(&caller), Err(ErrorKind::ConnectionReset), "a tunnel killed on {}", member.host.name());
-        assert_eq!(end_of(&called), Err(ErrorKind::ConnectionReset), "a tunnel killed on {}", member.host.name());
+        assert_eq!(
+            end_of(&caller),
+            Err(ErrorKind::ConnectionReset),
+            "a tunnel killed on {}",
+            member.host.name()
+        );
+        assert_eq!(
+            end_of(&called),
+            Err(ErrorKind::ConnectionReset),
+            "a tunnel killed on {}",
+            member.host.name()
+        );
     }
 }
 

@@ -16,7 +16,11 @@ fn an_unknown_port_reaches_no_local_process() {
     pair.serve("echo", 7000);
     let listen = ["echo", "0.0.0.0:9000", "[::]:9001", "[::1]:9000"];
     let bystanders = [&pair.web, &pair.store].map(|member| member.host.serve("bystander", listen));
-    assert_eq!(output_of(pair.web.host.shop(["call", "127.0.0.1", "9000", "hello"])), "hello", "it does listen");
+    assert_eq!(
+        output_of(pair.web.host.shop(["call", "127.0.0.1", "9000", "hello"])),
+        "hello",
+        "it does listen"
+    );
     assert_eq!(output_of(pair.web.host.shop(["call", "::1", "9001", "hello"])), "hello", "on both families");
     let before: Vec<_> = bystanders.iter().map(|program| connections_of(program)).collect();
 
@@ -26,9 +30,19 @@ fn an_unknown_port_reaches_no_local_process() {
     for member in [&pair.web, &pair.store] {
         for address in &called {
             for port in ["9000", "9001", "22", "15001", "15008", "15020"] {
-                let code = exit_code_of(member.host.shop(["call", "--timeout", "3", &address.to_string(), port, "hello"]));
+                let code = exit_code_of(member.host.shop([
+                    "call",
+                    "--timeout",
+                    "3",
+                    &address.to_string(),
+                    port,
+                    "hello",
+                ]));
                 let name = member.host.name();
-                assert!([exit::CUT, exit::NO_CONNECTION].contains(&code), "{address}:{port} from {name}: {code}");
+                assert!(
+                    [exit::CUT, exit::NO_CONNECTION].contains(&code),
+                    "{address}:{port} from {name}: {code}"
+                );
             }
         }
         member.wait_for_log("the port", because("no_such_port"));
