@@ -8,6 +8,8 @@ pub mod error;
 pub mod hbone;
 /// The agent's own sockets.
 pub mod socket;
+/// Mutual TLS under a tunnel.
+pub mod tls;
 /// Bytes both ways.
 pub mod relay;
 /// Tunnels to other agents.

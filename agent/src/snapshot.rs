@@ -240,3 +240,6 @@ impl Snapshot {
         address.is_loopback() || self.host.addresses.contains(&address)
     }
 }
+
+#[cfg(test)]
+mod tests;

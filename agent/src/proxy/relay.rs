@@ -20,8 +20,9 @@ const SMALL_READ: usize = 4 * 1024;
 /// Once a connection has moved `MEDIUM_AFTER` bytes one way.
 const MEDIUM_READ: usize = 32 * 1024;
 const MEDIUM_AFTER: u64 = 64 * 1024;
-/// Once a connection has moved `LARGE_AFTER` bytes one way. The most that one direction holds at a time.
-const LARGE_READ: usize = 64 * 1024;
+/// Once a connection has moved `LARGE_AFTER` bytes one way. The most that one direction holds at a time: with a
+/// frame's head it fits four records of TLS.
+const LARGE_READ: usize = 64 * 1024 - 64;
 const LARGE_AFTER: u64 = 2 * 1024 * 1024;
 /// The most DATA frames written to a socket with one system call.
 const GATHER: usize = 16;
