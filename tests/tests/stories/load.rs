@@ -11,6 +11,9 @@ use crate::pair::Pair;
 /// the relay's read, the send buffer of TLS and HTTP/2 in front of it.
 const HELD_BY_A_STALLED_STREAM: u64 = 2 << 20;
 
+/// What an agent may hold of a connection that is quiet.
+const HELD_BY_A_QUIET_CONNECTION: u64 = 16 << 10;
+
 /// What an agent may have besides: code, tables, stacks and what the allocator keeps, in a debug build.
 const HELD_OTHERWISE: u64 = 64 << 20;
 
@@ -79,6 +82,8 @@ fn five_thousand_connections_echo_after_the_last_has_opened() {
     assert!(said.contains("opened 5000") && said.ends_with("echoed on 5000 of 5000"), "{said}");
     for member in [&pair.web, &pair.store] {
         wait_until("all of them have ended", || open_connections(member) == 0);
+        let (peak, bound) = (memory(member, "VmHWM"), 5000 * HELD_BY_A_QUIET_CONNECTION + HELD_OTHERWISE);
+        assert!(peak < bound, "{peak} bytes on {}, bound {bound}", member.host.name());
     }
 }
 
