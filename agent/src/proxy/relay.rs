@@ -171,9 +171,10 @@ fn after(ended: &Result<(), Broken>, socket: &TcpStream, stream: Option<&mut Sen
             // Fails only on a socket that is gone already.
             let _ = SockRef::from(socket).set_linger(None);
         }
-        (Err(_), stream) => {
+        (Err(_), None) => reset_on_close(socket),
+        (Err(_), Some(stream)) => {
             reset_on_close(socket);
-            stream.map(|stream| stream.send_reset(Reason::CANCEL));
+            stream.send_reset(Reason::CANCEL);
         }
     }
 }

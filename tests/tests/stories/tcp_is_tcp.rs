@@ -63,12 +63,10 @@ fn end_of(mut stream: &TcpStream) -> Result<(), ErrorKind> {
 
 /// A word each way, so that the connection stands from end to end.
 fn greet_each_other(mut caller: &TcpStream, mut called: &TcpStream) {
-    for (from, to) in [(&mut caller, &mut called)] {
-        from.write_all(b"half a sentence").expect("it is open");
-        to.read_exact(&mut [0; 15]).expect("it arrives");
-        to.write_all(b"half an answer").expect("it is open");
-        from.read_exact(&mut [0; 14]).expect("it arrives");
-    }
+    caller.write_all(b"half a sentence").expect("it is open");
+    called.read_exact(&mut [0; 15]).expect("it arrives");
+    called.write_all(b"half an answer").expect("it is open");
+    caller.read_exact(&mut [0; 14]).expect("it arrives");
 }
 
 fn reset(stream: TcpStream) {

@@ -22,7 +22,7 @@ fn an_unknown_port_reaches_no_local_process() {
         "it does listen"
     );
     assert_eq!(output_of(pair.web.host.shop(["call", "::1", "9001", "hello"])), "hello", "on both families");
-    let before: Vec<_> = bystanders.iter().map(|program| connections_of(program)).collect();
+    let before: Vec<_> = bystanders.iter().map(connections_of).collect();
 
     let mut called: Vec<IpAddr> = virtual_addresses(&pair.web, "echo");
     // An address of the range that is no service's.
@@ -48,7 +48,7 @@ fn an_unknown_port_reaches_no_local_process() {
         member.wait_for_log("the port", because("no_such_port"));
         member.wait_for_log("the address", because("no_such_service"));
     }
-    let after: Vec<_> = bystanders.iter().map(|program| connections_of(program)).collect();
+    let after: Vec<_> = bystanders.iter().map(connections_of).collect();
     assert_eq!(after, before);
     assert_eq!(exit_code_of(pair.call("echo", 7000, "hello")), exit::DONE);
 }
