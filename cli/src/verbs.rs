@@ -17,6 +17,7 @@ mod certs;
 mod completions;
 mod control;
 mod delete;
+mod demo;
 mod docs;
 mod get;
 mod host;
@@ -110,6 +111,7 @@ enum Verb {
     Certs(certs::Certs),
     Capture(capture::Capture),
     Alarm(alarm::Alarm),
+    Demo(demo::Demo),
     Version(version::Version),
     Completions(completions::Completions),
     #[command(name = "docs-resources", hide = true)]
@@ -154,6 +156,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Certs(verb) => verb.run(&global),
         Verb::Capture(verb) => verb.run(&global),
         Verb::Alarm(verb) => verb.run(&global),
+        Verb::Demo(verb) => verb.run(&global),
         Verb::Version(verb) => verb.run(&global),
         Verb::Completions(verb) => verb.run(&global),
         Verb::DocsResources(verb) => verb.run(&global),
@@ -226,6 +229,7 @@ mod tests {
             "baremesh capture guard 7 /run/gone.nft",
             "baremesh capture revert /run/baremesh 60",
             "baremesh capture gone --file /run/gone.nft",
+            "baremesh demo --once -o json",
             "baremesh completions bash",
             "baremesh analyze a.toml b.yaml",
             "baremesh docs-resources",

@@ -11,6 +11,8 @@ mod signer;
 mod calls_by_name;
 #[path = "stories/encrypts_plain_tcp.rs"]
 mod encrypts_plain_tcp;
+#[path = "stories/demo_tells_the_truth.rs"]
+mod demo_tells_the_truth;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
 #[path = "stories/identities.rs"]
