@@ -77,7 +77,7 @@ pub(crate) fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentE
 
 /// Runs the agent until SIGTERM or SIGINT.
 pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
     let publisher = Publisher::new(
@@ -118,7 +118,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         connections: Arc::default(),
         mark,
         ports: config.ports,
-        limits: config.limits,
+        limits: config.limits.within(descriptors),
         outbound: config.outbound,
     };
     let log = start_access_log(&config.access_log)?;
@@ -185,14 +185,15 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// As many descriptors as the host allows: a connection takes one or two.
-fn raise_descriptor_limit() {
+/// As many descriptors as the host allows: a connection takes one or two. Returns how many there are.
+fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
     {
         tracing::warn!(%error, "the limit on open descriptors could not be raised");
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// Takes the ports, waiting a little for the guard of an agent that has just died to let go of them.
@@ -349,7 +350,7 @@ async fn until_told_to_stop(agent: &routes::Agent) -> Result<(), AgentError> {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
-                if let Err(error) = agent.reload() {
+                if let Err(error) = agent.reload().await {
                     tracing::error!(%error, "the registrations were not taken");
                 }
             }

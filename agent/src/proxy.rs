@@ -34,6 +34,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -79,6 +80,22 @@ pub struct Limits {
     pub max_connections: usize,
     /// Endpoints that are tried for one connection.
     pub max_attempts: usize,
+}
+
+/// Descriptors that connections leave free: administration, metrics and readiness (64 each), connections that were
+/// accepted and are about to be refused, the pipes of nft, files, name servers.
+const RESERVED_DESCRIPTORS: u64 = 384;
+/// The most that one connection takes: its own socket, and the one that it is carried on.
+const DESCRIPTORS_A_CONNECTION: u64 = 2;
+
+impl Limits {
+    /// With no more connections than there are descriptors for. What comes beyond is refused at once, and the agent
+    /// itself still answers.
+    pub fn within(self, descriptors: u64) -> Self {
+        let spare = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 4);
+        let most = usize::try_from(spare / DESCRIPTORS_A_CONNECTION).unwrap_or(usize::MAX).max(1);
+        Self { max_connections: self.max_connections.min(most), ..self }
+    }
 }
 
 impl Default for Limits {
@@ -156,9 +173,16 @@ impl Listeners {
             let v6 = socket::listen((Ipv6Addr::UNSPECIFIED, port).into(), mark).ok();
             Ok(std::iter::once(v4).chain(v6).collect())
         };
+        // Accepted sockets inherit it: should the agent be killed, its callers see a reset, and no end that looks whole.
+        let for_programs = |port: u16| -> io::Result<Vec<std::net::TcpListener>> {
+            let listeners = listen(port)?;
+            let reset = |listener| SockRef::from(listener).set_linger(Some(Duration::ZERO));
+            listeners.iter().try_for_each(reset)?;
+            Ok(listeners)
+        };
         Ok(Self {
-            outbound: listen(ports.outbound)?,
-            inbound: listen(ports.inbound)?,
+            outbound: for_programs(ports.outbound)?,
+            inbound: for_programs(ports.inbound)?,
             hbone: listen(ports.hbone)?,
         })
     }
@@ -258,5 +282,23 @@ struct Entered(Arc<AtomicUsize>);
 impl Drop for Entered {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_agent_itself() {
+        let check = |descriptors, expected| {
+            let limits = Limits { max_connections: 5_000, ..Limits::default() }.within(descriptors);
+            assert_eq!(limits.max_connections, expected, "{descriptors}");
+        };
+        check(u64::MAX, 5_000);
+        check(20_000, 5_000);
+        check(1024, 320);
+        check(384, 48);
+        check(0, 1);
     }
 }

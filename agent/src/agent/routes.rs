@@ -26,7 +26,7 @@ use crate::proxy::Phase;
 use crate::publish::Publisher;
 use crate::registration::file;
 use crate::snapshot::{Snapshot, Transport};
-use crate::steward::{self, Steward};
+use crate::steward::{self, Mode, Steward};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
 
@@ -109,7 +109,7 @@ impl Agent {
             (&Method::GET, "/status") => json(&self.status().await),
             (&Method::GET, "/certificates") => json(&self.certificates()),
             (&Method::GET, "/services") => json(&self.services()),
-            (&Method::POST, "/reload") => match self.reload() {
+            (&Method::POST, "/reload") => match self.reload().await {
                 Ok(()) => json(&()),
                 Err(error) => text(StatusCode::CONFLICT, error.to_string()),
             },
@@ -181,11 +181,16 @@ impl Agent {
         }
     }
 
-    /// Reads this host's registrations anew and brings them into force.
-    pub fn reload(&self) -> Result<(), AgentError> {
+    /// Reads this host's registrations anew and brings them into force, the capture rules included: who was told that a
+    /// service is registered can rely on it that nobody goes round its policy.
+    pub async fn reload(&self) -> Result<(), AgentError> {
         let registrations = file::read_all(&self.config.directories.services())
             .inspect_err(|error| self.publisher.refuse(error.to_string()))?;
-        self.publisher.take_registrations(registrations).map_err(AgentError::State)
+        self.publisher.take_registrations(registrations).map_err(AgentError::State)?;
+        match &self.steward {
+            Some(steward) if steward.mode() == Mode::Keep => Ok(steward.keep_from_now().await.map(drop)?),
+            _ => Ok(()),
+        }
     }
 
     /// What serving needs and is not in place.

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use super::Worker;
 use super::error::ProxyError;
+use super::relay;
 use super::socket;
 use crate::snapshot::LocalEndpoint;
 use crate::telemetry::Record;
@@ -47,7 +48,7 @@ impl Worker {
         record.upstream = Some(address);
         let connected =
             socket::connect(address, None, self.shared.mark, self.shared.limits.connect_timeout).await;
-        connected.map_err(|source| ProxyError::Deliver { address, source })
+        connected.inspect(relay::reset_on_close).map_err(|source| ProxyError::Deliver { address, source })
     }
 }
 

@@ -269,6 +269,7 @@ async fn as_it_was(
     let limits = &worker.shared.limits;
     let upstream = socket::connect(address, None, worker.shared.mark, limits.connect_timeout)
         .await
+        .inspect(relay::reset_on_close)
         .map_err(|source| ProxyError::Connect { address, source })?;
     Ok(Upstream { leg: Leg::Socket(upstream), _in_flight: None, delivered: None })
 }

@@ -163,11 +163,17 @@ pub fn reset_on_close(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Passes a break on to the legs that have not broken themselves.
+/// Passes a break on to the legs that have not broken themselves. Programs' sockets are closed with a reset unless a
+/// connection is known to be whole: the kernel, which closes those of an agent that was killed, knows nothing of it.
 fn after(ended: &Result<(), Broken>, socket: &TcpStream, stream: Option<&mut SendStream<Bytes>>) {
-    if ended.is_err() {
-        reset_on_close(socket);
-        if let Some(stream) = stream {
+    match (ended, stream) {
+        (Ok(()), _) => {
+            // Fails only on a socket that is gone already.
+            let _ = SockRef::from(socket).set_linger(None);
+        }
+        (Err(_), None) => reset_on_close(socket),
+        (Err(_), Some(stream)) => {
+            reset_on_close(socket);
             stream.send_reset(Reason::CANCEL);
         }
     }
