@@ -1,6 +1,16 @@
 //! Every story, in one test binary: it links once, and stories run side by side.
 
+#[path = "stories/certificates.rs"]
+mod certificates;
+#[path = "stories/control_away.rs"]
+mod control_away;
+#[path = "stories/enrolment.rs"]
+mod enrolment;
+#[path = "stories/files.rs"]
+mod files;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
+#[path = "stories/impostor.rs"]
+mod impostor;
 #[path = "stories/shop_without_a_mesh.rs"]
 mod shop_without_a_mesh;
