@@ -26,6 +26,9 @@ use crate::credentials::{Credential, Credentials};
 
 /// How long an unused tunnel is kept.
 const IDLE: Duration = Duration::from_secs(300);
+/// How long a tunnel that stood before may take to answer a CONNECT. One whose peer has vanished looks like any other
+/// until a PING goes unanswered; a new tunnel finds out at once, and another endpoint can be tried.
+const KEPT_ANSWER: Duration = Duration::from_secs(3);
 /// How often a tunnel is looked at: whether it lives, is used, or is due to be replaced.
 const TICK: Duration = hbone::PING_INTERVAL;
 
@@ -136,7 +139,14 @@ impl Pool {
         let slot = self.slot(&peer);
         loop {
             let (place, age) = self.place(&slot, &peer).await?;
-            match request(&place, peer.agent, authority, client).await {
+            let asked = request(&place, peer.agent, authority, client);
+            let answered = match age {
+                Age::Fresh => asked.await,
+                Age::Kept => tokio::time::timeout(KEPT_ANSWER, asked).await.unwrap_or_else(|_| {
+                    Err(ProxyError::Tunnel { address: peer.agent, source: h2::Reason::CANCEL.into() })
+                }),
+            };
+            match answered {
                 // A kept tunnel may have gone while nobody looked. Nothing was sent: another one may be tried, and
                 // each turn uses one up.
                 Err(ProxyError::Tunnel { .. }) if age == Age::Kept => {
