@@ -8,6 +8,8 @@ mod control_away;
 mod enrolment;
 #[path = "stories/files.rs"]
 mod files;
+#[path = "stories/calls_by_name.rs"]
+mod calls_by_name;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
 #[path = "stories/impostor.rs"]

@@ -1,0 +1,331 @@
+//! The control server: it lets hosts in, issues certificates, pushes resources and endpoints to the agents, and takes
+//! orders through a Unix socket. One process, one state directory.
+//!
+//! Modules in reading order.
+
+/// What goes over the administration socket.
+pub mod report;
+/// Reading and changing a directory of resources.
+pub mod resources;
+/// How much of everything there may be.
+mod limits;
+/// The server's own certificate.
+mod certificate;
+/// Which services each host may have.
+mod grants;
+/// The last set of resources that was in force, on the disk.
+mod last_good;
+/// Resources coming into force.
+mod in_force;
+/// Connections of hosts.
+mod listener;
+/// What hosts ask for.
+mod calls;
+/// The administration socket.
+mod socket;
+/// What operators ask for.
+mod orders;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::{DirBuilder, File, TryLockError};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use baremesh_agent::config::Directories;
+use baremesh_ca::authority::Authority;
+use baremesh_ca::client::CONTROL_PORT;
+use baremesh_ca::ledger::Ledger;
+use baremesh_ca::service::{CaService, Settings as CaSettings};
+use baremesh_model::name::TrustDomain;
+use baremesh_registry::control::server::{Control, Format, Settings};
+use baremesh_registry::control::store::Store;
+use baremesh_registry::files::{ResourceDirectory, Status as FilesStatus};
+use baremesh_registry::format;
+use baremesh_registry::resource::Resource;
+use baremesh_registry::set::Refused;
+use sd_notify::NotifyState;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use certificate::OwnCertificate;
+use grants::GrantBook;
+use in_force::InForce;
+use limits::Limits;
+
+/// How long calls and connections have to end when the server stops.
+const DRAIN: Duration = Duration::from_secs(5);
+/// The database of tokens, hosts, registrations and addresses, in the state directory.
+pub const DATABASE: &str = "control.db";
+/// What one process holds while it serves, in the state directory.
+const LOCK: &str = "control.lock";
+
+/// What a control server is told.
+#[derive(Debug, Clone)]
+pub struct ControlConfig {
+    /// Its directories.
+    pub directories: Directories,
+    /// Where hosts reach it, at least one.
+    pub listen: Vec<SocketAddr>,
+    /// How long services' certificates are valid.
+    pub workload_lifetime: Duration,
+    /// How long a silent host's endpoints are kept.
+    pub lease: Duration,
+}
+
+/// Every address of this machine, in both families.
+pub fn default_listeners() -> Vec<SocketAddr> {
+    vec![(Ipv4Addr::UNSPECIFIED, CONTROL_PORT).into(), (Ipv6Addr::UNSPECIFIED, CONTROL_PORT).into()]
+}
+
+/// Waits until the server is to stop; when nobody can say so any more, too.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// What the parts of a control server share.
+struct Server {
+    trust_domain: TrustDomain,
+    ca: Arc<CaService>,
+    control: Control,
+    grants: Arc<GrantBook>,
+    directory: ResourceDirectory,
+    in_force: watch::Receiver<InForce>,
+    /// How reading the resource files goes.
+    files: watch::Receiver<FilesStatus>,
+    certificate: Arc<OwnCertificate>,
+    listen: Vec<SocketAddr>,
+    limits: Limits,
+    /// Goes up when who is a member has changed, so that open connections are looked at again.
+    membership: watch::Sender<u64>,
+    stop: watch::Receiver<bool>,
+}
+
+/// A control server that serves until it is stopped.
+pub struct Running {
+    addresses: Vec<SocketAddr>,
+    stop: watch::Sender<bool>,
+    connections: JoinSet<()>,
+    tasks: JoinSet<()>,
+    socket: PathBuf,
+    _lock: File,
+}
+
+impl Running {
+    /// Where hosts reach it.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Stops: nothing new is taken, calls come to their end within a limit, the socket goes away.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        let drained = async { while self.connections.join_next().await.is_some() {} };
+        if tokio::time::timeout(DRAIN, drained).await.is_err() {
+            tracing::warn!("some connections did not end within {} s and are cut", DRAIN.as_secs());
+        }
+        self.connections.shutdown().await;
+        self.tasks.shutdown().await;
+        // The lock is still held: it is no other process's socket.
+        if let Err(error) = std::fs::remove_file(&self.socket) {
+            tracing::warn!("{} cannot be removed: {error}", self.socket.display());
+        }
+    }
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn serve(config: ControlConfig) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be waited for")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be waited for")?;
+    let running = start(config).await?;
+    // Fails where no service manager asked to be told.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: agents go on with what they have");
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    running.stop().await;
+    Ok(())
+}
+
+/// Starts a control server. When this returns it serves.
+pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
+    let directories = &config.directories;
+    let lock = lock(&directories.state)?;
+    let now = SystemTime::now();
+    let authority = Authority::open(&directories.authority(), now)?;
+    let trust_domain = authority.trust_domain().clone();
+    let directory = ResourceDirectory::new(&directories.registry());
+    let files = directory
+        .watch(last_good::load(&directories.state, &trust_domain))
+        .map_err(|refused| findings(&refused))?;
+    let first = files.current.borrow().clone();
+    in_force::check(&first, &trust_domain)
+        .map_err(|reason| anyhow::anyhow!("{reason} (in {})", directory.path().display()))?;
+
+    let database = directories.state.join(DATABASE);
+    let ledger = Ledger::open(&database)?;
+    let domain = Some(first.mesh.config.domain.clone());
+    let settings = CaSettings { workload_lifetime: config.workload_lifetime, domain };
+    let ca = Arc::new(CaService::new(authority, ledger, settings));
+    let grants = Arc::new(GrantBook::new(ca.clone()));
+    let control = Control::open(Store::open(&database)?, settings_of(&config, &grants)).await?;
+    let certificate = Arc::new(OwnCertificate::obtain(ca.clone()).await?);
+    let bundle = Arc::new(ca.bundle()?);
+
+    let mut listeners = Vec::new();
+    let mut addresses = Vec::new();
+    for address in &config.listen {
+        if let Some(listener) = bind(*address, config.listen.len())? {
+            addresses.push(listener.local_addr()?);
+            listeners.push(listener);
+        }
+    }
+    let (stop, stopped) = watch::channel(false);
+    let (in_force_out, in_force) = watch::channel(InForce::nothing());
+    let server = Arc::new(Server {
+        trust_domain,
+        ca,
+        control: control.clone(),
+        grants,
+        directory,
+        in_force,
+        files: files.status.clone(),
+        certificate: certificate.clone(),
+        listen: addresses.clone(),
+        limits: Limits::default(),
+        membership: watch::Sender::new(0),
+        stop: stopped,
+    });
+    let following = in_force::Following::new(server.clone(), files, in_force_out, directories.state.clone());
+    let following = following.begin().await?;
+    // Last of all that can fail: what answers at the socket answers for all of it.
+    make_directory(&directories.runtime, 0o755)?;
+    let socket = directories.control_socket();
+    let administration = socket::bind(&socket)?;
+
+    let (mut tasks, mut connections) = (JoinSet::new(), JoinSet::new());
+    tasks.spawn(async move { control.run().await });
+    tasks.spawn(certificate.keep());
+    tasks.spawn(following.run());
+    tasks.spawn(socket::serve(server.clone(), administration));
+    let tls = baremesh_ca::tls::control_server_config(server.certificate.clone(), bundle);
+    let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    for listener in listeners {
+        connections.spawn(listener::serve(server.clone(), listener, tls.clone()));
+    }
+    tracing::info!(trust_domain = %server.trust_domain, addresses = ?addresses, "the control server serves");
+    Ok(Running { addresses, stop, connections, tasks, socket, _lock: lock })
+}
+
+fn settings_of(config: &ControlConfig, grants: &Arc<GrantBook>) -> Settings {
+    let grants = grants.clone();
+    Settings {
+        lease: config.lease,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        format: Format { read_service, write_service, read_workload, write_workload },
+        allowed: Arc::new(move |host, identity| grants.allows(host, identity)),
+    }
+}
+
+fn read_service(
+    _: &baremesh_model::name::Key,
+    value: &Value,
+) -> Result<baremesh_model::service::Service, String> {
+    match format::decode(value) {
+        Ok(Resource::Service(service)) => Ok(*service),
+        other => Err(not_of_kind(other)),
+    }
+}
+
+fn read_workload(
+    _: &baremesh_model::name::Key,
+    value: &Value,
+) -> Result<baremesh_model::workload::Workload, String> {
+    match format::decode(value) {
+        Ok(Resource::Workload(workload)) => Ok(*workload),
+        other => Err(not_of_kind(other)),
+    }
+}
+
+fn not_of_kind(decoded: Result<Resource, Vec<baremesh_registry::diagnostic::Diagnostic>>) -> String {
+    match decoded {
+        Ok(resource) => format!("it is a {}", resource.kind()),
+        Err(findings) => findings.first().map(|finding| finding.headline()).unwrap_or_default(),
+    }
+}
+
+fn write_service(service: &baremesh_model::service::Service) -> Value {
+    format::encode(&Resource::Service(Box::new(service.clone())))
+}
+
+fn write_workload(workload: &baremesh_model::workload::Workload) -> Value {
+    format::encode(&Resource::Workload(Box::new(workload.clone())))
+}
+
+/// One process a state directory: two would hand out the same addresses twice.
+fn lock(state: &Path) -> anyhow::Result<File> {
+    let path = state.join(LOCK);
+    let shown = path.display();
+    let opened = File::options().create(true).truncate(false).write(true).open(&path);
+    let file =
+        opened.with_context(|| format!("{shown} cannot be opened: has `baremesh init` run on this host?"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("another `baremesh control` serves from {}", state.display()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{shown} cannot be locked")),
+    }
+}
+
+/// Makes a directory with its parents; one that is there stays as it is.
+pub(crate) fn make_directory(path: &Path, mode: u32) -> anyhow::Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.with_context(|| format!("{} cannot be made", path.display()))
+}
+
+fn findings(refused: &Refused) -> anyhow::Error {
+    let text: Vec<_> = refused.0.iter().map(ToString::to_string).collect();
+    anyhow::anyhow!("the resources are refused, and there is no earlier set to serve:\n{}", text.join("\n"))
+}
+
+/// Binds a listener. A host without IPv6 serves on IPv4 alone.
+fn bind(address: SocketAddr, of: usize) -> anyhow::Result<Option<TcpListener>> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let open = || -> std::io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // Of an earlier run connections may still be waiting for their end.
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            // The IPv4 address has a listener of its own.
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(limits::BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket.into())
+    };
+    match open() {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && of > 1 && is_without_ipv6(&error) => {
+            tracing::info!("this machine has no IPv6: hosts reach the control server over IPv4 alone");
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("{address} cannot be listened on")),
+    }
+}
+
+fn is_without_ipv6(error: &std::io::Error) -> bool {
+    let code = error.raw_os_error();
+    let none = [rustix::io::Errno::AFNOSUPPORT, rustix::io::Errno::ADDRNOTAVAIL];
+    none.iter().any(|errno| code == Some(errno.raw_os_error()))
+}

@@ -1,0 +1,193 @@
+//! How much of everything there may be, so that neither strangers nor a host gone wrong can take the server from the
+//! others.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use baremesh_model::name::Label;
+use tokio::sync::Semaphore;
+
+/// Connections that wait to be accepted.
+pub(super) const BACKLOG: i32 = 1024;
+/// Connections of hosts that showed their node credential.
+const MAX_MEMBERS: usize = 32_768;
+/// Connections of one host: its state, its certificates, and one of each that the network has lost.
+const MAX_CONNECTIONS_OF_HOST: usize = 16;
+/// Connections of everybody else: in their handshake, or joining.
+const MAX_STRANGERS: usize = 512;
+/// How long a TLS handshake may take.
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection without a node credential may last.
+pub(super) const STRANGER_LIFETIME: Duration = Duration::from_secs(60);
+/// How long a connection without a request is kept.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests at once on one connection.
+pub(super) const MAX_STREAMS: u32 = 8;
+/// Bytes that a request's header may have.
+pub(super) const MAX_HEADER: u32 = 16 * 1024;
+/// Bytes of one stream, and of one connection, that may be on their way to us.
+pub(super) const STREAM_WINDOW: u32 = 256 * 1024;
+/// Bytes of one stream that may wait to be sent.
+pub(super) const SEND_BUFFER: usize = 256 * 1024;
+/// How long a request's body may take.
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often open connections are checked against the ledger, and for the end of their certificate.
+pub(super) const RECHECK: Duration = Duration::from_secs(30);
+/// Calls that are worked on at once: they wait for one disk.
+const MAX_CALLS: usize = 32;
+/// Certificate calls of one host in a minute; an agent makes a few an hour.
+const ISSUING_A_MINUTE: u32 = 60;
+/// Joins from one address in a minute: a rack of new hosts behind one gateway is welcome, a guesser is not.
+const JOINS_A_MINUTE: u32 = 120;
+/// Hosts or addresses that rates are remembered of.
+const MAX_RATES: usize = 32_768;
+
+/// The limits, as they are used up.
+pub(super) struct Limits {
+    pub(super) members: Arc<Semaphore>,
+    pub(super) strangers: Arc<Semaphore>,
+    pub(super) calls: Semaphore,
+    pub(super) issuing: Rates<Label>,
+    pub(super) joining: Rates<IpAddr>,
+    hosts: Arc<Mutex<HashMap<Label, usize>>>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            members: Arc::new(Semaphore::new(MAX_MEMBERS)),
+            strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
+            calls: Semaphore::new(MAX_CALLS),
+            issuing: Rates::new(ISSUING_A_MINUTE),
+            joining: Rates::new(JOINS_A_MINUTE),
+            hosts: Arc::default(),
+        }
+    }
+}
+
+impl Limits {
+    /// A place for one more connection of a host, if it has one left.
+    pub(super) fn place(&self, host: &Label) -> Option<Place> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = hosts.entry(host.clone()).or_default();
+        if *count >= MAX_CONNECTIONS_OF_HOST {
+            return None;
+        }
+        *count += 1;
+        Some(Place { host: host.clone(), hosts: self.hosts.clone() })
+    }
+}
+
+/// A host's place for a connection, given back when it is dropped.
+pub(super) struct Place {
+    host: Label,
+    hosts: Arc<Mutex<HashMap<Label, usize>>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = hosts.get_mut(&self.host) {
+            *count -= 1;
+            if *count == 0 {
+                hosts.remove(&self.host);
+            }
+        }
+    }
+}
+
+/// What stands for a caller whose address is its own choice within a network: the IPv6 network of 64 bits.
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 => v4,
+    }
+}
+
+/// How often each of many may do something: a minute's worth at once, then steadily.
+pub(super) struct Rates<K> {
+    a_minute: u32,
+    /// When each would have used nothing, were it to stop now.
+    settled: Mutex<HashMap<K, Instant>>,
+}
+
+impl<K: Eq + Hash> Rates<K> {
+    fn new(a_minute: u32) -> Self {
+        Self { a_minute, settled: Mutex::default() }
+    }
+
+    /// Whether `key` may do it once more now.
+    pub(super) fn allow(&self, key: K, now: Instant) -> bool {
+        let minute = Duration::from_secs(60);
+        let mut settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        if settled.len() >= MAX_RATES {
+            settled.retain(|_, at| *at > now);
+            if settled.len() >= MAX_RATES && !settled.contains_key(&key) {
+                return false;
+            }
+        }
+        let from = settled.get(&key).copied().unwrap_or(now).max(now);
+        let next = from + minute / self.a_minute;
+        let allowed = next <= now + minute;
+        if allowed {
+            settled.insert(key, next);
+        }
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_minute_s_worth_at_once_then_steadily() {
+        let (rates, start) = (Rates::new(60), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let allowed = (0..100).filter(|_| rates.allow("a", start)).count();
+        assert_eq!(allowed, 60);
+        assert!(rates.allow("b", start), "another is not kept from it");
+        assert!(rates.allow("a", at(1)));
+        assert!(!rates.allow("a", at(1)));
+        assert_eq!((0..100).filter(|_| rates.allow("a", at(120))).count(), 60);
+    }
+
+    #[test]
+    fn remembers_no_more_than_it_may() {
+        let (rates, start) = (Rates::new(60), Instant::now());
+        for key in 0..MAX_RATES {
+            assert!(rates.allow(key, start));
+        }
+        assert!(!rates.allow(MAX_RATES, start), "full");
+        assert!(rates.allow(0, start), "who is known goes on");
+        assert!(rates.allow(MAX_RATES, start + Duration::from_secs(60)), "settled ones make room");
+        assert!(rates.settled.lock().expect("a lock").len() < MAX_RATES);
+    }
+
+    #[test]
+    fn a_host_has_so_many_places() {
+        let limits = Limits::default();
+        let host = Label::new("h1").expect("a label");
+        let mut places: Vec<_> = (0..MAX_CONNECTIONS_OF_HOST).map(|_| limits.place(&host)).collect();
+        assert!(places.iter().all(Option::is_some));
+        assert!(limits.place(&host).is_none());
+        places.pop();
+        assert!(limits.place(&host).is_some());
+        drop(places);
+        assert!(limits.hosts.lock().expect("a lock").is_empty());
+    }
+
+    #[test]
+    fn one_ipv6_network_is_one_caller() {
+        let network = |text: &str| network_of(text.parse().expect("an address")).to_string();
+        assert_eq!(network("2001:db8:1:2:3::4"), "2001:db8:1:2::");
+        assert_eq!(network("::ffff:10.0.0.1"), "10.0.0.1");
+        assert_eq!(network("10.0.0.1"), "10.0.0.1");
+    }
+}

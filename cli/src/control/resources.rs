@@ -1,0 +1,225 @@
+//! Reading and changing a directory of resources, as the administration socket and the command line both do it, and
+//! what they tell of it.
+
+use baremesh_model::mesh::{Kind, ResourceId};
+use baremesh_model::name::TrustDomain;
+use baremesh_registry::control::server::MAX_RESOURCE;
+use baremesh_registry::diagnostic::{Code, Diagnostic};
+use baremesh_registry::files::{Change, Effect, ResourceDirectory};
+use baremesh_registry::format::{self, Form};
+use baremesh_registry::resource::Resource;
+use baremesh_registry::set::{Loaded, Refused};
+
+use super::report::{ApplyRequest, ChangeReport, Changes, ResourceReport, WrittenForm};
+
+/// Bytes that a resource's key takes in a message at most: a kind, and two names of 63 bytes.
+const MAX_KEY: usize = 256;
+
+/// Whether the change is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It is.
+    Change,
+    /// It is only said what would be done.
+    DryRun,
+}
+
+impl Mode {
+    /// The mode that a flag asks for.
+    pub fn of_dry_run(dry_run: bool) -> Self {
+        if dry_run { Self::DryRun } else { Self::Change }
+    }
+}
+
+/// Applies a text to a directory. `served` is the trust domain of the authority, where a control server asks.
+pub fn apply(
+    directory: &ResourceDirectory,
+    request: &ApplyRequest,
+    served: Option<&TrustDomain>,
+) -> Result<Changes, Refused> {
+    let name = name_with_form(request);
+    if let Some(served) = served {
+        let form = Form::of_file(&name).unwrap_or_else(|| Form::of_text(&request.text));
+        let parsed = form.parse(&request.text, &name);
+        let faults = parsed.resources.iter().filter_map(|located| {
+            let fault = unservable(&located.value, served)?;
+            let finding = Diagnostic::at_origin(&located.origin, fault.code, fault.message);
+            Some(finding.with_resource(Some(located.value.id())).with_help(fault.help))
+        });
+        let faults: Vec<_> = faults.collect();
+        if !faults.is_empty() {
+            return Err(Refused(faults));
+        }
+    }
+    let applied = match Mode::of_dry_run(request.dry_run) {
+        Mode::DryRun => directory.plan(&request.text, &name)?,
+        Mode::Change => directory.apply(&request.text, &name)?,
+    };
+    Ok(report(&applied.changes, &applied.warnings))
+}
+
+/// Deletes a resource of a directory.
+pub fn delete(directory: &ResourceDirectory, id: &ResourceId, mode: Mode) -> Result<Changes, Refused> {
+    let change = match mode {
+        Mode::DryRun => directory.plan_delete(id)?,
+        Mode::Change => directory.delete(id)?,
+    };
+    Ok(report(&[change], &[]))
+}
+
+/// The name that findings show, with an ending that says the form where the request says it and the name does not.
+fn name_with_form(request: &ApplyRequest) -> String {
+    let name = &request.name;
+    match request.form {
+        Some(form) if Form::of_file(name).is_none() => match form {
+            WrittenForm::Toml => format!("{name}.toml"),
+            WrittenForm::Yaml => format!("{name}.yaml"),
+        },
+        _ => name.clone(),
+    }
+}
+
+fn report(changes: &[Change], warnings: &[Diagnostic]) -> Changes {
+    let text: Vec<_> = warnings.iter().map(ToString::to_string).collect();
+    Changes {
+        changes: changes.iter().map(change_report).collect(),
+        warnings: warnings.iter().map(Diagnostic::to_json).collect(),
+        warning_text: text.join("\n"),
+        in_force: false,
+    }
+}
+
+fn change_report(change: &Change) -> ChangeReport {
+    let effect = match change.effect {
+        Effect::Created => "created",
+        Effect::Changed => "changed",
+        Effect::Unchanged => "unchanged",
+        Effect::Deleted => "deleted",
+    };
+    ChangeReport {
+        kind: change.id.kind.name().to_owned(),
+        namespace: change.id.key.namespace.to_string(),
+        name: change.id.key.name.to_string(),
+        effect: effect.to_owned(),
+        file: change.file.display().to_string(),
+        diff: change.diff(),
+    }
+}
+
+/// Which resources are asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Of this kind.
+    pub kind: Option<Kind>,
+    /// Of this namespace.
+    pub namespace: Option<String>,
+    /// Of this name.
+    pub name: Option<String>,
+}
+
+impl Filter {
+    fn takes(&self, id: &ResourceId) -> bool {
+        self.kind.is_none_or(|kind| kind == id.kind)
+            && self.namespace.as_deref().is_none_or(|namespace| namespace == id.key.namespace.as_str())
+            && self.name.as_deref().is_none_or(|name| name == id.key.name.as_str())
+    }
+}
+
+/// The resources of a set that are asked for.
+pub fn list(loaded: &Loaded, filter: &Filter) -> Vec<ResourceReport> {
+    let resources = loaded.resources();
+    let asked = resources.iter().filter(|resource| filter.takes(&resource.id()));
+    let report = |resource: &Resource| {
+        let id = resource.id();
+        ResourceReport {
+            kind: id.kind.name().to_owned(),
+            namespace: id.key.namespace.to_string(),
+            name: id.key.name.to_string(),
+            place: loaded.places.get(&id).map(|place| place.to_string()),
+            document: format::encode(resource),
+        }
+    };
+    asked.map(report).collect()
+}
+
+/// Why a control server cannot serve a set that holds together by itself.
+#[derive(Debug, Clone)]
+pub struct Unservable {
+    code: Code,
+    /// What is wrong.
+    pub message: String,
+    help: String,
+}
+
+/// What a control server cannot serve: another trust domain than its authority's, or more than a message holds.
+pub fn unservable(resource: &Resource, served: &TrustDomain) -> Option<Unservable> {
+    if let Resource::MeshConfig(config) = resource
+        && config.trust_domain != *served
+    {
+        let message = format!(
+            "the trust domain `{}` is not that of the certificate authority, `{served}`",
+            config.trust_domain
+        );
+        let help =
+            format!("write `trustDomain = \"{served}\"`: identities that were issued cannot be renamed");
+        return Some(Unservable { code: Code::Conflict, message, help });
+    }
+    let size = format::encode(resource).to_string().len();
+    (size > MAX_RESOURCE - MAX_KEY).then(|| Unservable {
+        code: Code::TooLarge,
+        message: format!("{size} bytes are more than a message to the agents holds, {MAX_RESOURCE}"),
+        help: "split it into several resources".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ORDERS: &str = "[[Service]]\nname = \"orders\"\nports = [{ port = 80 }]\n";
+
+    fn request(text: &str, name: &str, form: Option<WrittenForm>, dry_run: bool) -> ApplyRequest {
+        ApplyRequest { text: text.to_owned(), name: name.to_owned(), form, dry_run }
+    }
+
+    #[test]
+    fn applies_lists_and_deletes() {
+        let place = tempfile::tempdir().expect("a directory");
+        let directory = ResourceDirectory::new(place.path());
+        let dry = apply(&directory, &request(ORDERS, "-", None, true), None).expect("a plan");
+        assert_eq!(dry.changes[0].effect, "created");
+        assert!(dry.changes[0].diff.contains("+[[Service]]"));
+        assert!(directory.load().expect("a set").places.is_empty(), "a dry run changes nothing");
+        apply(&directory, &request(ORDERS, "-", Some(WrittenForm::Toml), false), None).expect("applied");
+        let filter = Filter { kind: Some(Kind::Service), ..Filter::default() };
+        let listed = list(&directory.load().expect("a set"), &filter);
+        assert_eq!(listed.len(), 1);
+        assert_eq!(
+            format::decode(&listed[0].document).expect("a resource").key().to_string(),
+            "orders.default"
+        );
+        let named = Filter { name: Some("nobody".to_owned()), ..Filter::default() };
+        assert!(list(&directory.load().expect("a set"), &named).is_empty());
+        let id = format::decode(&listed[0].document).expect("a resource").id();
+        assert_eq!(delete(&directory, &id, Mode::Change).expect("deleted").changes[0].effect, "deleted");
+        assert!(delete(&directory, &id, Mode::Change).is_err());
+    }
+
+    #[test]
+    fn refuses_what_it_could_not_serve() {
+        let place = tempfile::tempdir().expect("a directory");
+        let directory = ResourceDirectory::new(place.path());
+        let served = TrustDomain::new("mesh.test").expect("a domain");
+        let other = "# a comment\n[[MeshConfig]]\ntrustDomain = \"other.test\"\n";
+        let refused =
+            apply(&directory, &request(other, "m.toml", None, false), Some(&served)).expect_err("refused");
+        let headline = refused.0[0].headline();
+        assert!(
+            headline.starts_with("m.toml:2:1: Error [BM0202]") && headline.contains("mesh.test"),
+            "{headline}"
+        );
+        assert!(directory.load().expect("a set").places.is_empty());
+        let same = other.replace("other.test", "mesh.test");
+        apply(&directory, &request(&same, "m.toml", None, false), Some(&served)).expect("applied");
+    }
+}

@@ -1,0 +1,258 @@
+//! The verbs of the command line: what can be said, and who does it. Each verb has a file; what they share is how
+//! values are read (`values`) and how answers are printed (`output`).
+
+/// How values on the command line are read.
+pub mod values;
+/// Where resources are changed: the control server, or a directory.
+mod place;
+/// What the programs that stay say about themselves.
+mod logging;
+
+mod agent;
+mod alarm;
+mod analyze;
+mod apply;
+mod capture;
+mod certs;
+mod completions;
+mod control;
+mod delete;
+mod docs;
+mod get;
+mod host;
+mod init;
+mod join;
+mod service;
+mod status;
+mod token;
+mod version;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use baremesh_agent::config::Directories;
+use clap::{Args, Parser, Subcommand};
+
+use crate::output::{Output, fail};
+
+const LONG_ABOUT: &str = "\
+A service mesh for virtual machines and bare metal. An agent on each host carries the traffic of its services over
+mutual TLS, each service with an identity of its own, under policy; programs need no change.
+
+On one host, once:              baremesh init && systemctl start baremesh-control
+On every host, once:            baremesh join CONTROL-HOST --token TOKEN && systemctl start baremesh
+Where a service runs:           baremesh service register orders --port 8080 --unit orders.service
+Who may call it:                baremesh apply -f policy.toml
+What is going on:               baremesh status";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  refused, or failed; the message says why
+  2  the command line, or a file that it names, cannot be understood or read
+  3  nothing answers: the agent or the control server is not running, or not in reach
+
+Answers go to the standard output, everything else to the standard error.";
+
+/// A service mesh for virtual machines and bare metal.
+#[derive(Debug, Parser)]
+#[command(name = "baremesh", version, about, long_about = LONG_ABOUT, after_help = EXIT_CODES, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What every verb takes.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// Configuration: agent.toml, services/, registry/
+    #[arg(long, global = true, env = "BAREMESH_CONFIG_DIR", value_name = "DIR", default_value_os_t = Directories::default().config, hide_env_values = true)]
+    config_dir: PathBuf,
+    /// What lasts: keys, certificates, control.db
+    #[arg(long, global = true, env = "BAREMESH_STATE_DIR", value_name = "DIR", default_value_os_t = Directories::default().state, hide_env_values = true)]
+    state_dir: PathBuf,
+    /// What does not outlive a reboot: sockets
+    #[arg(long, global = true, env = "BAREMESH_RUN_DIR", value_name = "DIR", default_value_os_t = Directories::default().runtime, hide_env_values = true)]
+    run_dir: PathBuf,
+    /// How answers are printed
+    #[arg(short, long, global = true, value_enum, value_name = "FORM", default_value_t)]
+    output: Output,
+}
+
+impl Global {
+    fn directories(&self) -> Directories {
+        Directories {
+            config: self.config_dir.clone(),
+            state: self.state_dir.clone(),
+            runtime: self.run_dir.clone(),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Init(init::Init),
+    Control(control::Control),
+    Join(join::Join),
+    Agent(agent::Agent),
+    Service(service::Service),
+    Apply(apply::Apply),
+    Delete(delete::Delete),
+    Get(get::Get),
+    Analyze(analyze::Analyze),
+    Token(token::Token),
+    Host(host::Host),
+    Status(status::Status),
+    Certs(certs::Certs),
+    Capture(capture::Capture),
+    Alarm(alarm::Alarm),
+    Version(version::Version),
+    Completions(completions::Completions),
+    #[command(name = "docs-resources", hide = true)]
+    DocsResources(docs::DocsResources),
+}
+
+/// Runs what the command line asks for.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are "errors" that go to the standard output and end with 0.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
+    if matches!(global.output, Output::Yaml | Output::Toml) && !matches!(verb, Verb::Get(_)) {
+        return Err(crate::output::usage(
+            "`-o yaml` and `-o toml` are for `get`; here it is `table` or `json`",
+        ));
+    }
+    match verb {
+        Verb::Init(verb) => verb.run(&global),
+        Verb::Control(verb) => verb.run(&global),
+        Verb::Join(verb) => verb.run(&global),
+        Verb::Agent(verb) => verb.run(&global),
+        Verb::Service(verb) => verb.run(&global),
+        Verb::Apply(verb) => verb.run(&global),
+        Verb::Delete(verb) => verb.run(&global),
+        Verb::Get(verb) => verb.run(&global),
+        Verb::Analyze(verb) => verb.run(&global),
+        Verb::Token(verb) => verb.run(&global),
+        Verb::Host(verb) => verb.run(&global),
+        Verb::Status(verb) => verb.run(&global),
+        Verb::Certs(verb) => verb.run(&global),
+        Verb::Capture(verb) => verb.run(&global),
+        Verb::Alarm(verb) => verb.run(&global),
+        Verb::Version(verb) => verb.run(&global),
+        Verb::Completions(verb) => verb.run(&global),
+        Verb::DocsResources(verb) => verb.run(&global),
+    }
+}
+
+/// Runs a future on a runtime of one thread: what most verbs need is one call to a socket.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("the runtime does not start")?.block_on(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    /// Every verb and option that is shown says what it is for.
+    #[test]
+    fn everything_has_help() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            if command.is_hide_set() {
+                return;
+            }
+            assert!(command.get_about().is_some(), "{path}");
+            for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+                assert!(argument.get_help().is_some(), "{path} {}", argument.get_id());
+            }
+            command.get_subcommands().for_each(|command| check(command, &path));
+        }
+        check(&Cli::command(), "");
+    }
+
+    fn check(line: &str, expected: Result<(), ErrorKind>) {
+        let found = Cli::try_parse_from(line.split_whitespace()).map(drop).map_err(|error| error.kind());
+        assert_eq!(found, expected, "{line}");
+    }
+
+    #[test]
+    fn takes_what_is_documented() {
+        for line in [
+            "baremesh init",
+            "baremesh init --trust-domain example.org --service orders.shop --service web-* --address c:15012",
+            "baremesh init --ca-cert a --ca-key b",
+            "baremesh --state-dir /x control --listen 127.0.0.1:0 --listen [::1]:0 --workload-lifetime 60",
+            "baremesh join c --token bm1.x --host h1",
+            "baremesh join c --token-file -",
+            "baremesh agent",
+            "baremesh service register orders --port 80:8080 --unit orders.service --label a=b --label c=d",
+            "baremesh service register orders --port 80 --port 81:9000 --protocol http --protocol tcp",
+            "baremesh service deregister orders --namespace shop",
+            "baremesh service list -o json",
+            "baremesh apply -f x.toml -f - --dry-run",
+            "baremesh delete Service orders -n shop",
+            "baremesh get",
+            "baremesh get services orders -n shop -o yaml",
+            "baremesh token create --service orders --host h1 --expires 90m",
+            "baremesh token list",
+            "baremesh token delete abc",
+            "baremesh host revoke h1",
+            "baremesh capture apply --confirm 60s",
+            "baremesh capture guard 7 /run/gone.nft",
+            "baremesh capture revert /run/baremesh 60",
+            "baremesh capture gone --file /run/gone.nft",
+            "baremesh completions bash",
+            "baremesh analyze a.toml b.yaml",
+            "baremesh docs-resources",
+        ] {
+            check(line, Ok(()));
+        }
+    }
+
+    #[test]
+    fn refuses_what_makes_no_sense() {
+        for (line, kind) in [
+            ("baremesh", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+            ("baremesh nosuch", ErrorKind::InvalidSubcommand),
+            ("baremesh init --ca-cert a", ErrorKind::MissingRequiredArgument),
+            ("baremesh init --trust-domain UPPER", ErrorKind::ValueValidation),
+            ("baremesh join c", ErrorKind::MissingRequiredArgument),
+            ("baremesh join c --token a --token-file b", ErrorKind::ArgumentConflict),
+            ("baremesh service register orders", ErrorKind::MissingRequiredArgument),
+            ("baremesh service register orders --port 0", ErrorKind::ValueValidation),
+            ("baremesh token create --host a --rejoin b", ErrorKind::ArgumentConflict),
+            ("baremesh token create --expires never", ErrorKind::ValueValidation),
+            ("baremesh apply", ErrorKind::MissingRequiredArgument),
+            ("baremesh delete Pod x", ErrorKind::ValueValidation),
+            ("baremesh get nosuch", ErrorKind::ValueValidation),
+            ("baremesh -o xml get", ErrorKind::InvalidValue),
+        ] {
+            check(line, Err(kind));
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! `baremesh apply`.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use baremesh_registry::files::MAX_FILE_BYTES;
+use clap::Args;
+
+use super::place::{Place, changes_json, say_changes, shown};
+use super::{Global, block_on};
+use crate::control::report::{ApplyRequest, Changes, WrittenForm};
+use crate::output::{Output, remark, say, say_json, usage};
+
+const LONG_ABOUT: &str = "\
+Put resources in force: from TOML, or Istio's YAML as it is. A resource that is there already is replaced. The whole
+resulting set is checked first: when something is wrong nothing changes, and the message shows the line.
+
+It goes through the control server of this host; on a host without one that reads its resources from files
+(agent.toml: `[registry] source = \"files\"`), into that directory.";
+
+const EXAMPLES: &str = "\
+Examples:
+  baremesh apply -f policy.toml                 from a file
+  baremesh apply -f policy.yaml --dry-run       show what would change, line by line
+  baremesh get AuthorizationPolicy orders -n shop -o toml | sed … | baremesh apply -f -
+
+A policy that lets only `web` call `orders`:
+  [[AuthorizationPolicy]]
+  name = \"orders\"
+  namespace = \"shop\"
+  selector = { matchLabels = { app = \"orders\" } }
+  rules = [{ from = [{ source = { serviceAccounts = [\"shop/web\"] } }] }]";
+
+/// Put resources in force
+#[derive(Debug, Args)]
+#[command(long_about = LONG_ABOUT, after_help = EXAMPLES)]
+pub struct Apply {
+    /// A file with resources, `-` for the standard input; can be given several times, each is taken whole or not
+    #[arg(short, long = "file", value_name = "FILE", required = true)]
+    file: Vec<PathBuf>,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// The form of the text, where neither the file's ending nor the text shows it
+    #[arg(long, value_enum)]
+    form: Option<WrittenForm>,
+}
+
+impl Apply {
+    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
+        // Read first: a file that is missing must not leave half of the command done.
+        let requests: Vec<_> = self.file.iter().map(|file| self.request(file)).collect::<Result<_, _>>()?;
+        let place = Place::of(&global.directories())?;
+        let mut done: Vec<Changes> = Vec::new();
+        for request in &requests {
+            let changes = shown(global.output, block_on(place.apply(request)));
+            if changes.is_err() && !done.is_empty() {
+                remark(format_args!("the {} files before {} are applied", done.len(), request.name));
+            }
+            done.push(changes?);
+        }
+        if global.output == Output::Json {
+            return say_json(&changes_json(&done));
+        }
+        for changes in &done {
+            self.say(&place, changes)?;
+        }
+        Ok(())
+    }
+
+    fn request(&self, file: &Path) -> anyhow::Result<ApplyRequest> {
+        let (name, text) = read(file)?;
+        Ok(ApplyRequest { text, name, form: self.form, dry_run: self.dry_run })
+    }
+
+    fn say(&self, place: &Place, changes: &Changes) -> anyhow::Result<()> {
+        if !changes.warning_text.is_empty() {
+            remark(changes.warning_text.trim_end());
+        }
+        if self.dry_run {
+            for change in &changes.changes {
+                say(format_args!(
+                    "{} {}/{} would be {}",
+                    change.kind, change.namespace, change.name, change.effect
+                ))?;
+                say(&change.diff)?;
+            }
+            return Ok(());
+        }
+        say(say_changes(changes))?;
+        if let Some(consequence) = place.consequence(changes) {
+            remark(consequence);
+        }
+        Ok(())
+    }
+}
+
+/// Reads a file, or the standard input, within the bound that resource files have.
+pub(super) fn read(file: &Path) -> anyhow::Result<(String, String)> {
+    let stdin = file == Path::new("-");
+    let name = if stdin { "standard input".to_owned() } else { file.display().to_string() };
+    let mut bytes = Vec::new();
+    let read = if stdin {
+        std::io::stdin().lock().take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(file).and_then(|open| open.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
+    };
+    read.map_err(|error| usage(format!("{name} cannot be read: {error}")))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(usage(format!(
+            "{name} is larger than {MAX_FILE_BYTES} bytes: is it a file of resources?"
+        )));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| usage(format!("{name} is not UTF-8 text")))?;
+    Ok((name, text))
+}

@@ -1,0 +1,206 @@
+//! `baremesh capture`: the rules that bring connections to the agent. What needs the agent's knowledge asks the
+//! agent; what an operator needs in an emergency works without it.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use baremesh_agent::admin::client::{Socket, SocketError};
+use baremesh_agent::capture::{self, Anchor, Capture as Rules, State, confirm, guard};
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::json;
+
+use super::{Global, block_on, values};
+use crate::output::{Exit, Output, Said, in_full, remark, say, say_json, table};
+
+const LONG_ABOUT: &str = "\
+The nftables rules that bring connections to the agent. All of them live in the tables `inet baremesh` and
+`inet baremesh_anchor`; nothing else is touched, and SSH, DHCP, NTP and the metadata address are never captured.";
+
+/// Show, place and remove the rules that bring connections to the agent
+#[derive(Debug, Args)]
+#[command(long_about = LONG_ABOUT)]
+pub struct Capture {
+    #[command(subcommand)]
+    verb: CaptureVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum CaptureVerb {
+    /// Show the rules that the agent would place, as `nft -f` takes them
+    Plan,
+    /// Have the agent place its rules now
+    #[command(
+        after_help = "Over SSH to a distant host: `baremesh capture apply --confirm 60s`, and when the connection still \
+                            works, `baremesh capture confirm`."
+    )]
+    Apply {
+        /// Take them back after this time, an hour at most, unless `baremesh capture confirm` comes before: 60s, 5m
+        #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+        confirm: Option<Duration>,
+    },
+    /// Make rules that were placed with `--confirm` stay
+    Confirm,
+    /// Remove every rule, whether or not the agent runs
+    Remove {
+        /// Without an agent: leave the anchor table, so that connections through the agent can end in peace
+        #[arg(long)]
+        keep_anchor: bool,
+    },
+    /// Show whether the rules stand, with their counters, whether or not the agent runs
+    Status,
+    /// Apply the rules for when the agent is gone, as the unit does after it has stopped
+    Gone {
+        /// The file that the agent wrote them to [default: gone.nft of the run directory]
+        #[arg(long)]
+        file: Option<PathBuf>,
+    },
+    /// The process that watches over the agent
+    #[command(hide = true)]
+    Guard {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// The process that takes an unconfirmed change back
+    #[command(hide = true)]
+    Revert {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+impl Capture {
+    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let directories = global.directories();
+        match self.verb {
+            CaptureVerb::Plan => plan(global),
+            CaptureVerb::Apply { confirm } => apply(global, confirm),
+            CaptureVerb::Confirm => {
+                // An agent has to know that what stands is to stay; without one the change itself is confirmed.
+                if ask(global, Method::POST, "/capture/confirm")?.is_none() {
+                    Rules::new(&directories.runtime)?.confirm()?;
+                }
+                done(global.output, "the rules stay")
+            }
+            CaptureVerb::Remove { keep_anchor } => {
+                remove(global, if keep_anchor { Anchor::Keep } else { Anchor::Remove })
+            }
+            CaptureVerb::Status => status(global),
+            CaptureVerb::Gone { file } => {
+                let file = file.map_or_else(
+                    || Ok(Rules::new(&directories.runtime)?.gone_file()),
+                    Ok::<_, anyhow::Error>,
+                )?;
+                Ok(capture::apply_gone(&file)?)
+            }
+            CaptureVerb::Guard { arguments } => Ok(guard::run(&arguments).map(drop)?),
+            CaptureVerb::Revert { arguments } => Ok(confirm::run(&arguments).map(drop)?),
+        }
+    }
+}
+
+fn done(output: Output, text: &str) -> anyhow::Result<()> {
+    match output {
+        Output::Json => say_json(&json!({ "done": text })),
+        _ => say(text),
+    }
+}
+
+fn plan(global: &Global) -> anyhow::Result<()> {
+    let rules = asked(global, Method::GET, "/capture/plan")?;
+    match global.output {
+        Output::Json => say_json(&json!({ "rules": rules })),
+        _ => say(rules),
+    }
+}
+
+fn apply(global: &Global, limit: Option<Duration>) -> anyhow::Result<()> {
+    let target = match limit {
+        None => "/capture/apply".to_owned(),
+        Some(limit) => format!("/capture/apply?confirm={}", limit.as_secs()),
+    };
+    let said = asked(global, Method::POST, &target)?;
+    done(global.output, said.trim_end())?;
+    if limit.is_some() {
+        remark("to make them stay: baremesh capture confirm");
+    }
+    Ok(())
+}
+
+/// Through the agent where there is one, so that it does not place them again; by force where it does not answer.
+fn remove(global: &Global, anchor: Anchor) -> anyhow::Result<()> {
+    match ask(global, Method::POST, "/capture/remove") {
+        Ok(Some(_)) => {}
+        Ok(None) => Rules::new(&global.directories().runtime)?.remove(anchor)?,
+        Err(error) => {
+            remark(format_args!("note: the agent could not: {}; the rules are removed past it", in_full(&error)));
+            Rules::new(&global.directories().runtime)?.remove(anchor)?;
+        }
+    }
+    done(global.output, "the rules are removed")
+}
+
+/// What the agent answers; `None` where there is no agent.
+fn ask(global: &Global, method: Method, target: &str) -> anyhow::Result<Option<String>> {
+    match asked(global, method, target) {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) => match error.downcast_ref() {
+            Some(SocketError::Connect { source, .. }) if source.kind() != ErrorKind::PermissionDenied => {
+                Ok(None)
+            }
+            _ => Err(error),
+        },
+    }
+}
+
+fn asked(global: &Global, method: Method, target: &str) -> anyhow::Result<String> {
+    let path = global.directories().agent_socket();
+    let socket = Socket { path: &path, program: "baremesh agent" };
+    let answer = block_on(async { Ok(socket.call(method, target, Vec::new()).await?) })?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn status(global: &Global) -> anyhow::Result<()> {
+    let rules = Rules::new(&global.directories().runtime)?;
+    let status = rules.status()?;
+    let (word, differences) = match &status.state {
+        State::Missing => ("missing", Vec::new()),
+        State::InPlace => ("in place", Vec::new()),
+        State::Altered(differences) => ("altered", differences.clone()),
+        State::Gone => ("the agent is gone: its closed services are refused until it is back", Vec::new()),
+    };
+    if global.output == Output::Json {
+        let counters = status.counters.iter().map(|(name, counter)| {
+            (name.clone(), json!({ "packets": counter.packets, "bytes": counter.bytes }))
+        });
+        let counters: serde_json::Map<_, _> = counters.collect();
+        let routes: Vec<_> = status.routes.iter().map(ToString::to_string).collect();
+        let state = match status.state {
+            State::Missing => "missing",
+            State::InPlace => "in-place",
+            State::Altered(_) => "altered",
+            State::Gone => "gone",
+        };
+        say_json(&json!({
+            "state": state, "differences": differences, "counters": counters, "elements": status.elements,
+            "routes": routes, "unconfirmed": rules.is_unconfirmed(),
+        }))?;
+    } else {
+        say(format_args!("the capture rules: {word}"))?;
+        differences.iter().try_for_each(|difference| say(format_args!("  {difference}")))?;
+        if rules.is_unconfirmed() {
+            say("  a change awaits its confirmation: baremesh capture confirm")?;
+        }
+        let counters = status.counters.iter();
+        let rows = counters
+            .map(|(name, c)| vec![name.clone(), c.packets.to_string(), c.bytes.to_string()])
+            .collect();
+        say(table(&["COUNTER", "PACKETS", "BYTES"], rows, ""))?;
+    }
+    match status.state {
+        State::InPlace => Ok(()),
+        _ => Err(Said(Exit::Refused).into()),
+    }
+}

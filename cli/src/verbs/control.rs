@@ -1,0 +1,49 @@
+//! `baremesh control`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context;
+use baremesh_ca::service::WORKLOAD_LIFETIME;
+use clap::Args;
+
+use super::{Global, logging};
+use crate::control::{ControlConfig, default_listeners, serve};
+
+const LONG_ABOUT: &str = "\
+Serve the mesh: let hosts in, issue certificates, and push resources and endpoints to the agents. `baremesh init` makes
+what it needs. Agents go on without it; what stops is change, and after a day the issuing of certificates.
+
+Resources are the files in the configuration directory's `registry/`; they are watched. `apply`, `delete`, `token`,
+`host` and `status` reach it through a Unix socket of this host, which root and the group `baremesh` may use.
+
+BAREMESH_LOG sets what is logged: `debug`, `info,baremesh_registry=debug`.";
+
+/// Serve the mesh: enrolment, certificates, resources, endpoints
+#[derive(Debug, Args)]
+#[command(long_about = LONG_ABOUT)]
+pub struct Control {
+    /// Where hosts reach it; can be given several times [default: 0.0.0.0:15012 and [::]:15012]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Vec<SocketAddr>,
+    /// How long services' certificates are valid; they are renewed at half of it
+    #[arg(long, value_name = "SECONDS", default_value_t = WORKLOAD_LIFETIME.as_secs(), value_parser = clap::value_parser!(u64).range(2..=WORKLOAD_LIFETIME.as_secs()), hide_short_help = true)]
+    workload_lifetime: u64,
+    /// How long a silent host's endpoints are kept
+    #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600), hide_short_help = true)]
+    lease: u64,
+}
+
+impl Control {
+    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
+        logging::start();
+        let config = ControlConfig {
+            directories: global.directories(),
+            listen: if self.listen.is_empty() { default_listeners() } else { self.listen },
+            workload_lifetime: Duration::from_secs(self.workload_lifetime),
+            lease: Duration::from_secs(self.lease),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        runtime.context("the runtime does not start")?.block_on(serve(config))
+    }
+}

@@ -1,0 +1,32 @@
+//! What the programs that stay say about themselves: lines on the standard error, which the journal takes.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+/// What is logged unless the environment says otherwise.
+const DEFAULT: &str = "info";
+/// The variable that says otherwise: `debug`, or `info,baremesh_agent::proxy=debug`.
+const VARIABLE: &str = "BAREMESH_LOG";
+
+/// Starts logging. A filter that cannot be read must not keep a host's traffic down: the default stands in.
+pub(super) fn start() {
+    let wanted = std::env::var(VARIABLE).ok();
+    let (filter, fault) = match wanted.as_deref().map(EnvFilter::try_new) {
+        None => (EnvFilter::new(DEFAULT), None),
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (EnvFilter::new(DEFAULT), Some(error)),
+    };
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // The journal notes the time of each line itself.
+    let started = match std::env::var_os("JOURNAL_STREAM") {
+        Some(_) => lines.without_time().try_init(),
+        None => lines.try_init(),
+    };
+    if let (Ok(()), Some(error)) = (started, fault) {
+        tracing::warn!("{VARIABLE} cannot be read, `{DEFAULT}` stands in: {error}");
+    }
+}

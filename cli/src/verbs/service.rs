@@ -1,0 +1,339 @@
+//! `baremesh service`: what runs on this host. Registrations are files of the host; the agent is told to read them.
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use anyhow::Context;
+use baremesh_agent::admin::client::{Socket, SocketError};
+use baremesh_agent::attribution::{Uid, uid_of};
+use baremesh_agent::config::Directories;
+use baremesh_agent::registration::LocalService;
+use baremesh_agent::registration::file::{self, Written, WrittenPort, WrittenWhenGone};
+use baremesh_model::name::{Key, Label, default_namespace};
+use clap::{Args, Subcommand, ValueEnum};
+use http::Method;
+use serde_json::json;
+
+use super::values::{self, PortPair};
+use super::{Global, block_on};
+use crate::output::{Output, remark, say, say_json, table, usage};
+
+/// Register the services of this host, deregister and list them
+#[derive(Debug, Args)]
+pub struct Service {
+    #[command(subcommand)]
+    verb: ServiceVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum ServiceVerb {
+    Register(Box<Register>),
+    /// Take a service of this host out of the mesh
+    Deregister {
+        /// Its name
+        #[arg(value_parser = Label::new)]
+        name: Label,
+        /// Its namespace
+        #[arg(short, long, default_value_t = default_namespace(), value_parser = Label::new)]
+        namespace: Label,
+    },
+    /// List the services that are registered on this host
+    List,
+}
+
+const LONG_ABOUT: &str = "\
+Say that a service runs on this host. Others then reach it as NAME.NAMESPACE.mesh.internal (NAME.mesh.internal in the
+namespace `default`), over mutual TLS. Registering it again replaces what was said before.
+
+Name the processes that are the service by --unit, --user or --cgroup: connections that they open then carry the
+service's identity. Without any, others can call the service, and its own calls carry the host's identity.";
+
+const EXAMPLES: &str = "\
+Examples:
+  baremesh service register orders --port 8080 --unit orders.service
+  baremesh service register orders --port 80:8080 --protocol http --namespace shop --label version=v2
+  baremesh service register db --port 5432 --deliver 10.0.3.7:5432        in a container of this host
+  baremesh service register web --port 80 --port 443 --protocol http --protocol https --user www-data
+
+Where agents are given names by several options of one kind (--protocol, --port-name, --deliver), they belong to the
+ports in their order; a single --protocol is that of all ports.";
+
+/// Say that a service runs on this host
+#[derive(Debug, Args)]
+#[command(long_about = LONG_ABOUT, after_help = EXAMPLES)]
+struct Register {
+    /// Its name
+    #[arg(value_parser = Label::new)]
+    name: Label,
+    /// The port that callers name, and the one that the program listens on where it is another
+    #[arg(short, long = "port", value_name = "PORT[:TARGET]", required = true, value_parser = values::port_pair)]
+    ports: Vec<PortPair>,
+    /// What the port speaks: tcp, http, http2, grpc, https, tls, mongo, mysql, redis or auto [default: tcp]
+    #[arg(long = "protocol", value_name = "PROTOCOL")]
+    protocols: Vec<String>,
+    /// The port's name
+    #[arg(long = "port-name", value_name = "NAME")]
+    port_names: Vec<String>,
+    /// Where the program listens [default: 127.0.0.1 and the target port]
+    #[arg(long = "deliver", value_name = "ADDRESS:PORT")]
+    deliver: Vec<SocketAddr>,
+    /// The systemd unit that is the service
+    #[arg(long)]
+    unit: Option<String>,
+    /// The user as whom the service runs
+    #[arg(long, value_name = "NAME|UID")]
+    user: Option<String>,
+    /// The control group in which the service runs
+    #[arg(long, value_name = "PATH")]
+    cgroup: Option<String>,
+    /// Its namespace [default: default]
+    #[arg(short, long, value_parser = Label::new)]
+    namespace: Option<Label>,
+    /// A label, for selectors of policies; can be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::label)]
+    labels: Vec<(String, String)>,
+    /// Where it stands
+    #[arg(long, value_name = "REGION/ZONE/SUBZONE")]
+    locality: Option<String>,
+    /// Its share of the connections, relative to its other endpoints [default: 1]
+    #[arg(long)]
+    weight: Option<NonZeroU32>,
+    /// The account in its identity [default: the service's name]
+    #[arg(long, value_name = "NAME", value_parser = Label::new)]
+    service_account: Option<Label>,
+    /// An address at which others reach it, instead of the host's; can be given several times
+    #[arg(long = "address", value_name = "ADDRESS")]
+    addresses: Vec<IpAddr>,
+    /// What happens to its connections while the agent is gone: refused, or let through as without a mesh
+    #[arg(long, value_enum, default_value_t)]
+    when_gone: WhenGone,
+    /// Peers that send no server name reach this service at its addresses
+    #[arg(long = "default")]
+    default_for_address: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum WhenGone {
+    /// Let through, as without a mesh
+    Open,
+    /// Refused until the agent is back
+    #[default]
+    Closed,
+}
+
+impl Service {
+    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let directories = global.directories();
+        match self.verb {
+            ServiceVerb::Register(register) => {
+                let written = register.written()?;
+                let local = file::register(&directories.services(), &written)?;
+                let reloaded = reload(&directories)?;
+                match global.output {
+                    Output::Json => {
+                        say_json(&json!({ "registered": local.key.to_string(), "inForce": reloaded }))
+                    }
+                    _ => say_registered(&local),
+                }
+            }
+            ServiceVerb::Deregister { name, namespace } => {
+                let key = Key::new(namespace, name);
+                file::deregister(&directories.services(), &key)?;
+                let reloaded = reload(&directories)?;
+                match global.output {
+                    Output::Json => {
+                        say_json(&json!({ "deregistered": key.to_string(), "inForce": reloaded }))
+                    }
+                    _ => say(format_args!("{key} is deregistered")),
+                }
+            }
+            ServiceVerb::List => list(&directories, global.output),
+        }
+    }
+}
+
+impl Register {
+    fn written(&self) -> anyhow::Result<Written> {
+        let user =
+            self.user.as_deref().map(|user| block_on(async { Ok(uid_of(user).await?) })).transpose()?;
+        Ok(Written {
+            name: self.name.to_string(),
+            namespace: self.namespace.as_ref().map(ToString::to_string),
+            service_account: self.service_account.as_ref().map(ToString::to_string),
+            ports: self.written_ports()?,
+            addresses: self.addresses.clone(),
+            unit: self.unit.clone(),
+            cgroup: self.cgroup.clone(),
+            user: user.map(|Uid(number)| number),
+            labels: self.labels.iter().cloned().collect(),
+            locality: self.locality.clone(),
+            weight: self.weight.map(NonZeroU32::get),
+            when_gone: match self.when_gone {
+                WhenGone::Open => WrittenWhenGone::Open,
+                WhenGone::Closed => WrittenWhenGone::Closed,
+            },
+            default_for_address: self.default_for_address,
+        })
+    }
+
+    fn written_ports(&self) -> anyhow::Result<Vec<WrittenPort>> {
+        let count = self.ports.len();
+        let protocols = match self.protocols.as_slice() {
+            [one] => vec![Some(one.clone()); count],
+            several => each(several, count, "--protocol")?,
+        };
+        let names = each(&self.port_names, count, "--port-name")?;
+        let deliver = each(&self.deliver, count, "--deliver")?;
+        let ports = self.ports.iter().zip(protocols).zip(names).zip(deliver);
+        let written = ports.map(|(((pair, protocol), name), deliver)| WrittenPort {
+            port: pair.port,
+            target_port: pair.target,
+            protocol,
+            name,
+            deliver,
+        });
+        Ok(written.collect())
+    }
+}
+
+/// One value a port, in their order, or none at all.
+fn each<T: Clone>(values: &[T], ports: usize, option: &str) -> anyhow::Result<Vec<Option<T>>> {
+    match values.len() {
+        0 => Ok(vec![None; ports]),
+        given if given == ports => Ok(values.iter().cloned().map(Some).collect()),
+        given => Err(usage(format!(
+            "{option} is given {given} times for {ports} ports: give it once for each, in their order"
+        ))),
+    }
+}
+
+/// Tells the agent to read the registrations again. Without one they count from its next start.
+fn reload(directories: &Directories) -> anyhow::Result<bool> {
+    let path = directories.agent_socket();
+    let socket = Socket { path: &path, program: "baremesh agent" };
+    let called = block_on(async { Ok(socket.call(Method::POST, "/reload", Vec::new()).await) })?;
+    match called {
+        Ok(_) => Ok(true),
+        Err(SocketError::Connect { source, .. }) if source.kind() != std::io::ErrorKind::PermissionDenied => {
+            remark("note: no agent runs here; it takes effect when one starts (`systemctl start baremesh`)");
+            Ok(false)
+        }
+        Err(error) => Err(error).context("the file is written, and the agent has not taken it"),
+    }
+}
+
+fn say_registered(local: &LocalService) -> anyhow::Result<()> {
+    say(format_args!("{} is registered", local.key))?;
+    if local.matcher.is_none() {
+        remark(
+            "note: its own calls carry the host's identity; --unit, --user or --cgroup gives them the service's",
+        );
+    }
+    Ok(())
+}
+
+fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
+    let directory = directories.services();
+    // As a set first: what the agent would refuse is not to be listed as if all were well.
+    file::read_all(&directory)?;
+    let services = registered(&directory)?;
+    if output == Output::Json {
+        return say_json(&services.iter().map(|(written, _)| written).collect::<Vec<_>>());
+    }
+    let row = |(written, service): &(Written, LocalService)| {
+        let ports = service.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol));
+        let deliver = service.ports.iter().map(|port| port.deliver.to_string());
+        vec![
+            service.key.to_string(),
+            ports.collect::<Vec<_>>().join(" "),
+            deliver.collect::<Vec<_>>().join(" "),
+            processes(written),
+            service.service_account.to_string(),
+        ]
+    };
+    let empty = "no services: `baremesh service register` adds one";
+    let rows = services.iter().map(row).collect();
+    say(table(&["SERVICE", "PORTS", "DELIVERED TO", "PROCESSES", "ACCOUNT"], rows, empty))
+}
+
+/// Every registration with what its file says, in the order of their files.
+fn registered(directory: &Path) -> anyhow::Result<Vec<(Written, LocalService)>> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", directory.display())),
+    };
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml") && !hidden(path));
+    paths.sort();
+    paths.iter().map(|path| Ok(file::read(path)?)).collect()
+}
+
+fn processes(written: &Written) -> String {
+    let unit = written.unit.as_ref().map(|unit| format!("unit {unit}"));
+    let cgroup = written.cgroup.as_ref().map(|cgroup| format!("cgroup {cgroup}"));
+    let user = written.user.map(|user| format!("uid {user}"));
+    let parts: Vec<_> = [unit, cgroup, user].into_iter().flatten().collect();
+    if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        register: Register,
+    }
+
+    fn written(line: &str) -> Result<Written, String> {
+        let words = ["register"].into_iter().chain(line.split_whitespace());
+        let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
+        line.register.written().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_of_ports_belong_to_them_in_their_order() {
+        let check = |line: &str, expected: &[(u16, Option<&str>)]| {
+            let written = written(line).expect(line);
+            let found: Vec<_> =
+                written.ports.iter().map(|port| (port.port.get(), port.protocol.as_deref())).collect();
+            assert_eq!(found, expected, "{line}");
+        };
+        check("a --port 80", &[(80, None)]);
+        check("a --port 80 --port 81 --protocol http", &[(80, Some("http")), (81, Some("http"))]);
+        check(
+            "a --port 80 --protocol http --port 81 --protocol tcp",
+            &[(80, Some("http")), (81, Some("tcp"))],
+        );
+        for bad in [
+            "a --port 80 --protocol a --protocol b",
+            "a --port 80 --port 81 --port-name x",
+            "a --port 80 --port 81 --deliver 127.0.0.1:80",
+        ] {
+            assert!(written(bad).expect_err(bad).contains("times for"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn everything_reaches_the_file() {
+        let written = written(
+            "orders -n shop -p 80:8080 --protocol http --port-name web --deliver [::1]:8080 --user 7 --unit o.service \
+             --label version=v2 --locality eu/a --weight 3 --service-account clerk --address 10.0.0.1 --when-gone open \
+             --default",
+        )
+        .expect("a registration");
+        let local = LocalService::try_from(&written).expect("a service");
+        assert_eq!(local.key.to_string(), "orders.shop");
+        assert_eq!(local.ports[0].target_port.get(), 8080);
+        assert_eq!(local.ports[0].deliver.to_string(), "[::1]:8080");
+        assert_eq!((local.weight, written.user), (3, Some(7)));
+        assert!(local.matcher.is_some());
+        assert_eq!(written.when_gone, WrittenWhenGone::Open);
+    }
+}

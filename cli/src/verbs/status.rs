@@ -1,0 +1,185 @@
+//! `baremesh status`.
+
+use std::path::Path;
+
+use baremesh_agent::admin::client::{Socket, SocketError};
+use baremesh_agent::admin::report::StatusReport as AgentStatus;
+use clap::Args;
+use http::Method;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::{Global, block_on};
+use crate::control::report::{HostStatus, StatusReport as ControlStatus};
+use crate::output::{Exit, Output, Said, in_full, remark, say, say_json, table};
+
+const LONG_ABOUT: &str = "\
+Show how this host's agent stands, and on the control host how every host stands. Exits with 0 where all is well, 1 where
+the agent is not ready, resources are refused or an alarm is raised, 3 where neither agent nor control server answers.";
+
+/// Show how this host stands, and on the control host the whole mesh
+#[derive(Debug, Args)]
+#[command(long_about = LONG_ABOUT)]
+pub struct Status {}
+
+impl Status {
+    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let directories = global.directories();
+        let agent = ask::<AgentStatus>(&directories.agent_socket(), "baremesh agent");
+        // On most hosts there is no control server, and nothing to say about that.
+        let control = directories.control_socket();
+        let control = control.exists().then(|| ask::<ControlStatus>(&control, "baremesh control"));
+        let (agent, agent_fault) = split(Some(agent));
+        let (control, control_fault) = split(control);
+        if agent.is_none() && control.is_none() {
+            // The agent is what every host has.
+            return Err(agent_fault.or(control_fault).unwrap_or_else(|| anyhow::anyhow!("nothing answers")));
+        }
+        if global.output == Output::Json {
+            say_json(&json!({ "agent": agent, "control": control }))?;
+        } else {
+            agent.iter().try_for_each(say_agent)?;
+            control.iter().try_for_each(say_control)?;
+        }
+        for fault in [agent_fault, control_fault].into_iter().flatten() {
+            remark(format_args!("note: {}", in_full(&fault)));
+        }
+        let well = agent.is_none_or(|agent| agent.ready)
+            && control.is_none_or(|control| control.alarm.is_none() && control.resources_refused.is_none());
+        if well { Ok(()) } else { Err(Said(Exit::Refused).into()) }
+    }
+}
+
+fn ask<T: DeserializeOwned>(path: &Path, program: &'static str) -> anyhow::Result<T> {
+    block_on(async {
+        let answer: Result<_, SocketError> =
+            Socket { path, program }.call(Method::GET, "/status", Vec::new()).await;
+        Ok(serde_json::from_slice(&answer?)?)
+    })
+}
+
+fn split<T>(asked: Option<anyhow::Result<T>>) -> (Option<T>, Option<anyhow::Error>) {
+    match asked {
+        None => (None, None),
+        Some(Ok(answer)) => (Some(answer), None),
+        Some(Err(error)) => (None, Some(error)),
+    }
+}
+
+fn say_agent(agent: &AgentStatus) -> anyhow::Result<()> {
+    let addresses: Vec<_> = agent.addresses.iter().map(ToString::to_string).collect();
+    let source = &agent.source;
+    let reach = if source.connected { "in reach" } else { "not in reach: the last state stays in force" };
+    let mut text = format!(
+        "Agent of host {} ({}), version {}, trust domain {}\n",
+        agent.host,
+        addresses.join(", "),
+        agent.version,
+        agent.trust_domain
+    );
+    text.push_str(&format!("  ready         {}\n", if agent.ready { "yes" } else { "no" }));
+    for reason in &agent.not_ready {
+        text.push_str(&format!("                {reason}\n"));
+    }
+    text.push_str(&format!("  resources     {}, {reach}, version {}\n", source.name, source.version));
+    if let Some(error) = &source.last_error {
+        text.push_str(&format!("                the last state was refused: {error}\n"));
+    }
+    text.push_str(&format!("  capture       {}\n", agent.capture));
+    text.push_str(&format!("  connections   {} open, {} tunnels\n", agent.open_connections, agent.tunnels));
+    for warning in &agent.warnings {
+        text.push_str(&format!("  warning       {warning}\n"));
+    }
+    say(text)?;
+    let rows = agent.services.iter().map(|service| {
+        let list = |addresses: &[std::net::SocketAddr]| {
+            addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        let certificate = if service.certificate { "yes" } else { "none" };
+        vec![
+            service.service.clone(),
+            list(&service.advertised),
+            list(&service.deliver),
+            service.mtls.clone(),
+            certificate.to_owned(),
+        ]
+    });
+    let empty = "no services on this host: `baremesh service register` adds one";
+    say(table(&["SERVICE", "ADVERTISED", "DELIVERED TO", "MTLS", "CERTIFICATE"], rows.collect(), empty))
+}
+
+fn say_control(control: &ControlStatus) -> anyhow::Result<()> {
+    let mut text = format!(
+        "\nControl server, version {}, trust domain {}, at {}\n",
+        control.version,
+        control.trust_domain,
+        control.listen.join(" ")
+    );
+    text.push_str(&format!(
+        "  resources     {} in force, state version {}\n",
+        control.resources, control.state_version
+    ));
+    if let Some(refused) = &control.resources_refused {
+        text.push_str(&format!("                the files as they are now are refused: {refused}\n"));
+    }
+    if let Some(alarm) = &control.alarm {
+        text.push_str(&format!("  ALARM         {alarm}\n"));
+    }
+    say(text)?;
+    let rows = control.hosts.iter().map(|host| host_row(host, control.state_version)).collect();
+    let empty = "no host has joined: `baremesh token create` makes a token with which one can";
+    say(table(&["HOST", "STATE", "LEASE", "IN FORCE", "AGENT", "SERVICES"], rows, empty))
+}
+
+fn host_row(host: &HostStatus, newest: u64) -> Vec<String> {
+    let dash = || "-".to_owned();
+    let state = match (host.revoked, host.connected, host.lease_seconds) {
+        (true, ..) => "shut out",
+        (_, true, _) => "connected",
+        (_, false, Some(_)) => "silent",
+        (_, false, None) => "away",
+    };
+    let in_force = match (&host.nack, host.acked) {
+        (Some(reason), _) => format!("refused: {reason}"),
+        (None, Some(version)) if version >= newest => "newest".to_owned(),
+        (None, Some(version)) => format!("version {version}"),
+        (None, None) => dash(),
+    };
+    let services = host.registrations.iter().map(|registration| match &registration.held {
+        None => registration.service.clone(),
+        Some(reason) => format!("{} (not published: {reason})", registration.service),
+    });
+    let services: Vec<_> = services.collect();
+    vec![
+        host.host.clone(),
+        state.to_owned(),
+        host.lease_seconds.map_or_else(dash, |seconds| format!("{seconds} s")),
+        in_force,
+        host.agent_version.clone().unwrap_or_else(dash),
+        if services.is_empty() { dash() } else { services.join("\n") },
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_the_states_of_a_host_apart() {
+        let base = HostStatus { host: "h1".into(), connected: true, acked: Some(7), ..HostStatus::default() };
+        let check = |host: HostStatus, state: &str, in_force: &str| {
+            let row = host_row(&host, 7);
+            assert_eq!((row[1].as_str(), row[3].as_str()), (state, in_force));
+        };
+        check(base.clone(), "connected", "newest");
+        check(HostStatus { acked: Some(6), ..base.clone() }, "connected", "version 6");
+        check(
+            HostStatus { nack: Some("too large".into()), ..base.clone() },
+            "connected",
+            "refused: too large",
+        );
+        check(HostStatus { connected: false, lease_seconds: Some(3), ..base.clone() }, "silent", "newest");
+        check(HostStatus { connected: false, acked: None, ..base.clone() }, "away", "-");
+        check(HostStatus { revoked: true, ..base }, "shut out", "newest");
+    }
+}

@@ -1,0 +1,163 @@
+//! `baremesh token`.
+
+use std::time::{Duration, SystemTime};
+
+use baremesh_model::grant::Grant;
+use baremesh_model::name::Label;
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::{Value, json};
+
+use super::place::ControlSocket;
+use super::{Global, block_on, values};
+use crate::control::report::{TokenAnswer, TokenOrder, TokenReport};
+use crate::output::{Output, in_words, relative, remark, say, say_json, table};
+
+/// Make, list and withdraw join tokens, on the control host
+#[derive(Debug, Args)]
+pub struct Token {
+    #[command(subcommand)]
+    verb: TokenVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenVerb {
+    Create(Create),
+    /// List the tokens, used ones too
+    List,
+    /// Withdraw a token that nobody has used yet
+    Delete {
+        /// Its id, as `token list` shows it
+        id: String,
+    },
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  baremesh token create                                 a host without services of its own: it may call
+  baremesh token create --service orders.shop           a host that runs `orders` of the namespace `shop`
+  baremesh token create --service 'web-*' --host web1   for the host web1 alone
+  baremesh token create --rejoin web1                   for web1 set up anew, or shut out before
+
+The token is shown once. It works for one host, once, within its time.";
+
+/// Make a token with which one host can join
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+struct Create {
+    /// A service that the host may run, `*` for any run of characters; can be given several times [without a
+    /// namespace: default]
+    #[arg(long = "service", value_name = "NAME[.NAMESPACE]", value_parser = Grant::parse)]
+    services: Vec<Grant>,
+    /// The host that may use it
+    #[arg(long, value_parser = Label::new, conflicts_with = "rejoin")]
+    host: Option<Label>,
+    /// The host that may use it to take the place of the one that joined under this name before
+    #[arg(long, value_name = "HOST", value_parser = Label::new)]
+    rejoin: Option<Label>,
+    /// How long it can be used: 90s, 15m, 12h, 7d; 30 days at most
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = values::duration)]
+    expires: Duration,
+}
+
+impl Token {
+    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let socket = ControlSocket::of(&global.directories());
+        match self.verb {
+            TokenVerb::Create(create) => create.run(&socket, global.output),
+            TokenVerb::List => list(&socket, global.output),
+            TokenVerb::Delete { id } => {
+                let _: Value = block_on(socket.ask(Method::DELETE, &format!("/tokens/{}", path_part(&id)?)))?;
+                match global.output {
+                    Output::Json => say_json(&json!({ "deleted": id })),
+                    _ => say(format_args!("token {id} is withdrawn")),
+                }
+            }
+        }
+    }
+}
+
+/// A part of a request's path: ids and names need no escaping, anything else is none.
+pub(super) fn path_part(text: &str) -> anyhow::Result<&str> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    match !text.is_empty() && text.len() <= 64 && text.bytes().all(plain) {
+        true => Ok(text),
+        false => Err(crate::output::usage(format!("`{text}` is no id: `baremesh token list` shows them"))),
+    }
+}
+
+impl Create {
+    fn run(self, socket: &ControlSocket, output: Output) -> anyhow::Result<()> {
+        let rejoin = self.rejoin.is_some();
+        let order = TokenOrder {
+            services: self.services.iter().map(ToString::to_string).collect(),
+            host: self.host.or(self.rejoin).map(|host| host.to_string()),
+            rejoin,
+            expires_seconds: Some(self.expires.as_secs()),
+        };
+        let answer: TokenAnswer = block_on(socket.post("/token", &order))?;
+        if output == Output::Json {
+            return say_json(&answer);
+        }
+        // Alone on the standard output, so that `TOKEN=$(baremesh token create)` works.
+        say(&answer.token)?;
+        let within = in_words(self.expires);
+        remark(format_args!("\n{}\nOn the new host, once, within {within}:", about(&order)));
+        let name = order.host.map(|host| format!(" --host {host}")).unwrap_or_default();
+        remark(format_args!("  baremesh join {}:{} --token TOKEN{name}", host_name(), answer.port));
+        Ok(())
+    }
+}
+
+fn about(order: &TokenOrder) -> String {
+    match order.services.is_empty() {
+        true => "It grants no services: the host may call others, and a HostGrant can add some.".to_owned(),
+        false => format!("It grants the services {}.", order.services.join(", ")),
+    }
+}
+
+/// This machine's name, as the most likely one under which other hosts reach it.
+pub(super) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn list(socket: &ControlSocket, output: Output) -> anyhow::Result<()> {
+    let tokens: Vec<TokenReport> = block_on(socket.ask(Method::GET, "/tokens"))?;
+    if output == Output::Json {
+        return say_json(&tokens);
+    }
+    let now = SystemTime::now();
+    let row = |token: &TokenReport| {
+        let host = token.host.clone().unwrap_or_else(|| "any".to_owned());
+        let host = if token.rejoin { format!("{host} (rejoin)") } else { host };
+        let services = if token.services.is_empty() { "-".to_owned() } else { token.services.join(" ") };
+        let used = token.redeemed_by.clone().map_or_else(|| "-".to_owned(), |host| format!("by {host}"));
+        vec![token.id.clone(), host, services, relative(token.expires_at, now), used]
+    };
+    let rows = tokens.iter().map(row).collect();
+    say(table(
+        &["ID", "FOR HOST", "SERVICES", "EXPIRES", "USED"],
+        rows,
+        "no tokens: `baremesh token create` makes one",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use baremesh_ca::service::TOKEN_LIFETIME;
+
+    use super::*;
+
+    #[test]
+    fn default_is_the_authority_s() {
+        assert_eq!(values::duration("1h"), Ok(TOKEN_LIFETIME));
+    }
+
+    #[test]
+    fn only_plain_text_becomes_a_path() {
+        assert!(path_part("aB-_9").is_ok());
+        for bad in ["", "a/b", "../x", "a b", "a?b", "ä"] {
+            assert!(path_part(bad).is_err(), "{bad}");
+        }
+    }
+}
