@@ -9,13 +9,11 @@ use baremesh_ca::authority::{Authority, BACKDATE};
 use baremesh_ca::issued::Issued;
 use baremesh_ca::key::PrivateKey;
 use baremesh_ca::tls::{Expected, client_config};
-use baremesh_model::identity::Identity;
-use baremesh_model::name::{Domain, Label};
 use baremesh_tests::{Host, Load, Member, Mesh, exit, exit_code_of, output_of, wait_for_errors, wait_until};
-use rustls::client::ResolvesClientCert;
-use rustls::{ClientConnection, SignatureScheme, StreamOwned, sign::CertifiedKey};
+use rustls::{ClientConnection, StreamOwned};
 
 use crate::impostor::bundle_of;
+use crate::raw_peer::{Shows, service};
 
 /// A caller and an echo, each a service of its own.
 fn two(mesh: &Mesh) -> (Member, Member) {
@@ -98,11 +96,6 @@ fn a_clock_that_is_a_minute_ahead_does_no_harm_and_beyond_the_log_names_the_cloc
     assert!(why.contains("becomes valid in") && why.contains("timedatectl"), "{why}");
 }
 
-fn service(name: &str) -> Identity {
-    let label = |text| Label::new(text).expect("a label");
-    Identity::new(Domain::new("mesh.internal").expect("a domain"), label("default"), label(name))
-}
-
 /// What the authority signs for `web` when its clock is `ahead`.
 fn certificate(mesh: &Mesh, ahead: Duration) -> Issued {
     let now = SystemTime::now() + ahead;
@@ -110,19 +103,6 @@ fn certificate(mesh: &Mesh, ahead: Duration) -> Issued {
     let key = PrivateKey::generate().expect("a key");
     let signed = authority.sign(&key.public(), &service("web"), Duration::from_secs(3600), now).expect("signed");
     Issued::new(signed.chain, key.to_der()).expect("a certificate")
-}
-
-#[derive(Debug)]
-struct Shows(Arc<CertifiedKey>);
-
-impl ResolvesClientCert for Shows {
-    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0))
-    }
-
-    fn has_certs(&self) -> bool {
-        true
-    }
 }
 
 /// Whether the agent of `to` talks HTTP/2 to somebody with that certificate.
