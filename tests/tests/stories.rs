@@ -8,8 +8,12 @@ mod calls_by_name;
 mod capture_rules;
 #[path = "stories/certificates.rs"]
 mod certificates;
+#[path = "stories/command_line.rs"]
+mod command_line;
 #[path = "stories/control_away.rs"]
 mod control_away;
+#[path = "stories/draining.rs"]
+mod draining;
 #[path = "stories/enrolment.rs"]
 mod enrolment;
 #[path = "stories/files.rs"]
@@ -26,3 +30,5 @@ mod names;
 mod raw_peer;
 #[path = "stories/shop_without_a_mesh.rs"]
 mod shop_without_a_mesh;
+#[path = "stories/telemetry.rs"]
+mod telemetry;

@@ -13,8 +13,10 @@ fn state(member: &Member) -> String {
 /// A caller, an echo on all addresses of its host as `store`, and a host without an agent.
 fn three(mesh: &Mesh, when_gone: &str) -> (Member, Member, Host) {
     let (web, store) = (mesh.member("web", 1, &[]), mesh.member("store", 2, &["store"]));
-    store.host.serve("echo", ["echo", "0.0.0.0:7000", "[::]:7000"]);
+    store.host.serve("echo", ["echo", "[::]:7000"]);
     store.register("store", ["--port", "80:7000", "--when-gone", when_gone]);
+    // Where no name server is, a host says so at once, and a name without an agent fails at once.
+    web.host.set_nameserver(mesh.control.v4());
     web.wait_for_endpoints("store.default", 1);
     (web, store, mesh.net.host("bare", 9))
 }
@@ -152,6 +154,7 @@ fn a_caller_s_real_addresses_leak_nothing_while_its_agent_is_killed_and_started(
     store.register("store", ["--port", "7000"]);
     web.register("web", ["--port", "81", "--user", "0"]);
     web.wait_for_endpoints("store.default", 1);
+    wait_until("it is captured", || call(&web.host, "10.77.0.2", "7000", "x") == exit::DONE);
     let load = Load::start(&web.host, "10.77.0.2", 7000);
     let wire = mesh.net.capture();
     for _ in 0..3 {

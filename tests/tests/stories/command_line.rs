@@ -74,7 +74,7 @@ fn a_mesh_says_what_it_does_not_do() {
         ("delete Service nosuch", 1, &["nosuch"]),
         ("get Service nosuch", 1, &["nosuch"]),
         ("delete Pod x", 2, &["HostGrant"]),
-        ("token delete nosuch", 1, &["nosuch"]),
+        ("token delete nosuch", 1, &["baremesh token list"]),
         ("token delete ../x", 2, &["baremesh token list"]),
         ("host revoke nosuch", 1, &["nosuch"]),
         ("token create --host a --rejoin b", 2, &["--rejoin"]),

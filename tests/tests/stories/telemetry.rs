@@ -130,6 +130,9 @@ fn connections_that_share_their_ports_do_not_mix() {
     let is_v4 = |text: &&str| text.contains('.') && !text.contains(':');
     let virtual_v4 = addresses.split('"').find(is_v4).expect("a virtual address").to_owned();
     let destinations = [(virtual_v4, "80"), (store.host.v4().to_string(), "7000")];
+    for (address, port) in &destinations {
+        wait_until("it is captured", || run(web.host.shop(["call", address, port, "x"])).status.success());
+    }
     let clients: Vec<_> = destinations
         .iter()
         .map(|(address, port)| web.host.spawn("many", web.host.shop(["many", address, port, "40"])))
