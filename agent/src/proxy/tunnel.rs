@@ -61,11 +61,13 @@ pub struct Pool {
     connect_timeout: Duration,
 }
 
-/// The tunnels of one key. One handshake at a time: those who wait for it share what it yields.
+/// The tunnels of one key. One handshake at a time: those who wait for it share what it yields, be it a failure. Each
+/// would wait for a dead host's timeout in turn otherwise.
 #[derive(Default)]
 struct Slot {
     tunnels: Mutex<Vec<Arc<Tunnel>>>,
     connecting: tokio::sync::Mutex<()>,
+    failed: Mutex<Option<(Instant, ProxyError)>>,
 }
 
 /// One HTTP/2 connection to a peer.
@@ -191,11 +193,15 @@ impl Pool {
         if let Some(place) = slot.enter() {
             return Ok((place, Age::Kept));
         }
+        let since = Instant::now();
         let _turn = slot.connecting.lock().await;
         if let Some(place) = slot.enter() {
             return Ok((place, Age::Kept));
         }
-        let tunnel = Box::pin(self.connect(peer)).await?;
+        if let Some(error) = slot.failed_since(since) {
+            return Err(error);
+        }
+        let tunnel = Box::pin(self.connect(peer)).await.inspect_err(|error| slot.remember(error))?;
         let place = tunnel.enter().ok_or(ProxyError::CertificateExpired)?;
         slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner).push(tunnel);
         Ok((place, Age::Fresh))
@@ -246,6 +252,31 @@ impl Slot {
         let tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
         // The fullest first, so that the others fall idle and can go.
         tunnels.iter().find_map(Tunnel::enter)
+    }
+
+    /// Why an attempt failed that ended after `since`, if one did.
+    fn failed_since(&self, since: Instant) -> Option<ProxyError> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.as_ref().filter(|(at, _)| *at >= since).and_then(|(_, error)| copy(error))
+    }
+
+    fn remember(&self, error: &ProxyError) {
+        let failed = copy(error).map(|error| (Instant::now(), error));
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+    }
+}
+
+/// The same error again, where it is one of connecting.
+fn copy(error: &ProxyError) -> Option<ProxyError> {
+    let again = |source: &io::Error| io::Error::new(source.kind(), source.to_string());
+    match error {
+        ProxyError::Connect { address, source } => {
+            Some(ProxyError::Connect { address: *address, source: again(source) })
+        }
+        ProxyError::Handshake { address, source } => {
+            Some(ProxyError::Handshake { address: *address, source: again(source) })
+        }
+        _ => None,
     }
 }
 
