@@ -12,6 +12,8 @@ mod certificates;
 mod command_line;
 #[path = "stories/control_away.rs"]
 mod control_away;
+#[path = "stories/disk_full.rs"]
+mod disk_full;
 #[path = "stories/draining.rs"]
 mod draining;
 #[path = "stories/enrolment.rs"]
