@@ -65,7 +65,9 @@ pub fn errors_of(host: &Host, label: &str) -> String {
     let entries = std::fs::read_dir(host.directory().join("log")).into_iter().flatten().flatten();
     let of_label = |name: &str| {
         let run = name.strip_prefix(label).and_then(|rest| rest.strip_suffix(".err"));
-        run.is_some_and(|run| run.is_empty() || run.strip_prefix('.').is_some_and(|n| n.parse::<u32>().is_ok()))
+        run.is_some_and(|run| {
+            run.is_empty() || run.strip_prefix('.').is_some_and(|n| n.parse::<u32>().is_ok())
+        })
     };
     let paths: BTreeSet<_> = entries
         .filter(|entry| entry.file_name().to_str().is_some_and(of_label))

@@ -13,10 +13,13 @@ pub fn wants_openmetrics(accept: Option<&str>) -> bool {
 
 /// OpenMetrics text in the older format.
 pub fn from_openmetrics(text: &str) -> String {
-    let counters: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
+    let counters: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter")).collect();
     let mut out = String::with_capacity(text.len());
     for line in text.lines().filter(|line| *line != "# EOF" && !line.starts_with("# UNIT ")) {
-        let described = ["# HELP ", "# TYPE "].into_iter().find_map(|head| Some((head, line.strip_prefix(head)?.split_once(' ')?)));
+        let described = ["# HELP ", "# TYPE "]
+            .into_iter()
+            .find_map(|head| Some((head, line.strip_prefix(head)?.split_once(' ')?)));
         match described {
             Some((head, (family, rest))) if counters.contains(&family) => {
                 out.extend([head, family, "_total ", rest]);
@@ -43,7 +46,9 @@ mod tests {
 
     #[test]
     fn openmetrics_is_for_those_who_ask() {
-        assert!(wants_openmetrics(Some("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5")));
+        assert!(wants_openmetrics(Some(
+            "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+        )));
         assert!(!wants_openmetrics(Some("*/*")) && !wants_openmetrics(None));
     }
 }

@@ -1,7 +1,9 @@
 //! The agent dies without a word: `open` services go on as without a mesh, `closed` ones are refused, and nobody who
 //! takes the agent's ports gets anything.
 
-use baremesh_tests::{Host, Load, Member, Mesh, Process, exit, exit_code_of, needs_root, output_of, run, wait_until};
+use baremesh_tests::{
+    Host, Load, Member, Mesh, Process, exit, exit_code_of, needs_root, output_of, run, wait_until,
+};
 use serde_json::Value;
 
 fn state(member: &Member) -> String {
@@ -44,7 +46,8 @@ impl Squatter {
     }
 
     fn received_nothing(&self) {
-        let received: Vec<_> = self.0.iter().filter(|process| process.stdout().contains("connection from")).collect();
+        let received: Vec<_> =
+            self.0.iter().filter(|process| process.stdout().contains("connection from")).collect();
         assert!(received.is_empty(), "{}", received[0].stdout());
     }
 }
@@ -62,7 +65,8 @@ fn open_services_go_on_as_without_a_mesh_and_their_names_fail() {
     assert_eq!(call(&store.host, "127.0.0.1", "7000", "released"), exit::DONE);
     assert_ne!(call(&web.host, "store", "80", "no tunnel"), exit::DONE);
     // The caller's agent dies too: names and virtual addresses fail, real addresses are reached in plaintext.
-    let virtual_address = web.ask("/services").expect("services")[0]["addresses"][0].as_str().expect("an address").to_owned();
+    let virtual_address =
+        web.ask("/services").expect("services")[0]["addresses"][0].as_str().expect("an address").to_owned();
     web.kill_agent();
     wait_until("the guard has released the caller", || state(&web) == "missing");
     assert_ne!(call(&web.host, "store", "80", "no name"), exit::DONE);
@@ -82,7 +86,9 @@ fn closed_services_are_refused_until_the_agent_is_back() {
     store.kill_agent();
     wait_until("the guard has closed it", || state(&store) == "gone");
     let (v4, v6) = (store.host.v4().to_string(), store.host.v6().to_string());
-    for (from, to) in [(&bare, &*v4), (&bare, &*v6), (&store.host, &*v4), (&store.host, "127.0.0.1"), (&store.host, "::1")] {
+    for (from, to) in
+        [(&bare, &*v4), (&bare, &*v6), (&store.host, &*v4), (&store.host, "127.0.0.1"), (&store.host, "::1")]
+    {
         assert_eq!(call(from, to, "7000", "closed"), exit::NO_CONNECTION, "{} to {to}", from.name());
     }
     assert_ne!(call(&web.host, "store", "80", "closed"), exit::DONE);
@@ -109,7 +115,9 @@ fn another_user_who_takes_the_ports_of_a_dead_agent_receives_nothing() {
         let before = load.failures().len();
         wait_until("calls were tried meanwhile", || load.failures().len() > before + 3);
         for host in [&web.host, &store.host, &bare] {
-            for (to, port) in [("store", "80"), ("10.77.0.2", "7000"), ("fd77::2", "7000"), ("127.0.0.1", "7000")] {
+            for (to, port) in
+                [("store", "80"), ("10.77.0.2", "7000"), ("fd77::2", "7000"), ("127.0.0.1", "7000")]
+            {
                 call(host, to, port, "for nobody else");
             }
         }

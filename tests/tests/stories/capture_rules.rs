@@ -17,7 +17,11 @@ fn foreign(host: &Host) -> String {
 
 /// Everything else that somebody could leave behind: tables, routes, rules of routing.
 fn traces(host: &Host) -> String {
-    output_of(host.sh("nft list tables; ip -4 route show table all; ip -6 route show table all; ip rule; ip -6 rule"))
+    output_of(
+        host.sh(
+            "nft list tables; ip -4 route show table all; ip -6 route show table all; ip rule; ip -6 rule",
+        ),
+    )
 }
 
 fn capture(member: &Member, arguments: &[&str]) -> std::process::Output {
@@ -70,7 +74,9 @@ fn capture_leaves_other_tables_untouched_and_nothing_behind() {
 fn fifty_starts_and_stops_lead_to_the_same_rules() {
     let mesh = Mesh::new("fifty");
     let (web, _store) = two(&mesh, "open");
-    let ours = |host: &Host| output_of(host.sh("nft -s list table inet baremesh; nft -s list table inet baremesh_anchor"));
+    let ours = |host: &Host| {
+        output_of(host.sh("nft -s list table inet baremesh; nft -s list table inet baremesh_anchor"))
+    };
     std::fs::write(web.host.path("/run/baremesh/foreign.nft"), FOREIGN).expect("written");
     output_of(web.host.sh("nft -f /run/baremesh/foreign.nft"));
     wait_until("the rules are in place", || state(&web) == "in-place");
@@ -97,7 +103,10 @@ fn ssh_is_never_captured() {
     for arguments in [["--port", "22"], ["--port", "2222:22"], ["--port=80", "--deliver=127.0.0.1:22"]] {
         let refused = run(store.host.baremesh(["service", "register", "shell"].iter().chain(&arguments)));
         let said = String::from_utf8_lossy(&refused.stderr);
-        assert!(refused.status.code() == Some(1) && said.contains("port 22 is SSH's"), "{arguments:?}: {said}");
+        assert!(
+            refused.status.code() == Some(1) && said.contains("port 22 is SSH's"),
+            "{arguments:?}: {said}"
+        );
     }
     // Resources cannot bring it about either.
     let address = store.host.v4();

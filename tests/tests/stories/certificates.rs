@@ -51,7 +51,8 @@ fn without_the_authority_calls_go_on_until_certificates_expire_and_then_fail_wit
     let ends = |member: &Member| -> u64 {
         let held = member.ask("/certificates").unwrap_or_default();
         let used = held.as_array().cloned().unwrap_or_default();
-        let used = used.iter().filter(|held| held["identity"].as_str().is_some_and(|id| id.contains("/default/")));
+        let used =
+            used.iter().filter(|held| held["identity"].as_str().is_some_and(|id| id.contains("/default/")));
         used.filter_map(|held| held["not_after"].as_u64()).min().unwrap_or_default()
     };
     let end = ends(&web).min(ends(&store));
@@ -59,7 +60,11 @@ fn without_the_authority_calls_go_on_until_certificates_expire_and_then_fail_wit
     wait_until("renewals fail, and are counted", || failures(&web) >= 2.0 && failures(&store) >= 2.0);
     wait_until("the certificates end", || !load.failures().is_empty());
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
-    assert!(now + 1 >= end, "the first call failed at {now}, the certificates end at {end}: {:?}", load.failures());
+    assert!(
+        now + 1 >= end,
+        "the first call failed at {now}, the certificates end at {end}: {:?}",
+        load.failures()
+    );
     let reasons = ["no_certificate", "certificate_expired", "handshake_failed"];
     web.wait_for_log("why", |line| reasons.iter().any(|reason| line["response_code_details"] == *reason));
     wait_until("nothing is carried any more", || {
@@ -89,8 +94,8 @@ fn a_clock_that_is_a_minute_ahead_does_no_harm_and_beyond_the_log_names_the_cloc
     let mesh = Mesh::new("skew");
     let (_web, store) = two(&mesh);
     let peer = mesh.net.host("peer", 9);
-    assert!(answers(&peer, &store, &mesh, certificate(&mesh, Duration::from_secs(60))));
-    assert!(!answers(&peer, &store, &mesh, certificate(&mesh, BACKDATE + Duration::from_secs(60))));
+    assert!(answers(&peer, &store, &mesh, &certificate(&mesh, Duration::from_secs(60))));
+    assert!(!answers(&peer, &store, &mesh, &certificate(&mesh, BACKDATE + Duration::from_secs(60))));
     let line = store.wait_for_log("the refusal", |line| line["response_code_details"] == "handshake_failed");
     let why = line["connection_termination_details"].to_string();
     assert!(why.contains("becomes valid in") && why.contains("timedatectl"), "{why}");
@@ -99,14 +104,16 @@ fn a_clock_that_is_a_minute_ahead_does_no_harm_and_beyond_the_log_names_the_cloc
 /// What the authority signs for `web` when its clock is `ahead`.
 fn certificate(mesh: &Mesh, ahead: Duration) -> Issued {
     let now = SystemTime::now() + ahead;
-    let authority = Authority::open(&mesh.control.path("/var/lib/baremesh/ca"), now).expect("the mesh's authority");
+    let authority =
+        Authority::open(&mesh.control.path("/var/lib/baremesh/ca"), now).expect("the mesh's authority");
     let key = PrivateKey::generate().expect("a key");
-    let signed = authority.sign(&key.public(), &service("web"), Duration::from_secs(3600), now).expect("signed");
+    let signed =
+        authority.sign(&key.public(), &service("web"), Duration::from_secs(3600), now).expect("signed");
     Issued::new(signed.chain, key.to_der()).expect("a certificate")
 }
 
 /// Whether the agent of `to` talks HTTP/2 to somebody with that certificate.
-fn answers(from: &Host, to: &Member, mesh: &Mesh, issued: Issued) -> bool {
+fn answers(from: &Host, to: &Member, mesh: &Mesh, issued: &Issued) -> bool {
     let shows = Arc::new(Shows(issued.certified_key().expect("a key that fits")));
     let config = client_config(shows, bundle_of(mesh), Expected::exactly(service("store")));
     let name = "store.default.mesh.internal".to_owned().try_into().expect("a server name");

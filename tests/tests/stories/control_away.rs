@@ -131,7 +131,10 @@ fn a_bad_resource_file_changes_nothing_and_is_reported_with_its_line() {
     let refused = run(mesh.control.baremesh(["apply", "-f", "/run/baremesh/bad.toml"]));
     let said = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(1), "{said}");
-    assert!(said.contains("bad.toml:8") && said.contains("actoin") && said.contains("nothing was changed"), "{said}");
+    assert!(
+        said.contains("bad.toml:8") && said.contains("actoin") && said.contains("nothing was changed"),
+        "{said}"
+    );
     assert_eq!(output_of(mesh.control.baremesh(["get", "--output", "json"])), before);
 
     // Written past `apply`, it is refused all the same, and the last good set stays in force.

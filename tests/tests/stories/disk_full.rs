@@ -18,7 +18,9 @@ fn fill(host: &Host) {
 }
 
 fn service(name: &str, address: &str) -> String {
-    format!("[[Service]]\nname = \"{name}\"\nports = [{{ port = 80 }}]\n[[WorkloadEntry]]\nname = \"{name}\"\naddress = \"{address}\"\nlabels = {{ app = \"{name}\" }}\n")
+    format!(
+        "[[Service]]\nname = \"{name}\"\nports = [{{ port = 80 }}]\n[[WorkloadEntry]]\nname = \"{name}\"\naddress = \"{address}\"\nlabels = {{ app = \"{name}\" }}\n"
+    )
 }
 
 fn knows(member: &Member, service: &str) -> bool {
@@ -68,11 +70,14 @@ fn a_control_server_with_a_full_disk_serves_and_says_so() {
     assert!(refused.status.code() == Some(1) && !said.contains("bm1."), "{said}");
     // A token that cannot be marked as used lets nobody in.
     let late = mesh.net.host("late", 3);
-    let join = |host: &Host| run(host.baremesh(["join", "10.77.0.200", "--token", &unused, "--host", "late"]));
+    let join =
+        |host: &Host| run(host.baremesh(["join", "10.77.0.200", "--token", &unused, "--host", "late"]));
     assert_eq!(join(&late).status.code(), Some(1));
     web.kill_agent();
     web.start();
-    wait_until("hosts connect as before", || web.status().is_some_and(|status| status["source"]["connected"] == true));
+    wait_until("hosts connect as before", || {
+        web.status().is_some_and(|status| status["source"]["connected"] == true)
+    });
     assert_eq!(output_of(web.host.shop(["call", "store", "80", "full"])), "full");
 
     output_of(mesh.control.sh("rm /var/lib/baremesh/fill"));

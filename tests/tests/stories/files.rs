@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use baremesh_tests::{Host, Load, Member, Net, exit_code_of, net, output_of, wait_until};
 
 const NONE: [String; 0] = [];
-const DENY: &str =
-    "[[AuthorizationPolicy]]\nname = \"deny\"\naction = \"DENY\"\nrules = [{ to = [{ operation = { ports = [\"7001\"] } }] }]\n";
+const DENY: &str = "[[AuthorizationPolicy]]\nname = \"deny\"\naction = \"DENY\"\nrules = [{ to = [{ operation = { ports = [\"7001\"] } }] }]\n";
 
 fn resources(store: &Host) -> String {
     let (v4, v6) = (store.v4(), store.v6());
     let entry = |name: &str, address: String| {
-        format!("[[WorkloadEntry]]\nname = \"{name}\"\naddress = \"{address}\"\nlabels = {{ app = \"store\" }}\ntunnel = \"hbone\"\n")
+        format!(
+            "[[WorkloadEntry]]\nname = \"{name}\"\naddress = \"{address}\"\nlabels = {{ app = \"store\" }}\ntunnel = \"hbone\"\n"
+        )
     };
     "[[Service]]\nname = \"store\"\nports = [{ port = 80, targetPort = 7000 }, { port = 81, targetPort = 7001 }]\n".to_owned()
         + &entry("store-4", v4.to_string())
@@ -43,7 +44,9 @@ fn two(net: &Net) -> (Member, Member) {
         host.set_nameserver([10, 77, 0, 254]);
         let (name, v4, v6) = (host.name().to_owned(), host.v4(), host.v6());
         let member = Member::of(host);
-        member.configure(&format!("host = \"{name}\"\naddresses = [\"{v4}\", \"{v6}\"]\n[registry]\nsource = \"files\"\n"));
+        member.configure(&format!(
+            "host = \"{name}\"\naddresses = [\"{v4}\", \"{v6}\"]\n[registry]\nsource = \"files\"\n"
+        ));
         member.start();
         member
     });
@@ -90,10 +93,14 @@ fn a_half_written_file_leaves_the_last_good_one_in_force() {
     assert!(denied(&web));
     assert!(!store.metrics().contains("baremesh_rejected_configurations_total 0\n"), "nothing was counted");
     fs::write(&path, "").expect("written");
-    wait_until("the empty file is refused", || refused_for(&store, "policy.toml") && !refused_for(&store, ":4"));
+    wait_until("the empty file is refused", || {
+        refused_for(&store, "policy.toml") && !refused_for(&store, ":4")
+    });
     assert!(denied(&web), "an empty file was taken for `no policy`");
     fs::write(&path, DENY).expect("written");
-    wait_until("all is well again", || store.status().is_some_and(|status| status["source"]["last_error"].is_null()));
+    wait_until("all is well again", || {
+        store.status().is_some_and(|status| status["source"]["last_error"].is_null())
+    });
 }
 
 /// Row 45: a directory that is gone is no empty mesh.
@@ -103,13 +110,17 @@ fn a_directory_that_is_gone_leaves_everything_in_force() {
     let (web, store) = two(&net);
     for member in [&web, &store] {
         fs::rename(registry(&member.host), registry(&member.host).with_file_name("away")).expect("renamed");
-        wait_until("its going is noticed", || member.status().is_some_and(|status| !status["source"]["last_error"].is_null()));
+        wait_until("its going is noticed", || {
+            member.status().is_some_and(|status| !status["source"]["last_error"].is_null())
+        });
     }
     assert_eq!(output_of(web.host.shop(["call", "store", "80", "still"])), "still");
     assert!(denied(&web));
     for member in [&web, &store] {
         fs::rename(registry(&member.host).with_file_name("away"), registry(&member.host)).expect("renamed");
-        wait_until("it is back", || member.status().is_some_and(|status| status["source"]["last_error"].is_null()));
+        wait_until("it is back", || {
+            member.status().is_some_and(|status| status["source"]["last_error"].is_null())
+        });
     }
     let policy = registry(&store.host).join("policy.toml");
     fs::remove_file(policy).expect("removed");
@@ -130,16 +141,21 @@ fn a_thousand_changes_of_the_directory_cost_no_call_and_leave_nothing_behind() {
     for change in 0..CHANGES {
         let aside = path.with_extension("new");
         let port = 1000 + change;
-        fs::write(&aside, format!("[[Service]]\nname = \"more\"\nports = [{{ port = {port} }}]\n")).expect("written");
+        fs::write(&aside, format!("[[Service]]\nname = \"more\"\nports = [{{ port = {port} }}]\n"))
+            .expect("written");
         fs::rename(&aside, &path).expect("renamed");
         // Each reaches the agent by itself, not all of them as one; the slowest machine gets through fewer.
         if start.elapsed() < Duration::from_secs(20) {
             let wanted = format!("{port}/tcp");
-            wait_until("the change is in force", || web.ask("/services").unwrap_or_default().to_string().contains(&wanted));
+            wait_until("the change is in force", || {
+                web.ask("/services").unwrap_or_default().to_string().contains(&wanted)
+            });
         }
     }
     fs::remove_file(&path).expect("removed");
-    wait_until("the last change is in force", || !web.ask("/services").unwrap_or_default().to_string().contains("\"more.default\""));
+    wait_until("the last change is in force", || {
+        !web.ask("/services").unwrap_or_default().to_string().contains("\"more.default\"")
+    });
     load.wait_for_more(10);
     assert_eq!(load.stop(), NONE);
     wait_until("descriptors are back", || Use::of(&web).descriptors <= before.descriptors + 8);
@@ -159,7 +175,8 @@ impl Use {
     fn of(member: &Member) -> Self {
         let process = Path::new("/proc").join(member.agent_pid().to_string());
         let status = fs::read_to_string(process.join("status")).expect("a running agent");
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        let resident =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
         let resident: usize = resident.and_then(|text| text.trim().parse().ok()).expect("kibibytes");
         let descriptors = fs::read_dir(process.join("fd")).expect("a running agent").count();
         Self { descriptors, resident: resident << 10 }

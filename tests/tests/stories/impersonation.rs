@@ -27,7 +27,9 @@ fn another_user_administers_neither_the_agent_nor_the_mesh() {
     needs_root!("two uids");
     let mesh = Mesh::new("stranger");
     let web = mesh.member("web", 1, &["web"]);
-    for arguments in [&["status"][..], &["certs"], &["capture", "plan"], &["capture", "apply"], &["capture", "remove"]] {
+    for arguments in
+        [&["status"][..], &["certs"], &["capture", "plan"], &["capture", "apply"], &["capture", "remove"]]
+    {
         let said = refused(&web.host, arguments).to_lowercase();
         assert!(said.contains("permi"), "{arguments:?}: {said}");
     }
@@ -36,7 +38,8 @@ fn another_user_administers_neither_the_agent_nor_the_mesh() {
 
     let resources = output_of(mesh.control.baremesh(["get", "-o", "json"]));
     let file = mesh.control.path("/run/baremesh/evil.toml");
-    std::fs::write(&file, "[[HostGrant]]\nname = \"evil\"\nhost = \"*\"\nservices = [\"*.*\"]\n").expect("written");
+    std::fs::write(&file, "[[HostGrant]]\nname = \"evil\"\nhost = \"*\"\nservices = [\"*.*\"]\n")
+        .expect("written");
     for arguments in [
         &["apply", "-f", "/run/baremesh/evil.toml"][..],
         &["delete", "PeerAuthentication", "default", "-n", "mesh-system"],
@@ -48,7 +51,8 @@ fn another_user_administers_neither_the_agent_nor_the_mesh() {
         assert!(said.contains("permi"), "{arguments:?}: {said}");
     }
     assert_eq!(output_of(mesh.control.baremesh(["get", "-o", "json"])), resources);
-    for socket in [web.host.path("/run/baremesh/agent.sock"), mesh.control.path("/run/baremesh/control.sock")] {
+    for socket in [web.host.path("/run/baremesh/agent.sock"), mesh.control.path("/run/baremesh/control.sock")]
+    {
         let found = std::fs::metadata(&socket).expect("a socket");
         assert_eq!((found.permissions().mode() & 0o007, found.uid()), (0, 0), "{}", socket.display());
     }
@@ -73,9 +77,14 @@ fn another_user_reads_no_key() {
     web.register("web", ["--port", "80"]);
     let mut keys = 0;
     for host in [&web.host, &mesh.control] {
-        for path in ["/etc/baremesh", "/run/baremesh", "/var/lib/baremesh"].map(|place| files(&host.path(place))).concat() {
-            let secret = std::fs::read(&path).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("PRIVATE KEY"));
-            let database = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("control.db"));
+        for path in ["/etc/baremesh", "/run/baremesh", "/var/lib/baremesh"]
+            .map(|place| files(&host.path(place)))
+            .concat()
+        {
+            let secret = std::fs::read(&path)
+                .is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains("PRIVATE KEY"));
+            let database =
+                path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("control.db"));
             if !secret && !database {
                 continue;
             }
@@ -85,7 +94,10 @@ fn another_user_reads_no_key() {
         }
         let listed = run({
             let mut command = host.command_as(STRANGER, "sh");
-            command.args(["-c", "cat /var/lib/baremesh/*/*.pem /var/lib/baremesh/*/*.key /var/lib/baremesh/control.db"]);
+            command.args([
+                "-c",
+                "cat /var/lib/baremesh/*/*.pem /var/lib/baremesh/*/*.key /var/lib/baremesh/control.db",
+            ]);
             command
         });
         assert!(!listed.status.success() && listed.stdout.is_empty());
@@ -118,7 +130,10 @@ fn administration_cannot_be_reached_through_the_mesh() {
             let answer = connect(&format!("{host}:{port}"));
             assert!(answer.is_none_or(|status| status >= 400), "{host}:{port} was answered with {answer:?}");
         }
-        assert_ne!(exit_code_of(web.host.shop(["call", "--timeout", "5", "store", &port.to_string(), "GET /"])), exit::DONE);
+        assert_ne!(
+            exit_code_of(web.host.shop(["call", "--timeout", "5", "store", &port.to_string(), "GET /"])),
+            exit::DONE
+        );
         let target = format!("80:{port}");
         let refused = run(store.host.baremesh(["service", "register", "back-door", "--port", &target]));
         assert_eq!(refused.status.code(), Some(1), "{target}");
@@ -141,14 +156,20 @@ fn no_key_is_in_any_dump_or_log() {
         .filter_map(|text| Some(text.split("PRIVATE KEY-----").nth(1)?.lines().nth(2)?.to_owned()))
         .collect();
     assert!(secrets.len() >= 3 && secrets.iter().all(|line| line.len() > 20), "{secrets:?}");
-    let mut dumps = ["/status", "/services", "/certificates"].map(|target| store.ask(target).expect("an answer").to_string()).to_vec();
+    let mut dumps = ["/status", "/services", "/certificates"]
+        .map(|target| store.ask(target).expect("an answer").to_string())
+        .to_vec();
     dumps.push(store.metrics());
     dumps.push(errors_of(&store.host, "agent"));
     dumps.extend(store.log().iter().map(ToString::to_string));
-    for arguments in [&["status"][..], &["certs", "-o", "json"], &["capture", "plan"], &["service", "list", "-o", "json"]] {
+    for arguments in
+        [&["status"][..], &["certs", "-o", "json"], &["capture", "plan"], &["service", "list", "-o", "json"]]
+    {
         dumps.push(output_of(store.host.baremesh(arguments)));
     }
-    for arguments in [&["get", "-o", "json"][..], &["token", "list", "-o", "json"], &["host", "list", "-o", "json"]] {
+    for arguments in
+        [&["get", "-o", "json"][..], &["token", "list", "-o", "json"], &["host", "list", "-o", "json"]]
+    {
         dumps.push(output_of(mesh.control.baremesh(arguments)));
     }
     for dump in dumps {

@@ -14,7 +14,8 @@ const REAL: [u8; 4] = [192, 0, 2, 7];
 impl Upstream {
     fn on(host: &Host) -> Self {
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (udp, tcp) = (host.bind_udp((Ipv4Addr::UNSPECIFIED, 53)), host.listen((Ipv4Addr::UNSPECIFIED, 53)));
+        let (udp, tcp) =
+            (host.bind_udp((Ipv4Addr::UNSPECIFIED, 53)), host.listen((Ipv4Addr::UNSPECIFIED, 53)));
         let (by_udp, by_tcp) = (Arc::clone(&asked), Arc::clone(&asked));
         // Both end with the process.
         std::thread::spawn(move || {
@@ -43,12 +44,20 @@ impl Upstream {
     /// Who asked for a name that holds `text`, each as `udp NAME` or `tcp NAME`.
     fn asked_for(&self, text: &str) -> Vec<(String, IpAddr)> {
         let asked = self.0.lock().expect("no thread panics with it");
-        asked.iter().filter(|(name, _)| name.contains(text)).map(|(name, from)| (name.clone(), from.ip())).collect()
+        asked
+            .iter()
+            .filter(|(name, _)| name.contains(text))
+            .map(|(name, from)| (name.clone(), from.ip()))
+            .collect()
     }
 }
 
 /// `large.…` is truncated over UDP, `evil.…` is in the virtual range, everything else is `REAL`.
-fn answer(question: &[u8], (way, from): (&str, SocketAddr), asked: &Mutex<Vec<(String, SocketAddr)>>) -> Vec<u8> {
+fn answer(
+    question: &[u8],
+    (way, from): (&str, SocketAddr),
+    asked: &Mutex<Vec<(String, SocketAddr)>>,
+) -> Vec<u8> {
     let (mut name, mut at) = (String::new(), 12);
     while question[at] != 0 {
         let length = usize::from(question[at]);
@@ -61,7 +70,8 @@ fn answer(question: &[u8], (way, from): (&str, SocketAddr), asked: &Mutex<Vec<(S
     let truncated = way == "udp" && name.starts_with("large.");
     let address = if name.starts_with("evil.") { [240, 240, 0, 9] } else { REAL };
     let count = u8::from(is_a && !truncated);
-    let mut answer = [&question[..2], &[0x81 | (u8::from(truncated) << 1), 0x80, 0, 1, 0, count, 0, 0, 0, 0]].concat();
+    let mut answer =
+        [&question[..2], &[0x81 | (u8::from(truncated) << 1), 0x80, 0, 1, 0, count, 0, 0, 0, 0]].concat();
     answer.extend(&question[12..at + 5]);
     if count == 1 {
         answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
@@ -111,14 +121,23 @@ fn services_have_addresses_of_both_families_for_every_program() {
 fn names_of_the_mesh_that_do_not_exist_go_nowhere() {
     let mesh = Mesh::new("unknown");
     let (web, _store, _host, upstream) = three(&mesh, CAPTURE);
-    for name in ["nosuch.mesh.internal", "nosuch.default.mesh.internal", "a.b.c.mesh.internal", "store.other.mesh.internal"] {
+    for name in [
+        "nosuch.mesh.internal",
+        "nosuch.default.mesh.internal",
+        "a.b.c.mesh.internal",
+        "store.other.mesh.internal",
+    ] {
         for family in ["ahostsv4", "ahostsv6"] {
             assert_eq!(look_up(&web.host, family, name), None, "{name}");
         }
         assert_eq!(exit_code_of(web.host.shop(["call", name, "80", "x"])), exit::NO_NAME);
     }
     assert_eq!(upstream.asked_for("mesh.internal"), []);
-    assert_eq!(look_up(&web.host, "ahostsv4", "example.test").as_deref(), Some("192.0.2.7"), "the way as such is open");
+    assert_eq!(
+        look_up(&web.host, "ahostsv4", "example.test").as_deref(),
+        Some("192.0.2.7"),
+        "the way as such is open"
+    );
 }
 
 #[test]
@@ -126,10 +145,14 @@ fn other_names_are_forwarded_over_udp_and_tcp() {
     let mesh = Mesh::new("forward");
     let (web, _store, _host, upstream) = three(&mesh, CAPTURE);
     assert_eq!(look_up(&web.host, "ahostsv4", "example.test").as_deref(), Some("192.0.2.7"));
-    assert!(upstream.asked_for("udp example.test").iter().all(|(_, from)| *from == IpAddr::from([10, 77, 0, 1])));
+    assert!(
+        upstream.asked_for("udp example.test").iter().all(|(_, from)| *from == IpAddr::from([10, 77, 0, 1]))
+    );
     assert!(!upstream.asked_for("udp example.test").is_empty());
     assert_eq!(look_up(&web.host, "ahostsv4", "large.test").as_deref(), Some("192.0.2.7"));
-    assert!(!upstream.asked_for("udp large.test").is_empty() && !upstream.asked_for("tcp large.test").is_empty());
+    assert!(
+        !upstream.asked_for("udp large.test").is_empty() && !upstream.asked_for("tcp large.test").is_empty()
+    );
 }
 
 #[test]
@@ -138,7 +161,10 @@ fn a_foreign_name_never_leads_to_a_virtual_address() {
     let (web, _store, _host, upstream) = three(&mesh, CAPTURE);
     assert_eq!(look_up(&web.host, "ahostsv4", "evil.test"), None);
     assert!(!upstream.asked_for("evil.test").is_empty(), "it was never asked");
-    let counted = web.metrics().lines().any(|line| line.starts_with("baremesh_dns_queries_total") && !line.ends_with(" 0"));
+    let counted = web
+        .metrics()
+        .lines()
+        .any(|line| line.starts_with("baremesh_dns_queries_total") && !line.ends_with(" 0"));
     assert!(counted, "{}", web.metrics());
 }
 
@@ -150,7 +176,10 @@ fn a_plain_name_server_answers_without_capture_of_port_53() {
     assert_eq!(look_up(&web.host, "ahostsv4", "store.mesh.internal"), None, "10.77.0.254 is no name server");
     assert!(!output_of(web.host.sh("nft list table inet baremesh")).contains("dport 53"));
     web.host.set_nameserver([127, 0, 0, 1]);
-    assert!(look_up(&web.host, "ahostsv4", "store.mesh.internal").is_some_and(|found| found.starts_with("240.240.")));
+    assert!(
+        look_up(&web.host, "ahostsv4", "store.mesh.internal")
+            .is_some_and(|found| found.starts_with("240.240."))
+    );
     assert_eq!(look_up(&web.host, "ahostsv4", "example.test").as_deref(), Some("192.0.2.7"));
     assert_eq!(output_of(web.host.shop(["call", "store", "80", "by name"])), "by name");
     // Programs that ask another server are left alone.

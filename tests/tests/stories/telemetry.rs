@@ -28,7 +28,10 @@ fn metrics_are_as_prometheus_wants_them() {
     store.wait_for_log("the call", |line| line["reporter"] == "destination");
     if run(web.host.sh("command -v promtool")).stdout.is_empty() {
         assert!(!baremesh_tests::is_root(), "promtool is missing: apt-get install prometheus");
-        return list_as_not_runnable("telemetry::metrics_are_as_prometheus_wants_them", "promtool, of Debian's package prometheus");
+        return list_as_not_runnable(
+            "telemetry::metrics_are_as_prometheus_wants_them",
+            "promtool, of Debian's package prometheus",
+        );
     }
     for member in [&web, &store] {
         let text = member.metrics();
@@ -37,7 +40,8 @@ fn metrics_are_as_prometheus_wants_them() {
         std::fs::write(&file, &text).expect("written");
         let mut check = member.host.sh("promtool check metrics < /run/baremesh/metrics");
         let checked = check.stdin(Stdio::null()).output().expect("promtool");
-        let said = String::from_utf8_lossy(&checked.stderr).into_owned() + &String::from_utf8_lossy(&checked.stdout);
+        let said =
+            String::from_utf8_lossy(&checked.stderr).into_owned() + &String::from_utf8_lossy(&checked.stdout);
         assert!(checked.status.success() && said.trim().is_empty(), "{said}");
     }
 }
@@ -71,12 +75,19 @@ fn every_connection_has_one_line_on_each_side() {
     let of = |member: &Member, reporter: &str| {
         member.log().into_iter().filter(|line| line["reporter"] == reporter).collect::<Vec<_>>()
     };
-    wait_until("all lines are written", || of(&web, "source").len() >= 51 && of(&store, "destination").len() >= 50);
+    wait_until("all lines are written", || {
+        of(&web, "source").len() >= 51 && of(&store, "destination").len() >= 50
+    });
     let (source, destination) = (of(&web, "source"), of(&store, "destination"));
     assert_eq!((source.len(), destination.len()), (51, 50));
-    for line in source.iter().chain(&destination).filter(|line| line["response_code_details"] != "no_such_port") {
+    for line in
+        source.iter().chain(&destination).filter(|line| line["response_code_details"] != "no_such_port")
+    {
         assert_eq!(line["response_code_details"], "-", "{line}");
-        assert!(line["bytes_sent"].as_u64() > Some(0) && line["bytes_sent"] == line["bytes_received"], "{line}");
+        assert!(
+            line["bytes_sent"].as_u64() > Some(0) && line["bytes_sent"] == line["bytes_received"],
+            "{line}"
+        );
         assert_eq!(line["source_principal"], "spiffe://mesh.internal/ns/hosts/sa/web");
     }
     assert_eq!(source.iter().filter(|line| line["response_code_details"] == "no_such_port").count(), 1);
