@@ -118,6 +118,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         mark,
         ports: config.ports,
         limits: config.limits,
+        outbound: config.outbound,
     };
     let log = start_access_log(&config.access_log)?;
     let workers = start_workers(listeners, &shared, &metrics, &log)?;
@@ -163,10 +164,10 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let _ = tokio::time::timeout(config.drain, source).await;
     keeping.inspect(tokio::task::JoinHandle::abort);
     drain(workers, &phase, config.drain).await;
-    if let Some(steward) = &steward {
-        if let Err(error) = steward.leave().await {
-            tracing::error!(%error, "the capture rules could not be exchanged for those of a gone agent");
-        }
+    if let Some(steward) = &steward
+        && let Err(error) = steward.leave().await
+    {
+        tracing::error!(%error, "the capture rules could not be exchanged for those of a gone agent");
     }
     if let Some(guard) = guard {
         let dismissed = tokio::task::spawn_blocking(move || guard.dismiss()).await;
@@ -186,7 +187,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
         tracing::warn!(%error, "the limit on open descriptors could not be raised");
     }
 }
@@ -195,7 +197,8 @@ fn raise_descriptor_limit() {
 async fn bind_listeners(config: &AgentConfig, mark: Mark) -> Result<Vec<Listeners>, AgentError> {
     let until = tokio::time::Instant::now() + PORTS_PATIENCE;
     loop {
-        let bound: io::Result<Vec<_>> = (0..config.workers).map(|_| Listeners::bind(config.ports, mark)).collect();
+        let bound: io::Result<Vec<_>> =
+            (0..config.workers).map(|_| Listeners::bind(config.ports, mark)).collect();
         match bound {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < until => {
                 tokio::time::sleep(PORTS_PATIENCE / 100).await;
@@ -239,7 +242,8 @@ fn bind_dns(
 
 fn start_guard(capture: &Capture, listeners: &[Listeners]) -> Result<Guard, AgentError> {
     let exe = std::env::current_exe().map_err(doing("finding the agent's own binary"))?;
-    let sockets: Vec<BorrowedFd<'_>> = listeners.iter().flat_map(Listeners::sockets).map(AsFd::as_fd).collect();
+    let sockets: Vec<BorrowedFd<'_>> =
+        listeners.iter().flat_map(Listeners::sockets).map(AsFd::as_fd).collect();
     Ok(Guard::spawn(&exe, &capture.gone_file(), &sockets)?)
 }
 

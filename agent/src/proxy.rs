@@ -8,6 +8,8 @@ pub mod error;
 pub mod hbone;
 /// The agent's own sockets.
 pub mod socket;
+/// Mutual TLS under a tunnel.
+pub mod tls;
 /// Bytes both ways.
 pub mod relay;
 /// Tunnels to other agents.
@@ -36,6 +38,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::attribution::{Attributor, Cgroups};
+use crate::capture::Outbound;
 use crate::credentials::Credentials;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
@@ -122,6 +125,8 @@ pub struct Shared {
     pub ports: Ports,
     /// Limits.
     pub limits: Limits,
+    /// What is captured, and so whether anything may leave the mesh through the agent.
+    pub outbound: Outbound,
 }
 
 /// One thread of the data path.
@@ -144,13 +149,18 @@ impl Listeners {
     /// Binds a worker's listeners, IPv6 too where the host has it.
     pub fn bind(ports: Ports, mark: Mark) -> io::Result<Self> {
         let listen = |port: u16| -> io::Result<Vec<std::net::TcpListener>> {
-            let v4 = socket::listen((Ipv4Addr::UNSPECIFIED, port).into(), mark)
-                .map_err(|error| io::Error::new(error.kind(), format!("listening on port {port}: {error}")))?;
+            let v4 = socket::listen((Ipv4Addr::UNSPECIFIED, port).into(), mark).map_err(|error| {
+                io::Error::new(error.kind(), format!("listening on port {port}: {error}"))
+            })?;
             // A host without IPv6 has no socket of that family; whatever else is wrong with it showed above.
             let v6 = socket::listen((Ipv6Addr::UNSPECIFIED, port).into(), mark).ok();
             Ok(std::iter::once(v4).chain(v6).collect())
         };
-        Ok(Self { outbound: listen(ports.outbound)?, inbound: listen(ports.inbound)?, hbone: listen(ports.hbone)? })
+        Ok(Self {
+            outbound: listen(ports.outbound)?,
+            inbound: listen(ports.inbound)?,
+            hbone: listen(ports.hbone)?,
+        })
     }
 
     /// All sockets: the guard holds them too, so that nobody else takes the ports when the agent is gone.

@@ -18,7 +18,7 @@ use baremesh_model::identity::Identity;
 use crate::proxy::error::{ProxyError, Reason};
 use crate::proxy::relay::Meter;
 use access_log::AccessLog;
-use metrics::{Metrics, Party, Series, SeriesKey, SeriesCache};
+use metrics::{Metrics, Party, Series, SeriesCache, SeriesKey};
 
 /// Which of the two agents reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use baremesh_model::peer_authentication::MtlsMode;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -16,7 +16,7 @@ use super::{AgentError, doing};
 use crate::admin::report::{
     CertificateReport, EndpointReport, LocalServiceReport, ServiceReport, SourceReport, StatusReport,
 };
-use crate::admin::server::{self, Answer, json, text, with};
+use crate::admin::server::{self, AdminSocket, Administer, Answer, json, text, with};
 use crate::capture;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
@@ -52,7 +52,7 @@ pub struct Agent {
 
 /// The three listeners.
 pub struct Sockets {
-    admin: UnixListener,
+    admin: AdminSocket,
     metrics: TcpListener,
     ready: TcpListener,
 }
@@ -62,7 +62,8 @@ impl Sockets {
     pub async fn bind(config: &AgentConfig) -> Result<Self, AgentError> {
         let path = config.directories.agent_socket();
         Ok(Self {
-            admin: server::bind_socket(&path).map_err(doing(format!("making the socket {}", path.display())))?,
+            admin: server::bind_socket(&path)
+                .map_err(doing(format!("making the socket {}", path.display())))?,
             metrics: server::bind_tcp(config.metrics).await.map_err(doing("serving metrics"))?,
             ready: server::bind_tcp(config.ready).await.map_err(doing("serving readiness"))?,
         })
@@ -72,10 +73,7 @@ impl Sockets {
     pub fn serve(self, agent: &Arc<Agent>) -> [JoinHandle<()>; 3] {
         let (for_admin, for_metrics, for_ready) = (Arc::clone(agent), Arc::clone(agent), Arc::clone(agent));
         [
-            tokio::spawn(server::serve_socket(self.admin, move |request| {
-                let agent = Arc::clone(&for_admin);
-                async move { Box::pin(agent.administrate(request)).await }
-            })),
+            tokio::spawn(server::serve_socket(self.admin, Socket(for_admin))),
             tokio::spawn(server::serve_tcp(self.metrics, move |request| {
                 std::future::ready(for_metrics.metrics(&request))
             })),
@@ -83,6 +81,23 @@ impl Sockets {
                 std::future::ready(for_ready.readiness(&request))
             })),
         ]
+    }
+}
+
+/// The agent as its administration socket sees it.
+#[derive(Clone)]
+struct Socket(Arc<Agent>);
+
+impl Administer for Socket {
+    /// No request of the agent has a body.
+    const MAX_BODY: usize = 0;
+
+    async fn answer(&self, _: u32, request: Request<Bytes>) -> Answer {
+        Box::pin(self.0.administrate(request)).await
+    }
+
+    fn refuse(&self, status: StatusCode, reason: String) -> Answer {
+        text(status, reason)
     }
 }
 
@@ -112,19 +127,32 @@ impl Agent {
         };
         match (method, path) {
             (&Method::GET, "/capture/plan") => text(StatusCode::OK, capture::render(&steward.plan())),
-            (&Method::GET, "/capture/status") => done(steward.status().await.map(|status| steward::in_words(&status))),
-            (&Method::POST, "/capture/confirm") => done(steward.confirm().await.map(|()| "confirmed".to_owned())),
+            (&Method::GET, "/capture/status") => {
+                done(steward.status().await.map(|status| steward::in_words(&status)))
+            }
+            (&Method::POST, "/capture/confirm") => {
+                done(steward.confirm().await.map(|()| "confirmed".to_owned()))
+            }
             (&Method::POST, "/capture/remove") => done(steward.remove().await.map(|()| "removed".to_owned())),
             (&Method::POST, "/capture/apply") => {
                 let seconds = query.strip_prefix("confirm=").map(str::parse::<u64>);
                 match seconds {
-                    None if query.is_empty() => done(steward.keep_from_now().await.map(|change| format!("{change:?}"))),
+                    None if query.is_empty() => {
+                        done(steward.keep_from_now().await.map(|change| format!("{change:?}")))
+                    }
                     Some(Ok(seconds)) if (1..=MAX_TRIAL.as_secs()).contains(&seconds) => {
                         let Ok(exe) = std::env::current_exe() else {
-                            return text(StatusCode::INTERNAL_SERVER_ERROR, "the agent's own binary is gone\n");
+                            return text(
+                                StatusCode::INTERNAL_SERVER_ERROR,
+                                "the agent's own binary is gone\n",
+                            );
                         };
                         let tried = steward.try_out(exe, Duration::from_secs(seconds)).await;
-                        done(tried.map(|change| format!("{change:?}, taken back in {seconds} s unless confirmed")))
+                        done(
+                            tried.map(|change| {
+                                format!("{change:?}, taken back in {seconds} s unless confirmed")
+                            }),
+                        )
                     }
                     _ => text(StatusCode::BAD_REQUEST, "confirm takes 1 to 3600 seconds\n"),
                 }
@@ -198,7 +226,9 @@ impl Agent {
         let not_ready = self.not_ready();
         let capture = match &self.steward {
             None => "off".to_owned(),
-            Some(steward) => steward.status().await.map_or_else(|error| error.to_string(), |s| steward::in_words(&s)),
+            Some(steward) => {
+                steward.status().await.map_or_else(|error| error.to_string(), |s| steward::in_words(&s))
+            }
         };
         let name = match &self.config.source {
             SourceConfig::Control => "control".to_owned(),

@@ -38,10 +38,15 @@ impl Worker {
     }
 
     /// Connects to the service's program.
-    pub(super) async fn deliver(&self, local: &LocalEndpoint, record: &mut Record) -> Result<TcpStream, ProxyError> {
+    pub(super) async fn deliver(
+        &self,
+        local: &LocalEndpoint,
+        record: &mut Record,
+    ) -> Result<TcpStream, ProxyError> {
         let address = local.deliver;
         record.upstream = Some(address);
-        let connected = socket::connect(address, None, self.shared.mark, self.shared.limits.connect_timeout).await;
+        let connected =
+            socket::connect(address, None, self.shared.mark, self.shared.limits.connect_timeout).await;
         connected.map_err(|source| ProxyError::Deliver { address, source })
     }
 }

@@ -133,7 +133,8 @@ mod tests {
     #[test]
     fn writes_what_it_reads() {
         let authority = "[fd00::1]:8080".parse().expect("an address");
-        let request = connect_request(authority, "10.0.0.9:1234".parse().expect("an address")).expect("a request");
+        let request =
+            connect_request(authority, "10.0.0.9:1234".parse().expect("an address")).expect("a request");
         assert_eq!(read_request(&request), Ok(Target::Address(authority)));
     }
 }

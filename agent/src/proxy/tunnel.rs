@@ -16,12 +16,12 @@ use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use http::StatusCode;
 use rustls_pki_types::ServerName;
-use tokio_rustls::TlsConnector;
 
 use super::error::ProxyError;
 use super::hbone::{self, DENIED};
 use super::relay::TunnelStream;
 use super::socket::{self, Mark};
+use super::tls;
 use crate::credentials::{Credential, Credentials};
 
 /// How long an unused tunnel is kept.
@@ -102,7 +102,9 @@ impl Drop for Place {
 impl Tunnel {
     /// Takes a place if the tunnel may still open streams.
     fn enter(self: &Arc<Self>) -> Option<Place> {
-        if self.over.load(Ordering::Relaxed) || Instant::now() >= self.retire_at || SystemTime::now() >= self.expires_at
+        if self.over.load(Ordering::Relaxed)
+            || Instant::now() >= self.retire_at
+            || SystemTime::now() >= self.expires_at
         {
             return None;
         }
@@ -173,7 +175,8 @@ impl Pool {
         slots.retain(|_, slot| {
             let mut tunnels = slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
             tunnels.retain(|tunnel| {
-                !tunnel.over.load(Ordering::Relaxed) && !(tunnel.is_unused() && now >= tunnel.retire_at)
+                let spent = tunnel.is_unused() && now >= tunnel.retire_at;
+                !spent && !tunnel.over.load(Ordering::Relaxed)
             });
             !tunnels.is_empty() || Arc::strong_count(slot) > 1
         });
@@ -211,21 +214,21 @@ impl Pool {
         let address = peer.agent;
         let connected = socket::connect(address, None, self.mark, self.connect_timeout).await;
         let stream = connected.map_err(|source| ProxyError::Connect { address, source })?;
-        let config = Arc::new(peer.credentials.caller(peer.source, peer.destination));
+        let config = peer.credentials.caller(peer.source, peer.destination);
         // A name that is no DNS name cannot be sent; the peer then shows what it shows the unnamed.
-        let name = ServerName::try_from(peer.destination.server_name()).unwrap_or_else(|_| placeholder_server_name());
-        let handshake = TlsConnector::from(config).connect(name, stream);
+        let name = ServerName::try_from(peer.destination.server_name())
+            .unwrap_or_else(|_| placeholder_server_name());
         let handshake_error = |source: io::Error| ProxyError::Handshake {
             address,
             source: io::Error::new(source.kind(), describe_io(&source)),
         };
-        let tls = tokio::time::timeout(self.connect_timeout, handshake)
+        let handshake = tokio::time::timeout(self.connect_timeout, tls::connect(config, name, stream));
+        let (tls, session) = handshake
             .await
             .map_err(|_| handshake_error(io::ErrorKind::TimedOut.into()))?
             .map_err(handshake_error)?;
-        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let leaf = leaf.ok_or_else(|| handshake_error(io::Error::other("the peer showed no certificate")))?;
-        let facts = peer_leaf_facts(leaf).map_err(|error| handshake_error(io::Error::other(error)))?;
+        let facts =
+            peer_leaf_facts(&session.peer).map_err(|error| handshake_error(io::Error::other(error)))?;
         let (sender, connection) = builder()
             .handshake::<_, Bytes>(tls)
             .await

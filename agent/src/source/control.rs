@@ -128,8 +128,12 @@ impl ControlSource {
             let began = tokio::time::Instant::now();
             match self.follow_once(local, publisher).await {
                 Ok(Ended::Goodbye) => return,
-                Ok(Ended::Closed) => tracing::info!(control = self.control, "the control server closed the session"),
-                Err(reason) => tracing::warn!(control = self.control, reason, "the control server is not in reach"),
+                Ok(Ended::Closed) => {
+                    tracing::info!(control = self.control, "the control server closed the session")
+                }
+                Err(reason) => {
+                    tracing::warn!(control = self.control, reason, "the control server is not in reach")
+                }
             }
             attempt = if began.elapsed() >= STEADY { 0 } else { attempt + 1 };
             tokio::select! {
@@ -154,9 +158,7 @@ impl ControlSource {
         followed.map_err(|error| error.to_string())
     }
 
-    async fn open_stream(
-        &self,
-    ) -> Result<(StreamReader, StreamWriter, tokio::task::JoinHandle<()>), String> {
+    async fn open_stream(&self) -> Result<(StreamReader, StreamWriter, tokio::task::JoinHandle<()>), String> {
         let credential = self.credential.clone().ok_or("there is no node credential to connect with")?;
         let control = Identity::control(self.bundle.trust_domain().clone());
         let mut config: ClientConfig =
