@@ -240,7 +240,9 @@ fn bind_dns(
         SocketAddr::from((Ipv4Addr::LOCALHOST, config.dns_port)),
         SocketAddr::from((Ipv6Addr::LOCALHOST, config.dns_port)),
     ];
-    Dns::bind(&listen, settings, zone).map(Some).map_err(doing("starting DNS"))
+    Dns::bind(&listen, settings, zone)
+        .map(Some)
+        .map_err(doing("starting DNS (is another agent running, or another name server?)"))
 }
 
 fn capture_settings(config: &AgentConfig) -> CaptureSettings {

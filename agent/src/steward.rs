@@ -149,6 +149,8 @@ impl Steward {
     /// Keeps the rules in step for as long as it is polled.
     pub async fn keep(self: Arc<Self>) {
         let mut changed = self.publisher.changed();
+        // A state may have come between the rules' first placing and this: it must not wait for the next look.
+        changed.mark_changed();
         let mut wait = LOOK;
         loop {
             tokio::select! {

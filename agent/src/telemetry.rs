@@ -5,6 +5,8 @@
 pub mod access_log;
 /// The metrics, and the series that connections count in.
 pub mod metrics;
+/// The forms that metrics are served in.
+pub mod text_format;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

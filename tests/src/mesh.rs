@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::fs;
-
 use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
@@ -107,6 +106,11 @@ impl Mesh {
 }
 
 impl Member {
+    /// The agent of a host that is a member by other means than a token.
+    pub fn of(host: Host) -> Self {
+        Self { host, agent: RefCell::new(None) }
+    }
+
     /// Writes the agent's configuration; it counts from the next start.
     #[track_caller]
     pub fn configure(&self, config: &str) {
@@ -130,6 +134,14 @@ impl Member {
     #[track_caller]
     pub fn wait_until_ready(&self) {
         wait_until("the agent is ready", || self.status().is_some_and(|status| status["ready"] == true));
+    }
+
+    /// Asks the agent to stop, and does not wait for its end.
+    #[track_caller]
+    pub fn tell_agent_to_stop(&self) -> Process {
+        let agent = self.agent.borrow_mut().take().expect("the agent was started");
+        agent.terminate();
+        agent
     }
 
     /// Kills the agent, as a crash would.

@@ -29,9 +29,8 @@ use crate::snapshot::{Snapshot, Transport};
 use crate::steward::{self, Mode, Steward};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::text_format;
 
-/// The media type of Prometheus's text form.
-const TEXT_FORM: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// How often the service manager is told that all is well, and readiness is looked at.
 const TELL: Duration = Duration::from_millis(200);
 /// The longest trial of capture rules.
@@ -168,7 +167,14 @@ impl Agent {
         }
         let dropped = &self.metrics.dropped_log_lines;
         dropped.inc_by(self.log.dropped().saturating_sub(dropped.get()));
-        with(StatusCode::OK, TEXT_FORM, self.metrics.render(self.dns.as_deref()).into_bytes())
+        let rendered = self.metrics.render(self.dns.as_deref());
+        let accept = request.headers().get(http::header::ACCEPT).and_then(|value| value.to_str().ok());
+        match text_format::wants_openmetrics(accept) {
+            true => with(StatusCode::OK, text_format::OPENMETRICS, rendered.into_bytes()),
+            false => {
+                with(StatusCode::OK, text_format::TEXT, text_format::from_openmetrics(&rendered).into_bytes())
+            }
+        }
     }
 
     fn readiness(&self, request: &Request<Bytes>) -> Answer {

@@ -32,7 +32,7 @@ const JITTER: f64 = 0.1;
 /// What rotation has to say about each identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RotationStatus {
-    /// Identities without a certificate, with the reason.
+    /// Why the last attempt failed, where it did. What is held meanwhile may still be valid.
     pub missing: BTreeMap<Identity, String>,
 }
 
@@ -240,9 +240,7 @@ impl Rotating {
     }
 
     fn missing(&self, identity: &Identity, reason: String) {
-        if !self.held.contains_key(identity) {
-            self.status().missing.insert(identity.clone(), reason);
-        }
+        self.status().missing.insert(identity.clone(), reason);
     }
 
     fn status(&self) -> std::sync::MutexGuard<'_, RotationStatus> {

@@ -26,6 +26,9 @@ use crate::credentials::{Credential, Credentials};
 
 /// How long an unused tunnel is kept.
 const IDLE: Duration = Duration::from_secs(300);
+/// How long a tunnel that stood before may take to answer a CONNECT. One whose peer has vanished looks like any other
+/// until a PING goes unanswered; a new tunnel finds out at once, and another endpoint can be tried.
+const KEPT_ANSWER: Duration = Duration::from_secs(3);
 /// How often a tunnel is looked at: whether it lives, is used, or is due to be replaced.
 const TICK: Duration = hbone::PING_INTERVAL;
 
@@ -58,11 +61,13 @@ pub struct Pool {
     connect_timeout: Duration,
 }
 
-/// The tunnels of one key. One handshake at a time: those who wait for it share what it yields.
+/// The tunnels of one key. One handshake at a time: those who wait for it share what it yields, be it a failure. Each
+/// would wait for a dead host's timeout in turn otherwise.
 #[derive(Default)]
 struct Slot {
     tunnels: Mutex<Vec<Arc<Tunnel>>>,
     connecting: tokio::sync::Mutex<()>,
+    failed: Mutex<Option<(Instant, ProxyError)>>,
 }
 
 /// One HTTP/2 connection to a peer.
@@ -138,7 +143,14 @@ impl Pool {
         let slot = self.slot(&peer);
         loop {
             let (place, age) = self.place(&slot, &peer).await?;
-            match request(&place, peer.agent, authority, client).await {
+            let asked = request(&place, peer.agent, authority, client);
+            let answered = match age {
+                Age::Fresh => asked.await,
+                Age::Kept => tokio::time::timeout(KEPT_ANSWER, asked).await.unwrap_or_else(|_| {
+                    Err(ProxyError::Tunnel { address: peer.agent, source: h2::Reason::CANCEL.into() })
+                }),
+            };
+            match answered {
                 // A kept tunnel may have gone while nobody looked. Nothing was sent: another one may be tried, and
                 // each turn uses one up.
                 Err(ProxyError::Tunnel { .. }) if age == Age::Kept => {
@@ -184,11 +196,15 @@ impl Pool {
         if let Some(place) = slot.enter() {
             return Ok((place, Age::Kept));
         }
+        let since = Instant::now();
         let _turn = slot.connecting.lock().await;
         if let Some(place) = slot.enter() {
             return Ok((place, Age::Kept));
         }
-        let tunnel = Box::pin(self.connect(peer)).await?;
+        if let Some(error) = slot.failed_since(since) {
+            return Err(error);
+        }
+        let tunnel = Box::pin(self.connect(peer)).await.inspect_err(|error| slot.remember(error))?;
         let place = tunnel.enter().ok_or(ProxyError::CertificateExpired)?;
         slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner).push(tunnel);
         Ok((place, Age::Fresh))
@@ -239,6 +255,31 @@ impl Slot {
         let tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
         // The fullest first, so that the others fall idle and can go.
         tunnels.iter().find_map(Tunnel::enter)
+    }
+
+    /// Why an attempt failed that ended after `since`, if one did.
+    fn failed_since(&self, since: Instant) -> Option<ProxyError> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.as_ref().filter(|(at, _)| *at >= since).and_then(|(_, error)| copy(error))
+    }
+
+    fn remember(&self, error: &ProxyError) {
+        let failed = copy(error).map(|error| (Instant::now(), error));
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+    }
+}
+
+/// The same error again, where it is one of connecting.
+fn copy(error: &ProxyError) -> Option<ProxyError> {
+    let again = |source: &io::Error| io::Error::new(source.kind(), source.to_string());
+    match error {
+        ProxyError::Connect { address, source } => {
+            Some(ProxyError::Connect { address: *address, source: again(source) })
+        }
+        ProxyError::Handshake { address, source } => {
+            Some(ProxyError::Handshake { address: *address, source: again(source) })
+        }
+        _ => None,
     }
 }
 

@@ -259,7 +259,7 @@ impl Metrics {
         }
     }
 
-    /// The text that Prometheus scrapes, in its own text form 0.0.4: every scraper reads it.
+    /// The text that Prometheus scrapes (OpenMetrics 1.0).
     pub fn render(&self, dns: Option<&DnsCounters>) -> String {
         if let Some(dns) = dns {
             self.take_dns(dns);
@@ -268,9 +268,9 @@ impl Metrics {
         let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         if prometheus_client::encoding::text::encode(&mut text, &registry).is_err() {
             // Writing to a string does not fail.
-            text.clear();
+            let _ = writeln!(text, "# EOF");
         }
-        in_text_form(&text)
+        text
     }
 
     fn take_dns(&self, dns: &DnsCounters) {
@@ -350,37 +350,6 @@ impl Metrics {
     }
 }
 
-/// The encoder writes OpenMetrics, where a counter's HELP and TYPE name it without `_total`. Prometheus's own form has
-/// the full name there, and no end mark.
-fn in_text_form(open_metrics: &str) -> String {
-    let mut text = String::with_capacity(open_metrics.len());
-    let mut help = None;
-    for line in open_metrics.lines() {
-        if line.starts_with("# HELP ") {
-            help = Some(line);
-        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
-            let suffix = if kind.ends_with(" counter") { "_total" } else { "" };
-            for (word, rest) in help.take().and_then(split_help).into_iter().chain(split_type(kind)) {
-                let _ = writeln!(text, "# {word}{suffix} {rest}");
-            }
-        } else if line != "# EOF" && !line.starts_with("# UNIT ") {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    text
-}
-
-fn split_help(line: &str) -> Option<(String, &str)> {
-    let (name, help) = line.strip_prefix("# HELP ")?.split_once(' ')?;
-    Some((format!("HELP {name}"), help))
-}
-
-fn split_type(kind: &str) -> Option<(String, &str)> {
-    let (name, kind) = kind.split_once(' ')?;
-    Some((format!("TYPE {name}"), kind))
-}
-
 /// A worker's memory of the series that it counts in, so that a connection costs one look-up and no rendering
 /// of labels.
 #[derive(Default)]
@@ -412,28 +381,5 @@ impl SeriesCache {
             }
             keep
         });
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn writes_every_family_with_its_help_under_its_full_name() {
-        let metrics = Metrics::new("m");
-        metrics.failed(Reporter::Source, Reason::Denied);
-        metrics.issue_failures.inc();
-        let text = metrics.render(None);
-        for line in [
-            "# HELP baremesh_issue_failures_total Certificate requests that failed.",
-            "# TYPE baremesh_issue_failures_total counter",
-            "baremesh_issue_failures_total 1",
-            "# TYPE baremesh_tunnels gauge",
-            "baremesh_connection_failures_total{reporter=\"source\",reason=\"denied\"} 1",
-        ] {
-            assert!(text.lines().any(|found| found == line), "{line} in {text}");
-        }
-        assert!(!text.contains("# EOF"));
     }
 }
