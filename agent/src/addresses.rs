@@ -16,11 +16,8 @@ pub fn detect(towards: Option<SocketAddr>) -> io::Result<Vec<IpAddr>> {
     let preferred = towards.into_iter().chain([ELSEWHERE]).find_map(source_towards);
     let of_preferred = interfaces.iter().find(|interface| Some(interface.ip()) == preferred);
     let Some(chosen) = of_preferred.or_else(|| interfaces.first()) else { return Ok(Vec::new()) };
-    let mut addresses: Vec<IpAddr> = interfaces
-        .iter()
-        .filter(|interface| interface.name == chosen.name)
-        .map(Interface::ip)
-        .collect();
+    let mut addresses: Vec<IpAddr> =
+        interfaces.iter().filter(|interface| interface.name == chosen.name).map(Interface::ip).collect();
     addresses.sort_by_key(|address| (address.is_ipv6(), Some(*address) != preferred));
     addresses.dedup();
     Ok(addresses)
@@ -37,7 +34,8 @@ fn is_usable(interface: &Interface) -> bool {
 
 /// The source address that the kernel would take towards a destination. Connecting a UDP socket sends nothing.
 fn source_towards(destination: SocketAddr) -> Option<IpAddr> {
-    let any: SocketAddr = if destination.is_ipv4() { "0.0.0.0:0".parse().ok()? } else { "[::]:0".parse().ok()? };
+    let any: SocketAddr =
+        if destination.is_ipv4() { "0.0.0.0:0".parse().ok()? } else { "[::]:0".parse().ok()? };
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect(destination).ok()?;
     socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())

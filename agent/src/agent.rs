@@ -1,6 +1,8 @@
 //! The agent's life: everything is prepared and checked, the data path starts, the rules are put in place, and only
 //! then is the agent ready. It ends the other way round, and leaves the rules for a gone agent behind it.
 
+/// The guard's post, which is never left empty.
+mod guard_post;
 /// What is read and checked before anything starts.
 mod prepare;
 /// The routes of the administration socket, the metrics and the readiness.
@@ -8,7 +10,6 @@ mod routes;
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
@@ -17,8 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::attribution::Cgroups;
-use crate::capture::guard::Guard;
-use crate::capture::{AGENT_MARK, AgentPorts, Capture, CaptureError, DnsCapture};
+use crate::capture::{AGENT_MARK, AgentPorts, CaptureError, DnsCapture};
 use crate::config::{AccessLogTarget, AgentConfig, ConfigError, DnsMode};
 use crate::credentials::Credentials;
 use crate::dns::{Dns, DnsConfig, SocketMark, Upstreams, Zone};
@@ -33,6 +33,7 @@ use crate::steward::{Mode, Steward};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{self, AccessLog};
 use crate::telemetry::metrics::Metrics;
+use guard_post::GuardPost;
 use prepare::{Prepared, Source};
 
 pub use prepare::empty_mesh;
@@ -76,7 +77,7 @@ pub(crate) fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentE
 
 /// Runs the agent until SIGTERM or SIGINT.
 pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
-    raise_descriptor_limit();
+    let descriptors = raise_descriptor_limit();
     let prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
     let publisher = Publisher::new(
@@ -91,7 +92,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let dns = bind_dns(&config, &prepared, &publisher, mark)?;
     let listeners = bind_listeners(&config, mark).await?;
     let capture = prepare::capture(&config)?;
-    let guard = capture.as_ref().map(|capture| start_guard(capture, &listeners)).transpose()?;
+    let guard = capture.as_ref().map(|capture| GuardPost::start(capture, &listeners)).transpose()?;
     let admin = routes::Sockets::bind(&config).await?;
 
     let credentials = Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&prepared.bundle), [])));
@@ -117,7 +118,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         connections: Arc::default(),
         mark,
         ports: config.ports,
-        limits: config.limits,
+        limits: config.limits.within(descriptors),
+        outbound: config.outbound,
     };
     let log = start_access_log(&config.access_log)?;
     let workers = start_workers(listeners, &shared, &metrics, &log)?;
@@ -153,6 +155,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         }
         None => None,
     };
+    let (relieve, relieved) = tokio::sync::oneshot::channel();
+    let guarding = guard.map(|post| tokio::spawn(post.keep(relieved)));
     let reporting = tokio::spawn(routes::tell_service_manager(Arc::clone(&agent)));
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = config.workers, "baremesh agent runs");
 
@@ -163,16 +167,15 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let _ = tokio::time::timeout(config.drain, source).await;
     keeping.inspect(tokio::task::JoinHandle::abort);
     drain(workers, &phase, config.drain).await;
-    if let Some(steward) = &steward {
-        if let Err(error) = steward.leave().await {
-            tracing::error!(%error, "the capture rules could not be exchanged for those of a gone agent");
-        }
+    if let Some(steward) = &steward
+        && let Err(error) = steward.leave().await
+    {
+        tracing::error!(%error, "the capture rules could not be exchanged for those of a gone agent");
     }
-    if let Some(guard) = guard {
-        let dismissed = tokio::task::spawn_blocking(move || guard.dismiss()).await;
-        if !matches!(dismissed, Ok(Ok(()))) {
-            tracing::warn!("the guard did not leave by itself");
-        }
+    if let Some(guarding) = guarding {
+        let _ = relieve.send(());
+        // A panic there has been reported already.
+        let _ = guarding.await;
     }
     phase.send_replace(Phase::Closing);
     for task in [rotating, reporting].into_iter().chain(dns_serving).chain(serving) {
@@ -182,20 +185,23 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     Ok(())
 }
 
-/// As many descriptors as the host allows: a connection takes one or two.
-fn raise_descriptor_limit() {
+/// As many descriptors as the host allows: a connection takes one or two. Returns how many there are.
+fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
         tracing::warn!(%error, "the limit on open descriptors could not be raised");
     }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// Takes the ports, waiting a little for the guard of an agent that has just died to let go of them.
 async fn bind_listeners(config: &AgentConfig, mark: Mark) -> Result<Vec<Listeners>, AgentError> {
     let until = tokio::time::Instant::now() + PORTS_PATIENCE;
     loop {
-        let bound: io::Result<Vec<_>> = (0..config.workers).map(|_| Listeners::bind(config.ports, mark)).collect();
+        let bound: io::Result<Vec<_>> =
+            (0..config.workers).map(|_| Listeners::bind(config.ports, mark)).collect();
         match bound {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < until => {
                 tokio::time::sleep(PORTS_PATIENCE / 100).await;
@@ -234,13 +240,9 @@ fn bind_dns(
         SocketAddr::from((Ipv4Addr::LOCALHOST, config.dns_port)),
         SocketAddr::from((Ipv6Addr::LOCALHOST, config.dns_port)),
     ];
-    Dns::bind(&listen, settings, zone).map(Some).map_err(doing("starting DNS"))
-}
-
-fn start_guard(capture: &Capture, listeners: &[Listeners]) -> Result<Guard, AgentError> {
-    let exe = std::env::current_exe().map_err(doing("finding the agent's own binary"))?;
-    let sockets: Vec<BorrowedFd<'_>> = listeners.iter().flat_map(Listeners::sockets).map(AsFd::as_fd).collect();
-    Ok(Guard::spawn(&exe, &capture.gone_file(), &sockets)?)
+    Dns::bind(&listen, settings, zone)
+        .map(Some)
+        .map_err(doing("starting DNS (is another agent running, or another name server?)"))
 }
 
 fn capture_settings(config: &AgentConfig) -> CaptureSettings {
@@ -350,7 +352,7 @@ async fn until_told_to_stop(agent: &routes::Agent) -> Result<(), AgentError> {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
-                if let Err(error) = agent.reload() {
+                if let Err(error) = agent.reload().await {
                     tracing::error!(%error, "the registrations were not taken");
                 }
             }

@@ -307,7 +307,9 @@ impl AgentConfig {
                 Some("off") => AccessLogTarget::Off,
                 Some(file) if file.starts_with('/') => AccessLogTarget::File(file.into()),
                 Some(other) => {
-                    return Err(content(format!("telemetry.access_log: `{other}` is not stdout, off or an absolute path")));
+                    return Err(content(format!(
+                        "telemetry.access_log: `{other}` is not stdout, off or an absolute path"
+                    )));
                 }
             },
             drain: seconds(raw.drain_seconds, Duration::from_secs(30)),
@@ -318,9 +320,12 @@ impl AgentConfig {
 
     fn check(self) -> Result<Self, String> {
         if self.limits.idle_timeout.is_zero() || self.limits.connect_timeout.is_zero() {
-            return Err("a timeout of 0 would end every connection at once: leave it out for the default".to_owned());
+            return Err(
+                "a timeout of 0 would end every connection at once: leave it out for the default".to_owned()
+            );
         }
-        if let Some(address) = self.addresses.iter().find(|a| a.is_loopback() || a.is_unspecified() || a.is_multicast())
+        if let Some(address) =
+            self.addresses.iter().find(|a| a.is_loopback() || a.is_unspecified() || a.is_multicast())
         {
             return Err(format!("addresses: no other host reaches this one at {address}"));
         }
@@ -338,7 +343,8 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<AgentConfig, String> {
-        AgentConfig::parse(text, Directories::default(), Path::new("agent.toml")).map_err(|error| error.to_string())
+        AgentConfig::parse(text, Directories::default(), Path::new("agent.toml"))
+            .map_err(|error| error.to_string())
     }
 
     #[test]

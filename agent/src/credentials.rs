@@ -85,7 +85,8 @@ impl Credentials {
     pub fn listener(self: &Arc<Self>, unnamed: Option<&Identity>) -> Arc<ServerConfig> {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || {
-            let resolver = ByServerName::new(self, unnamed.and_then(|identity| self.by_identity.get(identity)));
+            let resolver =
+                ByServerName::new(self, unnamed.and_then(|identity| self.by_identity.get(identity)));
             Arc::new(server_config(Arc::new(resolver), Arc::clone(&self.bundle)))
         };
         Arc::clone(listeners.entry(unnamed.cloned()).or_insert_with(make))
@@ -123,7 +124,8 @@ struct ByServerName {
 impl ByServerName {
     fn new(credentials: &Credentials, unnamed: Option<&Arc<Credential>>) -> Self {
         let named = |held: &Arc<Credential>| (held.identity.server_name(), Arc::clone(&held.key));
-        let validity = |held: &Arc<Credential>| (held.identity.server_name(), (held.not_before, held.not_after));
+        let validity =
+            |held: &Arc<Credential>| (held.identity.server_name(), (held.not_before, held.not_after));
         Self {
             named: credentials.services().map(named).collect(),
             unnamed: unnamed.map(|held| Arc::clone(&held.key)),

@@ -101,14 +101,16 @@ impl Membership {
         let text = String::from_utf8(text).map_err(|error| content(&path, error.to_string()))?;
         let raw: RawMesh = toml::from_str(&text).map_err(|error| content(&path, error.to_string()))?;
         let host = Label::new(&raw.host).map_err(|error| content(&path, error.to_string()))?;
-        let trust_domain = TrustDomain::new(&raw.trust_domain).map_err(|error| content(&path, error.to_string()))?;
+        let trust_domain =
+            TrustDomain::new(&raw.trust_domain).map_err(|error| content(&path, error.to_string()))?;
         let domain = raw.domain.as_deref().map(Domain::new).transpose();
         let domain = domain.map_err(|error| content(&path, error.to_string()))?;
         let roots = directory.join(ROOTS_FILE);
         let bundle = TrustBundle::from_pem(trust_domain, &read(&roots)?);
         let bundle = bundle.map_err(|error| content(&roots, error.to_string()))?;
         let node = directory.join(NODE_FILE);
-        let pem = String::from_utf8(read_secret(&node)?).map_err(|error| content(&node, error.to_string()))?;
+        let pem =
+            String::from_utf8(read_secret(&node)?).map_err(|error| content(&node, error.to_string()))?;
         let issued = Issued::from_pem(&pem).map_err(|error| content(&node, error.to_string()))?;
         Ok(Self { host, control: raw.control, domain, bundle: Arc::new(bundle), node: Arc::new(issued) })
     }

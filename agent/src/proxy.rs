@@ -8,6 +8,8 @@ pub mod error;
 pub mod hbone;
 /// The agent's own sockets.
 pub mod socket;
+/// Mutual TLS under a tunnel.
+pub mod tls;
 /// Bytes both ways.
 pub mod relay;
 /// Tunnels to other agents.
@@ -32,10 +34,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::attribution::{Attributor, Cgroups};
+use crate::capture::Outbound;
 use crate::credentials::Credentials;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
@@ -76,6 +80,22 @@ pub struct Limits {
     pub max_connections: usize,
     /// Endpoints that are tried for one connection.
     pub max_attempts: usize,
+}
+
+/// Descriptors that connections leave free: administration, metrics and readiness (64 each), connections that were
+/// accepted and are about to be refused, the pipes of nft, files, name servers.
+const RESERVED_DESCRIPTORS: u64 = 384;
+/// The most that one connection takes: its own socket, and the one that it is carried on.
+const DESCRIPTORS_A_CONNECTION: u64 = 2;
+
+impl Limits {
+    /// With no more connections than there are descriptors for. What comes beyond is refused at once, and the agent
+    /// itself still answers.
+    pub fn within(self, descriptors: u64) -> Self {
+        let spare = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 4);
+        let most = usize::try_from(spare / DESCRIPTORS_A_CONNECTION).unwrap_or(usize::MAX).max(1);
+        Self { max_connections: self.max_connections.min(most), ..self }
+    }
 }
 
 impl Default for Limits {
@@ -122,6 +142,8 @@ pub struct Shared {
     pub ports: Ports,
     /// Limits.
     pub limits: Limits,
+    /// What is captured, and so whether anything may leave the mesh through the agent.
+    pub outbound: Outbound,
 }
 
 /// One thread of the data path.
@@ -144,13 +166,25 @@ impl Listeners {
     /// Binds a worker's listeners, IPv6 too where the host has it.
     pub fn bind(ports: Ports, mark: Mark) -> io::Result<Self> {
         let listen = |port: u16| -> io::Result<Vec<std::net::TcpListener>> {
-            let v4 = socket::listen((Ipv4Addr::UNSPECIFIED, port).into(), mark)
-                .map_err(|error| io::Error::new(error.kind(), format!("listening on port {port}: {error}")))?;
+            let v4 = socket::listen((Ipv4Addr::UNSPECIFIED, port).into(), mark).map_err(|error| {
+                io::Error::new(error.kind(), format!("listening on port {port}: {error}"))
+            })?;
             // A host without IPv6 has no socket of that family; whatever else is wrong with it showed above.
             let v6 = socket::listen((Ipv6Addr::UNSPECIFIED, port).into(), mark).ok();
             Ok(std::iter::once(v4).chain(v6).collect())
         };
-        Ok(Self { outbound: listen(ports.outbound)?, inbound: listen(ports.inbound)?, hbone: listen(ports.hbone)? })
+        // Accepted sockets inherit it: should the agent be killed, its callers see a reset, and no end that looks whole.
+        let for_programs = |port: u16| -> io::Result<Vec<std::net::TcpListener>> {
+            let listeners = listen(port)?;
+            let reset = |listener| SockRef::from(listener).set_linger(Some(Duration::ZERO));
+            listeners.iter().try_for_each(reset)?;
+            Ok(listeners)
+        };
+        Ok(Self {
+            outbound: for_programs(ports.outbound)?,
+            inbound: for_programs(ports.inbound)?,
+            hbone: listen(ports.hbone)?,
+        })
     }
 
     /// All sockets: the guard holds them too, so that nobody else takes the ports when the agent is gone.
@@ -248,5 +282,23 @@ struct Entered(Arc<AtomicUsize>);
 impl Drop for Entered {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_the_agent_itself() {
+        let check = |descriptors, expected| {
+            let limits = Limits { max_connections: 5_000, ..Limits::default() }.within(descriptors);
+            assert_eq!(limits.max_connections, expected, "{descriptors}");
+        };
+        check(u64::MAX, 5_000);
+        check(20_000, 5_000);
+        check(1024, 320);
+        check(384, 48);
+        check(0, 1);
     }
 }

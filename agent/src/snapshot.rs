@@ -91,7 +91,6 @@ impl LocalEndpoint {
             source_ip,
             destination_ip: self.advertised.ip(),
             destination_port: self.advertised.port(),
-            sni: None,
         })
     }
 }
@@ -137,7 +136,9 @@ impl Snapshot {
             let port = service.ports.iter().position(|port| port.port == destination.port());
             return match port {
                 Some(index) => Ok(Route::Service(Arc::clone(service), index)),
-                None => Err(ProxyError::NoSuchPort { service: service.key.clone(), port: destination.port() }),
+                None => {
+                    Err(ProxyError::NoSuchPort { service: service.key.clone(), port: destination.port() })
+                }
             };
         }
         if self.mesh.config.virtual_ranges.contains(destination.ip()) {
@@ -156,7 +157,8 @@ impl Snapshot {
 
     /// The service of this host that is reached at `destination`, a delivery address or one of the host's.
     pub fn local(&self, destination: SocketAddr) -> Option<&Arc<LocalEndpoint>> {
-        let by_port = || self.captured_ports.get(&destination.port()).filter(|_| self.is_here(destination.ip()));
+        let by_port =
+            || self.captured_ports.get(&destination.port()).filter(|_| self.is_here(destination.ip()));
         self.captured.get(&destination).or_else(by_port)
     }
 
@@ -197,12 +199,20 @@ impl Snapshot {
     /// What the DNS server answers for `name`, lower case, without the final dot.
     pub fn find_name(&self, name: &str) -> Found {
         let config = &self.mesh.config;
-        let ours = name.strip_suffix(config.domain.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        let ours = name
+            .strip_suffix(config.domain.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
         let key = Key::resolve(name, &baremesh_model::name::default_namespace(), &config.domain);
         match key.ok().and_then(|key| self.services.get(&key)) {
             Some(service) => {
-                let v4 = service.addresses.iter().filter_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
-                let v6 = service.addresses.iter().filter_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
+                let v4 = service
+                    .addresses
+                    .iter()
+                    .filter_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
+                let v6 = service
+                    .addresses
+                    .iter()
+                    .filter_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
                 Found::Service { v4: v4.collect(), v6: v6.collect() }
             }
             // A namespace is a name with others below it: saying that it does not exist would deny those too.
@@ -229,3 +239,6 @@ impl Snapshot {
         address.is_loopback() || self.host.addresses.contains(&address)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,8 +26,18 @@ pub enum Mode {
     Keep,
     /// Leaves them alone: nobody asked for them yet, or somebody had them removed.
     Off,
-    /// They stand on trial: unless somebody confirms them they take themselves back.
-    Trial,
+    /// They stand on trial: unless somebody confirms them they take themselves back, to those that were kept before
+    /// or to none.
+    Trial(Before),
+}
+
+/// What rules on trial give way to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    /// Rules that were kept.
+    Kept,
+    /// None.
+    Nothing,
 }
 
 /// The keeper of the rules.
@@ -84,7 +94,8 @@ impl Steward {
     pub async fn try_out(&self, exe: PathBuf, limit: Duration) -> Result<Change, CaptureError> {
         let plan = self.plan();
         let applied = self.on_capture(move |capture| capture.apply_with_confirm(&exe, &plan, limit)).await?;
-        self.set_mode(Mode::Trial);
+        let before = if self.mode() == Mode::Keep { Before::Kept } else { Before::Nothing };
+        self.set_mode(Mode::Trial(before));
         self.tell(None);
         Ok(applied.change)
     }
@@ -110,7 +121,7 @@ impl Steward {
         self.set_mode(Mode::Off);
         match mode {
             Mode::Off => Ok(()),
-            Mode::Keep | Mode::Trial => self.on_capture(|capture| apply_gone(&capture.gone_file())).await,
+            Mode::Keep | Mode::Trial(_) => self.on_capture(|capture| apply_gone(&capture.gone_file())).await,
         }
     }
 
@@ -138,6 +149,8 @@ impl Steward {
     /// Keeps the rules in step for as long as it is polled.
     pub async fn keep(self: Arc<Self>) {
         let mut changed = self.publisher.changed();
+        // A state may have come between the rules' first placing and this: it must not wait for the next look.
+        changed.mark_changed();
         let mut wait = LOOK;
         loop {
             tokio::select! {
@@ -153,8 +166,8 @@ impl Steward {
             match self.mode() {
                 Mode::Keep => {}
                 Mode::Off => continue,
-                Mode::Trial => {
-                    self.look_at_trial().await;
+                Mode::Trial(before) => {
+                    self.look_at_trial(before).await;
                     continue;
                 }
             }
@@ -172,12 +185,16 @@ impl Steward {
         }
     }
 
-    /// Rules that took themselves back are off.
-    async fn look_at_trial(&self) {
+    /// Rules that took themselves back have left what was before them.
+    async fn look_at_trial(&self, before: Before) {
         let pending = self.on_capture(|capture| Ok(capture.is_unconfirmed())).await;
-        if matches!(pending, Ok(false)) {
-            self.set_mode(Mode::Off);
-            self.tell(Some("the capture rules were not confirmed, and took themselves back".to_owned()));
+        match (pending, before) {
+            (Ok(false), Before::Kept) => self.set_mode(Mode::Keep),
+            (Ok(false), Before::Nothing) => {
+                self.set_mode(Mode::Off);
+                self.tell(Some("the capture rules were not confirmed, and took themselves back".to_owned()));
+            }
+            (Ok(true) | Err(_), _) => {}
         }
     }
 

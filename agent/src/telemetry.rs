@@ -5,6 +5,8 @@
 pub mod access_log;
 /// The metrics, and the series that connections count in.
 pub mod metrics;
+/// The forms that metrics are served in.
+pub mod text_format;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use baremesh_model::identity::Identity;
 use crate::proxy::error::{ProxyError, Reason};
 use crate::proxy::relay::Meter;
 use access_log::AccessLog;
-use metrics::{Metrics, Party, Series, SeriesKey, SeriesCache};
+use metrics::{Metrics, Party, Series, SeriesCache, SeriesKey};
 
 /// Which of the two agents reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -37,6 +37,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
+use baremesh_agent::admin::server::{bind_socket, serve_socket};
 use baremesh_agent::config::Directories;
 use baremesh_ca::authority::Authority;
 use baremesh_ca::client::CONTROL_PORT;
@@ -212,13 +213,14 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     // Last of all that can fail: what answers at the socket answers for all of it.
     make_directory(&directories.runtime, 0o755)?;
     let socket = directories.control_socket();
-    let administration = socket::bind(&socket)?;
+    let administration =
+        bind_socket(&socket).with_context(|| format!("{} cannot be listened on", socket.display()))?;
 
     let (mut tasks, mut connections) = (JoinSet::new(), JoinSet::new());
     tasks.spawn(async move { control.run().await });
     tasks.spawn(certificate.keep());
     tasks.spawn(following.run());
-    tasks.spawn(socket::serve(server.clone(), administration));
+    tasks.spawn(serve_socket(administration, socket::Administration(server.clone())));
     let tls = baremesh_ca::tls::control_server_config(server.certificate.clone(), bundle);
     let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
     for listener in listeners {

@@ -5,3 +5,14 @@ pub mod hosts;
 pub mod shop;
 
 pub mod hidden;
+
+mod patience;
+mod member;
+mod stage;
+mod steps;
+mod report;
+mod try_out;
+mod show;
+
+pub use report::Form;
+pub use show::{Afterwards, run};

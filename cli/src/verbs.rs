@@ -17,6 +17,7 @@ mod certs;
 mod completions;
 mod control;
 mod delete;
+mod demo;
 mod docs;
 mod get;
 mod host;
@@ -111,10 +112,10 @@ enum Verb {
     Certs(certs::Certs),
     Capture(capture::Capture),
     Alarm(alarm::Alarm),
+    Demo(demo::Demo),
     Version(version::Version),
     Completions(completions::Completions),
-    #[command(name = "docs-resources", hide = true)]
-    DocsResources(docs::DocsResources),
+    Reference(docs::Reference),
     #[command(name = "verify-chain", hide = true)]
     VerifyChain(verify_chain::VerifyChain),
 }
@@ -157,9 +158,10 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Certs(verb) => verb.run(&global),
         Verb::Capture(verb) => verb.run(&global),
         Verb::Alarm(verb) => verb.run(&global),
+        Verb::Demo(verb) => verb.run(&global),
         Verb::Version(verb) => verb.run(&global),
         Verb::Completions(verb) => verb.run(&global),
-        Verb::DocsResources(verb) => verb.run(&global),
+        Verb::Reference(verb) => verb.run(&global),
         Verb::VerifyChain(verb) => verb.run(),
     }
 }
@@ -230,9 +232,10 @@ mod tests {
             "baremesh capture guard 7 /run/gone.nft",
             "baremesh capture revert /run/baremesh 60",
             "baremesh capture gone --file /run/gone.nft",
+            "baremesh demo --once -o json",
             "baremesh completions bash",
             "baremesh analyze a.toml b.yaml",
-            "baremesh docs-resources",
+            "baremesh reference",
             "baremesh verify-chain --roots r.pem --chain c.pem --purpose client --time 1700000000",
         ] {
             check(line, Ok(()));

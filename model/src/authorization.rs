@@ -114,8 +114,6 @@ pub enum Condition {
     DestinationIp(Match<IpNet>),
     /// `destination.port`
     DestinationPort(Match<u16>),
-    /// `connection.sni`
-    ConnectionSni(Match<Pattern>),
 }
 
 /// The facts of a connection that policies decide on. None of them is taken from what the peer says of itself.
@@ -129,8 +127,6 @@ pub struct Connection<'a> {
     pub destination_ip: IpAddr,
     /// The workload's port.
     pub destination_port: u16,
-    /// The server name of a captured TLS connection, if it was read.
-    pub sni: Option<&'a str>,
 }
 
 /// What the policies came to.
@@ -290,9 +286,6 @@ impl Facts<'_> {
             }
             Condition::DestinationIp(blocks) => address(blocks, connection.destination_ip),
             Condition::DestinationPort(ports) => ports.allows(|port| *port == connection.destination_port),
-            Condition::ConnectionSni(names) => {
-                names.allows(|name| connection.sni.is_some_and(|sni| name.matches(sni)))
-            }
         }
     }
 
@@ -367,7 +360,6 @@ mod tests {
             source_ip: "10.0.0.1".parse().expect("an address"),
             destination_ip: "10.0.0.2".parse().expect("an address"),
             destination_port: 8080,
-            sni: None,
         });
         assert_eq!(decision.verdict.allows(), allowed, "{caller:?}: {}", decision.verdict);
         decision

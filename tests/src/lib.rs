@@ -16,11 +16,13 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 mod hosts;
+mod load;
 mod mesh;
 
 pub use baremesh::demo::hosts::{Pcap, Privilege, WAIT_BOUND};
 pub use baremesh::demo::shop::exit;
 pub use hosts::{Capture, Host, Net, Process};
+pub use load::{Load, errors_of, wait_for_errors};
 pub use mesh::{Member, Mesh};
 
 /// Names the binary that the stories are about, if it is not the one that was built beside them.

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::fs;
-
 use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
@@ -72,7 +71,8 @@ impl Mesh {
     #[track_caller]
     pub fn token(&self, services: &[&str]) -> String {
         let granted = services.iter().flat_map(|service| ["--service", service]);
-        let command = self.control.baremesh(["token", "create", "--output", "json"].into_iter().chain(granted));
+        let command =
+            self.control.baremesh(["token", "create", "--output", "json"].into_iter().chain(granted));
         let made: Value = serde_json::from_str(&output_of(command)).expect("JSON");
         made["token"].as_str().expect("a token").to_owned()
     }
@@ -106,6 +106,11 @@ impl Mesh {
 }
 
 impl Member {
+    /// The agent of a host that is a member by other means than a token.
+    pub fn of(host: Host) -> Self {
+        Self { host, agent: RefCell::new(None) }
+    }
+
     /// Writes the agent's configuration; it counts from the next start.
     #[track_caller]
     pub fn configure(&self, config: &str) {
@@ -129,6 +134,14 @@ impl Member {
     #[track_caller]
     pub fn wait_until_ready(&self) {
         wait_until("the agent is ready", || self.status().is_some_and(|status| status["ready"] == true));
+    }
+
+    /// Asks the agent to stop, and does not wait for its end.
+    #[track_caller]
+    pub fn tell_agent_to_stop(&self) -> Process {
+        let agent = self.agent.borrow_mut().take().expect("the agent was started");
+        agent.terminate();
+        agent
     }
 
     /// Kills the agent, as a crash would.
@@ -161,7 +174,9 @@ impl Member {
         wait_until("the registered service has its certificate", || {
             let status = self.status().unwrap_or_default();
             let services = status["services"].as_array().cloned().unwrap_or_default();
-            services.iter().any(|service| service["service"] == key.as_str() && service["certificate"] == true)
+            services
+                .iter()
+                .any(|service| service["service"] == key.as_str() && service["certificate"] == true)
         });
     }
 
@@ -191,7 +206,8 @@ impl Member {
     /// The lines of the access log, of all starts of the agent, in their order.
     pub fn log(&self) -> Vec<Value> {
         let directory = self.host.directory().join("log");
-        let mut files: Vec<_> = fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        let mut files: Vec<_> =
+            fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).collect();
         files.retain(|file| {
             let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
             name.starts_with("agent") && name.ends_with(".out")

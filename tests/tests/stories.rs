@@ -1,8 +1,67 @@
 //! Every story, in one test binary: it links once, and stories run side by side.
 
+#[path = "stories/pair.rs"]
+mod pair;
+#[path = "stories/peer.rs"]
+mod peer;
+#[path = "stories/signer.rs"]
+mod signer;
+#[path = "stories/raw_peer.rs"]
+mod raw_peer;
+#[path = "stories/impostor.rs"]
+mod impostor;
+
+#[path = "stories/agent_killed.rs"]
+mod agent_killed;
 #[path = "stories/calls_by_name.rs"]
 mod calls_by_name;
+#[path = "stories/capture_rules.rs"]
+mod capture_rules;
+#[path = "stories/certificates.rs"]
+mod certificates;
+#[path = "stories/command_line.rs"]
+mod command_line;
+#[path = "stories/control_away.rs"]
+mod control_away;
+#[path = "stories/demo_tells_the_truth.rs"]
+mod demo_tells_the_truth;
+#[path = "stories/disk_full.rs"]
+mod disk_full;
+#[path = "stories/draining.rs"]
+mod draining;
+#[path = "stories/encrypts_plain_tcp.rs"]
+mod encrypts_plain_tcp;
+#[path = "stories/enrolment.rs"]
+mod enrolment;
+#[path = "stories/files.rs"]
+mod files;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
+#[path = "stories/identities.rs"]
+mod identities;
+#[path = "stories/impersonation.rs"]
+mod impersonation;
+#[path = "stories/load.rs"]
+mod load;
+#[path = "stories/malformed_requests.rs"]
+mod malformed_requests;
+#[path = "stories/meets_envoy.rs"]
+mod meets_envoy;
+#[path = "stories/names.rs"]
+mod names;
+#[path = "stories/policies.rs"]
+mod policies;
+#[path = "stories/refuses_certificates.rs"]
+mod refuses_certificates;
 #[path = "stories/shop_without_a_mesh.rs"]
 mod shop_without_a_mesh;
+#[path = "stories/strict_and_permissive.rs"]
+mod strict_and_permissive;
+#[path = "stories/survives_exhaustion.rs"]
+mod survives_exhaustion;
+#[path = "stories/tcp_is_tcp.rs"]
+mod tcp_is_tcp;
+#[path = "stories/telemetry.rs"]
+mod telemetry;
+#[path = "stories/virtual_addresses.rs"]
+mod virtual_addresses;

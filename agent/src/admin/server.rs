@@ -2,9 +2,10 @@
 //! is in memory, but for the few commands that change something.
 
 use std::convert::Infallible;
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,9 +28,6 @@ const MAX_CONNECTIONS: usize = 64;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one connection may take from its first byte to its last.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
-/// The largest body of a request.
-pub const MAX_BODY: usize = 4 * 1024 * 1024;
-
 /// An answer.
 pub type Answer = Response<Full<Bytes>>;
 
@@ -54,54 +52,114 @@ pub fn with(status: StatusCode, media_type: &'static str, body: Vec<u8>) -> Answ
     answer
 }
 
-/// Binds a Unix socket that root and the group `baremesh` may use. A socket that a dead process left is replaced; one
-/// that is answered is not.
-pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => {
-            let message = format!("{} is answered by another process: is one running already?", path.display());
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(_) => std::fs::remove_file(path)?,
-    }
-    // Closed to all others until its mode is set: it is made in a directory that only its owner can enter.
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    if let Some(group) = group_id(GROUP) {
-        std::os::unix::fs::chown(path, None, Some(group))?;
-    }
-    Ok(listener)
+/// An administration socket, and who besides root and this process's own uid may use it.
+pub struct AdminSocket {
+    listener: UnixListener,
+    members: Members,
 }
 
-/// The number of a group by `/etc/group`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Members {
+    /// Whoever the file's mode lets in: the group.
+    OfGroup,
+    /// Nobody: the group does not exist, or the file could not be given to it.
+    None,
+}
+
+/// How a socket's requests are answered.
+pub trait Administer: Clone + Send + Sync + 'static {
+    /// The largest body of a request.
+    const MAX_BODY: usize;
+
+    /// Answers a request of the process whose uid the kernel names.
+    fn answer(&self, uid: u32, request: Request<Bytes>) -> impl Future<Output = Answer> + Send;
+
+    /// Says that a request is refused before anybody looked at it.
+    fn refuse(&self, status: StatusCode, reason: String) -> Answer;
+}
+
+/// Makes the socket. It is made in a directory that nobody else can enter, and moved into place: nobody can connect
+/// to it before it has its permissions. One that a dead process left is replaced; one that is answered is not.
+pub fn bind_socket(path: &Path) -> io::Result<AdminSocket> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let message = format!("{} is answered by another process: is one running already?", path.display());
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, message));
+    }
+    let directory = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(directory)?;
+    let aside = directory.join(format!(".socket-{:016x}", rand::random::<u64>()));
+    std::fs::DirBuilder::new().mode(0o700).create(&aside)?;
+    let made = make_in(&aside.join("s"), path);
+    // Nothing is left in it but, after a failure, the socket.
+    let _ = std::fs::remove_dir_all(&aside);
+    made
+}
+
+fn make_in(aside: &Path, path: &Path) -> io::Result<AdminSocket> {
+    let listener = UnixListener::bind(aside)?;
+    std::fs::set_permissions(aside, Permissions::from_mode(0o600))?;
+    let mut members = Members::None;
+    if let Some(group) = group_id(GROUP) {
+        match chown(aside, None, Some(group)) {
+            Ok(()) => {
+                members = Members::OfGroup;
+                std::fs::set_permissions(aside, Permissions::from_mode(0o660))?;
+            }
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "the socket cannot be given to the group `{GROUP}`");
+            }
+        }
+    }
+    std::fs::rename(aside, path)?;
+    Ok(AdminSocket { listener, members })
+}
+
+/// The number of a group of this host.
 fn group_id(name: &str) -> Option<u32> {
     let groups = std::fs::read_to_string("/etc/group").ok()?;
     let line = groups.lines().find(|line| line.split(':').next() == Some(name))?;
     line.split(':').nth(2)?.parse().ok()
 }
 
-/// Serves requests of a Unix socket.
-pub async fn serve_socket<H, F>(listener: UnixListener, handle: H)
-where
-    H: Fn(Request<Bytes>) -> F + Send + Sync + Clone + 'static,
-    F: Future<Output = Answer> + Send + 'static,
-{
+/// Serves requests of an administration socket.
+pub async fn serve_socket(socket: AdminSocket, administer: impl Administer) {
+    let AdminSocket { listener, members } = socket;
+    let own = rustix::process::geteuid().as_raw();
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let handle = handle.clone();
-                tokio::spawn(async move {
-                    serve(stream, handle).await;
-                    drop(place);
-                });
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                exhausted(&error).await;
+                continue;
             }
-            Err(error) => exhausted(&error).await,
+        };
+        // A peer without credentials is nobody.
+        let Ok(uid) = stream.peer_cred().map(|credentials| credentials.uid()) else { continue };
+        let admitted = uid == 0 || uid == own || members == Members::OfGroup;
+        let administer = administer.clone();
+        tokio::spawn(async move {
+            serve(stream, move |request| answer(administer.clone(), (uid, admitted), request)).await;
+            drop(place);
+        });
+    }
+}
+
+async fn answer<A: Administer>(
+    administer: A,
+    (uid, admitted): (u32, bool),
+    request: Request<Incoming>,
+) -> Answer {
+    if !admitted {
+        let reason = format!("uid {uid} may not administer baremesh: be root, or in the group `{GROUP}`");
+        return administer.refuse(StatusCode::FORBIDDEN, reason);
+    }
+    match collect(request, A::MAX_BODY).await {
+        Some(request) => administer.answer(uid, request).await,
+        None => {
+            let reason = format!("the request is longer than {} bytes, or broke off", A::MAX_BODY);
+            administer.refuse(StatusCode::PAYLOAD_TOO_LARGE, reason)
         }
     }
 }
@@ -119,7 +177,7 @@ where
             Ok((stream, _)) => {
                 let handle = handle.clone();
                 tokio::spawn(async move {
-                    serve(stream, handle).await;
+                    serve(stream, move |request| ask(handle.clone(), request)).await;
                     drop(place);
                 });
             }
@@ -139,15 +197,27 @@ async fn exhausted(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
+async fn ask<H, F>(handle: H, request: Request<Incoming>) -> Answer
+where
+    H: Fn(Request<Bytes>) -> F,
+    F: Future<Output = Answer>,
+{
+    // Scrapers and probes send no body.
+    match collect(request, 0).await {
+        Some(request) => handle(request).await,
+        None => text(StatusCode::PAYLOAD_TOO_LARGE, "no body is taken here\n"),
+    }
+}
+
 async fn serve<S, H, F>(stream: S, handle: H)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<Bytes>) -> F + Send + Sync + Clone + 'static,
-    F: Future<Output = Answer> + Send + 'static,
+    H: Fn(Request<Incoming>) -> F,
+    F: Future<Output = Answer>,
 {
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let handle = handle.clone();
-        async move { Ok::<_, Infallible>(collect(request, handle).await) }
+    let service = hyper::service::service_fn(|request: Request<Incoming>| {
+        let answer = handle(request);
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -157,14 +227,9 @@ where
     let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
-async fn collect<H, F>(request: Request<Incoming>, handle: H) -> Answer
-where
-    H: Fn(Request<Bytes>) -> F,
-    F: Future<Output = Answer>,
-{
+/// The request with its whole body, unless that is longer than `limit` or breaks off.
+async fn collect(request: Request<Incoming>, limit: usize) -> Option<Request<Bytes>> {
     let (head, body) = request.into_parts();
-    match Limited::new(body, MAX_BODY).collect().await {
-        Ok(body) => handle(Request::from_parts(head, body.to_bytes())).await,
-        Err(_) => text(StatusCode::PAYLOAD_TOO_LARGE, format!("a body of at most {MAX_BODY} bytes is taken\n")),
-    }
+    let body = Limited::new(body, limit).collect().await.ok()?;
+    Some(Request::from_parts(head, body.to_bytes()))
 }

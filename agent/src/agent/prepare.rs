@@ -63,14 +63,16 @@ pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
         }
         (_, Err(error)) => Err(error.into()),
         (SourceConfig::Files(directory), Ok(membership)) => {
-            let source = FileSource::open(directory).map_err(|refused| AgentError::State(refused.to_string()))?;
+            let source =
+                FileSource::open(directory).map_err(|refused| AgentError::State(refused.to_string()))?;
             let initial = of_trust_domain(source.mesh(), &membership.bundle)?;
             member(config, membership, registrations, (initial, Source::Files(source))).await
         }
         (SourceConfig::Control, Ok(membership)) => {
             let source = ControlSource::open(&config.directories.state, &membership)?;
             let (initial, version) = source.last_good(&membership)?;
-            let prepared = member(config, membership, registrations, (initial, Source::Control(Box::new(source))));
+            let prepared =
+                member(config, membership, registrations, (initial, Source::Control(Box::new(source))));
             Ok(Prepared { version, ..prepared.await? })
         }
     }
@@ -165,9 +167,8 @@ pub fn empty_mesh(membership: &Membership) -> Result<Mesh, AgentError> {
     }
     // Until the mesh says otherwise nothing is let in without a certificate.
     parts.config.default_mtls = baremesh_model::peer_authentication::MtlsMode::Strict;
-    Mesh::assemble(parts).map_err(|errors| {
-        AgentError::State(errors.first().map(ToString::to_string).unwrap_or_default())
-    })
+    Mesh::assemble(parts)
+        .map_err(|errors| AgentError::State(errors.first().map(ToString::to_string).unwrap_or_default()))
 }
 
 /// The rules' keeper, where rules are wanted or can be asked for later.
@@ -196,9 +197,11 @@ fn host(config: &AgentConfig, name: Label, towards: Option<SocketAddr>) -> Resul
 }
 
 fn machine_name() -> Result<Label, AgentError> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(doing("reading the host name"))?;
+    let name =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(doing("reading the host name"))?;
     let first = name.trim().split('.').next().unwrap_or_default().to_ascii_lowercase();
-    Label::new(&first).map_err(|error| AgentError::State(format!("the host's name: {error}; set `host` in agent.toml")))
+    Label::new(&first)
+        .map_err(|error| AgentError::State(format!("the host's name: {error}; set `host` in agent.toml")))
 }
 
 fn resolve(control: &str) -> Option<SocketAddr> {

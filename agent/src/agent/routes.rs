@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use baremesh_model::peer_authentication::MtlsMode;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -16,7 +16,7 @@ use super::{AgentError, doing};
 use crate::admin::report::{
     CertificateReport, EndpointReport, LocalServiceReport, ServiceReport, SourceReport, StatusReport,
 };
-use crate::admin::server::{self, Answer, json, text, with};
+use crate::admin::server::{self, AdminSocket, Administer, Answer, json, text, with};
 use crate::capture;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
@@ -26,12 +26,11 @@ use crate::proxy::Phase;
 use crate::publish::Publisher;
 use crate::registration::file;
 use crate::snapshot::{Snapshot, Transport};
-use crate::steward::{self, Steward};
+use crate::steward::{self, Mode, Steward};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::text_format;
 
-/// The media type of OpenMetrics text.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// How often the service manager is told that all is well, and readiness is looked at.
 const TELL: Duration = Duration::from_millis(200);
 /// The longest trial of capture rules.
@@ -53,7 +52,7 @@ pub struct Agent {
 
 /// The three listeners.
 pub struct Sockets {
-    admin: UnixListener,
+    admin: AdminSocket,
     metrics: TcpListener,
     ready: TcpListener,
 }
@@ -63,7 +62,8 @@ impl Sockets {
     pub async fn bind(config: &AgentConfig) -> Result<Self, AgentError> {
         let path = config.directories.agent_socket();
         Ok(Self {
-            admin: server::bind_socket(&path).map_err(doing(format!("making the socket {}", path.display())))?,
+            admin: server::bind_socket(&path)
+                .map_err(doing(format!("making the socket {}", path.display())))?,
             metrics: server::bind_tcp(config.metrics).await.map_err(doing("serving metrics"))?,
             ready: server::bind_tcp(config.ready).await.map_err(doing("serving readiness"))?,
         })
@@ -73,10 +73,7 @@ impl Sockets {
     pub fn serve(self, agent: &Arc<Agent>) -> [JoinHandle<()>; 3] {
         let (for_admin, for_metrics, for_ready) = (Arc::clone(agent), Arc::clone(agent), Arc::clone(agent));
         [
-            tokio::spawn(server::serve_socket(self.admin, move |request| {
-                let agent = Arc::clone(&for_admin);
-                async move { Box::pin(agent.administrate(request)).await }
-            })),
+            tokio::spawn(server::serve_socket(self.admin, Socket(for_admin))),
             tokio::spawn(server::serve_tcp(self.metrics, move |request| {
                 std::future::ready(for_metrics.metrics(&request))
             })),
@@ -87,6 +84,23 @@ impl Sockets {
     }
 }
 
+/// The agent as its administration socket sees it.
+#[derive(Clone)]
+struct Socket(Arc<Agent>);
+
+impl Administer for Socket {
+    /// No request of the agent has a body.
+    const MAX_BODY: usize = 0;
+
+    async fn answer(&self, _: u32, request: Request<Bytes>) -> Answer {
+        Box::pin(self.0.administrate(request)).await
+    }
+
+    fn refuse(&self, status: StatusCode, reason: String) -> Answer {
+        text(status, reason)
+    }
+}
+
 impl Agent {
     async fn administrate(&self, request: Request<Bytes>) -> Answer {
         let query = request.uri().query().unwrap_or_default();
@@ -94,7 +108,7 @@ impl Agent {
             (&Method::GET, "/status") => json(&self.status().await),
             (&Method::GET, "/certificates") => json(&self.certificates()),
             (&Method::GET, "/services") => json(&self.services()),
-            (&Method::POST, "/reload") => match self.reload() {
+            (&Method::POST, "/reload") => match self.reload().await {
                 Ok(()) => json(&()),
                 Err(error) => text(StatusCode::CONFLICT, error.to_string()),
             },
@@ -113,19 +127,32 @@ impl Agent {
         };
         match (method, path) {
             (&Method::GET, "/capture/plan") => text(StatusCode::OK, capture::render(&steward.plan())),
-            (&Method::GET, "/capture/status") => done(steward.status().await.map(|status| steward::in_words(&status))),
-            (&Method::POST, "/capture/confirm") => done(steward.confirm().await.map(|()| "confirmed".to_owned())),
+            (&Method::GET, "/capture/status") => {
+                done(steward.status().await.map(|status| steward::in_words(&status)))
+            }
+            (&Method::POST, "/capture/confirm") => {
+                done(steward.confirm().await.map(|()| "confirmed".to_owned()))
+            }
             (&Method::POST, "/capture/remove") => done(steward.remove().await.map(|()| "removed".to_owned())),
             (&Method::POST, "/capture/apply") => {
                 let seconds = query.strip_prefix("confirm=").map(str::parse::<u64>);
                 match seconds {
-                    None if query.is_empty() => done(steward.keep_from_now().await.map(|change| format!("{change:?}"))),
+                    None if query.is_empty() => {
+                        done(steward.keep_from_now().await.map(|change| format!("{change:?}")))
+                    }
                     Some(Ok(seconds)) if (1..=MAX_TRIAL.as_secs()).contains(&seconds) => {
                         let Ok(exe) = std::env::current_exe() else {
-                            return text(StatusCode::INTERNAL_SERVER_ERROR, "the agent's own binary is gone\n");
+                            return text(
+                                StatusCode::INTERNAL_SERVER_ERROR,
+                                "the agent's own binary is gone\n",
+                            );
                         };
                         let tried = steward.try_out(exe, Duration::from_secs(seconds)).await;
-                        done(tried.map(|change| format!("{change:?}, taken back in {seconds} s unless confirmed")))
+                        done(
+                            tried.map(|change| {
+                                format!("{change:?}, taken back in {seconds} s unless confirmed")
+                            }),
+                        )
                     }
                     _ => text(StatusCode::BAD_REQUEST, "confirm takes 1 to 3600 seconds\n"),
                 }
@@ -140,7 +167,14 @@ impl Agent {
         }
         let dropped = &self.metrics.dropped_log_lines;
         dropped.inc_by(self.log.dropped().saturating_sub(dropped.get()));
-        with(StatusCode::OK, OPENMETRICS, self.metrics.render(self.dns.as_deref()).into_bytes())
+        let rendered = self.metrics.render(self.dns.as_deref());
+        let accept = request.headers().get(http::header::ACCEPT).and_then(|value| value.to_str().ok());
+        match text_format::wants_openmetrics(accept) {
+            true => with(StatusCode::OK, text_format::OPENMETRICS, rendered.into_bytes()),
+            false => {
+                with(StatusCode::OK, text_format::TEXT, text_format::from_openmetrics(&rendered).into_bytes())
+            }
+        }
     }
 
     fn readiness(&self, request: &Request<Bytes>) -> Answer {
@@ -153,11 +187,16 @@ impl Agent {
         }
     }
 
-    /// Reads this host's registrations anew and brings them into force.
-    pub fn reload(&self) -> Result<(), AgentError> {
+    /// Reads this host's registrations anew and brings them into force, the capture rules included: who was told that a
+    /// service is registered can rely on it that nobody goes round its policy.
+    pub async fn reload(&self) -> Result<(), AgentError> {
         let registrations = file::read_all(&self.config.directories.services())
             .inspect_err(|error| self.publisher.refuse(error.to_string()))?;
-        self.publisher.take_registrations(registrations).map_err(AgentError::State)
+        self.publisher.take_registrations(registrations).map_err(AgentError::State)?;
+        match &self.steward {
+            Some(steward) if steward.mode() == Mode::Keep => Ok(steward.keep_from_now().await.map(drop)?),
+            _ => Ok(()),
+        }
     }
 
     /// What serving needs and is not in place.
@@ -194,7 +233,9 @@ impl Agent {
         let not_ready = self.not_ready();
         let capture = match &self.steward {
             None => "off".to_owned(),
-            Some(steward) => steward.status().await.map_or_else(|error| error.to_string(), |s| steward::in_words(&s)),
+            Some(steward) => {
+                steward.status().await.map_or_else(|error| error.to_string(), |s| steward::in_words(&s))
+            }
         };
         let name = match &self.config.source {
             SourceConfig::Control => "control".to_owned(),

@@ -1,7 +1,8 @@
 //! The rules for when the agent is gone. They are rendered with every plan and kept in a file, so that whoever
 //! finds the agent dead (the guard, the service manager) needs nothing but that file: services that are `open` are
-//! released, `closed` ones are refused to everybody. Nothing is redirected any more, so a process that takes one of
-//! the agent's ports receives nothing.
+//! released, `closed` ones are refused to everybody, and a host that has one opens no connection to endpoints of the
+//! mesh either, which would leave it in plaintext. Nothing is redirected any more, so a process that takes one of the
+//! agent's ports receives nothing.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,7 +14,7 @@ use super::plan::{CapturePlan, LocalService, WhenGone};
 use super::rules::{
     Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, table, to_virtual, transaction, virtual_check,
 };
-use super::sets::{NamedSet, TABLE, inbound_ports, local_addresses};
+use super::sets::{NamedSet, TABLE, endpoints, inbound_ports, local_addresses};
 
 /// The table that keeps address translation going while ours changes.
 pub(super) const ANCHOR_TABLE: &str = "baremesh_anchor";
@@ -71,6 +72,7 @@ fn ruleset_of_gone(plan: &CapturePlan, closed: &[&LocalService]) -> Ruleset {
         NamedSet::of_ports("closed_inbound", inbound_ports(plan, services())),
     ];
     sets.extend(NamedSet::of_sockets("closed", &local_addresses(plan, services())));
+    sets.extend(endpoints(plan));
     let chains = vec![
         Chain::new("outbound_check", Some(Hook::filter("output")), outbound_check(plan)),
         Chain::new("virtual_check", None, virtual_check()),
@@ -90,6 +92,8 @@ fn outbound_check(plan: &CapturePlan) -> Vec<String> {
     rules.push(format!("ip daddr . tcp dport @closed4 {REFUSE}"));
     rules.push(format!("ip6 daddr . tcp dport @closed6 {REFUSE}"));
     rules.push(format!("tcp dport @{MARK_OF_GONE} fib daddr type local {REFUSE}"));
+    rules.push(format!("ip daddr . tcp dport @endpoints4 {REFUSE}"));
+    rules.push(format!("ip6 daddr . tcp dport @endpoints6 {REFUSE}"));
     rules
 }
 

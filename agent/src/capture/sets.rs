@@ -88,10 +88,15 @@ pub(super) fn sets_of(plan: &CapturePlan) -> Vec<NamedSet> {
     sets.extend(NamedSet::of_sockets("local", &local_addresses(plan, plan.local.iter())));
     sets.push(NamedSet::of_ports("inbound_ports", inbound_ports(plan, plan.local.iter())));
     sets.push(NamedSet::of_ports("strict_ports", inbound_ports(plan, strict)));
-    let endpoints = plan.endpoints.iter().filter(|e| plan.capturable(e.ip(), e.port()));
-    sets.extend(NamedSet::of_sockets("endpoints", &endpoints.map(|e| (plain(*e), None)).collect()));
+    sets.extend(endpoints(plan));
     sets.push(seal(&sets));
     sets
+}
+
+/// The endpoints of other hosts.
+pub(super) fn endpoints(plan: &CapturePlan) -> [NamedSet; 2] {
+    let endpoints = plan.endpoints.iter().filter(|e| plan.capturable(e.ip(), e.port()));
+    NamedSet::of_sockets("endpoints", &endpoints.map(|e| (plain(*e), None)).collect())
 }
 
 /// Exact addresses of services, with their owners' names.

@@ -32,7 +32,10 @@ pub enum Issuer {
 
 impl Issuer {
     /// Asks for a certificate for each identity: one answer each, in order.
-    pub async fn issue(&self, identities: &[Identity]) -> Result<Vec<Result<Issued, NotIssued>>, ClientError> {
+    pub async fn issue(
+        &self,
+        identities: &[Identity],
+    ) -> Result<Vec<Result<Issued, NotIssued>>, ClientError> {
         match self {
             Self::Control(client) => {
                 let answers = Box::pin(client.issue(identities)).await?;

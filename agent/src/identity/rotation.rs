@@ -32,7 +32,7 @@ const JITTER: f64 = 0.1;
 /// What rotation has to say about each identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RotationStatus {
-    /// Identities without a certificate, with the reason.
+    /// Why the last attempt failed, where it did. What is held meanwhile may still be valid.
     pub missing: BTreeMap<Identity, String>,
 }
 
@@ -81,8 +81,14 @@ impl Rotation {
             tracing::warn!(directory = %self.directory.display(), %error, "certificates cannot be kept on disk");
         }
         let node_renewal = self.node.as_ref().map(|node| renewal(&node.issued));
-        let mut rotating =
-            Rotating { held: BTreeMap::new(), store, failures: 0, retry_at: None, node_renewal, rotation: self };
+        let mut rotating = Rotating {
+            held: BTreeMap::new(),
+            store,
+            failures: 0,
+            retry_at: None,
+            node_renewal,
+            rotation: self,
+        };
         let wanted = rotating.rotation.wanted.borrow().clone();
         for identity in &wanted {
             if let Some(issued) = rotating.store.load(identity, &rotating.rotation.bundle, now) {
@@ -187,12 +193,16 @@ impl Rotating {
                 self.status().missing.remove(&issued.identity);
                 self.held.insert(issued.identity.clone(), held);
             }
-            Err(error) => tracing::error!(identity = %issued.identity, %error, "a certificate cannot be used"),
+            Err(error) => {
+                tracing::error!(identity = %issued.identity, %error, "a certificate cannot be used")
+            }
         }
     }
 
     async fn renew_node(&mut self, now: SystemTime) {
-        let Some(node) = self.rotation.node.as_mut().filter(|_| self.node_renewal.is_some_and(|at| now >= at)) else {
+        let Some(node) =
+            self.rotation.node.as_mut().filter(|_| self.node_renewal.is_some_and(|at| now >= at))
+        else {
             return;
         };
         let identity = node.issued.identity.clone();
@@ -221,7 +231,8 @@ impl Rotating {
 
     fn failed(&mut self, reason: &str) {
         self.rotation.metrics.issue_failures.inc();
-        let doubled = FIRST_RETRY.saturating_mul(1_u32.checked_shl(self.failures.min(16)).unwrap_or(u32::MAX));
+        let doubled =
+            FIRST_RETRY.saturating_mul(1_u32.checked_shl(self.failures.min(16)).unwrap_or(u32::MAX));
         let wait = doubled.min(MAX_RETRY).mul_f64(0.5 + rand::random::<f64>() / 2.0);
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(Instant::now() + wait);
@@ -229,9 +240,7 @@ impl Rotating {
     }
 
     fn missing(&self, identity: &Identity, reason: String) {
-        if !self.held.contains_key(identity) {
-            self.status().missing.insert(identity.clone(), reason);
-        }
+        self.status().missing.insert(identity.clone(), reason);
     }
 
     fn status(&self) -> std::sync::MutexGuard<'_, RotationStatus> {

@@ -54,10 +54,9 @@ impl Store {
         let wanted: Vec<PathBuf> = wanted.iter().map(|identity| self.path(identity)).collect();
         let Ok(entries) = std::fs::read_dir(&self.0) else { return };
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-            if is_certificate(&path) && !wanted.contains(&path) {
-                if let Err(error) = std::fs::remove_file(&path) {
-                    tracing::warn!(path = %path.display(), %error, "a certificate could not be removed");
-                }
+            let stale = is_certificate(&path) && !wanted.contains(&path);
+            if stale && let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "a certificate could not be removed");
             }
         }
     }

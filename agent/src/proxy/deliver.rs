@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 
 use super::Worker;
 use super::error::ProxyError;
+use super::relay;
 use super::socket;
 use crate::snapshot::LocalEndpoint;
 use crate::telemetry::Record;
@@ -38,11 +39,16 @@ impl Worker {
     }
 
     /// Connects to the service's program.
-    pub(super) async fn deliver(&self, local: &LocalEndpoint, record: &mut Record) -> Result<TcpStream, ProxyError> {
+    pub(super) async fn deliver(
+        &self,
+        local: &LocalEndpoint,
+        record: &mut Record,
+    ) -> Result<TcpStream, ProxyError> {
         let address = local.deliver;
         record.upstream = Some(address);
-        let connected = socket::connect(address, None, self.shared.mark, self.shared.limits.connect_timeout).await;
-        connected.map_err(|source| ProxyError::Deliver { address, source })
+        let connected =
+            socket::connect(address, None, self.shared.mark, self.shared.limits.connect_timeout).await;
+        connected.inspect(relay::reset_on_close).map_err(|source| ProxyError::Deliver { address, source })
     }
 }
 

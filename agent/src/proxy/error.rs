@@ -29,6 +29,9 @@ pub enum ProxyError {
     /// Attribution failed or was ambiguous.
     #[error("the caller could not be told: {0}; it is refused because its identity would be a guess")]
     CallerUnknown(String),
+    /// The destination was captured, but is not, or is no longer, one of the mesh's.
+    #[error("{0} is no longer an endpoint of the mesh: nothing is sent there in plaintext; try again")]
+    NotMeshed(SocketAddr),
     /// No service has that virtual address.
     #[error("no service has the virtual address {0}: was it deregistered, or its DNS answer kept too long?")]
     NoSuchService(SocketAddr),
@@ -44,7 +47,9 @@ pub enum ProxyError {
     #[error("{0} has no endpoint: is it registered on a host that is up?")]
     NoEndpoint(Key),
     /// The endpoint could not be reached.
-    #[error("nothing answers at {address}: {source}; is a firewall between the hosts, or the agent there stopped?")]
+    #[error(
+        "nothing answers at {address}: {source}; is a firewall between the hosts, or the agent there stopped?"
+    )]
     Connect {
         /// Where.
         address: SocketAddr,
@@ -52,7 +57,9 @@ pub enum ProxyError {
         source: io::Error,
     },
     /// The local program does not accept.
-    #[error("the service's program does not answer at {address}: {source}; is it running, and listening there?")]
+    #[error(
+        "the service's program does not answer at {address}: {source}; is it running, and listening there?"
+    )]
     Deliver {
         /// The registered local address.
         address: SocketAddr,
@@ -133,6 +140,7 @@ impl ProxyError {
         match self {
             Self::NotCaptured => Reason::NotCaptured,
             Self::CallerUnknown(_) => Reason::CallerUnknown,
+            Self::NotMeshed(_) => Reason::NotMeshed,
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoEndpoint(_) => Reason::NoEndpoint,
@@ -161,7 +169,9 @@ impl ProxyError {
     /// endpoint's alone.
     pub fn is_endpoints_own(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Handshake { .. } | Self::Tunnel { .. } | Self::Deliver { .. } => true,
+            Self::Connect { .. } | Self::Handshake { .. } | Self::Tunnel { .. } | Self::Deliver { .. } => {
+                true
+            }
             Self::RefusedByPeer { status, .. } => *status == 503,
             _ => false,
         }
@@ -197,6 +207,7 @@ macro_rules! reasons {
 reasons! {
     NotCaptured, "not_captured", "NR", Client;
     CallerUnknown, "caller_unknown", "UAEX", Client;
+    NotMeshed, "not_meshed", "NR", Client;
     NoSuchService, "no_such_service", "NR", Client;
     NoSuchPort, "no_such_port", "NR", Client;
     NoEndpoint, "no_endpoint", "UH", Upstream;

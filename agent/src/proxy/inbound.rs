@@ -12,14 +12,13 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
 use super::error::ProxyError;
 use super::hbone::{self, Target};
 use super::open::Delivered;
 use super::relay::{self, TunnelStream};
 use super::socket;
+use super::tls::{self, TlsStream};
 use super::tunnel::until_dead;
 use super::{Phase, Worker};
 use crate::credentials::Credential;
@@ -47,6 +46,10 @@ impl Tunnel {
 /// Serves one tunnel until it ends.
 pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
     let Ok(client) = stream.peer_addr().map(socket::canonical) else { return };
+    let Some(_entered) = worker.enter() else {
+        let record = Record::new(Reporter::Destination, client);
+        return worker.telemetry.finish(&record, None, &Err(ProxyError::Overloaded("max_connections")));
+    };
     match Box::pin(handshake(&worker, stream, client)).await {
         Ok((tls, tunnel)) => {
             worker.telemetry.metrics().inbound_tunnels.inc();
@@ -65,33 +68,33 @@ async fn handshake(
     worker: &Worker,
     stream: TcpStream,
     client: SocketAddr,
-) -> Result<(TlsStream<TcpStream>, Tunnel), ProxyError> {
+) -> Result<(TlsStream, Tunnel), ProxyError> {
     let failed = |source: std::io::Error| ProxyError::Handshake { address: client, source };
     stream.set_nodelay(true).and_then(|()| socket::keep_alive(&stream)).map_err(failed)?;
     let local = socket::canonical(stream.local_addr().map_err(failed)?);
     let credentials = worker.shared.credentials.load_full();
     let snapshot = worker.shared.snapshot.load_full();
     let unnamed = snapshot.unnamed(local.ip());
-    let accept = TlsAcceptor::from(credentials.listener(unnamed)).accept(stream);
-    let tls = tokio::time::timeout(worker.shared.limits.handshake_timeout, accept)
-        .await
-        .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
-        .map_err(|error| failed(std::io::Error::new(error.kind(), describe_io(&error))))?;
-    let session = tls.get_ref().1;
-    let leaf = session.peer_certificates().and_then(|chain| chain.first());
-    let leaf = leaf.ok_or_else(|| failed(std::io::Error::other("the peer showed no certificate")))?;
-    let peer = peer_leaf_facts(leaf).map_err(|error| failed(std::io::Error::other(error)))?;
+    let config = credentials.listener(unnamed);
+    let (tls, session) =
+        tokio::time::timeout(worker.shared.limits.handshake_timeout, tls::accept(&config, stream))
+            .await
+            .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
+            .map_err(|error| failed(std::io::Error::new(error.kind(), describe_io(&error))))?;
+    let peer = peer_leaf_facts(&session.peer).map_err(|error| failed(std::io::Error::other(error)))?;
     let shown = credentials
-        .shown(session.server_name(), unnamed)
+        .shown(session.server_name.as_deref(), unnamed)
         .cloned()
         .ok_or_else(|| ProxyError::NoCertificate("the name that the peer asked for".to_owned()))?;
     let peer_serial = peer.serial.as_str().into();
     Ok((tls, Tunnel { client, local, peer, peer_serial, shown }))
 }
 
-async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream<TcpStream>, tunnel: Arc<Tunnel>) {
+async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>) {
     let handshake = builder().handshake::<_, Bytes>(tls);
-    let Ok(Ok(mut connection)) = tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await else {
+    let Ok(Ok(mut connection)) =
+        tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await
+    else {
         return;
     };
     let now = SystemTime::now();
@@ -152,7 +155,8 @@ async fn serve_stream(
     record.called_by(&tunnel.peer.identity);
     record.peer_serial = Some(Arc::clone(&tunnel.peer_serial));
     let mut counted = None;
-    let outcome = judge_and_deliver(&worker, &tunnel, (request, &mut respond), &mut record, &mut counted).await;
+    let outcome =
+        judge_and_deliver(&worker, &tunnel, (request, &mut respond), &mut record, &mut counted).await;
     worker.telemetry.finish(&record, counted.as_deref(), &outcome);
 }
 

@@ -8,13 +8,14 @@ use std::time::SystemTime;
 use baremesh_model::identity::Identity;
 use tokio::net::TcpStream;
 
+use super::Worker;
 use super::error::ProxyError;
 use super::open::Delivered;
 use super::relay::{self, Broken, TunnelStream};
 use super::socket;
 use super::tunnel::{Peer, Place};
-use super::Worker;
 use crate::attribution::{Caller, Who};
+use crate::capture::Outbound;
 use crate::snapshot::{Endpoint, LocalEndpoint, Route, ServiceEntry, Snapshot, Transport, endpoint};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::{Counted, Record, Reporter, Security};
@@ -46,23 +47,34 @@ async fn connect_and_relay(
     }
     let caller = who(worker, client, destination, &snapshot, record).await?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
+    let call = Call { worker, snapshot: &snapshot, caller };
     let upstream = match snapshot.route(destination)? {
         Route::Service(service, port) => {
             record.service_host = Some(Arc::clone(&service.host));
-            any_endpoint(worker, &service, port, &caller, record).await?
+            any_endpoint(&call, &service, port, record).await?
         }
         Route::Endpoint(service, _, endpoint) => {
             record.service_host = Some(Arc::clone(&service.host));
-            one_endpoint(worker, &service, &endpoint, &caller, record).await?
+            one_endpoint(&call, &service, &endpoint, record).await?
         }
         Route::Local(local) => {
             record.service_host = snapshot.service(&local.service).map(|service| Arc::clone(&service.host));
-            this_host(worker, &local, &caller, record).await?
+            this_host(&call, &local, record).await?
         }
-        Route::Passthrough => as_it_was(worker, destination, record).await?,
+        Route::Passthrough if worker.shared.outbound == Outbound::All => {
+            as_it_was(worker, destination, record).await?
+        }
+        Route::Passthrough => return Err(ProxyError::NotMeshed(destination)),
     };
     let counted = counted.insert(worker.telemetry.open(record));
     upstream.relay(worker, client, counted).await
+}
+
+/// One connection's fixed facts: who calls, by which state, on which worker.
+struct Call<'a> {
+    worker: &'a Worker,
+    snapshot: &'a Snapshot,
+    caller: Identity,
 }
 
 /// The identity of the service whose process opened the connection, else the host's.
@@ -113,13 +125,20 @@ enum Leg {
 }
 
 impl Upstream {
-    async fn relay(mut self, worker: &Worker, client: &TcpStream, counted: &Arc<Counted>) -> Result<(), ProxyError> {
+    async fn relay(
+        mut self,
+        worker: &Worker,
+        client: &TcpStream,
+        counted: &Arc<Counted>,
+    ) -> Result<(), ProxyError> {
         let entry = worker.open.enter(Arc::clone(counted), self.delivered.take());
         let idle = worker.shared.limits.idle_timeout;
         let relayed = async {
             match &mut self.leg {
                 Leg::Tunnel(stream, _) => relay::client_to_tunnel(client, stream, &counted.meter, idle).await,
-                Leg::Socket(upstream) => relay::client_to_upstream(client, upstream, &counted.meter, idle).await,
+                Leg::Socket(upstream) => {
+                    relay::client_to_upstream(client, upstream, &counted.meter, idle).await
+                }
             }
         };
         tokio::select! {
@@ -143,18 +162,17 @@ impl From<Broken> for ProxyError {
 /// Tries endpoints of the service until one takes the connection. Nothing of the caller's has been sent before
 /// that, so that each may be tried.
 async fn any_endpoint(
-    worker: &Worker,
+    call: &Call<'_>,
     service: &ServiceEntry,
     port: usize,
-    caller: &Identity,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
     let endpoints = &service.ports[port].endpoints;
     let mut tried = Vec::new();
     let mut last = None;
-    while tried.len() < worker.shared.limits.max_attempts {
+    while tried.len() < call.worker.shared.limits.max_attempts {
         let Some(endpoint) = endpoint::pick(endpoints, &tried, rand::random()) else { break };
-        match one_endpoint(worker, service, endpoint, caller, record).await {
+        match one_endpoint(call, service, endpoint, record).await {
             Ok(upstream) => return Ok(upstream),
             Err(error) if error.is_endpoints_own() => {
                 tried.push(endpoint.address);
@@ -168,21 +186,21 @@ async fn any_endpoint(
 
 /// Connects to one endpoint, and remembers how that went.
 async fn one_endpoint(
-    worker: &Worker,
+    call: &Call<'_>,
     service: &ServiceEntry,
     endpoint: &Arc<Endpoint>,
-    caller: &Identity,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
     let in_flight = endpoint.state.enter();
-    record.target = Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
+    record.target =
+        Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
     record.upstream = Some(endpoint.address);
     let connected = match &endpoint.transport {
         Transport::Hbone(agent) => {
-            over_tunnel(worker, (*agent, endpoint.address), (caller, &service.identity), record).await
+            over_tunnel(call, (*agent, endpoint.address), &service.identity, record).await
         }
-        Transport::Plain => as_it_was(worker, endpoint.address, record).await,
-        Transport::Local(local) => this_host(worker, local, caller, record).await,
+        Transport::Plain => without_agent(call, endpoint.address, record).await,
+        Transport::Local(local) => this_host(call, local, record).await,
     };
     match &connected {
         Ok(_) => endpoint.state.succeeded(),
@@ -193,9 +211,9 @@ async fn one_endpoint(
 }
 
 async fn over_tunnel(
-    worker: &Worker,
+    Call { worker, caller, .. }: &Call<'_>,
     (agent, authority): (SocketAddr, SocketAddr),
-    (caller, callee): (&Identity, &Identity),
+    callee: &Identity,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
     let credentials = worker.shared.credentials.load_full();
@@ -211,9 +229,8 @@ async fn over_tunnel(
 
 /// To a service of this host: no wire, the same policy.
 async fn this_host(
-    worker: &Worker,
+    Call { worker, caller, .. }: &Call<'_>,
     local: &Arc<LocalEndpoint>,
-    caller: &Identity,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
     record.security = Security::None;
@@ -225,13 +242,34 @@ async fn this_host(
     Ok(Upstream { leg: Leg::Socket(upstream), _in_flight: None, delivered: Some(delivered) })
 }
 
-/// Plaintext: to an endpoint without an agent, or out of the mesh.
-async fn as_it_was(worker: &Worker, address: SocketAddr, record: &mut Record) -> Result<Upstream, ProxyError> {
+/// To an endpoint without an agent. One that a resource places at a service of this host is that service, under its
+/// policy, and one at the agent's own ports is none.
+async fn without_agent(
+    call: &Call<'_>,
+    address: SocketAddr,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    if call.worker.is_own(call.snapshot, address) {
+        return Err(ProxyError::NotMeshed(address));
+    }
+    match call.snapshot.local(address) {
+        Some(local) => this_host(call, local, record).await,
+        None => as_it_was(call.worker, address, record).await,
+    }
+}
+
+/// Plaintext, as without a mesh.
+async fn as_it_was(
+    worker: &Worker,
+    address: SocketAddr,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
     record.security = Security::None;
     record.upstream = Some(address);
     let limits = &worker.shared.limits;
     let upstream = socket::connect(address, None, worker.shared.mark, limits.connect_timeout)
         .await
+        .inspect(relay::reset_on_close)
         .map_err(|source| ProxyError::Connect { address, source })?;
     Ok(Upstream { leg: Leg::Socket(upstream), _in_flight: None, delivered: None })
 }

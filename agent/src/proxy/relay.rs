@@ -20,8 +20,9 @@ const SMALL_READ: usize = 4 * 1024;
 /// Once a connection has moved `MEDIUM_AFTER` bytes one way.
 const MEDIUM_READ: usize = 32 * 1024;
 const MEDIUM_AFTER: u64 = 64 * 1024;
-/// Once a connection has moved `LARGE_AFTER` bytes one way. The most that one direction holds at a time.
-const LARGE_READ: usize = 256 * 1024;
+/// Once a connection has moved `LARGE_AFTER` bytes one way. The most that one direction holds at a time: with a
+/// frame's head it fits four records of TLS.
+const LARGE_READ: usize = 64 * 1024 - 64;
 const LARGE_AFTER: u64 = 2 * 1024 * 1024;
 /// The most DATA frames written to a socket with one system call.
 const GATHER: usize = 16;
@@ -44,11 +45,11 @@ impl Meter {
         self.to_client.load(Ordering::Relaxed)
     }
 
-    fn from_client(&self, bytes: usize) {
+    fn sent(&self, bytes: usize) {
         self.from_client.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    fn to_client(&self, bytes: usize) {
+    fn answered(&self, bytes: usize) {
         self.to_client.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
@@ -84,15 +85,17 @@ pub async fn client_to_tunnel(
     idle: Duration,
 ) -> Result<(), Broken> {
     let up = async {
-        socket_to_stream(client, &mut tunnel.send, |n| meter.from_client(n)).await.map_err(|broken| match broken {
+        socket_to_stream(client, &mut tunnel.send, |n| meter.sent(n)).await.map_err(|broken| match broken {
             Side::Socket(error) => Broken::Client(error),
             Side::Stream(error) => Broken::Upstream(error),
         })
     };
     let down = async {
-        stream_to_socket(&mut tunnel.receive, client, |n| meter.to_client(n)).await.map_err(|broken| match broken {
-            Side::Socket(error) => Broken::Client(error),
-            Side::Stream(error) => Broken::Upstream(error),
+        stream_to_socket(&mut tunnel.receive, client, |n| meter.answered(n)).await.map_err(|broken| {
+            match broken {
+                Side::Socket(error) => Broken::Client(error),
+                Side::Stream(error) => Broken::Upstream(error),
+            }
         })
     };
     let ended = both(up, down, meter, idle).await;
@@ -108,15 +111,19 @@ pub async fn tunnel_to_upstream(
     idle: Duration,
 ) -> Result<(), Broken> {
     let up = async {
-        stream_to_socket(&mut tunnel.receive, upstream, |n| meter.from_client(n)).await.map_err(|broken| match broken {
-            Side::Stream(error) => Broken::Client(error),
-            Side::Socket(error) => Broken::Upstream(error),
-        })
+        stream_to_socket(&mut tunnel.receive, upstream, |n| meter.sent(n)).await.map_err(
+            |broken| match broken {
+                Side::Stream(error) => Broken::Client(error),
+                Side::Socket(error) => Broken::Upstream(error),
+            },
+        )
     };
     let down = async {
-        socket_to_stream(upstream, &mut tunnel.send, |n| meter.to_client(n)).await.map_err(|broken| match broken {
-            Side::Stream(error) => Broken::Client(error),
-            Side::Socket(error) => Broken::Upstream(error),
+        socket_to_stream(upstream, &mut tunnel.send, |n| meter.answered(n)).await.map_err(|broken| {
+            match broken {
+                Side::Stream(error) => Broken::Client(error),
+                Side::Socket(error) => Broken::Upstream(error),
+            }
         })
     };
     let ended = both(up, down, meter, idle).await;
@@ -132,13 +139,13 @@ pub async fn client_to_upstream(
     idle: Duration,
 ) -> Result<(), Broken> {
     let up = async {
-        socket_to_socket(client, upstream, |n| meter.from_client(n)).await.map_err(|broken| match broken {
+        socket_to_socket(client, upstream, |n| meter.sent(n)).await.map_err(|broken| match broken {
             Ends::From(error) => Broken::Client(error),
             Ends::To(error) => Broken::Upstream(error),
         })
     };
     let down = async {
-        socket_to_socket(upstream, client, |n| meter.to_client(n)).await.map_err(|broken| match broken {
+        socket_to_socket(upstream, client, |n| meter.answered(n)).await.map_err(|broken| match broken {
             Ends::From(error) => Broken::Upstream(error),
             Ends::To(error) => Broken::Client(error),
         })
@@ -156,11 +163,17 @@ pub fn reset_on_close(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
 }
 
-/// Passes a break on to the legs that have not broken themselves.
+/// Passes a break on to the legs that have not broken themselves. Programs' sockets are closed with a reset unless a
+/// connection is known to be whole: the kernel, which closes those of an agent that was killed, knows nothing of it.
 fn after(ended: &Result<(), Broken>, socket: &TcpStream, stream: Option<&mut SendStream<Bytes>>) {
-    if ended.is_err() {
-        reset_on_close(socket);
-        if let Some(stream) = stream {
+    match (ended, stream) {
+        (Ok(()), _) => {
+            // Fails only on a socket that is gone already.
+            let _ = SockRef::from(socket).set_linger(None);
+        }
+        (Err(_), None) => reset_on_close(socket),
+        (Err(_), Some(stream)) => {
+            reset_on_close(socket);
             stream.send_reset(Reason::CANCEL);
         }
     }

@@ -71,18 +71,14 @@ pub fn listen(address: SocketAddr, mark: Mark) -> io::Result<std::net::TcpListen
     Ok(socket.into())
 }
 
-/// Where a redirected connection was going before the rules sent it here, and where it says it comes from; both
-/// in canonical form, IPv4 as IPv4.
+/// Where a redirected connection was going before the rules sent it here, in canonical form. A connection that was
+/// not redirected reports this very socket's address: it is an error, and carrying it would lead back here.
 pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
-    let local = stream.local_addr()?;
+    let local = canonical(stream.local_addr()?);
     let socket = SockRef::from(stream);
-    let original = if local.ip().to_canonical().is_ipv4() {
-        socket.original_dst_v4()?
-    } else {
-        socket.original_dst_v6()?
-    };
-    let address = original.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
-    Ok(canonical(address))
+    let original = if local.is_ipv4() { socket.original_dst_v4()? } else { socket.original_dst_v6()? };
+    let original = canonical(original.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?);
+    if original == local { Err(io::ErrorKind::AddrInUse.into()) } else { Ok(original) }
 }
 
 /// IPv4-mapped IPv6 addresses as IPv4.

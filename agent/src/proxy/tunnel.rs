@@ -16,16 +16,19 @@ use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use http::StatusCode;
 use rustls_pki_types::ServerName;
-use tokio_rustls::TlsConnector;
 
 use super::error::ProxyError;
 use super::hbone::{self, DENIED};
 use super::relay::TunnelStream;
 use super::socket::{self, Mark};
+use super::tls;
 use crate::credentials::{Credential, Credentials};
 
 /// How long an unused tunnel is kept.
 const IDLE: Duration = Duration::from_secs(300);
+/// How long a tunnel that stood before may take to answer a CONNECT. One whose peer has vanished looks like any other
+/// until a PING goes unanswered; a new tunnel finds out at once, and another endpoint can be tried.
+const KEPT_ANSWER: Duration = Duration::from_secs(3);
 /// How often a tunnel is looked at: whether it lives, is used, or is due to be replaced.
 const TICK: Duration = hbone::PING_INTERVAL;
 
@@ -58,11 +61,13 @@ pub struct Pool {
     connect_timeout: Duration,
 }
 
-/// The tunnels of one key. One handshake at a time: those who wait for it share what it yields.
+/// The tunnels of one key. One handshake at a time: those who wait for it share what it yields, be it a failure. Each
+/// would wait for a dead host's timeout in turn otherwise.
 #[derive(Default)]
 struct Slot {
     tunnels: Mutex<Vec<Arc<Tunnel>>>,
     connecting: tokio::sync::Mutex<()>,
+    failed: Mutex<Option<(Instant, ProxyError)>>,
 }
 
 /// One HTTP/2 connection to a peer.
@@ -97,7 +102,9 @@ impl Drop for Place {
 impl Tunnel {
     /// Takes a place if the tunnel may still open streams.
     fn enter(self: &Arc<Self>) -> Option<Place> {
-        if self.over.load(Ordering::Relaxed) || Instant::now() >= self.retire_at || SystemTime::now() >= self.expires_at
+        if self.over.load(Ordering::Relaxed)
+            || Instant::now() >= self.retire_at
+            || SystemTime::now() >= self.expires_at
         {
             return None;
         }
@@ -136,7 +143,14 @@ impl Pool {
         let slot = self.slot(&peer);
         loop {
             let (place, age) = self.place(&slot, &peer).await?;
-            match request(&place, peer.agent, authority, client).await {
+            let asked = request(&place, peer.agent, authority, client);
+            let answered = match age {
+                Age::Fresh => asked.await,
+                Age::Kept => tokio::time::timeout(KEPT_ANSWER, asked).await.unwrap_or_else(|_| {
+                    Err(ProxyError::Tunnel { address: peer.agent, source: h2::Reason::CANCEL.into() })
+                }),
+            };
+            match answered {
                 // A kept tunnel may have gone while nobody looked. Nothing was sent: another one may be tried, and
                 // each turn uses one up.
                 Err(ProxyError::Tunnel { .. }) if age == Age::Kept => {
@@ -161,7 +175,8 @@ impl Pool {
         slots.retain(|_, slot| {
             let mut tunnels = slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
             tunnels.retain(|tunnel| {
-                !tunnel.over.load(Ordering::Relaxed) && !(tunnel.is_unused() && now >= tunnel.retire_at)
+                let spent = tunnel.is_unused() && now >= tunnel.retire_at;
+                !spent && !tunnel.over.load(Ordering::Relaxed)
             });
             !tunnels.is_empty() || Arc::strong_count(slot) > 1
         });
@@ -181,11 +196,15 @@ impl Pool {
         if let Some(place) = slot.enter() {
             return Ok((place, Age::Kept));
         }
+        let since = Instant::now();
         let _turn = slot.connecting.lock().await;
         if let Some(place) = slot.enter() {
             return Ok((place, Age::Kept));
         }
-        let tunnel = Box::pin(self.connect(peer)).await?;
+        if let Some(error) = slot.failed_since(since) {
+            return Err(error);
+        }
+        let tunnel = Box::pin(self.connect(peer)).await.inspect_err(|error| slot.remember(error))?;
         let place = tunnel.enter().ok_or(ProxyError::CertificateExpired)?;
         slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner).push(tunnel);
         Ok((place, Age::Fresh))
@@ -195,21 +214,21 @@ impl Pool {
         let address = peer.agent;
         let connected = socket::connect(address, None, self.mark, self.connect_timeout).await;
         let stream = connected.map_err(|source| ProxyError::Connect { address, source })?;
-        let config = Arc::new(peer.credentials.caller(peer.source, peer.destination));
+        let config = peer.credentials.caller(peer.source, peer.destination);
         // A name that is no DNS name cannot be sent; the peer then shows what it shows the unnamed.
-        let name = ServerName::try_from(peer.destination.server_name()).unwrap_or_else(|_| placeholder_server_name());
-        let handshake = TlsConnector::from(config).connect(name, stream);
+        let name = ServerName::try_from(peer.destination.server_name())
+            .unwrap_or_else(|_| placeholder_server_name());
         let handshake_error = |source: io::Error| ProxyError::Handshake {
             address,
             source: io::Error::new(source.kind(), describe_io(&source)),
         };
-        let tls = tokio::time::timeout(self.connect_timeout, handshake)
+        let handshake = tokio::time::timeout(self.connect_timeout, tls::connect(config, name, stream));
+        let (tls, session) = handshake
             .await
             .map_err(|_| handshake_error(io::ErrorKind::TimedOut.into()))?
             .map_err(handshake_error)?;
-        let leaf = tls.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let leaf = leaf.ok_or_else(|| handshake_error(io::Error::other("the peer showed no certificate")))?;
-        let facts = peer_leaf_facts(leaf).map_err(|error| handshake_error(io::Error::other(error)))?;
+        let facts =
+            peer_leaf_facts(&session.peer).map_err(|error| handshake_error(io::Error::other(error)))?;
         let (sender, connection) = builder()
             .handshake::<_, Bytes>(tls)
             .await
@@ -236,6 +255,31 @@ impl Slot {
         let tunnels = self.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
         // The fullest first, so that the others fall idle and can go.
         tunnels.iter().find_map(Tunnel::enter)
+    }
+
+    /// Why an attempt failed that ended after `since`, if one did.
+    fn failed_since(&self, since: Instant) -> Option<ProxyError> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.as_ref().filter(|(at, _)| *at >= since).and_then(|(_, error)| copy(error))
+    }
+
+    fn remember(&self, error: &ProxyError) {
+        let failed = copy(error).map(|error| (Instant::now(), error));
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
+    }
+}
+
+/// The same error again, where it is one of connecting.
+fn copy(error: &ProxyError) -> Option<ProxyError> {
+    let again = |source: &io::Error| io::Error::new(source.kind(), source.to_string());
+    match error {
+        ProxyError::Connect { address, source } => {
+            Some(ProxyError::Connect { address: *address, source: again(source) })
+        }
+        ProxyError::Handshake { address, source } => {
+            Some(ProxyError::Handshake { address: *address, source: again(source) })
+        }
+        _ => None,
     }
 }
 

@@ -149,7 +149,10 @@ impl TryFrom<&Written> for LocalService {
         }
         let ports = written.ports.iter().map(local_port).collect::<Result<Vec<_>, _>>()?;
         for (index, port) in ports.iter().enumerate() {
-            if ports[..index].iter().any(|other| other.port == port.port || other.target_port == port.target_port) {
+            if ports[..index]
+                .iter()
+                .any(|other| other.port == port.port || other.target_port == port.target_port)
+            {
                 return Err(format!("the port {} is named twice", port.port));
             }
         }
@@ -183,11 +186,14 @@ fn local_port(written: &WrittenPort) -> Result<LocalPort, String> {
             return Err(format!("port {port} is the agent's own: nothing is delivered to it"));
         }
     }
-    if target_port.get() == crate::capture::plan::SSH_PORT || deliver.port() == crate::capture::plan::SSH_PORT {
+    if target_port.get() == crate::capture::plan::SSH_PORT || deliver.port() == crate::capture::plan::SSH_PORT
+    {
         return Err("port 22 is SSH's and never meshed".to_owned());
     }
     if deliver.ip().is_unspecified() || deliver.port() == 0 {
-        return Err(format!("`{deliver}` is no address to deliver to: name the one that the program listens on"));
+        return Err(format!(
+            "`{deliver}` is no address to deliver to: name the one that the program listens on"
+        ));
     }
     let protocol = written.protocol.as_deref().unwrap_or("tcp").parse();
     Ok(LocalPort {
@@ -204,7 +210,8 @@ fn matcher(written: &Written) -> Result<Option<Matcher>, String> {
         return Ok(None);
     }
     let unit = written.unit.as_deref().map(UnitName::new).transpose().map_err(|error| error.to_string())?;
-    let cgroup = written.cgroup.as_deref().map(CgroupPath::new).transpose().map_err(|error| error.to_string())?;
+    let cgroup =
+        written.cgroup.as_deref().map(CgroupPath::new).transpose().map_err(|error| error.to_string())?;
     Matcher::new(unit, cgroup, written.user.map(Uid)).map(Some).map_err(|error| error.to_string())
 }
 
@@ -265,7 +272,10 @@ fn conflict(other: &LocalService, new: &LocalService) -> Option<String> {
         return Some(format!("{} is registered twice", new.key));
     }
     if new.matcher.is_some() && other.matcher == new.matcher {
-        return Some(format!("{} and {} name the same processes: nobody could tell them apart", other.key, new.key));
+        return Some(format!(
+            "{} and {} name the same processes: nobody could tell them apart",
+            other.key, new.key
+        ));
     }
     for port in &new.ports {
         for taken in &other.ports {
@@ -293,7 +303,9 @@ pub fn register(directory: &Path, written: &Written) -> Result<LocalService, Reg
     let local = LocalService::try_from(written).map_err(fault)?;
     let path = path_of(directory, &local.key);
     for other in read_all(directory)? {
-        if let Some(fault) = Some(&other).filter(|other| other.key != local.key).and_then(|o| conflict(o, &local)) {
+        if let Some(fault) =
+            Some(&other).filter(|other| other.key != local.key).and_then(|o| conflict(o, &local))
+        {
             return Err(RegistrationError::Conflict { path, fault });
         }
     }
@@ -325,7 +337,8 @@ mod tests {
 
     #[test]
     fn fills_in_what_is_usual() {
-        let local = written("name = \"orders\"\nports = [{ port = 80, targetPort = 8080 }]").expect("a registration");
+        let local =
+            written("name = \"orders\"\nports = [{ port = 80, targetPort = 8080 }]").expect("a registration");
         assert_eq!(local.key.to_string(), "orders.default");
         assert_eq!(local.ports[0].deliver.to_string(), "127.0.0.1:8080");
         assert_eq!(local.when_gone, WhenGone::Closed);

@@ -34,9 +34,11 @@ impl Snapshot {
         let mesh = with_registrations(mesh, registrations, host)?;
         let config = &mesh.config;
         let local = local_endpoints(&mesh, registrations, host);
-        let advertised: HashMap<_, _> = local.iter().map(|local| (local.advertised, Arc::clone(local))).collect();
+        let advertised: HashMap<_, _> =
+            local.iter().map(|local| (local.advertised, Arc::clone(local))).collect();
         let known = KnownStates::of(previous);
-        let compile = |service: &Service| Arc::new(service_entry(&mesh, service, &advertised, hbone_port, &known));
+        let compile =
+            |service: &Service| Arc::new(service_entry(&mesh, service, &advertised, hbone_port, &known));
         let services: HashMap<_, _> =
             mesh.services.values().map(|service| (service.key.clone(), compile(service))).collect();
         let of_addresses = |service: &Arc<ServiceEntry>| {
@@ -63,7 +65,11 @@ impl Snapshot {
 }
 
 /// The mesh with this host's own services in it, declared or not.
-fn with_registrations(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host) -> Result<Mesh, BuildError> {
+fn with_registrations(
+    mesh: &Mesh,
+    registrations: &[Arc<LocalService>],
+    host: &Host,
+) -> Result<Mesh, BuildError> {
     let mut parts = mesh.clone().into_parts();
     for local in registrations {
         parts.services.entry(local.key.clone()).or_insert_with(|| implied_service(local));
@@ -194,7 +200,9 @@ fn dialled_directly(
         for workload in mesh.workloads_of(service).filter(|workload| workload.tunnel == Tunnel::Hbone) {
             for (port, compiled) in service.ports.iter().zip(&entry.ports) {
                 let preferred = workload.endpoint(port);
-                let Some(known) = compiled.endpoints.iter().find(|known| known.address == preferred) else { continue };
+                let Some(known) = compiled.endpoints.iter().find(|known| known.address == preferred) else {
+                    continue;
+                };
                 for address in workload.endpoints(port) {
                     let endpoint = at_address(known, address);
                     all.insert(address, (Arc::clone(entry), compiled.port, endpoint));
@@ -225,7 +233,9 @@ fn at_address(known: &Arc<Endpoint>, address: SocketAddr) -> Arc<Endpoint> {
 
 /// Where callers of this host reach a service of this host: its delivery address and the advertised ones.
 fn captured(local: &[Arc<LocalEndpoint>]) -> HashMap<SocketAddr, Arc<LocalEndpoint>> {
-    let both = |local: &Arc<LocalEndpoint>| [(local.deliver, Arc::clone(local)), (local.advertised, Arc::clone(local))];
+    let both = |local: &Arc<LocalEndpoint>| {
+        [(local.deliver, Arc::clone(local)), (local.advertised, Arc::clone(local))]
+    };
     local.iter().flat_map(both).collect()
 }
 
@@ -233,7 +243,8 @@ fn captured(local: &[Arc<LocalEndpoint>]) -> HashMap<SocketAddr, Arc<LocalEndpoi
 fn captured_ports(local: &[Arc<LocalEndpoint>]) -> HashMap<u16, Arc<LocalEndpoint>> {
     let mut owners: HashMap<u16, Option<Arc<LocalEndpoint>>> = HashMap::new();
     for endpoint in local {
-        let delivered_here = endpoint.deliver.ip().is_loopback() || endpoint.deliver.ip() == endpoint.advertised.ip();
+        let delivered_here =
+            endpoint.deliver.ip().is_loopback() || endpoint.deliver.ip() == endpoint.advertised.ip();
         let ports = [Some(endpoint.advertised.port()), delivered_here.then(|| endpoint.deliver.port())];
         for port in ports.into_iter().flatten() {
             let owner = owners.entry(port).or_insert_with(|| Some(Arc::clone(endpoint)));

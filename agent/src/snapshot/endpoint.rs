@@ -109,7 +109,11 @@ impl Drop for InFlight {
 
 /// Picks the endpoint for a connection, leaving out those in `tried`. Where every other one is ejected, an ejected
 /// one is better than none.
-pub fn pick<'a>(endpoints: &'a [Arc<Endpoint>], tried: &[SocketAddr], random: u64) -> Option<&'a Arc<Endpoint>> {
+pub fn pick<'a>(
+    endpoints: &'a [Arc<Endpoint>],
+    tried: &[SocketAddr],
+    random: u64,
+) -> Option<&'a Arc<Endpoint>> {
     let load = |index: usize, ejected_too: bool| {
         let endpoint = &endpoints[index];
         let out = tried.contains(&endpoint.address) || (!ejected_too && endpoint.state.is_ejected());

@@ -44,7 +44,11 @@ impl Snapshot {
 
     fn remote_endpoints(&self) -> BTreeSet<SocketAddr> {
         let remote = |endpoint: &super::Endpoint| matches!(endpoint.transport, Transport::Hbone(_));
-        self.endpoints.iter().filter(|(_, (.., endpoint))| remote(endpoint)).map(|(address, _)| *address).collect()
+        self.endpoints
+            .iter()
+            .filter(|(_, (.., endpoint))| remote(endpoint))
+            .map(|(address, _)| *address)
+            .collect()
     }
 
     fn local_services(&self) -> Vec<LocalService> {

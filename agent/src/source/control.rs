@@ -128,20 +128,27 @@ impl ControlSource {
             let began = tokio::time::Instant::now();
             match self.follow_once(local, publisher).await {
                 Ok(Ended::Goodbye) => return,
-                Ok(Ended::Closed) => tracing::info!(control = self.control, "the control server closed the session"),
-                Err(reason) => tracing::warn!(control = self.control, reason, "the control server is not in reach"),
+                Ok(Ended::Closed) => {
+                    tracing::info!(control = self.control, "the control server closed the session")
+                }
+                Err(reason) => {
+                    tracing::warn!(control = self.control, reason, "the control server is not in reach")
+                }
             }
             attempt = if began.elapsed() >= STEADY { 0 } else { attempt + 1 };
             tokio::select! {
                 () = tokio::time::sleep(backoff(attempt, rand::random())) => {}
-                // Nobody is connected who could take a goodbye: the lease runs out by itself.
                 _ = local.shutdown.wait_for(|shutdown| *shutdown) => return,
             }
         }
     }
 
     async fn follow_once(&mut self, local: &mut Local, publisher: &Publisher) -> Result<Ended, String> {
-        let opened = tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(self.open_stream())).await;
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(CONNECT_TIMEOUT, Box::pin(self.open_stream())) => opened,
+            // Nobody is connected who could take a goodbye: the lease runs out by itself.
+            _ = local.shutdown.wait_for(|shutdown| *shutdown) => return Ok(Ended::Goodbye),
+        };
         let (reader, writer, connection) =
             opened.map_err(|_| format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()))??;
         let bundle = Arc::clone(&self.bundle);
@@ -154,9 +161,7 @@ impl ControlSource {
         followed.map_err(|error| error.to_string())
     }
 
-    async fn open_stream(
-        &self,
-    ) -> Result<(StreamReader, StreamWriter, tokio::task::JoinHandle<()>), String> {
+    async fn open_stream(&self) -> Result<(StreamReader, StreamWriter, tokio::task::JoinHandle<()>), String> {
         let credential = self.credential.clone().ok_or("there is no node credential to connect with")?;
         let control = Identity::control(self.bundle.trust_domain().clone());
         let mut config: ClientConfig =

@@ -235,7 +235,8 @@ impl Metrics {
         );
         gauge("baremesh_registry_connected", "1 while the registry is in reach", &self.registry_connected);
         gauge("baremesh_capture_in_place", "1 while the capture rules stand", &self.capture_in_place);
-        let mut counter = |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
+        let mut counter =
+            |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
         counter("baremesh_rejected_configurations", "States refused", &self.rejected_configurations);
         counter("baremesh_issue_failures", "Certificate requests that failed", &self.issue_failures);
         counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);
@@ -294,15 +295,17 @@ impl Metrics {
     fn labels(&self, key: &SeriesKey) -> TcpLabels {
         let unknown: Arc<str> = "unknown".into();
         let or_unknown = |text: &Option<Arc<str>>| text.clone().unwrap_or_else(|| Arc::clone(&unknown));
-        let account = |party: &Party| party.identity.as_ref().map(|id| Arc::from(id.service_account().as_str()));
+        let account =
+            |party: &Party| party.identity.as_ref().map(|id| Arc::from(id.service_account().as_str()));
         let namespace = |party: &Party| party.identity.as_ref().map(|id| Arc::from(id.namespace().as_str()));
         let principal = |party: &Party| party.identity.as_ref().map(|id| Arc::from(id.to_string()));
         let canonical = |party: &Party| party.app.clone().or_else(|| account(party));
         let workload = |party: &Party| party.workload.clone().or_else(|| account(party));
-        let (service, space) = match key.service_host.as_deref().map(|host| host.splitn(3, '.').collect::<Vec<_>>()) {
-            Some(parts) if parts.len() == 3 => (Some(Arc::from(parts[0])), Some(Arc::from(parts[1]))),
-            _ => (None, None),
-        };
+        let (service, space) =
+            match key.service_host.as_deref().map(|host| host.splitn(3, '.').collect::<Vec<_>>()) {
+                Some(parts) if parts.len() == 3 => (Some(Arc::from(parts[0])), Some(Arc::from(parts[1]))),
+                _ => (None, None),
+            };
         TcpLabels {
             reporter: key.reporter.name(),
             source_workload: or_unknown(&workload(&key.source)),

@@ -45,9 +45,7 @@ async fn call(
 ) {
     let (head, body) = request.into_parts();
     if serves(head.uri.path()) && !within_rate(server, &caller, head.uri.path()) {
-        let message = "too many requests: ask again in a minute";
-        // Agents take this code for one that passes by itself.
-        return send(&mut respond, refused(StatusCode::TOO_MANY_REQUESTS, "unavailable", message));
+        return send(&mut respond, too_many());
     }
     let body = match timeout(BODY_TIMEOUT, collect(body)).await {
         Ok(Some(body)) => body,
@@ -80,11 +78,17 @@ async fn call(
     }
 }
 
+fn too_many() -> Response<Bytes> {
+    // Agents take this code for one that passes by itself.
+    refused(StatusCode::TOO_MANY_REQUESTS, "unavailable", "too many requests: ask again in a minute")
+}
+
 fn within_rate(server: &Server, caller: &Caller, path: &str) -> bool {
     let node = caller.peer.as_ref().and_then(|peer| peer.identity.as_node());
     let (limits, now) = (&server.limits, Instant::now());
     match node {
         Some(host) if path == CERTIFICATES_PATH => limits.issuing.allow(host.clone(), now),
+        Some(host) if path == STATE_PATH => limits.following.allow(host.clone(), now),
         _ => limits.joining.allow(network_of(caller.address), now),
     }
 }
@@ -135,6 +139,9 @@ async fn state(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
+    if !within_rate(server, caller, STATE_PATH) {
+        return send(&mut respond, too_many());
+    }
     let admitted = match (request.method(), &caller.peer) {
         (&Method::POST, Some(peer)) => check_node(server, peer).await,
         (&Method::POST, None) => Err(Refusal::NoCredential),

@@ -40,6 +40,8 @@ pub(super) const RECHECK: Duration = Duration::from_secs(30);
 const MAX_CALLS: usize = 32;
 /// Certificate calls of one host in a minute; an agent makes a few an hour.
 const ISSUING_A_MINUTE: u32 = 60;
+/// Times in a minute that one host may begin to follow the state; an agent pauses between attempts.
+const FOLLOWING_A_MINUTE: u32 = 60;
 /// Joins from one address in a minute: a rack of new hosts behind one gateway is welcome, a guesser is not.
 const JOINS_A_MINUTE: u32 = 120;
 /// Hosts or addresses that rates are remembered of.
@@ -51,6 +53,7 @@ pub(super) struct Limits {
     pub(super) strangers: Arc<Semaphore>,
     pub(super) calls: Semaphore,
     pub(super) issuing: Rates<Label>,
+    pub(super) following: Rates<Label>,
     pub(super) joining: Rates<IpAddr>,
     hosts: Arc<Mutex<HashMap<Label, usize>>>,
 }
@@ -62,6 +65,7 @@ impl Default for Limits {
             strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
             calls: Semaphore::new(MAX_CALLS),
             issuing: Rates::new(ISSUING_A_MINUTE),
+            following: Rates::new(FOLLOWING_A_MINUTE),
             joining: Rates::new(JOINS_A_MINUTE),
             hosts: Arc::default(),
         }

@@ -22,6 +22,8 @@ use super::limits::{
 };
 use super::{Server, calls, stopped};
 
+/// How long a peer may take to close a connection that has come to its end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long accepting pauses when descriptors or memory have run out.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -137,7 +139,7 @@ struct Connection {
 
 impl Connection {
     /// Serves requests until the peer, the end, the ledger or the server's stop ends it.
-    async fn run(mut self, end: Option<Instant>) {
+    async fn run(mut self, mut end: Option<Instant>) {
         let mut requests = JoinSet::new();
         let (mut stop, mut membership) = (self.server.stop.clone(), self.server.membership.subscribe());
         let mut closing = false;
@@ -153,6 +155,8 @@ impl Connection {
                 () = sleep_until(quiet_since + IDLE_TIMEOUT), if requests.is_empty() && !closing => {
                     closing = true;
                     self.connection.graceful_shutdown();
+                    // A peer that the network has lost does not close.
+                    end = Some(Instant::now() + CLOSE_TIMEOUT);
                 }
                 () = until(end) => return,
                 () = recheck(&mut membership), if self.caller.peer.is_some() => {

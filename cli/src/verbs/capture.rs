@@ -135,7 +135,10 @@ fn remove(global: &Global, anchor: Anchor) -> anyhow::Result<()> {
         Ok(Some(_)) => {}
         Ok(None) => Rules::new(&global.directories().runtime)?.remove(anchor)?,
         Err(error) => {
-            remark(format_args!("note: the agent could not: {}; the rules are removed past it", in_full(&error)));
+            remark(format_args!(
+                "note: the agent could not: {}; the rules are removed past it",
+                in_full(&error)
+            ));
             Rules::new(&global.directories().runtime)?.remove(anchor)?;
         }
     }

@@ -1,4 +1,4 @@
-//! `baremesh docs-resources`: the page that documents every kind and field, from the tables that reading checks
+//! `baremesh reference`: the page that documents every kind and field, from the tables that reading checks
 //! against.
 
 use clap::Args;
@@ -8,9 +8,9 @@ use crate::output::say;
 
 /// Print the reference of resources as Markdown
 #[derive(Debug, Args)]
-pub struct DocsResources {}
+pub struct Reference {}
 
-impl DocsResources {
+impl Reference {
     pub(super) fn run(self, _: &Global) -> anyhow::Result<()> {
         say(baremesh_registry::format::reference())
     }

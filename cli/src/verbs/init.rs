@@ -255,7 +255,7 @@ fn free(path: PathBuf) -> anyhow::Result<PathBuf> {
 
 fn mesh_text(config: &MeshConfig) -> String {
     format!(
-        "# What holds for the whole mesh. All fields: baremesh docs-resources\n\
+        "# What holds for the whole mesh. All fields: baremesh reference\n\
          [[MeshConfig]]\n\
          name = \"{}\"\n\n\
          # The trust domain of every identity: spiffe://{}/ns/NAMESPACE/sa/ACCOUNT. It is the certificate authority's and\n\

@@ -64,7 +64,7 @@ pub(super) static FIELDS: &[Field] = &[
     enforced(
         "rules[].when[].key",
         "source.ip, source.namespace, source.principal, source.serviceAccount, source.trustDomain, remote.ip, \
-         destination.ip, destination.port or connection.sni; `request.…` keys are refused",
+         destination.ip or destination.port; `request.…` keys and `connection.sni` are refused",
     ),
     enforced("rules[].when[].values", "any of these"),
     enforced("rules[].when[].notValues", "none of these"),

@@ -13,7 +13,7 @@ use super::fields::nearest;
 use crate::diagnostic::{Code, quote};
 
 /// The keys of `when` that a connection has.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 8] = [
     "source.ip",
     "source.namespace",
     "source.principal",
@@ -22,7 +22,6 @@ const KEYS: [&str; 9] = [
     "remote.ip",
     "destination.ip",
     "destination.port",
-    "connection.sni",
 ];
 
 /// Reads one rule of a policy in `namespace`.
@@ -130,7 +129,6 @@ fn condition(d: &mut Decoder<'_>, at: &At<'_>, namespace: &Label) -> Option<Cond
         "source.trustDomain" => matching(d, &fields, VALUES, pattern).map(Condition::SourceTrustDomain),
         "destination.ip" => matching(d, &fields, VALUES, block).map(Condition::DestinationIp),
         "destination.port" => matching(d, &fields, VALUES, port).map(Condition::DestinationPort),
-        "connection.sni" => matching(d, &fields, VALUES, pattern).map(Condition::ConnectionSni),
         other => {
             unknown_key(d, &key_at, other);
             None
@@ -143,6 +141,18 @@ fn unknown_key(d: &mut Decoder<'_>, at: &At<'_>, key: &str) {
         let message = format!("`{}`: {} is refused: HTTP requests are not read yet", at.path, quote(key));
         let help = "use a key of the connection, such as source.principal or destination.port";
         d.findings.error(at.node.span, Code::RefusedField, message, help);
+    } else if key == "connection.sni" {
+        let message = format!(
+            "`{}`: {} is refused: the server name of TLS inside the mesh is not read yet",
+            at.path,
+            quote(key)
+        );
+        d.findings.error(
+            at.node.span,
+            Code::RefusedField,
+            message,
+            "use another key of the connection, such as source.principal",
+        );
     } else if key.starts_with("experimental.") {
         let message = format!("`{}`: {} is refused: there is no Envoy here", at.path, quote(key));
         d.findings.error(at.node.span, Code::RefusedField, message, "use a key of the connection");
@@ -282,10 +292,6 @@ fn encode_condition(condition: &Condition) -> Json {
         Condition::DestinationPort(asked) => {
             put_match(&mut out, values, asked, ToString::to_string);
             "destination.port"
-        }
-        Condition::ConnectionSni(asked) => {
-            put_match(&mut out, values, asked, ToString::to_string);
-            "connection.sni"
         }
     };
     out.insert("key".into(), key.into());

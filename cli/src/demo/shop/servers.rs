@@ -20,6 +20,9 @@ const BACKLOG: i32 = 4096;
 /// How many bytes are read or made at once; a multiple of eight, as [`Pattern::fill`] asks.
 pub(super) const CHUNK: usize = 64 * 1024;
 
+/// How many bytes an echo reads at once.
+const SIP: usize = 16 * 1024;
+
 /// The pause after a connection that could not be taken, when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -116,7 +119,8 @@ impl Trade {
 
 fn echo(mut stream: &TcpStream) -> io::Result<()> {
     let mut writer = stream;
-    let mut buffer = vec![0; CHUNK];
+    // On the stack, which is there already: thousands of threads with a large allocation each take gigabytes.
+    let mut buffer = [0; SIP];
     loop {
         match stream.read(&mut buffer)? {
             0 => return stream.shutdown(Shutdown::Write),

@@ -117,7 +117,6 @@ fn any_condition() -> impl Strategy<Value = Condition> {
         pattern().prop_map(Condition::SourceTrustDomain),
         block().prop_map(Condition::DestinationIp),
         filled(1..=u16::MAX).prop_map(Condition::DestinationPort),
-        pattern().prop_map(Condition::ConnectionSni),
     ]
 }
 

@@ -1,0 +1,208 @@
+//! What a snapshot decides, on a host `h1` (10.0.0.1, fd00::1) with `orders` of its own, in a mesh where `web` is on
+//! another host and `legacy` has no agent.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use baremesh_model::mesh::{Mesh, Parts};
+use baremesh_registry::format::toml::parse;
+use baremesh_registry::set::assemble;
+
+use super::*;
+use crate::capture::{AgentPorts, DnsCapture, Outbound};
+use crate::registration::file::Written;
+
+const MESH: &str = r#"
+[[Service]]
+name = "web"
+addresses = ["240.240.0.2", "fdba:4e3e:5400::2"]
+ports = [{ port = 80, targetPort = 8080, protocol = "tcp" }]
+
+[[WorkloadEntry]]
+name = "web-h2"
+address = "10.0.0.2"
+otherAddresses = ["fd00::2"]
+labels = { app = "web" }
+tunnel = "hbone"
+
+[[Service]]
+name = "legacy"
+addresses = ["240.240.0.3"]
+ports = [{ port = 5432, protocol = "tcp" }]
+
+[[WorkloadEntry]]
+name = "legacy-1"
+address = "10.0.0.9"
+labels = { app = "legacy" }
+
+[[PeerAuthentication]]
+name = "default"
+namespace = "mesh-system"
+mtls = { mode = "STRICT" }
+"#;
+
+const ORDERS: &str = "name = \"orders\"\nports = [{ port = 7000, deliver = \"127.0.0.1:9000\" }]\nuser = 7\n";
+
+fn registration(toml: &str) -> Arc<LocalService> {
+    let written: Written = toml::from_str(toml).expect("a registration");
+    Arc::new(LocalService::try_from(&written).expect("a registration"))
+}
+
+fn mesh(toml: &str) -> Mesh {
+    let parsed = parse(toml, "mesh.toml");
+    assemble(parsed.resources, parsed.findings).expect("a mesh").mesh
+}
+
+fn host() -> Host {
+    Host {
+        name: Label::new("h1").expect("a label"),
+        addresses: ["10.0.0.1", "fd00::1"].iter().map(|text| text.parse().expect("an address")).collect(),
+    }
+}
+
+fn snapshot(toml: &str, registrations: &[&str]) -> Snapshot {
+    let registrations: Vec<_> = registrations.iter().map(|text| registration(text)).collect();
+    Snapshot::build(&mesh(toml), &registrations, &host(), 15008, None).expect("a snapshot")
+}
+
+fn routed(snapshot: &Snapshot, destination: &str) -> String {
+    match snapshot.route(destination.parse().expect("an address")) {
+        Ok(Route::Service(service, port)) => format!("service {} {}", service.key, service.ports[port].port),
+        Ok(Route::Endpoint(service, port, endpoint)) => match endpoint.transport {
+            Transport::Hbone(agent) => format!("endpoint {} {port} by {agent}", service.key),
+            _ => format!("endpoint {} {port}", service.key),
+        },
+        Ok(Route::Local(local)) => format!("local {} at {}", local.service, local.deliver),
+        Ok(Route::Passthrough) => "passthrough".to_owned(),
+        Err(error) => error.reason().to_string(),
+    }
+}
+
+#[test]
+fn routes_by_virtual_real_and_local_address() {
+    let snapshot = snapshot(MESH, &[ORDERS]);
+    for (destination, expected) in [
+        ("240.240.0.2:80", "service web.default 80"),
+        ("[fdba:4e3e:5400::2]:80", "service web.default 80"),
+        ("240.240.0.2:81", "no_such_port"),
+        ("240.240.0.77:80", "no_such_service"),
+        ("10.0.0.2:8080", "endpoint web.default 80 by 10.0.0.2:15008"),
+        ("[fd00::2]:8080", "endpoint web.default 80 by [fd00::2]:15008"),
+        ("10.0.0.2:80", "passthrough"),
+        ("10.0.0.9:5432", "passthrough"),
+        ("127.0.0.1:9000", "local orders.default at 127.0.0.1:9000"),
+        ("127.0.0.2:9000", "local orders.default at 127.0.0.1:9000"),
+        ("[::1]:9000", "local orders.default at 127.0.0.1:9000"),
+        ("10.0.0.1:7000", "local orders.default at 127.0.0.1:9000"),
+        ("[fd00::1]:9000", "local orders.default at 127.0.0.1:9000"),
+        ("10.0.0.2:9000", "passthrough"),
+    ] {
+        assert_eq!(routed(&snapshot, destination), expected, "{destination}");
+    }
+}
+
+#[test]
+fn only_the_advertised_address_is_an_authority() {
+    let snapshot = snapshot(MESH, &[ORDERS]);
+    let advertised = |text: &str| snapshot.advertised(text.parse().expect("an address")).is_some();
+    assert!(advertised("10.0.0.1:7000") && advertised("[fd00::1]:7000"));
+    for other in ["10.0.0.1:9000", "127.0.0.1:9000", "127.0.0.1:7000", "10.0.0.1:22", "10.0.0.2:8080"] {
+        assert!(!advertised(other), "{other}");
+    }
+}
+
+#[test]
+fn names_exist_with_their_namespaces_and_no_others() {
+    let snapshot = snapshot(MESH, &[ORDERS]);
+    let found = |name: &str| match snapshot.find_name(name) {
+        Found::Service { v4, v6 } => format!("{} {}", v4.len(), v6.len()),
+        Found::NoSuchName => "none".to_owned(),
+        Found::NotOurs => "other".to_owned(),
+    };
+    for (name, expected) in [
+        ("web", "1 1"),
+        ("web.default", "1 1"),
+        ("web.mesh.internal", "1 1"),
+        ("orders.default.mesh.internal", "1 1"),
+        ("default.mesh.internal", "0 0"),
+        ("mesh.internal", "0 0"),
+        ("nope.mesh.internal", "none"),
+        ("nope", "other"),
+        ("example.com", "other"),
+        ("web.default.svc.cluster.local", "1 1"),
+    ] {
+        assert_eq!(found(name), expected, "{name}");
+    }
+    assert_eq!(
+        snapshot.find_address("240.240.0.2".parse().expect("an address")).as_deref(),
+        Some("web.default.mesh.internal")
+    );
+}
+
+#[test]
+fn plain_endpoints_at_a_service_of_this_host_are_that_service() {
+    let sneaky = "[[Service]]\nname = \"sneak\"\nports = [{ port = 1, targetPort = 7000, protocol = \"tcp\" }]\n\
+                  [[WorkloadEntry]]\nname = \"sneak-1\"\naddress = \"10.0.0.1\"\nlabels = { app = \"sneak\" }\n";
+    let snapshot = snapshot(sneaky, &[ORDERS]);
+    let service =
+        snapshot.services().find(|service| &*service.key.to_string() == "sneak.default").expect("a service");
+    assert!(matches!(service.ports[0].endpoints[0].transport, Transport::Local(_)));
+}
+
+#[test]
+fn unnamed_peers_reach_the_only_service_or_the_default_one() {
+    let address = "10.0.0.1".parse().expect("an address");
+    let second = "name = \"second\"\nports = [{ port = 7001 }]\n";
+    let default = "name = \"second\"\nports = [{ port = 7001 }]\ndefaultForAddress = true\n";
+    let of = |registrations: &[&str]| {
+        snapshot(MESH, registrations).unnamed(address).map(|identity| identity.service_account().to_string())
+    };
+    assert_eq!(of(&[ORDERS]).as_deref(), Some("orders"));
+    assert_eq!(of(&[ORDERS, second]), None);
+    assert_eq!(of(&[ORDERS, default]).as_deref(), Some("second"));
+}
+
+#[test]
+fn what_was_learnt_of_an_endpoint_outlives_a_change() {
+    let first = snapshot(MESH, &[ORDERS]);
+    let state = |snapshot: &Snapshot| {
+        let Ok(Route::Service(service, port)) = snapshot.route("240.240.0.2:80".parse().expect("an address"))
+        else {
+            panic!("web is a service");
+        };
+        Arc::clone(&service.ports[port].endpoints[0].state)
+    };
+    state(&first).failed();
+    let second =
+        Snapshot::build(&mesh(MESH), &[registration(ORDERS)], &host(), 15008, Some(&first)).expect("built");
+    assert!(state(&second).is_ejected());
+    assert!(!state(&snapshot(MESH, &[ORDERS])).is_ejected());
+}
+
+#[test]
+fn registrations_that_do_not_fit_are_refused_whole() {
+    let taken = "[[Service]]\nname = \"other\"\nports = [{ port = 7000, protocol = \"tcp\" }]\n\
+                 [[WorkloadEntry]]\nname = \"other-1\"\naddress = \"10.0.0.1\"\nlabels = { app = \"other\" }\ntunnel = \"hbone\"\n";
+    let built = Snapshot::build(&mesh(taken), &[registration(ORDERS)], &host(), 15008, None);
+    let error = built.err().expect("two identities at one address").to_string();
+    assert!(error.contains("cannot share one address and port"), "{error}");
+}
+
+#[test]
+fn the_plan_captures_what_is_meshed_and_nothing_else() {
+    let settings = plan::CaptureSettings {
+        agent_uid: 0,
+        ports: AgentPorts::default(),
+        dns: DnsCapture::Off,
+        outbound: Outbound::Registered,
+        ssh_ports: [].into(),
+    };
+    let plan = snapshot(MESH, &[ORDERS]).capture_plan(&settings);
+    let endpoints: Vec<_> = plan.endpoints.iter().map(SocketAddr::to_string).collect();
+    assert_eq!(endpoints, ["10.0.0.2:8080", "[fd00::2]:8080"]);
+    assert_eq!(plan.local.len(), 1);
+    assert_eq!(plan.local[0].ports, [7000, 9000].into());
+    assert!(plan.local[0].addresses.is_empty());
+    assert_eq!(plan.local[0].strictness, crate::capture::Strictness::Strict);
+    assert_eq!(Parts::default().config.virtual_ranges.v4, plan.virtual_v4);
+}

@@ -1,0 +1,195 @@
+//! The agent dies without a word: `open` services go on as without a mesh, `closed` ones are refused, and nobody who
+//! takes the agent's ports gets anything.
+
+use baremesh_tests::{
+    Host, Load, Member, Mesh, Process, exit, exit_code_of, needs_root, output_of, run, wait_until,
+};
+use serde_json::Value;
+
+fn state(member: &Member) -> String {
+    let output = run(member.host.baremesh(["capture", "status", "--output", "json"]));
+    let status: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    status["state"].as_str().unwrap_or_default().to_owned()
+}
+
+/// A caller, an echo on all addresses of its host as `store`, and a host without an agent.
+fn three(mesh: &Mesh, when_gone: &str) -> (Member, Member, Host) {
+    let (web, store) = (mesh.member("web", 1, &[]), mesh.member("store", 2, &["store"]));
+    store.host.serve("echo", ["echo", "[::]:7000"]);
+    store.register("store", ["--port", "80:7000", "--when-gone", when_gone]);
+    // Where no name server is, a host says so at once, and a name without an agent fails at once.
+    web.host.set_nameserver(mesh.control.v4());
+    web.wait_for_endpoints("store.default", 1);
+    (web, store, mesh.net.host("bare", 9))
+}
+
+fn call(from: &Host, to: &str, port: &str, text: &str) -> u8 {
+    exit_code_of(from.shop(["call", "--timeout", "5", to, port, text]))
+}
+
+/// Another user who tries to have the agent's ports, without a pause, from before its death.
+struct Squatter(Vec<Process>);
+
+impl Squatter {
+    fn on(host: &Host) -> Self {
+        let squat = |port: u16| {
+            let line = format!("while :; do baremesh demo-shop echo 0.0.0.0:{port} 2>/dev/null; done");
+            let mut command = host.command_as(4711, "sh");
+            command.args(["-c", &line]);
+            host.spawn(&format!("squatter-{port}"), command)
+        };
+        Self([15001, 15006, 15008].map(squat).into())
+    }
+
+    fn wait_until_it_has_the_ports(&self) {
+        self.0.iter().for_each(|process| process.wait_for_output("listening on"));
+    }
+
+    fn received_nothing(&self) {
+        let received: Vec<_> =
+            self.0.iter().filter(|process| process.stdout().contains("connection from")).collect();
+        assert!(received.is_empty(), "{}", received[0].stdout());
+    }
+}
+
+#[test]
+fn open_services_go_on_as_without_a_mesh_and_their_names_fail() {
+    let mesh = Mesh::new("open");
+    let (web, store, bare) = three(&mesh, "open");
+    let real = store.host.v4().to_string();
+    assert_ne!(call(&bare, &real, "7000", "strict"), exit::DONE);
+    store.kill_agent();
+    wait_until("the guard has released it", || state(&store) == "missing");
+    assert_eq!(call(&bare, &real, "7000", "released"), exit::DONE);
+    assert_eq!(call(&bare, &store.host.v6().to_string(), "7000", "released"), exit::DONE);
+    assert_eq!(call(&store.host, "127.0.0.1", "7000", "released"), exit::DONE);
+    assert_ne!(call(&web.host, "store", "80", "no tunnel"), exit::DONE);
+    // The caller's agent dies too: names and virtual addresses fail, real addresses are reached in plaintext.
+    let virtual_address =
+        web.ask("/services").expect("services")[0]["addresses"][0].as_str().expect("an address").to_owned();
+    web.kill_agent();
+    wait_until("the guard has released the caller", || state(&web) == "missing");
+    assert_ne!(call(&web.host, "store", "80", "no name"), exit::DONE);
+    assert_ne!(call(&web.host, &virtual_address, "80", "no such address"), exit::DONE);
+    assert_eq!(call(&web.host, &real, "7000", "as before the mesh"), exit::DONE);
+
+    store.start();
+    web.start();
+    assert_eq!(call(&web.host, "store", "80", "back"), exit::DONE);
+    assert_ne!(call(&bare, &real, "7000", "strict again"), exit::DONE);
+}
+
+#[test]
+fn closed_services_are_refused_until_the_agent_is_back() {
+    let mesh = Mesh::new("closed");
+    let (web, store, bare) = three(&mesh, "closed");
+    store.kill_agent();
+    wait_until("the guard has closed it", || state(&store) == "gone");
+    let (v4, v6) = (store.host.v4().to_string(), store.host.v6().to_string());
+    for (from, to) in
+        [(&bare, &*v4), (&bare, &*v6), (&store.host, &*v4), (&store.host, "127.0.0.1"), (&store.host, "::1")]
+    {
+        assert_eq!(call(from, to, "7000", "closed"), exit::NO_CONNECTION, "{} to {to}", from.name());
+    }
+    assert_ne!(call(&web.host, "store", "80", "closed"), exit::DONE);
+    assert_ne!(call(&web.host, &v4, "7000", "closed"), exit::DONE);
+    store.start();
+    wait_until("calls go well again", || call(&web.host, "store", "80", "back") == exit::DONE);
+    assert_eq!(state(&store), "in-place");
+    assert_ne!(call(&bare, &v4, "7000", "strict again"), exit::DONE);
+}
+
+/// Row 47.
+#[test]
+fn another_user_who_takes_the_ports_of_a_dead_agent_receives_nothing() {
+    needs_root!("two uids");
+    for when_gone in ["open", "closed"] {
+        let mesh = Mesh::new("squat");
+        let (web, store, bare) = three(&mesh, when_gone);
+        let load = Load::start(&web.host, "store", 80);
+        let squatters = [Squatter::on(&store.host), Squatter::on(&web.host)];
+        load.wait_for_more(10);
+        store.kill_agent();
+        web.kill_agent();
+        squatters.iter().for_each(Squatter::wait_until_it_has_the_ports);
+        let before = load.failures().len();
+        wait_until("calls were tried meanwhile", || load.failures().len() > before + 3);
+        for host in [&web.host, &store.host, &bare] {
+            for (to, port) in
+                [("store", "80"), ("10.77.0.2", "7000"), ("fd77::2", "7000"), ("127.0.0.1", "7000")]
+            {
+                call(host, to, port, "for nobody else");
+            }
+        }
+        for port in ["15001", "15006", "15008"].iter().filter(|_| when_gone == "closed") {
+            assert_eq!(call(&bare, "10.77.0.2", port, "an agent's peer"), exit::NO_CONNECTION);
+        }
+        squatters.iter().for_each(Squatter::received_nothing);
+    }
+}
+
+#[test]
+fn nothing_leaks_while_agents_are_killed_and_started_under_load() {
+    let mesh = Mesh::new("leak");
+    let (web, store, bare) = three(&mesh, "closed");
+    bare.serve("echo", ["echo", "0.0.0.0:9000"]);
+    let bystander = store.host.spawn("hold", store.host.shop(["hold", &bare.v4().to_string(), "9000"]));
+    bystander.wait_for_output("open");
+    let load = Load::start(&web.host, "store", 80);
+    let wire = mesh.net.capture();
+    for turn in 0..6 {
+        let (killed, other) = if turn % 2 == 0 { (&store, &web) } else { (&web, &store) };
+        let tried = load.done() + load.failures().len();
+        killed.kill_agent();
+        wait_until("calls are tried meanwhile", || load.done() + load.failures().len() > tried + 5);
+        killed.start();
+        other.wait_until_ready();
+        load.wait_for_more(5);
+    }
+    let wire = wire.stop().off_loopback();
+    assert!(wire.contains("exchange "), "the recorder saw nothing at all");
+    assert!(!wire.contains("call-"), "{}", wire.find("call-").expect("a sighting"));
+    assert!(bystander.is_running(), "a connection that was none of the mesh's ended: {}", bystander.stdout());
+    drop(load);
+}
+
+#[test]
+fn a_caller_s_real_addresses_leak_nothing_while_its_agent_is_killed_and_started() {
+    let mesh = Mesh::new("real");
+    let web = mesh.member("web", 1, &["web"]);
+    let store = mesh.member("store", 2, &["store"]);
+    store.host.serve("echo", ["echo", "127.0.0.1:7000"]);
+    store.register("store", ["--port", "7000"]);
+    web.register("web", ["--port", "81", "--user", "0"]);
+    web.wait_for_endpoints("store.default", 1);
+    wait_until("it is captured", || call(&web.host, "10.77.0.2", "7000", "x") == exit::DONE);
+    wait_until("it is on the disk", || {
+        let state = std::fs::read(web.host.path("/var/lib/baremesh/last-good.state")).unwrap_or_default();
+        String::from_utf8_lossy(&state).contains("10.77.0.2")
+    });
+    let load = Load::start(&web.host, "10.77.0.2", 7000);
+    let wire = mesh.net.capture();
+    for _ in 0..3 {
+        let tried = load.done() + load.failures().len();
+        web.kill_agent();
+        wait_until("calls are tried meanwhile", || load.done() + load.failures().len() > tried + 5);
+        web.start();
+        load.wait_for_more(5);
+    }
+    let wire = wire.stop().off_loopback();
+    assert!(!wire.contains("call-"), "{}", wire.find("call-").expect("a sighting"));
+}
+
+#[test]
+fn an_agent_that_dies_is_back_within_seconds() {
+    let mesh = Mesh::new("back");
+    let (web, store, _bare) = three(&mesh, "closed");
+    for _ in 0..3 {
+        store.kill_agent();
+        let start = std::time::Instant::now();
+        store.start();
+        wait_until("calls go well again", || call(&web.host, "store", "80", "back") == exit::DONE);
+        assert!(start.elapsed() < std::time::Duration::from_secs(10), "it took {:?}", start.elapsed());
+    }
+    assert_eq!(output_of(web.host.shop(["call", "store", "80", "well"])), "well");
+}

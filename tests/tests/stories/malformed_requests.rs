@@ -1,0 +1,116 @@
+//! A peer that nobody here wrote (PyPI's h2, tests/peers/malformed_hbone.py) shows a member's certificate and then says
+//! what no agent would say.
+
+use std::fs;
+use std::path::Path;
+
+use baremesh_tests::{exit, exit_code_of, output_of, run};
+
+use crate::pair::{Pair, connections_of};
+use crate::peer::{authority, certificate_file};
+
+/// What an agent's memory may grow by under all of it.
+const MAX_GROWTH: u64 = 64 << 20;
+
+/// What comes of each case: any of these, before any ` after`.
+const EXPECTED: &[(&str, &[&str])] = &[
+    ("connect", &["status 200"]),
+    ("get", &["status 400"]),
+    ("post", &["status 400"]),
+    ("no-port", &["status 400"]),
+    ("port-zero", &["status 400"]),
+    ("port-too-large", &["status 400", "reset 1"]),
+    ("user-information", &["status 400", "reset 1"]),
+    // What is no request at all by RFC 9113, section 8.1.1, is a stream error of type PROTOCOL_ERROR.
+    ("empty-authority", &["status 400", "reset 1"]),
+    ("no-authority", &["status 400", "reset 1"]),
+    ("two-authorities", &["reset 1", "goaway 1"]),
+    ("extended", &["status 400", "reset 1"]),
+    ("with-path", &["status 400", "reset 1"]),
+    ("unknown-pseudo-header", &["reset 1", "goaway 1"]),
+    ("transfer-encoding", &["status 400", "reset 1"]),
+    ("line-break-in-a-header", &["reset 1", "goaway 1"]),
+    ("upper-case-header", &["reset 1", "goaway 1"]),
+    ("early-data", &["status 200 and echo"]),
+    ("early-data-refused", &["status 503"]),
+    ("oversized-headers", &["status 431", "reset 1", "reset 11", "goaway 11"]),
+    ("continuation-flood", &["goaway 11", "goaway 1", "closed"]),
+    ("empty-continuation-flood", &["goaway 11", "goaway 1", "closed"]),
+    ("rapid-reset", &["goaway 11", "closed"]),
+    ("rapid-reset-refused", &["goaway 11", "closed"]),
+    // Answered one by one, or not read any further: either way nothing piles up.
+    ("ping-flood", &["open", "closed", "goaway 11"]),
+    ("settings-flood", &["open", "closed", "goaway 11"]),
+    ("data-on-stream-zero", &["goaway 1", "closed"]),
+    ("data-on-an-idle-stream", &["goaway 1", "goaway 5", "closed"]),
+    ("window-overflow", &["goaway 3", "closed"]),
+    ("even-stream", &["goaway 1", "closed"]),
+    // COMPRESSION_ERROR by RFC 9113, section 4.3; the codec says PROTOCOL_ERROR.
+    ("broken-compression", &["goaway 9", "goaway 1", "closed"]),
+    ("huge-frame", &["goaway 6", "closed"]),
+    ("not-http2", &["goaway 1", "closed"]),
+    ("other-protocol", &["refused", "closed"]),
+];
+
+/// Floods, and after how many frames at the latest they are ended.
+const LIMITS: &[(&str, u32)] = &[
+    ("continuation-flood", 200),
+    ("empty-continuation-flood", 200),
+    ("rapid-reset", 1_000),
+    ("rapid-reset-refused", 1_000),
+];
+
+/// The memory of a process.
+fn memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a field");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+}
+
+#[test]
+fn malformed_requests_are_refused_and_other_tunnels_go_on() {
+    let pair = Pair::new("malformed");
+    let found = run({
+        let mut python = pair.web.host.command("python3");
+        python.args(["-c", "import h2"]);
+        python
+    });
+    assert!(
+        found.status.success(),
+        "this story needs python3 with h2: `pip install h2`, or Debian's python3-h2"
+    );
+    let echo = pair.serve("echo", 7000);
+    let held = pair.web.host.spawn("hold", pair.web.host.shop(["hold", "echo", "7000"]));
+    held.wait_for_output("open");
+    let before = memory(pair.store.agent_pid());
+
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/malformed_hbone.py");
+    let mut peer = pair.web.host.command("python3");
+    peer.arg(script).args(["--address", &pair.store.host.v4().to_string()]);
+    peer.arg("--certificate").arg(certificate_file(&pair.web, "web"));
+    peer.arg("--root").arg(pair.mesh.control.path("/var/lib/baremesh/ca/root.crt"));
+    peer.args(["--server-name", "echo.default.mesh.internal"]);
+    peer.args(["--authority", &authority(pair.store.host.v4(), 7000)]);
+    peer.args(["--other-authority", &authority(pair.store.host.v4(), 22)]);
+    let said = output_of(peer);
+    let outcomes: Vec<_> = said.lines().filter_map(|line| line.split_once(": ")).collect();
+    let mut wrong = Vec::new();
+    for (case, expected) in EXPECTED {
+        let outcome =
+            outcomes.iter().find(|(name, _)| name == case).map_or("missing", |(_, outcome)| outcome);
+        let (what, after) = outcome.split_once(" after ").unwrap_or((outcome, "0"));
+        let limit = LIMITS.iter().find(|(name, _)| name == case).map_or(u32::MAX, |(_, limit)| *limit);
+        if !expected.contains(&what) || after.parse::<u32>().map_or(true, |after| after > limit) {
+            wrong.push(format!("{case}: {outcome}, expected {expected:?} within {limit}"));
+        }
+    }
+    assert_eq!(wrong, [""; 0], "all that was said: {said}");
+    assert_eq!(outcomes.len(), EXPECTED.len(), "every case is judged: {said}");
+
+    assert!(held.is_running(), "{}", held.stdout());
+    assert_eq!(exit_code_of(pair.call("echo", 7000, "hello")), exit::DONE);
+    let grown = memory(pair.store.agent_pid()).saturating_sub(before);
+    assert!(grown < MAX_GROWTH, "{grown} bytes more");
+    let reached = connections_of(&echo);
+    assert!(reached < 1_000, "a flood reached the program {reached} times");
+}

@@ -1,0 +1,62 @@
+//! A peer that is no agent: it asks an agent for tunnels as it likes.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use baremesh_ca::issued::Issued;
+use baremesh_ca::tls::{Expected, TrustBundle, client_config};
+use baremesh_model::identity::Identity;
+use baremesh_model::name::{Domain, Label};
+use baremesh_tests::Host;
+use bytes::Bytes;
+use http::{Method, Request};
+use rustls::SignatureScheme;
+use rustls::client::ResolvesClientCert;
+use rustls::sign::CertifiedKey;
+
+/// Shows one certificate to every server.
+#[derive(Debug)]
+pub struct Shows(pub Arc<CertifiedKey>);
+
+impl ResolvesClientCert for Shows {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// The identity of a service of the namespace `default`.
+pub fn service(name: &str) -> Identity {
+    let label = |text| Label::new(text).expect("a label");
+    Identity::new(Domain::new("mesh.internal").expect("a domain"), label("default"), label(name))
+}
+
+/// What the agent at `to`, asked for its service `callee`, answers to a CONNECT; nothing where it breaks off.
+pub fn connect(
+    from: &Host,
+    to: Ipv4Addr,
+    callee: &str,
+    certificate: &Issued,
+    bundle: Arc<TrustBundle>,
+    authority: &str,
+) -> Option<u16> {
+    let shows = Arc::new(Shows(certificate.certified_key().expect("a key that fits")));
+    let config = client_config(shows, bundle, Expected::exactly(service(callee)));
+    let stream = from.connect((to, 15008)).expect("the agent's port");
+    stream.set_nonblocking(true).expect("a socket");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
+        let name = format!("{callee}.default.mesh.internal").try_into().expect("a server name");
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
+        let (mut sender, connection) = h2::client::handshake(tls).await.ok()?;
+        tokio::spawn(connection);
+        let request = Request::builder().method(Method::CONNECT).uri(authority).body(()).expect("a request");
+        let (response, mut stream) = sender.send_request(request, false).ok()?;
+        let _ = stream.send_data(Bytes::from_static(b"GET / HTTP/1.0\r\n\r\n"), true);
+        Some(response.await.ok()?.status().as_u16())
+    })
+}

@@ -1,0 +1,159 @@
+//! An agent's port 15008 takes members of the mesh and nobody else, however well the certificate was made.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use baremesh_tests::wait_until;
+use rcgen::{ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rustls::client::{ResolvesClientCert, Resumption};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, HandshakeKind, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use time::OffsetDateTime;
+
+use crate::pair::{Pair, WEB_ID, because, connections_of};
+use crate::peer::{self, Tunnel, agent_of, authority};
+use crate::signer::{Signer, certified, leaf, uri};
+
+/// The name of the service that is called.
+const SNI: &str = "echo.default.mesh.internal";
+
+/// Every certificate that is not a member's, and why.
+fn impostors(pair: &Pair) -> Vec<(&'static str, Arc<CertifiedKey>)> {
+    let mesh = Signer::of_mesh(&pair.mesh);
+    let now = OffsetDateTime::now_utc;
+    let hour = Duration::from_secs(3600);
+    let own_key = KeyPair::generate().expect("a key");
+    let self_signed = leaf(|_| ()).self_signed(&own_key).expect("a certificate");
+    let stolen = peer::stolen(&pair.web, "web");
+    vec![
+        ("a certificate without its key", certified(stolen.cert.clone(), &own_key)),
+        ("forged", Signer::pretender(&pair.mesh).sign(|_| ())),
+        ("self-signed", certified(vec![self_signed.into()], &own_key)),
+        ("expired", mesh.sign(|leaf| (leaf.not_before, leaf.not_after) = (now() - hour, now() - hour / 2))),
+        (
+            "not valid yet",
+            mesh.sign(|leaf| (leaf.not_before, leaf.not_after) = (now() + hour, now() + 2 * hour)),
+        ),
+        (
+            "of another trust domain",
+            mesh.sign(|leaf| {
+                leaf.subject_alt_names = vec![uri("spiffe://other.internal/ns/default/sa/web")];
+            }),
+        ),
+        (
+            "with two URIs",
+            mesh.sign(|leaf| leaf.subject_alt_names.push(uri("spiffe://mesh.internal/ns/default/sa/echo"))),
+        ),
+        (
+            "with two URIs, one of them foreign",
+            mesh.sign(|leaf| leaf.subject_alt_names.push(uri("https://a.example/"))),
+        ),
+        ("without a name", mesh.sign(|leaf| leaf.subject_alt_names.clear())),
+        (
+            "with a DNS name",
+            mesh.sign(|leaf| {
+                leaf.subject_alt_names =
+                    vec![SanType::DnsName("web.default.mesh.internal".try_into().expect("ASCII"))];
+            }),
+        ),
+        (
+            "with a path too many",
+            mesh.sign(|leaf| leaf.subject_alt_names = vec![uri(&format!("{WEB_ID}/admin"))]),
+        ),
+        (
+            "with an escaped name",
+            mesh.sign(|leaf| {
+                leaf.subject_alt_names = vec![uri("spiffe://mesh.internal/ns/default/sa/%77eb")];
+            }),
+        ),
+        (
+            "a host's node credential",
+            mesh.sign(|leaf| {
+                leaf.subject_alt_names = vec![uri("spiffe://mesh.internal/ns/nodes/sa/web")];
+            }),
+        ),
+        (
+            "for servers only",
+            mesh.sign(|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
+        ),
+        ("signed by a member", {
+            let pem = fs::read_to_string(peer::certificate_file(&pair.web, "web"))
+                .expect("the member's certificate");
+            let key = KeyPair::from_pem(&pem).expect("the member's key");
+            let issuer = Issuer::from_ca_cert_der(&stolen.cert[0], key).expect("a certificate");
+            Signer { issuer, chain: stolen.cert.clone() }.sign(|_| ())
+        }),
+    ]
+}
+
+#[test]
+fn refuses_every_certificate_that_is_no_members() {
+    let pair = Pair::new("impostors");
+    let echo = pair.serve("echo", 7000);
+    let target = authority(pair.store.host.v4(), 7000);
+    let try_with = |config: ClientConfig| {
+        Tunnel::open(&pair.web.host, agent_of(&pair.store.host), config, Some(SNI))
+            .and_then(|t| t.echoes(&target))
+    };
+    let good = Signer::of_mesh(&pair.mesh).sign(|_| ());
+    assert!(try_with(peer::config(&pair.mesh, good)).expect("what the authority signs is taken"));
+    let (served, failures) = (connections_of(&echo), || {
+        pair.store.log().iter().filter(|l| because("handshake_failed")(l)).count()
+    });
+    for (count, (what, key)) in impostors(&pair).into_iter().enumerate() {
+        assert!(try_with(peer::config(&pair.mesh, key)).is_err(), "{what}");
+        wait_until(&format!("the refusal of a certificate {what} is in the log"), || failures() > count);
+    }
+    let nothing: Arc<dyn ResolvesClientCert> = Arc::new(NoCertificate);
+    let mut config = peer::config(&pair.mesh, peer::stolen(&pair.web, "web"));
+    config.client_auth_cert_resolver = nothing;
+    assert!(try_with(config).is_err(), "no certificate at all");
+    assert_eq!(connections_of(&echo), served, "nobody reached the program");
+    assert!(try_with(peer::config(&pair.mesh, peer::stolen(&pair.web, "web"))).expect("a member still does"));
+}
+
+#[derive(Debug)]
+struct NoCertificate;
+
+impl ResolvesClientCert for NoCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn sessions_are_not_resumed_and_old_tls_is_refused() {
+    let pair = Pair::new("sessions");
+    pair.serve("echo", 7000);
+    let target = authority(pair.store.host.v4(), 7000);
+    let open =
+        |config: ClientConfig| Tunnel::open(&pair.web.host, agent_of(&pair.store.host), config, Some(SNI));
+    let mut config = peer::config(&pair.mesh, peer::stolen(&pair.web, "web"));
+    config.resumption = Resumption::in_memory_sessions(8);
+    for turn in 1..=3 {
+        // The configuration's copies share what sessions were kept.
+        let tunnel = open(config.clone()).expect("a member");
+        assert!(tunnel.echoes(&target).expect("a stream"), "tickets would have come by now");
+        assert_ne!(tunnel.handshake, Some(HandshakeKind::Resumed), "turn {turn}");
+    }
+    let stolen = peer::stolen(&pair.web, "web");
+    let pem = fs::read(pair.mesh.control.path("/var/lib/baremesh/ca/root.crt")).expect("the root");
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&pem).expect("the root")).expect("an anchor");
+    let mut old =
+        ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS12])
+            .expect("TLS 1.2")
+            .with_root_certificates(roots)
+            .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(stolen)));
+    old.alpn_protocols = vec![b"h2".to_vec()];
+    let refused = open(old).err().expect("TLS 1.2 is refused").to_string();
+    assert!(refused.contains("ProtocolVersion"), "{refused}");
+}

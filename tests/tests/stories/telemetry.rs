@@ -1,0 +1,155 @@
+//! What an agent says about itself and about what it carries.
+
+use std::process::Stdio;
+
+use baremesh_tests::{Host, Member, Mesh, list_as_not_runnable, output_of, run, wait_until};
+
+/// A caller, and the echo `store`.
+fn two(mesh: &Mesh) -> (Member, Member) {
+    let (web, store) = (mesh.member("web", 1, &[]), mesh.member("store", 2, &["store"]));
+    store.host.serve("echo", ["echo", "127.0.0.1:7000"]);
+    store.register("store", ["--port", "80:7000"]);
+    web.wait_for_endpoints("store.default", 1);
+    (web, store)
+}
+
+/// The sum of a metric's series that hold `label`.
+fn sum(metrics: &str, name: &str, label: &str) -> f64 {
+    let of_name = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    of_name.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+}
+
+#[test]
+fn metrics_are_as_prometheus_wants_them() {
+    let mesh = Mesh::new("metrics");
+    let (web, store) = two(&mesh);
+    output_of(web.host.shop(["call", "store", "80", "x"]));
+    run(web.host.shop(["call", "--timeout", "5", "store", "81", "no such port"]));
+    store.wait_for_log("the call", |line| line["reporter"] == "destination");
+    if run(web.host.sh("command -v promtool")).stdout.is_empty() {
+        assert!(!baremesh_tests::is_root(), "promtool is missing: apt-get install prometheus");
+        return list_as_not_runnable(
+            "telemetry::metrics_are_as_prometheus_wants_them",
+            "promtool, of Debian's package prometheus",
+        );
+    }
+    for member in [&web, &store] {
+        let text = member.metrics();
+        assert!(sum(&text, "istio_tcp_connections_opened_total", "") > 0.0, "{text}");
+        let file = member.host.path("/run/baremesh/metrics");
+        std::fs::write(&file, &text).expect("written");
+        let mut check = member.host.sh("promtool check metrics < /run/baremesh/metrics");
+        let checked = check.stdin(Stdio::null()).output().expect("promtool");
+        let said =
+            String::from_utf8_lossy(&checked.stderr).into_owned() + &String::from_utf8_lossy(&checked.stdout);
+        assert!(checked.status.success() && said.trim().is_empty(), "{said}");
+    }
+}
+
+#[test]
+fn bytes_are_counted_while_a_connection_is_open() {
+    let mesh = Mesh::new("bytes");
+    let (web, store) = two(&mesh);
+    let held = web.host.spawn("hold", web.host.shop(["hold", "store", "80"]));
+    held.wait_for_output("open");
+    for (member, reporter) in [(&web, "reporter=\"source\""), (&store, "reporter=\"destination\"")] {
+        for name in ["istio_tcp_sent_bytes_total", "istio_tcp_received_bytes_total"] {
+            let count = || sum(&member.metrics(), name, reporter);
+            wait_until("the first bytes are counted", || count() > 0.0);
+            let before = count();
+            wait_until("more bytes are counted", || count() > before);
+        }
+        assert_eq!(sum(&member.metrics(), "istio_tcp_connections_closed_total", reporter), 0.0);
+        assert_eq!(sum(&member.metrics(), "baremesh_open_connections", ""), 1.0);
+    }
+    assert!(held.is_running());
+    assert!(web.log().is_empty(), "a line is written at a connection's end");
+}
+
+#[test]
+fn every_connection_has_one_line_on_each_side() {
+    let mesh = Mesh::new("lines");
+    let (web, store) = two(&mesh);
+    output_of(web.host.shop(["many", "store", "80", "50"]));
+    run(web.host.shop(["call", "--timeout", "5", "store", "81", "no such port"]));
+    let of = |member: &Member, reporter: &str| {
+        member.log().into_iter().filter(|line| line["reporter"] == reporter).collect::<Vec<_>>()
+    };
+    wait_until("all lines are written", || {
+        of(&web, "source").len() >= 51 && of(&store, "destination").len() >= 50
+    });
+    let (source, destination) = (of(&web, "source"), of(&store, "destination"));
+    assert_eq!((source.len(), destination.len()), (51, 50));
+    for line in
+        source.iter().chain(&destination).filter(|line| line["response_code_details"] != "no_such_port")
+    {
+        assert_eq!(line["response_code_details"], "-", "{line}");
+        assert!(
+            line["bytes_sent"].as_u64() > Some(0) && line["bytes_sent"] == line["bytes_received"],
+            "{line}"
+        );
+        assert_eq!(line["source_principal"], "spiffe://mesh.internal/ns/hosts/sa/web");
+    }
+    assert_eq!(source.iter().filter(|line| line["response_code_details"] == "no_such_port").count(), 1);
+}
+
+/// The answer of a host's readiness port.
+fn readiness(host: &Host) -> String {
+    use std::io::{Read as _, Write as _};
+    let mut answer = String::new();
+    if let Ok(mut stream) = host.connect(([127, 0, 0, 1], 15021)) {
+        let _ = stream.write_all(b"GET /healthz/ready HTTP/1.0\r\n\r\n");
+        let _ = stream.read_to_string(&mut answer);
+    }
+    answer
+}
+
+#[test]
+fn an_agent_is_ready_only_with_certificates_state_and_capture() {
+    let mesh = Mesh::new("ready");
+    let host = mesh.net.host("web", 1);
+    output_of(host.baremesh(["join", "10.77.0.200", "--token", &mesh.token(&["web"]), "--host", "web"]));
+    output_of(host.baremesh(["service", "register", "web", "--port", "80"]));
+    mesh.kill_control();
+    let web = Member::of(host);
+    web.start_without_waiting();
+    wait_until("it says what it lacks", || readiness(&web.host).contains("no certificate for"));
+    let said = readiness(&web.host);
+    assert!(said.starts_with("HTTP/1.0 503") || said.starts_with("HTTP/1.1 503"), "{said}");
+    assert!(said.contains("sa/web") && said.contains("no state of the mesh yet"), "{said}");
+    let status = run(web.host.baremesh(["status"]));
+    let shown = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.status.code() == Some(1) && shown.contains("no certificate for"), "{shown}");
+
+    mesh.start_control();
+    wait_until("it is ready", || readiness(&web.host).contains(" 200 "));
+    output_of(web.host.baremesh(["capture", "remove"]));
+    wait_until("without its rules it is not", || readiness(&web.host).contains("capture: "));
+    output_of(web.host.baremesh(["capture", "apply"]));
+    wait_until("it is ready again", || readiness(&web.host).contains(" 200 "));
+    output_of(web.host.baremesh(["status"]));
+}
+
+/// Row 36: connections from one port to several destinations meet at one listener, and none gets another's bytes.
+#[test]
+fn connections_that_share_their_ports_do_not_mix() {
+    let mesh = Mesh::new("tuples");
+    let (web, store) = two(&mesh);
+    // Fewer ports than connections: the kernel has to use each for several destinations.
+    output_of(web.host.sh("echo 40000 40063 > /proc/sys/net/ipv4/ip_local_port_range"));
+    let addresses = web.ask("/services").expect("services")[0]["addresses"].to_string();
+    let is_v4 = |text: &&str| text.contains('.') && !text.contains(':');
+    let virtual_v4 = addresses.split('"').find(is_v4).expect("a virtual address").to_owned();
+    let destinations = [(virtual_v4, "80"), (store.host.v4().to_string(), "7000")];
+    for (address, port) in &destinations {
+        wait_until("it is captured", || run(web.host.shop(["call", address, port, "x"])).status.success());
+    }
+    let clients: Vec<_> = destinations
+        .iter()
+        .map(|(address, port)| web.host.spawn("many", web.host.shop(["many", address, port, "40"])))
+        .collect();
+    for client in clients {
+        assert!(client.wait().success(), "{}{}", client.stdout(), client.stderr());
+        assert!(client.has_said("echoed on 40 of 40"));
+    }
+}
