@@ -194,7 +194,7 @@ impl Rotating {
                 self.held.insert(issued.identity.clone(), held);
             }
             Err(error) => {
-                tracing::error!(identity = %issued.identity, %error, "a certificate cannot be used")
+                tracing::error!(identity = %issued.identity, %error, "a certificate cannot be used");
             }
         }
     }

@@ -129,10 +129,10 @@ impl ControlSource {
             match self.follow_once(local, publisher).await {
                 Ok(Ended::Goodbye) => return,
                 Ok(Ended::Closed) => {
-                    tracing::info!(control = self.control, "the control server closed the session")
+                    tracing::info!(control = self.control, "the control server closed the session");
                 }
                 Err(reason) => {
-                    tracing::warn!(control = self.control, reason, "the control server is not in reach")
+                    tracing::warn!(control = self.control, reason, "the control server is not in reach");
                 }
             }
             attempt = if began.elapsed() >= STEADY { 0 } else { attempt + 1 };

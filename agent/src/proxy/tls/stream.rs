@@ -193,7 +193,7 @@ impl TlsStream {
             match (kind, &body[..]) {
                 (NEW_SESSION_TICKET, _) if matches!(self.rekey, Rekey::Client(_)) => {}
                 (KEY_UPDATE, [wanted @ 0..=1]) if self.message.is_empty() => {
-                    self.update_keys(*wanted == 1)?
+                    self.update_keys(*wanted == 1)?;
                 }
                 _ => return Err(invalid("an unexpected handshake message")),
             }
