@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use arc_swap::ArcSwap;
+use baremesh_model::virtual_address::VirtualRanges;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -21,7 +22,7 @@ use crate::attribution::Cgroups;
 use crate::capture::{AGENT_MARK, AgentPorts, CaptureError, DnsCapture};
 use crate::config::{AccessLogTarget, AgentConfig, ConfigError, DnsMode};
 use crate::credentials::Credentials;
-use crate::dns::{Dns, DnsConfig, SocketMark, Upstreams, Zone};
+use crate::dns::{self, Dns, DnsConfig, SocketMark, Upstreams, Zone};
 use crate::identity::{Rotation, RotationStatus};
 use crate::membership::MembershipError;
 use crate::proxy::socket::Mark;
@@ -124,6 +125,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let log = start_access_log(&config.access_log)?;
     let workers = start_workers(listeners, &shared, &metrics, &log)?;
     let dns_counters = dns.as_ref().map(Dns::counters);
+    let dns_following = dns.as_ref().map(|dns| tokio::spawn(follow_mesh(dns.settings(), Arc::clone(&publisher))));
     let dns_serving = dns.map(|dns| tokio::spawn(dns.serve(until(phase.subscribe(), Phase::Closing))));
 
     let steward = capture.map(|capture| {
@@ -178,7 +180,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         let _ = guarding.await;
     }
     phase.send_replace(Phase::Closing);
-    for task in [rotating, reporting].into_iter().chain(dns_serving).chain(serving) {
+    for task in [rotating, reporting].into_iter().chain(dns_serving).chain(dns_following).chain(serving) {
         task.abort();
     }
     tracing::info!("baremesh agent stopped");
@@ -222,14 +224,14 @@ fn bind_dns(
     }
     let mesh = &prepared.initial.config;
     let ranges = &mesh.virtual_ranges;
-    let virtual_ranges = std::iter::once(ranges.v4.into()).chain(ranges.v6.map(Into::into)).collect();
+    let virtual_ranges = as_list(ranges);
     let mut settings = DnsConfig::new(mesh.domain.clone(), virtual_ranges);
     settings.mark = SocketMark(mark.0);
     if !config.upstreams.is_empty() {
         settings.upstreams = Upstreams::Fixed(config.upstreams.clone());
     }
     if crate::capture::ipv6_is_off().is_some() {
-        settings.ipv6 = crate::dns::Ipv6Answers::Withheld;
+        settings.ipv6 = dns::Ipv6Answers::Withheld;
     }
     let (forwards, backwards) = (publisher.snapshot(), publisher.snapshot());
     let zone = Zone::new(
@@ -243,6 +245,23 @@ fn bind_dns(
     Dns::bind(&listen, settings, zone)
         .map(Some)
         .map_err(doing("starting DNS (is another agent running, or another name server?)"))
+}
+
+fn as_list(ranges: &VirtualRanges) -> Vec<ipnet::IpNet> {
+    std::iter::once(ranges.v4.into()).chain(ranges.v6.map(Into::into)).collect()
+}
+
+/// Keeps the DNS server's domain and ranges those of the mesh: a host that has just joined learns them late.
+async fn follow_mesh(settings: dns::Settings, publisher: Arc<Publisher>) {
+    let mut changed = publisher.changed();
+    loop {
+        let snapshot = publisher.snapshot().load_full();
+        let config = &snapshot.mesh.config;
+        settings.set(config.domain.clone(), as_list(&config.virtual_ranges));
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn capture_settings(config: &AgentConfig) -> CaptureSettings {

@@ -36,6 +36,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+use baremesh_model::name::Domain as Name;
+use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{Semaphore, watch};
@@ -84,7 +87,7 @@ impl Dns {
         let counters = Arc::new(DnsCounters::default());
         let forwarder = Forwarder {
             upstreams: Arc::new(UpstreamList::load(config.upstreams.clone(), own)),
-            ranges: config.virtual_ranges.clone(),
+            ranges: ArcSwap::from_pointee(config.virtual_ranges.clone()),
             mark: config.mark,
             limits: config.limits,
             counters: counters.clone(),
@@ -93,7 +96,7 @@ impl Dns {
         let server = Arc::new(Server {
             waiting: Arc::new(Semaphore::new(config.limits.forwarded)),
             connections: Arc::new(Semaphore::new(config.limits.connections)),
-            config,
+            config: ArcSwap::from_pointee(config),
             zone,
             forwarder,
             counters,
@@ -112,6 +115,11 @@ impl Dns {
         self.server.counters.clone()
     }
 
+    /// By which the mesh's settings are changed while the server runs.
+    pub fn settings(&self) -> Settings {
+        Settings(self.server.clone())
+    }
+
     /// Serves until `shutdown` is done. Datagrams that wait for upstreams then have [`DRAIN_TIMEOUT`] to be answered;
     /// connections are closed.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) {
@@ -126,6 +134,21 @@ impl Dns {
         let _ = stopping.send(true);
         watching.abort();
         while loops.join_next().await.is_some() {}
+    }
+}
+
+/// What of the configuration follows the mesh.
+pub struct Settings(Arc<Server>);
+
+impl Settings {
+    /// The mesh's domain and virtual ranges from now on.
+    pub fn set(&self, domain: Name, virtual_ranges: Vec<IpNet>) {
+        self.0.forwarder.ranges.store(Arc::new(virtual_ranges.clone()));
+        self.0.config.rcu(|config| DnsConfig {
+            domain: domain.clone(),
+            virtual_ranges: virtual_ranges.clone(),
+            ..(**config).clone()
+        });
     }
 }
 

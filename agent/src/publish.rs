@@ -63,6 +63,7 @@ impl Publisher {
             version,
             taken: SystemTime::now(),
         };
+        note(&metrics, &inputs);
         Ok(Arc::new(Self {
             inputs: Mutex::new(inputs),
             host,
@@ -159,9 +160,7 @@ impl Publisher {
     }
 
     fn tell(&self, inputs: &Inputs, identities: Vec<Identity>, registrations: Vec<Arc<LocalService>>) {
-        self.metrics.snapshot_version.set(i64::try_from(inputs.version).unwrap_or(i64::MAX));
-        let taken = inputs.taken.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        self.metrics.snapshot_taken.set(i64::try_from(taken).unwrap_or(i64::MAX));
+        note(&self.metrics, inputs);
         self.wanted.send_if_modified(|wanted| {
             let changed = *wanted != identities;
             *wanted = identities;
@@ -178,4 +177,12 @@ impl Publisher {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inputs> {
         self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Tells the metrics which state is in force.
+fn note(metrics: &Metrics, inputs: &Inputs) {
+    metrics.of_mesh(inputs.mesh.config.name.as_str());
+    metrics.snapshot_version.set(i64::try_from(inputs.version).unwrap_or(i64::MAX));
+    let taken = inputs.taken.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    metrics.snapshot_taken.set(i64::try_from(taken).unwrap_or(i64::MAX));
 }

@@ -65,7 +65,8 @@ pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
         (SourceConfig::Files(directory), Ok(membership)) => {
             let source =
                 FileSource::open(directory).map_err(|refused| AgentError::State(refused.to_string()))?;
-            let initial = of_trust_domain(source.mesh(), &membership.bundle)?;
+            let source = source.of(&membership.bundle);
+            let initial = source.mesh().map_err(AgentError::State)?;
             member(config, membership, registrations, (initial, Source::Files(source))).await
         }
         (SourceConfig::Control, Ok(membership)) => {
@@ -134,28 +135,17 @@ fn own_mesh(
     let bundle = Arc::new(authority.bundle().map_err(state)?);
     let issuer = LocalIssuer::new(authority, name.clone(), grants, WORKLOAD_LIFETIME);
     let source = FileSource::open(directory).map_err(|refused| AgentError::State(refused.to_string()))?;
+    let source = source.of(&bundle);
     Ok(Prepared {
         host: host(config, name, None)?,
         issuer: Issuer::Local(Arc::new(Mutex::new(issuer))),
         node: None,
         registrations,
-        initial: of_trust_domain(source.mesh(), &bundle)?,
+        initial: source.mesh().map_err(AgentError::State)?,
         version: 1,
         source: Source::Files(source),
         bundle,
     })
-}
-
-/// Resources that name another trust domain than the certificates would authorise nobody.
-fn of_trust_domain(mesh: Mesh, bundle: &TrustBundle) -> Result<Mesh, AgentError> {
-    let named = &mesh.config.trust_domain;
-    if named == bundle.trust_domain() {
-        return Ok(mesh);
-    }
-    Err(AgentError::State(format!(
-        "MeshConfig names the trust domain `{named}`, but this host's certificates are of `{}`: set `trustDomain` in the resources",
-        bundle.trust_domain()
-    )))
 }
 
 /// The empty mesh that a member starts with before it has ever heard from its control server.

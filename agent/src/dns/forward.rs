@@ -1,6 +1,7 @@
 //! A question goes upstream as the client wrote it, under another id, and the upstream's bytes come back. Nothing is
 //! cached: hosts that want a cache have one behind us or in front of us, and it knows better when an answer is stale.
 
+use arc_swap::ArcSwap;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ const VIRTUAL: Reason =
 #[derive(Debug)]
 pub(super) struct Forwarder {
     pub(super) upstreams: Arc<UpstreamList>,
-    pub(super) ranges: Vec<IpNet>,
+    pub(super) ranges: ArcSwap<Vec<IpNet>>,
     pub(super) mark: SocketMark,
     pub(super) limits: Limits,
     pub(super) counters: Arc<DnsCounters>,
@@ -125,7 +126,7 @@ impl Forwarder {
         loop {
             // A port where nobody listens is told by an error, which makes a socket ready without being readable.
             let reply = socket.async_io(Interest::READABLE | Interest::ERROR, || receive(&socket)).await?;
-            match judge(&reply, sent, &self.ranges) {
+            match judge(&reply, sent, &self.ranges.load()) {
                 Verdict::NotTheAnswer => count(&self.counters.spoofed_ignored),
                 Verdict::Malformed => count(&self.counters.malformed_ignored),
                 verdict => return said(verdict, reply, sent),
@@ -140,7 +141,7 @@ impl Forwarder {
         let mut stream = TcpSocket::from_std_stream(socket.into()).connect(server).await?;
         write_message(&mut stream, sent).await?;
         let reply = read_message(&mut stream).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let verdict = judge(&reply, sent, &self.ranges);
+        let verdict = judge(&reply, sent, &self.ranges.load());
         match verdict {
             Verdict::NotTheAnswer => count(&self.counters.spoofed_ignored),
             Verdict::Malformed => count(&self.counters.malformed_ignored),

@@ -1,5 +1,6 @@
 //! The sockets that clients talk to: a loop for datagrams, and one for connections with a task each.
 
+use arc_swap::ArcSwap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ const OVER_LIMIT: Reason = Reason { code: 14, text: "too many questions wait for
 /// What all sockets share.
 #[derive(Debug)]
 pub(super) struct Server {
-    pub(super) config: DnsConfig,
+    pub(super) config: ArcSwap<DnsConfig>,
     pub(super) zone: Zone,
     pub(super) forwarder: Forwarder,
     pub(super) counters: Arc<DnsCounters>,
@@ -46,7 +47,7 @@ enum Step {
 impl Server {
     fn step(&self, query: &[u8], transport: Transport) -> Step {
         let counters = &self.counters;
-        match answer(query, transport, &self.zone, &self.config) {
+        match answer(query, transport, &self.zone, &self.config.load()) {
             Decision::Reply { message, outcome } => {
                 count(match outcome {
                     Outcome::Answered => &counters.answered,
@@ -79,7 +80,7 @@ impl Server {
         count(&self.counters.over_limit);
         if self.log.opens() {
             tracing::warn!(
-                limit = self.config.limits.forwarded,
+                limit = self.config.load().limits.forwarded,
                 "as many questions as may wait for upstream name servers do: is one slow, or a local resolver asked upstream whose own questions come back here?"
             );
         }
@@ -192,7 +193,7 @@ impl Server {
             while asking.len() >= MAX_PIPELINED {
                 asking.join_next().await;
             }
-            let query = match timeout(self.config.limits.idle_timeout, read_message(&mut stream)).await {
+            let query = match timeout(self.config.load().limits.idle_timeout, read_message(&mut stream)).await {
                 Ok(Ok(Some(query))) => query,
                 Ok(Ok(None)) => break Ok(()),
                 Ok(Err(error)) => break Err(error),
@@ -221,7 +222,7 @@ impl Server {
         mut queue: mpsc::Receiver<Vec<u8>>,
     ) -> io::Result<()> {
         while let Some(reply) = queue.recv().await {
-            let written = timeout(self.config.limits.idle_timeout, write_message(&mut stream, &reply)).await;
+            let written = timeout(self.config.load().limits.idle_timeout, write_message(&mut stream, &reply)).await;
             if let Err(error) = written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 count(&self.counters.unsent);
                 return Err(error);

@@ -27,6 +27,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::watch;
 use tokio_rustls::TlsConnector;
 
+use super::of_trust_domain;
 use crate::agent::{AgentError, empty_mesh};
 use crate::membership::Membership;
 use crate::publish::Publisher;
@@ -239,14 +240,7 @@ fn mesh_of(values: &BTreeMap<String, Value>, bundle: &TrustBundle) -> Result<Mes
         }
     }
     let loaded = assemble(resources, findings).map_err(|refused| refused.to_string())?;
-    let named = &loaded.mesh.config.trust_domain;
-    if named != bundle.trust_domain() {
-        return Err(format!(
-            "MeshConfig names the trust domain `{named}`, but the mesh's certificates are of `{}`",
-            bundle.trust_domain()
-        ));
-    }
-    Ok(loaded.mesh)
+    of_trust_domain(loaded.mesh, bundle)
 }
 
 /// Tells the registrations of this host as they change.

@@ -24,7 +24,7 @@ pub type Counter = GenericCounter<u64, AtomicU64>;
 
 /// Series of ended connections are dropped when nothing has counted in them for this long.
 const SERIES_IDLE: Duration = Duration::from_secs(15 * 60);
-/// The most series of connections that a worker remembers; beyond it, the label sets are `other`.
+/// The most series of connections that a worker remembers; beyond it, the sides are `unknown`.
 const MAX_SERIES: usize = 20_000;
 
 /// One side of a connection, as labels name it.
@@ -139,7 +139,7 @@ struct OutcomeLabels {
 /// Every metric of the process.
 pub struct Metrics {
     registry: Mutex<Registry>,
-    cluster: Arc<str>,
+    cluster: Mutex<Arc<str>>,
     opened: Family<TcpLabels, Counter>,
     closed: Family<TcpLabels, Counter>,
     sent_bytes: Family<TcpLabels, Counter>,
@@ -176,7 +176,7 @@ impl Metrics {
     pub fn new(cluster: &str) -> Arc<Self> {
         let metrics = Self {
             registry: Mutex::default(),
-            cluster: cluster.into(),
+            cluster: Mutex::new(cluster.into()),
             opened: Family::default(),
             closed: Family::default(),
             sent_bytes: Family::default(),
@@ -243,6 +243,14 @@ impl Metrics {
         counter("baremesh_policy_notes", "AUDIT and dry-run policies that matched", &self.policy_notes);
     }
 
+    /// The mesh's name from now on.
+    pub fn of_mesh(&self, name: &str) {
+        let mut cluster = self.cluster.lock().unwrap_or_else(PoisonError::into_inner);
+        if **cluster != *name {
+            *cluster = name.into();
+        }
+    }
+
     /// Counts a connection that was not carried, or ended early.
     pub fn failed(&self, reporter: Reporter, reason: Reason) {
         let labels = FailureLabels { reporter: reporter.name(), reason: reason.name() };
@@ -293,6 +301,7 @@ impl Metrics {
     }
 
     fn labels(&self, key: &SeriesKey) -> TcpLabels {
+        let cluster = Arc::clone(&self.cluster.lock().unwrap_or_else(PoisonError::into_inner));
         let unknown: Arc<str> = "unknown".into();
         let or_unknown = |text: &Option<Arc<str>>| text.clone().unwrap_or_else(|| Arc::clone(&unknown));
         let account =
@@ -315,7 +324,7 @@ impl Metrics {
             source_principal: or_unknown(&principal(&key.source)),
             source_app: or_unknown(&key.source.app),
             source_version: or_unknown(&key.source.version),
-            source_cluster: Arc::clone(&self.cluster),
+            source_cluster: Arc::clone(&cluster),
             destination_workload: or_unknown(&workload(&key.target)),
             destination_workload_namespace: or_unknown(&namespace(&key.target)),
             destination_principal: or_unknown(&principal(&key.target)),
@@ -326,7 +335,7 @@ impl Metrics {
             destination_canonical_revision: key.target.version.clone().unwrap_or_else(|| "latest".into()),
             destination_service_name: or_unknown(&service),
             destination_service_namespace: or_unknown(&space),
-            destination_cluster: Arc::clone(&self.cluster),
+            destination_cluster: cluster,
             connection_security_policy: key.security.name(),
             response_flags: key.flags,
         }

@@ -1,5 +1,9 @@
 //! `baremesh agent`.
 
+use std::env;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
 use anyhow::Context;
 use baremesh_agent::config::AgentConfig;
 use clap::Args;
@@ -9,6 +13,13 @@ use crate::output::usage;
 
 /// Threads beside the data path: names, certificates, the mesh's state, administration.
 const THREADS: usize = 2;
+
+/// What glibc is told about memory: freed buffers of a busy tunnel stay with the process, up to this much a thread,
+/// instead of going back to the kernel and being asked for again a moment later, page by page. That costs a fifth of
+/// the throughput. Other libcs ignore it.
+const TUNABLES: &str = "glibc.malloc.trim_threshold=16777216:glibc.malloc.mmap_threshold=8388608";
+/// The variable in which glibc is told; it reads it once, before a program begins.
+const TUNABLES_VARIABLE: &str = "GLIBC_TUNABLES";
 
 const LONG_ABOUT: &str = "\
 Carry the traffic of this host's services. It puts the capture rules in place, holds the services' certificates, and
@@ -27,6 +38,7 @@ pub struct Agent {}
 
 impl Agent {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
+        keep_memory();
         logging::start();
         let config = AgentConfig::load(global.directories()).map_err(|error| usage(error.to_string()))?;
         // Connections have threads of their own; these are for everything beside them.
@@ -37,5 +49,18 @@ impl Agent {
         // What still blocks on the disk or a resolver must not hold up the end.
         runtime.shutdown_background();
         Ok(())
+    }
+}
+
+/// Begins anew, under the same process id, with glibc told about memory. Whoever has set the variable is left alone.
+fn keep_memory() {
+    if env::var_os(TUNABLES_VARIABLE).is_some() {
+        return;
+    }
+    if let Ok(exe) = env::current_exe() {
+        let mut same = Command::new(exe);
+        same.args(env::args_os().skip(1)).env(TUNABLES_VARIABLE, TUNABLES);
+        // It returns only where it failed; the agent then runs as it is.
+        let _ = same.exec();
     }
 }

@@ -99,7 +99,6 @@ fn closed_services_are_refused_until_the_agent_is_back() {
     assert_ne!(call(&bare, &v4, "7000", "strict again"), exit::DONE);
 }
 
-/// Row 47.
 #[test]
 fn another_user_who_takes_the_ports_of_a_dead_agent_receives_nothing() {
     needs_root!("two uids");

@@ -69,7 +69,6 @@ fn capture_leaves_other_tables_untouched_and_nothing_behind() {
     assert_eq!((foreign(&web.host), traces(&web.host)), (others, before));
 }
 
-/// Row 48.
 #[test]
 fn fifty_starts_and_stops_lead_to_the_same_rules() {
     let mesh = Mesh::new("fifty");

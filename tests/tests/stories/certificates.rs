@@ -40,7 +40,7 @@ fn certificates_change_under_load_and_no_connection_fails() {
     assert_eq!(load.stop(), Vec::<String>::new());
 }
 
-/// Row 30 and row 29: nothing fails before the end, and after it nothing goes on, in plaintext least of all.
+/// Nothing fails before the end, and after it nothing goes on, in plaintext least of all.
 #[test]
 fn without_the_authority_calls_go_on_until_certificates_expire_and_then_fail_with_a_reason() {
     let mesh = Mesh::with_control_arguments("away", &["--workload-lifetime", "20"]);
@@ -88,7 +88,7 @@ fn counter(metrics: &str, name: &str) -> f64 {
     line.and_then(|value| value.parse().ok()).unwrap_or(0.0)
 }
 
-/// Row 28: the clock of the other host is ahead.
+/// The clock of the other host is ahead.
 #[test]
 fn a_clock_that_is_a_minute_ahead_does_no_harm_and_beyond_the_log_names_the_clocks() {
     let mesh = Mesh::new("skew");

@@ -1,4 +1,4 @@
-//! Row 46: a disk that is full stops no traffic, and damages nothing.
+//! A disk that is full stops no traffic, and damages nothing.
 
 use baremesh_tests::{Host, Member, Mesh, output_of, run, wait_for_errors, wait_until};
 

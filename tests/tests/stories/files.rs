@@ -76,7 +76,7 @@ fn two_hosts_with_the_same_files_are_a_mesh() {
     assert_eq!(line["connection_security_policy"], "mutual_tls");
 }
 
-/// Row 44: whatever stands in the file while it is written, what was good stays in force.
+/// Whatever stands in the file while it is written, what was good stays in force.
 #[test]
 fn a_half_written_file_leaves_the_last_good_one_in_force() {
     let net = net("half");
@@ -103,7 +103,7 @@ fn a_half_written_file_leaves_the_last_good_one_in_force() {
     });
 }
 
-/// Row 45: a directory that is gone is no empty mesh.
+/// A directory that is gone is no empty mesh.
 #[test]
 fn a_directory_that_is_gone_leaves_everything_in_force() {
     let net = net("gone");
@@ -127,7 +127,7 @@ fn a_directory_that_is_gone_leaves_everything_in_force() {
     wait_until("and followed", || !denied(&web));
 }
 
-/// Row 43: a thousand changes of the directory while calls go on.
+/// A thousand changes of the directory while calls go on.
 #[test]
 fn a_thousand_changes_of_the_directory_cost_no_call_and_leave_nothing_behind() {
     const CHANGES: usize = 1000;

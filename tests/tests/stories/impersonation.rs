@@ -21,7 +21,6 @@ fn refused(host: &Host, arguments: &[&str]) -> String {
     said
 }
 
-/// Row 31.
 #[test]
 fn another_user_administers_neither_the_agent_nor_the_mesh() {
     needs_root!("two uids");
@@ -115,7 +114,6 @@ fn caller_and_callee(mesh: &Mesh) -> (Member, Member) {
     (web, store)
 }
 
-/// Row 32.
 #[test]
 fn administration_cannot_be_reached_through_the_mesh() {
     let mesh = Mesh::new("inside");

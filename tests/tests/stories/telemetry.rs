@@ -130,7 +130,7 @@ fn an_agent_is_ready_only_with_certificates_state_and_capture() {
     output_of(web.host.baremesh(["status"]));
 }
 
-/// Row 36: connections from one port to several destinations meet at one listener, and none gets another's bytes.
+/// Connections from one port to several destinations meet at one listener, and none gets another's bytes.
 #[test]
 fn connections_that_share_their_ports_do_not_mix() {
     let mesh = Mesh::new("tuples");
