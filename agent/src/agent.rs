@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::attribution::Cgroups;
-use crate::capture::{AGENT_MARK, AgentPorts, CaptureError, DnsCapture};
+use crate::capture::{AgentPorts, CaptureError, DnsCapture};
 use crate::config::{AccessLogTarget, AgentConfig, ConfigError, DnsMode};
 use crate::credentials::Credentials;
 use crate::dns::{self, Dns, DnsConfig, SocketMark, Upstreams, Zone};
@@ -88,7 +88,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         Arc::clone(&metrics),
     )
     .map_err(AgentError::State)?;
-    let mark = Mark(config.capture.then_some(AGENT_MARK));
+    let mark = prepare::mark(&config);
     let phase = watch::Sender::new(Phase::Running);
     let dns = bind_dns(&config, &prepared, &publisher, mark)?;
     let listeners = bind_listeners(&config, mark).await?;
@@ -125,7 +125,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let log = start_access_log(&config.access_log)?;
     let workers = start_workers(listeners, &shared, &metrics, &log)?;
     let dns_counters = dns.as_ref().map(Dns::counters);
-    let dns_following = dns.as_ref().map(|dns| tokio::spawn(follow_mesh(dns.settings(), Arc::clone(&publisher))));
+    let dns_following =
+        dns.as_ref().map(|dns| tokio::spawn(follow_mesh(dns.settings(), Arc::clone(&publisher))));
     let dns_serving = dns.map(|dns| tokio::spawn(dns.serve(until(phase.subscribe(), Phase::Closing))));
 
     let steward = capture.map(|capture| {
@@ -257,7 +258,7 @@ async fn follow_mesh(settings: dns::Settings, publisher: Arc<Publisher>) {
     loop {
         let snapshot = publisher.snapshot().load_full();
         let config = &snapshot.mesh.config;
-        settings.set(config.domain.clone(), as_list(&config.virtual_ranges));
+        settings.set(&config.domain, &as_list(&config.virtual_ranges));
         if changed.changed().await.is_err() {
             return;
         }

@@ -142,11 +142,11 @@ pub struct Settings(Arc<Server>);
 
 impl Settings {
     /// The mesh's domain and virtual ranges from now on.
-    pub fn set(&self, domain: Name, virtual_ranges: Vec<IpNet>) {
-        self.0.forwarder.ranges.store(Arc::new(virtual_ranges.clone()));
+    pub fn set(&self, domain: &Name, virtual_ranges: &[IpNet]) {
+        self.0.forwarder.ranges.store(Arc::new(virtual_ranges.to_vec()));
         self.0.config.rcu(|config| DnsConfig {
             domain: domain.clone(),
-            virtual_ranges: virtual_ranges.clone(),
+            virtual_ranges: virtual_ranges.to_vec(),
             ..(**config).clone()
         });
     }

@@ -235,6 +235,11 @@ impl Snapshot {
         self.virtual_addresses.get(&address).map(|service| service.host.to_string())
     }
 
+    /// Whether a service of this host is reached at that port, at whichever address.
+    pub fn serves_port(&self, port: u16) -> bool {
+        self.captured_ports.contains_key(&port) || self.captured.keys().any(|address| address.port() == port)
+    }
+
     fn is_here(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.host.addresses.contains(&address)
     }

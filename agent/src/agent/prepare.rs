@@ -16,11 +16,12 @@ use baremesh_model::name::Label;
 
 use super::{AgentError, doing};
 use crate::addresses;
-use crate::capture::Capture;
+use crate::capture::{AGENT_MARK, Capture};
 use crate::config::{AgentConfig, SourceConfig};
 use crate::identity::rotation::Node;
 use crate::identity::{Issuer, NodeCredential};
 use crate::membership::Membership;
+use crate::proxy::socket::Mark;
 use crate::registration::{LocalService, file};
 use crate::snapshot::Host;
 use crate::source::control::ControlSource;
@@ -91,7 +92,9 @@ async fn member(
     let resolver: Arc<dyn rustls::client::ResolvesClientCert> = Arc::clone(&credential) as _;
     let client = Client::new(membership.control.clone(), Arc::clone(&membership.bundle), resolver);
     let source = match source {
-        Source::Control(control) => Source::Control(Box::new(control.with(Arc::clone(&credential) as _))),
+        Source::Control(control) => {
+            Source::Control(Box::new(control.with(Arc::clone(&credential) as _, mark(config))))
+        }
         files @ Source::Files(_) => files,
     };
     let name = config.host.clone().unwrap_or_else(|| membership.host.clone());
@@ -197,4 +200,9 @@ fn machine_name() -> Result<Label, AgentError> {
 fn resolve(control: &str) -> Option<SocketAddr> {
     let direct = control.to_socket_addrs().ok().and_then(|mut all| all.next());
     direct.or_else(|| (control, CONTROL_PORT).to_socket_addrs().ok().and_then(|mut all| all.next()))
+}
+
+/// The mark of the agent's own sockets, where there are rules that know it.
+pub fn mark(config: &AgentConfig) -> Mark {
+    Mark(config.capture.then_some(AGENT_MARK))
 }

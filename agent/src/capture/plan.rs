@@ -2,6 +2,7 @@
 //! mesh's endpoints; the rules are rendered from it and from nothing else. Whatever reaches a rule is a number, an
 //! address or a name made of labels, so that no text from a registration can say anything to nft.
 
+use baremesh_ca::client::CONTROL_PORT;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -138,7 +139,7 @@ impl CapturePlan {
     pub(super) fn capturable_port(&self, port: u16) -> bool {
         let AgentPorts { outbound, inbound, hbone, dns } = self.ports;
         let exempt = port == SSH_PORT || EXEMPT_PORTS.contains(&port) || self.ssh_ports.contains(&port);
-        port != 0 && !exempt && ![outbound, inbound, hbone, dns].contains(&port)
+        port != 0 && !exempt && ![outbound, inbound, hbone, dns, CONTROL_PORT].contains(&port)
     }
 }
 

@@ -193,7 +193,8 @@ impl Server {
             while asking.len() >= MAX_PIPELINED {
                 asking.join_next().await;
             }
-            let query = match timeout(self.config.load().limits.idle_timeout, read_message(&mut stream)).await {
+            let query = match timeout(self.config.load().limits.idle_timeout, read_message(&mut stream)).await
+            {
                 Ok(Ok(Some(query))) => query,
                 Ok(Ok(None)) => break Ok(()),
                 Ok(Err(error)) => break Err(error),
@@ -222,7 +223,8 @@ impl Server {
         mut queue: mpsc::Receiver<Vec<u8>>,
     ) -> io::Result<()> {
         while let Some(reply) = queue.recv().await {
-            let written = timeout(self.config.load().limits.idle_timeout, write_message(&mut stream, &reply)).await;
+            let written =
+                timeout(self.config.load().limits.idle_timeout, write_message(&mut stream, &reply)).await;
             if let Err(error) = written.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
                 count(&self.counters.unsent);
                 return Err(error);

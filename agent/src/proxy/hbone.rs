@@ -14,6 +14,13 @@ pub const MAX_STREAMS: u32 = 100;
 pub const STREAM_WINDOW: u32 = 1024 * 1024;
 /// As many as all streams together, so that 99 stalled streams leave the hundredth its window.
 pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
+/// What all tunnels from other agents together may have on its way to programs that do not read. Each tunnel's window is
+/// its share, `CONNECTION_WINDOW` at most and that of one stream at least.
+pub const WINDOW_BUDGET: u32 = 1024 * 1024 * 1024;
+/// Handshakes that a worker has under way with peers whom it does not know yet; more are refused.
+pub const MAX_HANDSHAKES: usize = 1024;
+/// Tunnels that one identity may have from one address with one worker.
+pub const MAX_TUNNELS_OF_PEER: usize = 256;
 /// The largest frame that we take.
 pub const MAX_FRAME: u32 = 256 * 1024;
 /// The most bytes of a request's header list.

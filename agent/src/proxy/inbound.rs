@@ -1,6 +1,7 @@
 //! What arrives over mutual TLS: the handshake says who calls and which of our identities was shown; each stream
 //! says where it wants to go, and is checked against both before anything is connected.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -50,8 +51,18 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
         let record = Record::new(Reporter::Destination, client);
         return worker.telemetry.finish(&record, None, &Err(ProxyError::Overloaded("max_connections")));
     };
-    match Box::pin(handshake(&worker, stream, client)).await {
+    let shaken = match worker.handshakes.try_acquire() {
+        Ok(_place) => Box::pin(handshake(&worker, stream, client)).await,
+        Err(_) => Err(ProxyError::Overloaded("MAX_HANDSHAKES")),
+    };
+    match shaken {
         Ok((tls, tunnel)) => {
+            let Some(_counted) = worker.peers.enter(&tunnel.peer.identity, client.ip()) else {
+                let mut record = Record::new(Reporter::Destination, client);
+                record.called_by(&tunnel.peer.identity);
+                let refused = Err(ProxyError::Overloaded("MAX_TUNNELS_OF_PEER"));
+                return worker.telemetry.finish(&record, None, &refused);
+            };
             worker.telemetry.metrics().inbound_tunnels.inc();
             serve_streams(&worker, tls, Arc::new(tunnel)).await;
             worker.telemetry.metrics().inbound_tunnels.dec();
@@ -91,7 +102,10 @@ async fn handshake(
 }
 
 async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>) {
-    let handshake = builder().handshake::<_, Bytes>(tls);
+    let tunnels = u32::try_from(worker.telemetry.metrics().inbound_tunnels.get()).unwrap_or(u32::MAX);
+    let window =
+        (hbone::WINDOW_BUDGET / tunnels.max(1)).clamp(hbone::STREAM_WINDOW, hbone::CONNECTION_WINDOW);
+    let handshake = builder().initial_connection_window_size(window).handshake::<_, Bytes>(tls);
     let Ok(Ok(mut connection)) =
         tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await
     else {
@@ -174,7 +188,15 @@ async fn judge_and_deliver(
         None => Err(ProxyError::Overloaded("max_connections")),
     };
     let delivered = match judged {
-        Ok(local) => worker.deliver(&local, record).await.map(|upstream| (local, upstream)),
+        Ok(local) => {
+            // A stream that its peer resets meanwhile leaves no connect behind.
+            let reset = poll_fn(|cx| respond.poll_reset(cx));
+            let delivered = tokio::select! {
+                delivered = worker.deliver(&local, record) => delivered,
+                _ = reset => Err(ProxyError::ClientBroke(std::io::ErrorKind::ConnectionReset.into())),
+            };
+            delivered.map(|upstream| (local, upstream))
+        }
         Err(error) => Err(error),
     };
     let (local, upstream) = match delivered {
@@ -192,6 +214,7 @@ async fn judge_and_deliver(
     let source_ip = tunnel.client.ip();
     let delivered = Delivered { local, source: Some(tunnel.peer.identity.clone()), source_ip };
     let entry = worker.open.enter(Arc::clone(counted), Some(delivered));
+    entry.judge_again(&snapshot, &worker.shared.snapshot);
     let idle = worker.shared.limits.idle_timeout;
     let relayed = tokio::select! {
         biased;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use arc_swap::ArcSwap;
 use baremesh_model::authorization::Verdict;
 use baremesh_model::identity::Identity;
 use baremesh_model::peer_authentication::MtlsMode;
@@ -71,10 +72,7 @@ impl OpenConnections {
     /// Closes what the new state does not allow any more.
     pub fn judge(&self, snapshot: &Snapshot) {
         for open in lock(&self.connections).values() {
-            let Some(delivered) = &open.delivered else { continue };
-            if let Some(reason) = no_longer_allowed(delivered, snapshot) {
-                open.close(ProxyError::NoLongerAllowed(reason));
-            }
+            open.judge(snapshot);
         }
     }
 
@@ -98,6 +96,15 @@ impl OpenConnections {
 }
 
 impl Entry {
+    /// Decides again by the state in force, if that is not the one that let the connection through: it may have
+    /// changed while the program was waited for, before this entry was there to be judged.
+    pub fn judge_again(&self, decided_by: &Arc<Snapshot>, in_force: &ArcSwap<Snapshot>) {
+        let now = in_force.load();
+        if !Arc::ptr_eq(&now, decided_by) {
+            self.open.judge(&now);
+        }
+    }
+
     /// Ends when the connection is to be closed, with the reason.
     pub async fn until_closed(&self) -> ProxyError {
         self.open.closed.notified().await;
@@ -116,6 +123,13 @@ impl Drop for Entry {
 }
 
 impl Open {
+    fn judge(&self, snapshot: &Snapshot) {
+        let reason = self.delivered.as_ref().and_then(|delivered| no_longer_allowed(delivered, snapshot));
+        if let Some(reason) = reason {
+            self.close(ProxyError::NoLongerAllowed(reason));
+        }
+    }
+
     fn close(&self, reason: ProxyError) {
         *self.reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
         // `notify_one` keeps the word for a connection that does not listen at this moment.

@@ -62,18 +62,18 @@ async fn connect_and_relay(
             this_host(&call, &local, record).await?
         }
         Route::Passthrough if worker.shared.outbound == Outbound::All => {
-            as_it_was(worker, destination, record).await?
+            as_it_was(&call, destination, record).await?
         }
         Route::Passthrough => return Err(ProxyError::NotMeshed(destination)),
     };
     let counted = counted.insert(worker.telemetry.open(record));
-    upstream.relay(worker, client, counted).await
+    upstream.relay(&call, client, counted).await
 }
 
 /// One connection's fixed facts: who calls, by which state, on which worker.
 struct Call<'a> {
     worker: &'a Worker,
-    snapshot: &'a Snapshot,
+    snapshot: &'a Arc<Snapshot>,
     caller: Identity,
 }
 
@@ -127,11 +127,12 @@ enum Leg {
 impl Upstream {
     async fn relay(
         mut self,
-        worker: &Worker,
+        Call { worker, snapshot, .. }: &Call<'_>,
         client: &TcpStream,
         counted: &Arc<Counted>,
     ) -> Result<(), ProxyError> {
         let entry = worker.open.enter(Arc::clone(counted), self.delivered.take());
+        entry.judge_again(snapshot, &worker.shared.snapshot);
         let idle = worker.shared.limits.idle_timeout;
         let relayed = async {
             match &mut self.leg {
@@ -254,13 +255,13 @@ async fn without_agent(
     }
     match call.snapshot.local(address) {
         Some(local) => this_host(call, local, record).await,
-        None => as_it_was(call.worker, address, record).await,
+        None => as_it_was(call, address, record).await,
     }
 }
 
 /// Plaintext, as without a mesh.
 async fn as_it_was(
-    worker: &Worker,
+    Call { worker, snapshot, .. }: &Call<'_>,
     address: SocketAddr,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
@@ -271,5 +272,11 @@ async fn as_it_was(
         .await
         .inspect(relay::reset_on_close)
         .map_err(|source| ProxyError::Connect { address, source })?;
+    // Both ends at one address: it is this host, under an address that was not known to be its own. Its services are
+    // reached through their policies or not at all.
+    let here = upstream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address.ip());
+    if here && snapshot.serves_port(address.port()) {
+        return Err(ProxyError::NotMeshed(address));
+    }
     Ok(Upstream { leg: Leg::Socket(upstream), _in_flight: None, delivered: None })
 }

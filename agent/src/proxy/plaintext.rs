@@ -53,6 +53,7 @@ async fn judge_and_deliver(
     let counted = counted.insert(worker.telemetry.open(record));
     let delivered = Delivered { local: Arc::clone(local), source: None, source_ip };
     let entry = worker.open.enter(Arc::clone(counted), Some(delivered));
+    entry.judge_again(&snapshot, &worker.shared.snapshot);
     let idle = worker.shared.limits.idle_timeout;
     tokio::select! {
         biased;

@@ -14,6 +14,7 @@ use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::task::coop::consume_budget;
 
 /// The first read of a connection asks for this much: a small request or a greeting.
 const SMALL_READ: usize = 4 * 1024;
@@ -249,6 +250,7 @@ async fn socket_to_stream(
                 moved += read as u64;
                 send_all(stream, buffer.split().freeze()).await.map_err(Side::Stream)?;
                 count(read);
+                consume_budget().await;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 // An idle connection keeps no buffer.
@@ -295,6 +297,7 @@ async fn stream_to_socket(
         count(bytes);
         // An error means that the stream is gone, which the next poll says with its reason.
         let _ = stream.flow_control().release_capacity(bytes);
+        consume_budget().await;
     }
 }
 
@@ -376,6 +379,7 @@ async fn socket_to_socket(from: &TcpStream, to: &TcpStream, count: impl Fn(usize
                     }
                 }
                 count(read);
+                consume_budget().await;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => buffer = Vec::new(),
             Err(error) => return Err(Ends::From(error)),

@@ -32,6 +32,9 @@ const KEPT_ANSWER: Duration = Duration::from_secs(3);
 /// How often a tunnel is looked at: whether it lives, is used, or is due to be replaced.
 const TICK: Duration = hbone::PING_INTERVAL;
 
+/// How long the answer to a CONNECT in a new tunnel may take: longer than the peer gives its program to accept.
+const FRESH_ANSWER: Duration = Duration::from_secs(15);
+
 /// Who calls whom, and where. Connections that agree in all of it may share a tunnel.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct PoolKey {
@@ -144,12 +147,14 @@ impl Pool {
         loop {
             let (place, age) = self.place(&slot, &peer).await?;
             let asked = request(&place, peer.agent, authority, client);
-            let answered = match age {
-                Age::Fresh => asked.await,
-                Age::Kept => tokio::time::timeout(KEPT_ANSWER, asked).await.unwrap_or_else(|_| {
-                    Err(ProxyError::Tunnel { address: peer.agent, source: h2::Reason::CANCEL.into() })
-                }),
+            let limit = match age {
+                Age::Fresh => FRESH_ANSWER,
+                Age::Kept => KEPT_ANSWER,
             };
+            let answered = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
+                place.0.over.store(true, Ordering::Relaxed);
+                Err(ProxyError::Tunnel { address: peer.agent, source: h2::Reason::CANCEL.into() })
+            });
             match answered {
                 // A kept tunnel may have gone while nobody looked. Nothing was sent: another one may be tried, and
                 // each turn uses one up.

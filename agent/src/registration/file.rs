@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{DefaultForAddress, LocalPort, LocalService, WhenGone};
 use crate::attribution::{CgroupPath, Matcher, Uid, UnitName};
+use crate::capture::plan::{EXEMPT_PORTS, SSH_PORT};
 
 /// The most services that one host registers.
 pub const MAX_SERVICES: usize = 1000;
@@ -186,9 +187,12 @@ fn local_port(written: &WrittenPort) -> Result<LocalPort, String> {
             return Err(format!("port {port} is the agent's own: nothing is delivered to it"));
         }
     }
-    if target_port.get() == crate::capture::plan::SSH_PORT || deliver.port() == crate::capture::plan::SSH_PORT
-    {
-        return Err("port 22 is SSH's and never meshed".to_owned());
+    for port in [target_port.get(), deliver.port()] {
+        if port == SSH_PORT || EXEMPT_PORTS.contains(&port) {
+            return Err(format!(
+                "port {port} is never captured (SSH, DHCP, NTP), so nothing would protect the service"
+            ));
+        }
     }
     if deliver.ip().is_unspecified() || deliver.port() == 0 {
         return Err(format!(

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use baremesh_model::authorization::PolicySet;
 use baremesh_model::identity::Identity;
-use baremesh_model::mesh::{Mesh, MeshError};
+use baremesh_model::mesh::{Mesh, MeshError, Parts};
 use baremesh_model::peer_authentication::mode_of;
 use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::workload::{Tunnel, Workload};
@@ -71,6 +71,7 @@ fn with_registrations(
     host: &Host,
 ) -> Result<Mesh, BuildError> {
     let mut parts = mesh.clone().into_parts();
+    drop_intruders(&mut parts, registrations, host);
     for local in registrations {
         parts.services.entry(local.key.clone()).or_insert_with(|| implied_service(local));
         if let Some(workload) = local.workload(&host.name, &host.addresses) {
@@ -78,6 +79,39 @@ fn with_registrations(
         }
     }
     Mesh::assemble(parts).map_err(BuildError)
+}
+
+/// What is registered here holds: a workload that others place at an address of a service of this host, under another
+/// identity, is left out. Refusing the whole state instead would let one host stop another's policies.
+fn drop_intruders(parts: &mut Parts, registrations: &[Arc<LocalService>], host: &Host) {
+    let mut ours: HashMap<SocketAddr, &LocalService> = HashMap::new();
+    for local in registrations {
+        for address in local.addresses(&host.addresses) {
+            ours.extend(
+                local.ports.iter().map(|port| (SocketAddr::new(*address, port.target_port.get()), &**local)),
+            );
+        }
+    }
+    let is_anothers = |service: &Service, address: &SocketAddr| {
+        ours.get(address).is_some_and(|local| {
+            local.key.namespace != service.key.namespace || local.service_account != service.service_account
+        })
+    };
+    let Parts { services, workloads, .. } = parts;
+    workloads.retain(|key, workload| {
+        let here = std::iter::once(&workload.address).chain(&workload.other_addresses);
+        if workload.tunnel == Tunnel::Plain || !here.into_iter().any(|at| ours.keys().any(|own| own.ip() == *at)) {
+            return true;
+        }
+        let intrudes = services.values().filter(|service| workload.serves(service)).any(|service| {
+            let mut places = service.ports.iter().flat_map(|port| workload.endpoints(port));
+            places.any(|address| is_anothers(service, &address))
+        });
+        if intrudes {
+            tracing::error!(workload = %key, "left out: it claims an address and port of a service of this host");
+        }
+        !intrudes
+    });
 }
 
 /// The Service that a registration stands for where none was declared.

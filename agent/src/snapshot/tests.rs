@@ -180,12 +180,14 @@ fn what_was_learnt_of_an_endpoint_outlives_a_change() {
 }
 
 #[test]
-fn registrations_that_do_not_fit_are_refused_whole() {
+fn what_is_registered_here_holds_against_claims_of_others() {
     let taken = "[[Service]]\nname = \"other\"\nports = [{ port = 7000, protocol = \"tcp\" }]\n\
                  [[WorkloadEntry]]\nname = \"other-1\"\naddress = \"10.0.0.1\"\nlabels = { app = \"other\" }\ntunnel = \"hbone\"\n";
-    let built = Snapshot::build(&mesh(taken), &[registration(ORDERS)], &host(), 15008, None);
-    let error = built.err().expect("two identities at one address").to_string();
-    assert!(error.contains("cannot share one address and port"), "{error}");
+    let snapshot = snapshot(taken, &[ORDERS]);
+    assert_eq!(routed(&snapshot, "10.0.0.1:7000"), "local orders.default at 127.0.0.1:9000");
+    let other =
+        snapshot.services().find(|service| service.key.to_string() == "other.default").expect("a service");
+    assert!(other.ports[0].endpoints.is_empty());
 }
 
 #[test]

@@ -30,6 +30,7 @@ use tokio_rustls::TlsConnector;
 use super::of_trust_domain;
 use crate::agent::{AgentError, empty_mesh};
 use crate::membership::Membership;
+use crate::proxy::socket::{self, Mark};
 use crate::publish::Publisher;
 use crate::registration::LocalService;
 use crate::telemetry::metrics::Metrics;
@@ -52,6 +53,7 @@ pub struct ControlSource {
     followed: Followed,
     file: PathBuf,
     credential: Option<Arc<dyn ResolvesClientCert>>,
+    mark: Mark,
 }
 
 impl ControlSource {
@@ -63,7 +65,7 @@ impl ControlSource {
             Followed::new(Some(file.clone()))
         });
         let (control, bundle) = (membership.control.clone(), Arc::clone(&membership.bundle));
-        Ok(Self { control, bundle, followed, file, credential: None })
+        Ok(Self { control, bundle, followed, file, credential: None, mark: Mark(None) })
     }
 
     /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
@@ -80,9 +82,9 @@ impl ControlSource {
         }
     }
 
-    /// Connects with this credential from now on.
-    pub fn with(self, credential: Arc<dyn ResolvesClientCert>) -> Self {
-        Self { credential: Some(credential), ..self }
+    /// Connects with this credential from now on, over sockets that no rule captures.
+    pub fn with(self, credential: Arc<dyn ResolvesClientCert>, mark: Mark) -> Self {
+        Self { credential: Some(credential), mark, ..self }
     }
 
     /// Follows the control server until `leaving`, and says goodbye to it then.
@@ -168,7 +170,7 @@ impl ControlSource {
         let mut config: ClientConfig =
             client_config(credential, Arc::clone(&self.bundle), Expected::exactly(control));
         config.enable_sni = false;
-        let stream = connect(&self.control).await?;
+        let stream = connect(&self.control, self.mark).await?;
         let tls = TlsConnector::from(Arc::new(config)).connect(placeholder_server_name(), stream).await;
         let tls = tls.map_err(|error| format!("the handshake failed: {}", describe_io(&error)))?;
         let (mut sender, connection) = h2::client::handshake(tls).await.map_err(|error| error.to_string())?;
@@ -194,7 +196,7 @@ impl ControlSource {
     }
 }
 
-async fn connect(control: &str) -> Result<TcpStream, String> {
+async fn connect(control: &str, mark: Mark) -> Result<TcpStream, String> {
     let name = if control.parse::<std::net::SocketAddr>().is_ok() || has_port(control) {
         control.to_owned()
     } else {
@@ -203,11 +205,8 @@ async fn connect(control: &str) -> Result<TcpStream, String> {
     let addresses = lookup_host(&name).await.map_err(|error| format!("{name}: {error}"))?;
     let mut last = format!("{name} has no address");
     for address in addresses.take(MAX_ADDRESSES) {
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
-                stream.set_nodelay(true).map_err(|error| error.to_string())?;
-                return Ok(stream);
-            }
+        match socket::connect(address, None, mark, CONNECT_TIMEOUT).await {
+            Ok(stream) => return Ok(stream),
             Err(error) => last = format!("nothing answers at {address}: {error}"),
         }
     }

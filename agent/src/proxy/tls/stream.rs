@@ -19,7 +19,8 @@ const SMALL_READ: usize = 8 * 1024;
 const LARGE_READ: usize = 128 * 1024;
 /// Sealed bytes that are collected before they are handed to the socket without having been flushed.
 const WRITE_AT: usize = 128 * 1024;
-/// Records without content that are taken in a row before the connection is broken off.
+/// Records that bring no data and are taken in a row before the connection is broken off: empty ones, tickets, key
+/// updates.
 const MAX_EMPTY: u32 = 64;
 /// Key updates that a peer may ask for between two records of data.
 const MAX_KEY_UPDATES: u32 = 16;
@@ -75,6 +76,8 @@ pub struct TlsStream {
     message: Vec<u8>,
     empty: u32,
     key_updates: u32,
+    /// The peer has asked for new keys of ours.
+    update_owed: bool,
     /// The peer has said that it sends nothing more.
     ended: bool,
     /// Sealed bytes from `sent` on.
@@ -114,6 +117,7 @@ impl TlsStream {
             message: Vec::new(),
             empty: 0,
             key_updates: 0,
+            update_owed: false,
             ended: false,
             outgoing: Vec::new(),
             sent: 0,
@@ -151,6 +155,7 @@ impl TlsStream {
                 Ok(Opened::Content(if in_room { content } else { 0 }))
             }
             ContentType::Alert => self.take_alert(),
+            ContentType::Handshake if content == 0 => Err(invalid("a handshake record without content")),
             ContentType::Handshake => self.take_message(),
         }
         .map(Some)
@@ -159,7 +164,7 @@ impl TlsStream {
     fn take_empty(&mut self) -> io::Result<Opened> {
         self.empty += 1;
         if self.empty > MAX_EMPTY {
-            Err(invalid("too many records without content"))
+            Err(invalid("too many records without data"))
         } else {
             Ok(Opened::Nothing)
         }
@@ -179,6 +184,7 @@ impl TlsStream {
 
     /// A handshake message after the handshake. Tickets are left alone, since nothing is resumed.
     fn take_message(&mut self) -> io::Result<Opened> {
+        self.take_empty()?;
         self.message.extend_from_slice(&self.plain);
         while let Some(head) = self.message.first_chunk::<4>() {
             let length = usize::from(head[1]) << 16 | usize::from(head[2]) << 8 | usize::from(head[3]);
@@ -208,7 +214,9 @@ impl TlsStream {
             return Err(invalid("too many key updates"));
         }
         self.opener = self.rekey.opener()?;
-        if ours_too { self.replace_sealer() } else { Ok(()) }
+        // One answer serves all requests that came before it (RFC 8446, section 4.6.3), and it goes with our next data.
+        self.update_owed |= ours_too;
+        Ok(())
     }
 
     fn replace_sealer(&mut self) -> io::Result<()> {
@@ -228,10 +236,9 @@ impl TlsStream {
         let before = self.received.len();
         let room = self.read_size.max(HEADER + MAX_PAYLOAD - before.min(HEADER + MAX_PAYLOAD));
         loop {
-            if before == 0 && self.received.capacity() == 0 {
-                // Nothing is held while nothing comes.
-                ready!(self.socket.poll_read_ready(cx))?;
-            }
+            // Nothing is held while nothing comes; and this counts against the task's budget, so that a peer which never
+            // falls silent leaves the worker to others in between.
+            ready!(self.socket.poll_read_ready(cx))?;
             self.received.reserve(room);
             match self.socket.try_read_buf(&mut bytes::BufMut::limit(&mut self.received, room)) {
                 Ok(0) => return Poll::Ready(Ok(false)),
@@ -247,7 +254,6 @@ impl TlsStream {
                     if before == 0 && self.read_size == SMALL_READ {
                         self.let_go();
                     }
-                    ready!(self.socket.poll_read_ready(cx))?;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -287,7 +293,7 @@ impl TlsStream {
         let mut sealed = 0;
         self.outgoing.reserve(total + (total / MAX_CONTENT + 2) * super::record::OVERHEAD);
         while sealed < total {
-            if self.sealer.is_worn() {
+            if std::mem::take(&mut self.update_owed) || self.sealer.is_worn() {
                 self.replace_sealer()?;
             }
             let length = (total - sealed).min(MAX_CONTENT);
