@@ -136,7 +136,7 @@ fn connections_that_share_their_ports_do_not_mix() {
     let mesh = Mesh::new("tuples");
     let (web, store) = two(&mesh);
     // Fewer ports than connections: the kernel has to use each for several destinations.
-    output_of(web.host.sh("echo 40000 40063 > /proc/sys/net/ipv4/ip_local_port_range"));
+    output_of(web.host.sh("echo 40000 40255 > /proc/sys/net/ipv4/ip_local_port_range"));
     let addresses = web.ask("/services").expect("services")[0]["addresses"].to_string();
     let is_v4 = |text: &&str| text.contains('.') && !text.contains(':');
     let virtual_v4 = addresses.split('"').find(is_v4).expect("a virtual address").to_owned();
@@ -146,10 +146,10 @@ fn connections_that_share_their_ports_do_not_mix() {
     }
     let clients: Vec<_> = destinations
         .iter()
-        .map(|(address, port)| web.host.spawn("many", web.host.shop(["many", address, port, "40"])))
+        .map(|(address, port)| web.host.spawn("many", web.host.shop(["many", address, port, "150"])))
         .collect();
     for client in clients {
         assert!(client.wait().success(), "{}{}", client.stdout(), client.stderr());
-        assert!(client.has_said("echoed on 40 of 40"));
+        assert!(client.has_said("echoed on 150 of 150"));
     }
 }
