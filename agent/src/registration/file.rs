@@ -188,9 +188,12 @@ fn local_port(written: &WrittenPort) -> Result<LocalPort, String> {
         }
     }
     for port in [target_port.get(), deliver.port()] {
-        if port == SSH_PORT || EXEMPT_PORTS.contains(&port) {
+        if port == SSH_PORT {
+            return Err("port 22 is SSH's and never meshed".to_owned());
+        }
+        if EXEMPT_PORTS.contains(&port) {
             return Err(format!(
-                "port {port} is never captured (SSH, DHCP, NTP), so nothing would protect the service"
+                "port {port} (DHCP, NTP) is never captured, so nothing would protect the service"
             ));
         }
     }
@@ -355,6 +358,7 @@ mod tests {
             ("name = \"a\"\nports = []", "at least one port"),
             ("name = \"a\"\nports = [{ port = 22 }]", "SSH"),
             ("name = \"a\"\nports = [{ port = 80, deliver = \"127.0.0.1:22\" }]", "SSH"),
+            ("name = \"a\"\nports = [{ port = 123 }]", "NTP"),
             ("name = \"a\"\nports = [{ port = 15008 }]", "agent's own"),
             ("name = \"a\"\nports = [{ port = 80, deliver = \"0.0.0.0:80\" }]", "no address"),
             ("name = \"a\"\nports = [{ port = 80 }, { port = 80 }]", "twice"),
