@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::attribution::Cgroups;
 use crate::capture::{AgentPorts, CaptureError, DnsCapture};
-use crate::config::{AccessLogTarget, AgentConfig, ConfigError, DnsMode};
+use crate::config::{AccessLogTarget, AgentConfig, DnsMode};
 use crate::credentials::Credentials;
 use crate::dns::{self, Dns, DnsConfig, SocketMark, Upstreams, Zone};
 use crate::identity::{Rotation, RotationStatus};
@@ -45,9 +45,6 @@ const PORTS_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// Why the agent did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The configuration file.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// The membership in the mesh.
     #[error(transparent)]
     Membership(#[from] MembershipError),

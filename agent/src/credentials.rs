@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use baremesh_ca::issued::{Issued, IssuedError};
 use baremesh_ca::tls::{Expected, TrustBundle, client_config, server_config, single_certificate};
@@ -41,11 +41,6 @@ impl Credential {
     /// Whether the certificate may be shown at `now`.
     pub fn is_valid(&self, now: SystemTime) -> bool {
         self.not_before <= now && now < self.not_after
-    }
-
-    /// When tunnels made with it are replaced: half of what is left of its life at `now`.
-    pub fn half_life(&self, now: SystemTime) -> Duration {
-        self.not_after.duration_since(now).unwrap_or_default() / 2
     }
 }
 

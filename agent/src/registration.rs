@@ -9,7 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use baremesh_model::name::{Key, Label};
+use baremesh_model::identity::Identity;
+use baremesh_model::name::{Key, Label, TrustDomain};
 use baremesh_model::service::Protocol;
 use baremesh_model::workload::{Labels, Locality, Workload};
 
@@ -76,6 +77,11 @@ pub enum DefaultForAddress {
 }
 
 impl LocalService {
+    /// The identity that the service's certificate shows.
+    pub fn identity(&self, trust_domain: &TrustDomain) -> Identity {
+        Identity::new(trust_domain.clone(), self.key.namespace.clone(), self.service_account.clone())
+    }
+
     /// The addresses that the service is advertised at on a host with these.
     pub fn addresses<'a>(&'a self, host: &'a [IpAddr]) -> &'a [IpAddr] {
         self.addresses.as_deref().unwrap_or(host)

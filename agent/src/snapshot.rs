@@ -25,6 +25,7 @@ use crate::attribution::CallerTable;
 use crate::dns::Found;
 use crate::proxy::error::ProxyError;
 use crate::registration::LocalService;
+use crate::telemetry::metrics::Party;
 
 pub use build::BuildError;
 pub use endpoint::{Endpoint, EndpointState, Transport};
@@ -95,6 +96,15 @@ impl LocalEndpoint {
     }
 }
 
+/// A service of this host as a caller.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Its identity.
+    pub identity: Identity,
+    /// The same with its labels, as records show it.
+    pub party: Party,
+}
+
 /// Everything that connections are decided from.
 pub struct Snapshot {
     /// What it was compiled from, this host's registrations included.
@@ -105,6 +115,8 @@ pub struct Snapshot {
     pub host_identity: Identity,
     /// The registrations of this host, by the index that the caller table gives.
     pub registrations: Vec<Arc<LocalService>>,
+    /// Each registration's service as a caller, by the same index.
+    pub sources: Vec<Source>,
     /// Which processes are which service of this host.
     pub callers: CallerTable<usize>,
     services: HashMap<Key, Arc<ServiceEntry>>,

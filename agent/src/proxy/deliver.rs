@@ -46,8 +46,7 @@ impl Worker {
     ) -> Result<TcpStream, ProxyError> {
         let address = local.deliver;
         record.upstream = Some(address);
-        let connected =
-            socket::connect(address, None, self.shared.mark, self.shared.limits.connect_timeout).await;
+        let connected = socket::connect(address, self.shared.mark, self.shared.limits.connect_timeout).await;
         connected.inspect(relay::reset_on_close).map_err(|source| ProxyError::Deliver { address, source })
     }
 }

@@ -96,12 +96,9 @@ async fn who(
     };
     match caller {
         Caller::Service(index) => {
-            let local = &snapshot.registrations[index];
-            let trust_domain = snapshot.mesh.config.trust_domain.clone();
-            let namespace = local.key.namespace.clone();
-            let identity = Identity::new(trust_domain, namespace, local.service_account.clone());
-            record.source = Party::registered(&identity, None, &local.labels());
-            Ok(identity)
+            let source = &snapshot.sources[index];
+            record.source = source.party.clone();
+            Ok(source.identity.clone())
         }
         Caller::Host => {
             record.called_by(&snapshot.host_identity);
@@ -268,7 +265,7 @@ async fn as_it_was(
     record.security = Security::None;
     record.upstream = Some(address);
     let limits = &worker.shared.limits;
-    let upstream = socket::connect(address, None, worker.shared.mark, limits.connect_timeout)
+    let upstream = socket::connect(address, worker.shared.mark, limits.connect_timeout)
         .await
         .inspect(relay::reset_on_close)
         .map_err(|source| ProxyError::Connect { address, source })?;

@@ -85,20 +85,14 @@ pub async fn client_to_tunnel(
     meter: &Meter,
     idle: Duration,
 ) -> Result<(), Broken> {
-    let up = async {
-        socket_to_stream(client, &mut tunnel.send, |n| meter.sent(n)).await.map_err(|broken| match broken {
-            Side::Socket(error) => Broken::Client(error),
-            Side::Stream(error) => Broken::Upstream(error),
-        })
+    // The socket is the caller's, the stream the called side's.
+    let leg = |broken| match broken {
+        Side::Socket(error) => Broken::Client(error),
+        Side::Stream(error) => Broken::Upstream(error),
     };
-    let down = async {
-        stream_to_socket(&mut tunnel.receive, client, |n| meter.answered(n)).await.map_err(|broken| {
-            match broken {
-                Side::Socket(error) => Broken::Client(error),
-                Side::Stream(error) => Broken::Upstream(error),
-            }
-        })
-    };
+    let TunnelStream { send, receive } = tunnel;
+    let up = async { socket_to_stream(client, send, |n| meter.sent(n)).await.map_err(leg) };
+    let down = async { stream_to_socket(receive, client, |n| meter.answered(n)).await.map_err(leg) };
     let ended = both(up, down, meter, idle).await;
     after(&ended, client, Some(&mut tunnel.send));
     ended
@@ -111,22 +105,14 @@ pub async fn tunnel_to_upstream(
     meter: &Meter,
     idle: Duration,
 ) -> Result<(), Broken> {
-    let up = async {
-        stream_to_socket(&mut tunnel.receive, upstream, |n| meter.sent(n)).await.map_err(
-            |broken| match broken {
-                Side::Stream(error) => Broken::Client(error),
-                Side::Socket(error) => Broken::Upstream(error),
-            },
-        )
+    // The stream is the caller's, the socket the called side's.
+    let leg = |broken| match broken {
+        Side::Stream(error) => Broken::Client(error),
+        Side::Socket(error) => Broken::Upstream(error),
     };
-    let down = async {
-        socket_to_stream(upstream, &mut tunnel.send, |n| meter.answered(n)).await.map_err(|broken| {
-            match broken {
-                Side::Stream(error) => Broken::Client(error),
-                Side::Socket(error) => Broken::Upstream(error),
-            }
-        })
-    };
+    let TunnelStream { send, receive } = tunnel;
+    let up = async { stream_to_socket(receive, upstream, |n| meter.sent(n)).await.map_err(leg) };
+    let down = async { socket_to_stream(upstream, send, |n| meter.answered(n)).await.map_err(leg) };
     let ended = both(up, down, meter, idle).await;
     after(&ended, upstream, Some(&mut tunnel.send));
     ended

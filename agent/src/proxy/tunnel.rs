@@ -82,8 +82,6 @@ pub struct Tunnel {
     expires_at: SystemTime,
     /// The serial number of the certificate that the peer showed.
     pub peer_serial: Arc<str>,
-    /// The serial number of the certificate that we showed.
-    pub own_serial: Arc<str>,
 }
 
 /// A stream's place in its tunnel.
@@ -217,7 +215,7 @@ impl Pool {
 
     async fn connect(&self, peer: &Peer<'_>) -> Result<Arc<Tunnel>, ProxyError> {
         let address = peer.agent;
-        let connected = socket::connect(address, None, self.mark, self.connect_timeout).await;
+        let connected = socket::connect(address, self.mark, self.connect_timeout).await;
         let stream = connected.map_err(|source| ProxyError::Connect { address, source })?;
         let config = peer.credentials.caller(peer.source, peer.destination);
         // A name that is no DNS name cannot be sent; the peer then shows what it shows the unnamed.
@@ -248,7 +246,6 @@ impl Pool {
             retire_at: Instant::now() + life / 2,
             expires_at,
             peer_serial: facts.serial.into(),
-            own_serial: peer.source.serial.as_str().into(),
         });
         tokio::spawn(drive(connection, Arc::clone(&tunnel)));
         Ok(tunnel)

@@ -8,13 +8,17 @@ use std::sync::Arc;
 use baremesh_model::authorization::PolicySet;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::{Mesh, MeshError, Parts};
+use baremesh_model::name::TrustDomain;
 use baremesh_model::peer_authentication::mode_of;
 use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::workload::{Tunnel, Workload};
 
-use super::{Endpoint, EndpointState, Host, LocalEndpoint, PortEntry, ServiceEntry, Snapshot, Transport};
+use super::{
+    Endpoint, EndpointState, Host, LocalEndpoint, PortEntry, ServiceEntry, Snapshot, Source, Transport,
+};
 use crate::attribution::CallerTable;
 use crate::registration::{DefaultForAddress, LocalService};
+use crate::telemetry::metrics::Party;
 
 /// Why a mesh and this host's registrations do not go together. The last good snapshot stays.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +60,7 @@ impl Snapshot {
             captured: captured(&local),
             captured_ports: captured_ports(&local),
             unnamed: unnamed(registrations, &local, host),
+            sources: registrations.iter().map(|local| source(local, &config.trust_domain)).collect(),
             registrations: registrations.to_vec(),
             services,
             advertised,
@@ -139,8 +144,7 @@ fn local_endpoints(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host
         let namespace = &local.key.namespace;
         let policies =
             PolicySet::select(&mesh.authorization_policies, namespace, &labels, &config.root_namespace);
-        let identity =
-            Identity::new(config.trust_domain.clone(), namespace.clone(), local.service_account.clone());
+        let identity = local.identity(&config.trust_domain);
         for port in &local.ports {
             let number = port.target_port.get();
             let default = (&config.root_namespace, config.default_mtls);
@@ -159,6 +163,12 @@ fn local_endpoints(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host
         }
     }
     all
+}
+
+fn source(local: &LocalService, trust_domain: &TrustDomain) -> Source {
+    let identity = local.identity(trust_domain);
+    let party = Party::registered(&identity, None, &local.labels());
+    Source { identity, party }
 }
 
 /// The states that the previous snapshot's endpoints had, by service and address.

@@ -205,7 +205,7 @@ async fn connect(control: &str, mark: Mark) -> Result<TcpStream, String> {
     let addresses = lookup_host(&name).await.map_err(|error| format!("{name}: {error}"))?;
     let mut last = format!("{name} has no address");
     for address in addresses.take(MAX_ADDRESSES) {
-        match socket::connect(address, None, mark, CONNECT_TIMEOUT).await {
+        match socket::connect(address, mark, CONNECT_TIMEOUT).await {
             Ok(stream) => return Ok(stream),
             Err(error) => last = format!("nothing answers at {address}: {error}"),
         }
