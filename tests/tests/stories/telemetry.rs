@@ -144,12 +144,21 @@ fn connections_that_share_their_ports_do_not_mix() {
     for (address, port) in &destinations {
         wait_until("it is captured", || run(web.host.shop(["call", address, port, "x"])).status.success());
     }
-    let clients: Vec<_> = destinations
-        .iter()
-        .map(|(address, port)| web.host.spawn("many", web.host.shop(["many", address, port, "150"])))
-        .collect();
-    for client in clients {
-        assert!(client.wait().success(), "{}{}", client.stdout(), client.stderr());
-        assert!(client.has_said("echoed on 150 of 150"));
+    // Where ports are this scarce, a connect is refused now and then: a fault that is known, told in its own right, and no
+    // mixing. It is tried again; bytes of another connection fail the story at once.
+    let refused = |client: &baremesh_tests::Process| client.stderr().contains("Connection refused");
+    for attempt in 1.. {
+        let clients: Vec<_> = destinations
+            .iter()
+            .map(|(address, port)| web.host.spawn("many", web.host.shop(["many", address, port, "150"])))
+            .collect();
+        if attempt < 20 && clients.iter().any(|client| !client.wait().success() && refused(client)) {
+            continue;
+        }
+        for client in clients {
+            assert!(client.wait().success(), "{}{}", client.stdout(), client.stderr());
+            assert!(client.has_said("echoed on 150 of 150"));
+        }
+        break;
     }
 }
