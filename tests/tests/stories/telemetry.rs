@@ -135,30 +135,45 @@ fn an_agent_is_ready_only_with_certificates_state_and_capture() {
 fn connections_that_share_their_ports_do_not_mix() {
     let mesh = Mesh::new("tuples");
     let (web, store) = two(&mesh);
-    // Fewer ports than connections: the kernel has to use each for several destinations.
-    output_of(web.host.sh("echo 40000 40255 > /proc/sys/net/ipv4/ip_local_port_range"));
     let addresses = web.ask("/services").expect("services")[0]["addresses"].to_string();
     let is_v4 = |text: &&str| text.contains('.') && !text.contains(':');
     let virtual_v4 = addresses.split('"').find(is_v4).expect("a virtual address").to_owned();
     let destinations = [(virtual_v4, "80"), (store.host.v4().to_string(), "7000")];
+    // These come from other ports than those below: connection tracking remembers one that was refused before the capture.
+    use_ports(&web, 50_000, 50_255);
     for (address, port) in &destinations {
         wait_until("it is captured", || run(web.host.shop(["call", address, port, "x"])).status.success());
     }
-    // Where ports are this scarce, a connect is refused now and then: a fault that is known, told in its own right, and no
-    // mixing. It is tried again; bytes of another connection fail the story at once.
-    let refused = |client: &baremesh_tests::Process| client.stderr().contains("Connection refused");
-    for attempt in 1.. {
-        let clients: Vec<_> = destinations
-            .iter()
-            .map(|(address, port)| web.host.spawn("many", web.host.shop(["many", address, port, "150"])))
-            .collect();
-        if attempt < 20 && clients.iter().any(|client| !client.wait().success() && refused(client)) {
-            continue;
-        }
-        for client in clients {
-            assert!(client.wait().success(), "{}{}", client.stdout(), client.stderr());
-            assert!(client.has_said("echoed on 150 of 150"));
-        }
-        break;
+    // Fewer ports than connections: the kernel has to use each for several destinations.
+    use_ports(&web, 40_000, 40_255);
+    let many = |(address, port): &(String, &str)| {
+        web.host.spawn("many", web.host.shop(["many", address, port, "150"]))
+    };
+    let clients: Vec<_> = destinations.iter().map(many).collect();
+    for client in clients {
+        assert!(client.wait().success(), "{}{}", client.stdout(), client.stderr());
+        assert!(client.has_said("echoed on 150 of 150"));
     }
+}
+
+/// A connection that was refused before its destination was an endpoint is remembered by connection tracking for ten seconds,
+/// untranslated. One from the same port in that time cannot be brought to the agent: it is refused and counted, and leaks nothing.
+#[test]
+fn a_port_that_was_used_before_the_capture_is_refused_until_it_is_forgotten() {
+    let mesh = Mesh::new("reused");
+    let (web, store) = (mesh.member("web", 1, &[]), mesh.member("store", 2, &["store"]));
+    store.host.serve("echo", ["echo", "127.0.0.1:7000"]);
+    let address = store.host.v4().to_string();
+    let call = || run(web.host.shop(["call", &address, "7000", "x"])).status.success();
+    use_ports(&web, 40_000, 40_000);
+    assert!(!call(), "the host's address has nothing at this port");
+    store.register("store", ["--port", "80:7000"]);
+    web.wait_for_endpoints("store.default", 1);
+    wait_until("it is captured, and the port forgotten", call);
+    assert!(sum(&store.metrics(), "istio_tcp_connections_opened_total", "mutual_tls") > 0.0);
+}
+
+/// From which ports a host's programs connect.
+fn use_ports(member: &Member, first: u16, last: u16) {
+    output_of(member.host.sh(&format!("echo {first} {last} > /proc/sys/net/ipv4/ip_local_port_range")));
 }
