@@ -8,6 +8,8 @@ pub mod authorization;
 pub mod balance;
 /// What a host may be: grants of services to hosts.
 pub mod grant;
+/// HTTP messages without a wire.
+pub mod http;
 /// SPIFFE identities, and which of them the mesh keeps for itself.
 pub mod identity;
 /// The whole, validated set that everything else is compiled from.
