@@ -18,7 +18,11 @@
 //! | `slow NAME PORT BYTES` | the same, reading in small sips |
 //! | `stall NAME PORT BYTES COUNT` | asks a source on many connections and never reads |
 //! | `many NAME PORT COUNT` | opens connections to an echo, and uses each after the last has opened |
+//! | `web NAME ADDRESS…` | HTTP/1 and HTTP/2: answers with what it was asked, and misbehaves as its query says |
 //! | `hold NAME PORT` | exchanges lines with an echo until the connection ends, and says why it did |
+//! | `get [OPTION…] URL` | HTTP requests, a line of JSON for each answer |
+//! | `stream [OPTION…] URL` | a call in gRPC's form whose messages come back one by one |
+//! | `websocket [OPTION…] URL` | upgrades, and exchanges messages one by one |
 //!
 //! Clients take `--timeout SECONDS` before the name, for each wait. How they end: [`exit`].
 
@@ -26,6 +30,7 @@ mod bulk;
 mod checksum;
 mod clients;
 mod connection;
+mod http;
 mod servers;
 
 use std::ffi::OsString;
@@ -72,6 +77,10 @@ pub(crate) fn run(args: &[OsString]) -> u8 {
     raise_descriptor_limit();
     let outcome = match *role {
         "echo" | "sink" | "source" | "catalog" | "orders" | "checkout" => servers::run(role, rest),
+        "web" => http::serve(rest),
+        "get" => http::get(rest),
+        "stream" => http::stream(rest),
+        "websocket" => http::websocket(rest),
         _ => Client::parse(rest, DEFAULT_TIMEOUT).and_then(|(client, rest)| run_client(role, &client, rest)),
     };
     match outcome {

@@ -60,14 +60,26 @@ impl Checksum {
     }
 }
 
-impl std::fmt::Display for Checksum {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Checksum {
+    /// How many bytes there were.
+    pub(super) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The checksum of all of them, in hexadecimal.
+    pub(super) fn digest(&self) -> String {
         let mut all = self.clone();
         let filled = (self.length % WORD as u64) as usize;
         all.partial[filled..].fill(0);
         all.step(all.partial);
         all.step(self.length.to_le_bytes());
-        write!(f, "{} bytes, checksum {:016x}", self.length, all.state)
+        format!("{:016x}", all.state)
+    }
+}
+
+impl std::fmt::Display for Checksum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes, checksum {}", self.length, self.digest())
     }
 }
 

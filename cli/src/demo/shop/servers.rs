@@ -15,7 +15,7 @@ const STACK: usize = 128 * 1024;
 
 /// How many connections may wait to be taken: more than std's 128, so that a burst of them is not slowed by SYNs that
 /// have to be sent again.
-const BACKLOG: i32 = 4096;
+pub(super) const BACKLOG: i32 = 4096;
 
 /// How many bytes are read or made at once; a multiple of eight, as [`Pattern::fill`] asks.
 pub(super) const CHUNK: usize = 64 * 1024;
@@ -24,7 +24,7 @@ pub(super) const CHUNK: usize = 64 * 1024;
 const SIP: usize = 16 * 1024;
 
 /// The pause after a connection that could not be taken, when descriptors have run out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the catalog says before it is asked.
 pub(super) const GREETING: &str = "catalog: ask for a price";
