@@ -10,7 +10,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc;
 
-use super::Record;
+use super::request_record::{self, RequestRecord};
+use super::{Record, milliseconds};
 use crate::proxy::error::{ProxyError, Reason};
 use crate::proxy::relay::Meter;
 
@@ -101,9 +102,19 @@ impl AccessLog {
 
     /// Hands a connection's line to the writer.
     pub fn write(&self, record: &Record, meter: Option<&Meter>, outcome: &Result<(), ProxyError>) {
+        self.hand_over(|| line(record, meter, outcome));
+    }
+
+    /// Hands a request's line to the writer.
+    pub fn write_request(&self, record: &RequestRecord) {
+        self.hand_over(|| request_record::line(record));
+    }
+
+    /// The line is made only where the writer has room for it.
+    fn hand_over(&self, line: impl FnOnce() -> Vec<u8>) {
         let Some(lines) = &self.lines else { return };
         match lines.try_reserve() {
-            Ok(place) => place.send(line(record, meter, outcome)),
+            Ok(place) => place.send(line()),
             Err(_) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
             }
@@ -117,7 +128,7 @@ fn line(record: &Record, meter: Option<&Meter>, outcome: &Result<(), ProxyError>
         start_time: OffsetDateTime::from(record.at).format(&Rfc3339).unwrap_or_default(),
         protocol: "TCP",
         reporter: record.reporter.name(),
-        duration: u64::try_from(record.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        duration: milliseconds(record.started.elapsed()),
         bytes_received: meter.map_or(0, Meter::bytes_from_client),
         bytes_sent: meter.map_or(0, Meter::bytes_to_client),
         response_flags: reason.map_or("-", Reason::response_flags),

@@ -15,6 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::requests::RequestMetrics;
 use super::{Reporter, Security};
 use crate::dns::DnsCounters;
 use crate::proxy::error::Reason;
@@ -23,9 +24,9 @@ use crate::proxy::error::Reason;
 pub type Counter = GenericCounter<u64, AtomicU64>;
 
 /// Series of ended connections are dropped when nothing has counted in them for this long.
-const SERIES_IDLE: Duration = Duration::from_secs(15 * 60);
+pub(super) const SERIES_IDLE: Duration = Duration::from_secs(15 * 60);
 /// The most series of connections that a worker remembers; beyond it, the sides are `unknown`.
-const MAX_SERIES: usize = 20_000;
+pub(super) const MAX_SERIES: usize = 20_000;
 
 /// One side of a connection, as labels name it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -89,7 +90,7 @@ pub struct Series {
 
 /// Istio's labels of a TCP series, in its order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TcpLabels {
+pub(super) struct TcpLabels {
     reporter: &'static str,
     source_workload: Arc<str>,
     source_canonical_service: Arc<str>,
@@ -147,6 +148,7 @@ pub struct Metrics {
     failures: Family<FailureLabels, Counter>,
     certificate_expiry: Family<IdentityLabels, Gauge>,
     dns: Family<OutcomeLabels, Counter>,
+    pub(super) requests: RequestMetrics,
     /// Connections open at this moment.
     pub open_connections: Gauge,
     /// Tunnels to other agents that stand at this moment.
@@ -174,8 +176,11 @@ pub struct Metrics {
 impl Metrics {
     /// All metrics, registered; `cluster` is the mesh's name.
     pub fn new(cluster: &str) -> Arc<Self> {
+        let mut registry = Registry::default();
+        let requests = RequestMetrics::register(&mut registry);
         let metrics = Self {
-            registry: Mutex::default(),
+            registry: Mutex::new(registry),
+            requests,
             cluster: Mutex::new(cluster.into()),
             opened: Family::default(),
             closed: Family::default(),
@@ -300,7 +305,7 @@ impl Metrics {
         }
     }
 
-    fn labels(&self, key: &SeriesKey) -> TcpLabels {
+    pub(super) fn labels(&self, key: &SeriesKey) -> TcpLabels {
         let cluster = Arc::clone(&self.cluster.lock().unwrap_or_else(PoisonError::into_inner));
         let unknown: Arc<str> = "unknown".into();
         let or_unknown = |text: &Option<Arc<str>>| text.clone().unwrap_or_else(|| Arc::clone(&unknown));

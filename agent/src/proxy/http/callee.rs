@@ -1,0 +1,195 @@
+//! The called side of HTTP: requests that came through a tunnel, or in plaintext where that is taken, for a service of
+//! this host. Each connection has one connection to the program behind it; what the program is told of the caller is
+//! what the handshake proved.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use baremesh_model::http::{Headers, ResponseHead};
+use baremesh_model::identity::Identity;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+use super::attempt::{Attempt, Download, Failure, Leg, Order, Upload, Verdict, attempt};
+use super::bytes::{self, Joined};
+use super::downstream::Exchange;
+use super::grpc::MessageCount;
+use super::h1::HttpLimits;
+use super::reply::Reply;
+use super::upstream::{Connection, Lent, ShareError, UpstreamKey, Upstreams, Via};
+use crate::proxy::Worker;
+use crate::proxy::error::ProxyError;
+use crate::snapshot::LocalEndpoint;
+use crate::telemetry::Record;
+use crate::telemetry::request_record::{LoggedFields, RequestRecord};
+use crate::telemetry::requests::RequestProtocol;
+
+/// Where the called side learns who calls (Envoy's name).
+const CLIENT_CERT: &str = "x-forwarded-client-cert";
+
+/// A connection for a service of this host.
+pub struct Callee {
+    /// The worker that serves it.
+    pub worker: Arc<Worker>,
+    local: Arc<LocalEndpoint>,
+    source: Option<Identity>,
+    peers: Record,
+    /// The program's side over HTTP/1, while it stands and no request is on it.
+    program: Mutex<Option<Connection>>,
+    /// The program's side over HTTP/2.
+    shared: Upstreams,
+}
+
+impl Callee {
+    /// A connection of `source`, whose policies let it through, and the program's side of it.
+    pub fn new(
+        worker: Arc<Worker>,
+        local: Arc<LocalEndpoint>,
+        source: Option<Identity>,
+        (peers, program): (Record, TcpStream),
+    ) -> Self {
+        let (reader, writer) = bytes::of_socket(program);
+        let program = Mutex::new(Some(Connection::new(reader, writer, None)));
+        Self { worker, local, source, peers, program, shared: Upstreams::default() }
+    }
+
+    /// Carries a request to the program.
+    pub async fn carry(&self, mut exchange: Exchange<'_>) {
+        let mut record = self.record(&mut exchange);
+        self.introduce(&mut exchange.head.headers);
+        let mut download = Download::default();
+        if record.protocol == RequestProtocol::Grpc {
+            (exchange.upload.messages, download.messages) =
+                (Some(MessageCount::default()), Some(MessageCount::default()));
+        }
+        let started = Instant::now();
+        let ended = self.deliver(&mut exchange, &mut record, &mut download).await;
+        let reply = match ended {
+            Ok(Attempt::Answered | Attempt::Again) => None,
+            Ok(Attempt::Failed(failure)) => Some(reply_to(failure)),
+            Ok(Attempt::BrokeOff(failure)) => {
+                exchange.answer.abort();
+                record.broke_off(failure);
+                None
+            }
+            Err(error) => {
+                record.fault = Some(error.to_string());
+                Some(Reply::connect_failed())
+            }
+        };
+        match reply {
+            Some(reply) => exchange.reply(&reply, &mut record).await,
+            None => record.answered(&download, started),
+        }
+        self.finish(record, &exchange.upload);
+    }
+
+    /// Answers a request that is not carried.
+    pub async fn refuse(&self, mut exchange: Exchange<'_>, reply: Reply) {
+        let mut record = self.record(&mut exchange);
+        exchange.reply(&reply, &mut record).await;
+        self.finish(record, &exchange.upload);
+    }
+
+    fn record(&self, exchange: &mut Exchange<'_>) -> RequestRecord {
+        let mut record = RequestRecord::new(self.peers.begin(), exchange.head);
+        record.fields = LoggedFields::of(exchange.head);
+        record
+    }
+
+    fn finish(&self, mut record: RequestRecord, upload: &Upload<'_>) {
+        record.uploaded(upload);
+        self.worker.telemetry.finish_request(&record);
+    }
+
+    /// Tells the program who calls. What the caller wrote there itself is not believed.
+    fn introduce(&self, headers: &mut Headers) {
+        headers.remove(CLIENT_CERT);
+        if let Some(source) = &self.source {
+            let proved = format!("By={};Subject=\"\";URI={source}", self.local.identity);
+            // An identity's URI has no character that a field may not have.
+            let _ = headers.set(CLIENT_CERT, proved.as_bytes());
+        }
+    }
+
+    async fn deliver(
+        &self,
+        exchange: &mut Exchange<'_>,
+        record: &mut RequestRecord,
+        download: &mut Download,
+    ) -> Result<Attempt, ProxyError> {
+        let limits = HttpLimits::default();
+        let order = || Order { deadline: None, limits: &limits };
+        let mut judge = |head: &mut ResponseHead| {
+            record.status = head.status;
+            Verdict::Relay
+        };
+        if exchange.is_http2() {
+            let lent = self.lend(&limits).await?;
+            let leg = Leg::Http2(lent.sender.clone());
+            return Ok(attempt(leg, order(), exchange, download, &mut judge).await);
+        }
+        let mut program = self.program.lock().await;
+        loop {
+            let kept = program.take().filter(|_| true);
+            let is_kept = kept.as_ref().is_some_and(|connection| connection.served > 0);
+            let mut connection = match kept.and_then(Connection::if_fit) {
+                Some(connection) => connection,
+                None => self.connect().await?,
+            };
+            let ended = attempt(Leg::Http1(&mut connection), order(), exchange, download, &mut judge).await;
+            match ended {
+                // A program may close a connection in the very moment in which a request is sent on it.
+                Attempt::Failed(Failure::UpstreamClosed)
+                    if is_kept && exchange.head.is_idempotent() && exchange.upload.can_replay() => {}
+                Attempt::Answered if download.is_clean && connection.can_be_kept() => {
+                    *program = Some(connection);
+                    return Ok(ended);
+                }
+                ended => return Ok(ended),
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, ProxyError> {
+        let (reader, writer) = bytes::of_socket(self.dial().await?);
+        Ok(Connection::new(reader, writer, None))
+    }
+
+    async fn dial(&self) -> Result<TcpStream, ProxyError> {
+        self.worker.deliver(&self.local, &mut self.peers.begin()).await
+    }
+
+    async fn lend(&self, limits: &HttpLimits) -> Result<Lent, ProxyError> {
+        let address = self.local.deliver;
+        let key = UpstreamKey {
+            source: self.local.identity.clone(),
+            destination: self.local.identity.clone(),
+            address,
+            via: Via::Socket,
+        };
+        let connect = async {
+            let socket = match self.program.lock().await.take() {
+                Some(unused) => unused.into_bytes(),
+                None => bytes::of_socket(self.dial().await?),
+            };
+            Ok((Joined::new(socket.0, socket.1, bytes::BytesMut::new()), None))
+        };
+        self.shared.share(&key, limits, connect).await.map_err(|error| match error {
+            ShareError::Connect(error) => error,
+            ShareError::Handshake(source) => ProxyError::Deliver { address, source },
+            ShareError::Full => ProxyError::Overloaded("MAX_SHARED_CONNECTIONS"),
+        })
+    }
+}
+
+/// What the caller is told of a failure of the program.
+fn reply_to(failure: Failure) -> Reply {
+    match failure {
+        Failure::UpstreamClosed | Failure::RefusedStream => Reply::upstream_closed(),
+        Failure::UpstreamMalformed(_) => Reply::upstream_malformed(),
+        Failure::Timeout => Reply::upstream_timeout("response_timeout"),
+        Failure::CallerGone => Reply::caller_gone(),
+        Failure::CallerMalformed(details) => Reply::malformed(400, details),
+    }
+}
