@@ -12,6 +12,8 @@ pub mod socket;
 pub mod tls;
 /// Bytes both ways.
 pub mod relay;
+/// HTTP on the wire.
+pub mod http;
 /// Tunnels to other agents.
 pub mod tunnel;
 /// What local programs open.

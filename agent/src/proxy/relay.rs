@@ -23,10 +23,10 @@ const MEDIUM_READ: usize = 32 * 1024;
 const MEDIUM_AFTER: u64 = 64 * 1024;
 /// Once a connection has moved `LARGE_AFTER` bytes one way. The most that one direction holds at a time: with a
 /// frame's head it fits four records of TLS.
-const LARGE_READ: usize = 64 * 1024 - 64;
+pub(super) const LARGE_READ: usize = 64 * 1024 - 64;
 const LARGE_AFTER: u64 = 2 * 1024 * 1024;
 /// The most DATA frames written to a socket with one system call.
-const GATHER: usize = 16;
+pub(super) const GATHER: usize = 16;
 
 /// What moved on one connection. Read by the telemetry tick while the relay goes on.
 #[derive(Debug, Default)]
@@ -249,7 +249,7 @@ async fn socket_to_stream(
 
 /// Hands a chunk to the stream as the peer's window allows. Capacity is asked for only once there is something
 /// to send, so that an idle stream takes nothing of the connection's window.
-async fn send_all(stream: &mut SendStream<Bytes>, mut chunk: Bytes) -> io::Result<()> {
+pub(super) async fn send_all(stream: &mut SendStream<Bytes>, mut chunk: Bytes) -> io::Result<()> {
     while !chunk.is_empty() {
         stream.reserve_capacity(chunk.len());
         let capacity = match stream.capacity() {
@@ -312,14 +312,14 @@ fn gather(
 }
 
 /// Writes all chunks, several a system call, and lets go of each as soon as it is written.
-async fn write_all(socket: &TcpStream, mut chunks: &mut [Bytes]) -> io::Result<usize> {
+pub(super) async fn write_all(socket: &TcpStream, mut chunks: &mut [Bytes]) -> io::Result<usize> {
     let mut total = 0;
     while !chunks.is_empty() {
         let mut slices = [IoSlice::new(&[]); GATHER];
         for (slice, chunk) in slices.iter_mut().zip(chunks.iter()) {
             *slice = IoSlice::new(chunk);
         }
-        match socket.try_write_vectored(&slices[..chunks.len()]) {
+        match socket.try_write_vectored(&slices[..chunks.len().min(GATHER)]) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(mut written) => {
                 total += written;
@@ -373,7 +373,7 @@ async fn socket_to_socket(from: &TcpStream, to: &TcpStream, count: impl Fn(usize
     }
 }
 
-fn h2_error(error: h2::Error) -> io::Error {
+pub(super) fn h2_error(error: h2::Error) -> io::Error {
     match error.is_io() {
         true => error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into()),
         false => io::Error::new(io::ErrorKind::ConnectionReset, error),
