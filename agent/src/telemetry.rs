@@ -115,6 +115,11 @@ impl Record {
         }
     }
 
+    /// The same peers, for a request that has just come in.
+    pub fn again(&self) -> Self {
+        Self { started: Instant::now(), at: SystemTime::now(), ..self.clone() }
+    }
+
     /// Who calls, by certificate or attestation.
     pub fn called_by(&mut self, identity: &Identity) {
         self.source = Party::of(identity);

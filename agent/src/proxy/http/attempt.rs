@@ -1,15 +1,16 @@
 //! One attempt: a request goes out on one connection, its body behind it as it comes, and the answer comes back. The
 //! two directions go on at once, since an answer may come before the request is whole.
 
-use std::cell::Cell;
 use std::future::{pending, poll_fn};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Instant;
 
 use baremesh_model::http::{Headers, RequestHead, ResponseHead};
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
+use tokio::sync::Notify;
 
 use super::body::{Answer, BodyError, Received, Sink, Source, framing_of};
 use super::grpc::MessageCount;
@@ -72,8 +73,6 @@ pub struct Upload<'a> {
     source: Source<'a>,
     /// How the body ends, and whether another protocol is to follow.
     hop: Hop,
-    /// Told when the upstream has granted the other protocol.
-    switched: Notify,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     trailers: Option<Headers>,
@@ -91,7 +90,6 @@ impl<'a> Upload<'a> {
         Self {
             source,
             hop,
-            switched: Notify::new(),
             kept: Vec::new(),
             kept_bytes: 0,
             trailers: None,
@@ -123,13 +121,13 @@ impl<'a> Upload<'a> {
     }
 
     /// Sends what is kept and what comes, and then watches whether the caller stays. Ends with a failure alone.
-    async fn pump(&mut self, sink: &mut Sink<'_>, is_sent: &Cell<bool>) -> Failure {
+    async fn pump(&mut self, sink: &mut Sink<'_>, progress: &Progress) -> Failure {
         let closed = |_: std::io::Error| Failure::UpstreamClosed;
         if self.hop.upgrade {
             if let Err(failure) = sink.flush().await.map_err(closed) {
                 return failure;
             }
-            self.switched.notified().await;
+            progress.switched.notified().await;
             self.source.upgrade();
             self.is_whole = false;
         }
@@ -162,10 +160,19 @@ impl<'a> Upload<'a> {
             sink.shutdown();
             return pending().await;
         }
-        is_sent.set(true);
+        progress.is_sent.store(true, Ordering::Relaxed);
         self.source.gone().await;
         Failure::CallerGone
     }
+}
+
+/// What the two directions of an attempt tell each other.
+#[derive(Default)]
+struct Progress {
+    /// All of the request was sent.
+    is_sent: AtomicBool,
+    /// The upstream has granted another protocol.
+    switched: Notify,
 }
 
 /// What came back.
@@ -185,18 +192,18 @@ pub struct Download {
 
 /// The upstream's side of an answer.
 enum Incoming<'a> {
-    Http1(&'a mut super::h1::Reader, &'a str),
+    Http1(&'a mut super::h1::Reader, Asked),
     Http2(Option<ResponseFuture>, Option<Received>),
 }
 
 impl Incoming<'_> {
     /// The next head, interim ones included.
-    async fn head(&mut self, head: &mut ResponseHead, limits: &HttpLimits) -> Result<Framing, Failure> {
+    async fn head(&mut self, head: &mut ResponseHead) -> Result<Framing, Failure> {
         match self {
-            Self::Http1(reader, method) => reader
-                .response(head, method, limits)
-                .await
-                .map_err(|error| Failure::from(BodyError::from(error))),
+            Self::Http1(reader, asked) => {
+                let hop = reader.response(head, *asked).await.map_err(BodyError::from)?;
+                Ok(hop.framing)
+            }
             Self::Http2(future, received) => {
                 let Some(waiting) = future else { return Err(Failure::UpstreamClosed) };
                 let next = poll_fn(|cx| match waiting.poll_informational(cx) {
@@ -207,21 +214,15 @@ impl Incoming<'_> {
                 match next.await.map_err(refusal)? {
                     Err(interim) => {
                         let (parts, ()) = interim.into_parts();
-                        http2::read_response(&parts, head, limits).map_err(malformed)?;
+                        http2::read_response(&parts, head, &HttpLimits::default()).map_err(malformed)?;
                         Ok(Framing::None)
                     }
                     Ok(response) => {
                         *future = None;
                         let (parts, body) = response.into_parts();
-                        http2::read_response(&parts, head, limits).map_err(malformed)?;
+                        http2::read_response(&parts, head, &HttpLimits::default()).map_err(malformed)?;
                         let body = received.insert(Received::new(body));
-                        let length = head.headers.get("content-length");
-                        let length = length.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-                        Ok(match length {
-                            _ if body.is_over() => Framing::None,
-                            Some(length) => Framing::Length(length),
-                            None => Framing::Chunked,
-                        })
+                        Ok(framing_of(&head.headers, body))
                     }
                 }
             }
@@ -261,8 +262,6 @@ pub struct Order<'a> {
     pub head: &'a RequestHead,
     /// When the attempt is over, whatever it has come to.
     pub deadline: Option<Instant>,
-    /// Bounds on what the upstream may send.
-    pub limits: &'a HttpLimits,
 }
 
 /// Makes one attempt. `judge` sees the final answer's head before the caller does, may change it, and decides whether the
@@ -275,15 +274,18 @@ pub async fn attempt(
     download: &mut Download,
     judge: &mut (dyn FnMut(&mut ResponseHead) -> Verdict + Send),
 ) -> Attempt {
-    let Order { head, deadline, limits } = order;
-    let framing = upload.framing;
+    let Order { head, deadline } = order;
+    let hop = upload.hop;
     let (mut stream, mut incoming, mut sink);
     match leg {
         Leg::Http1(connection) => {
             connection.served += 1;
-            connection.writer.request(head, framing);
+            let framing = if hop.upgrade { Framing::Upgraded } else { hop.framing };
+            if connection.writer.request(head, &Hop::to_upstream(framing)).is_err() {
+                return Attempt::Failed(Failure::CallerMalformed("http1.invalid_request"));
+            }
             sink = Sink::Http1(&mut connection.writer);
-            incoming = Incoming::Http1(&mut connection.reader, &head.method);
+            incoming = Incoming::Http1(&mut connection.reader, Asked::by(head, &hop));
         }
         Leg::Http2(sender) => {
             let request = match http2::request(head) {
@@ -294,7 +296,7 @@ pub async fn attempt(
                 Ok(sender) => sender,
                 Err(error) => return Attempt::Failed(refusal(error)),
             };
-            let is_over = matches!(framing, Framing::None | Framing::Length(0));
+            let is_over = upload.is_whole && upload.kept.is_empty() && upload.trailers.is_none();
             match sender.send_request(request, is_over) {
                 Ok((future, send)) => {
                     stream = send;
@@ -305,22 +307,20 @@ pub async fn attempt(
             }
         }
     }
-    let is_sent = Cell::new(false);
+    let progress = Progress::default();
     let outcome = {
-        let mut pump = pin!(upload.pump(&mut sink, &is_sent));
+        let mut pump = pin!(upload.pump(&mut sink, &progress));
         let mut timeout = pin!(until(deadline));
         let mut response = ResponseHead::default();
         let framing = loop {
             let next = tokio::select! {
                 biased;
-                next = incoming.head(&mut response, limits) => next,
-                failure = &mut pump => {
-                    // A peer that answers early and closes is heard out first.
-                    match (failure, incoming.head(&mut response, limits)) {
-                        (Failure::UpstreamClosed, head) => head.await,
-                        (failure, _) => Err(failure),
-                    }
-                }
+                next = incoming.head(&mut response) => next,
+                // A peer that answers early and closes is heard out first.
+                failure = &mut pump => match failure {
+                    Failure::UpstreamClosed => incoming.head(&mut response).await,
+                    failure => Err(failure),
+                },
                 () = &mut timeout => Err(Failure::Timeout),
                 () = answer.gone() => Err(Failure::CallerGone),
             };
@@ -341,31 +341,28 @@ pub async fn attempt(
         if answer.head(&response, framing).is_err() {
             return Attempt::BrokeOff(Failure::CallerGone);
         }
+        if framing == Framing::Upgraded {
+            progress.switched.notify_one();
+        }
         download.grpc_status = grpc_status(&response.headers);
         let mut relayed = pin!(relay(&mut incoming, answer, framing, download));
-        loop {
-            let mut is_pumping = true;
-            tokio::select! {
-                biased;
-                ended = &mut relayed => break ended,
-                failure = &mut pump, if is_pumping => match failure {
-                    // What is left of the answer may still come.
-                    Failure::UpstreamClosed => is_pumping = false,
-                    failure => break Err(failure),
-                },
-                () = &mut timeout => break Err(Failure::Timeout),
-            }
-            if !is_pumping {
-                break tokio::select! {
+        tokio::select! {
+            biased;
+            ended = &mut relayed => ended,
+            failure = &mut pump => match failure {
+                // What is left of the answer may still come.
+                Failure::UpstreamClosed => tokio::select! {
                     ended = &mut relayed => ended,
                     () = &mut timeout => Err(Failure::Timeout),
-                };
-            }
+                },
+                failure => Err(failure),
+            },
+            () = &mut timeout => Err(Failure::Timeout),
         }
     };
     match outcome {
         Ok(()) => {
-            download.is_clean = is_sent.get();
+            download.is_clean = progress.is_sent.load(Ordering::Relaxed);
             Attempt::Answered
         }
         Err(failure) => Attempt::BrokeOff(failure),
@@ -381,9 +378,9 @@ async fn relay(
 ) -> Result<(), Failure> {
     let gone = |_: std::io::Error| Failure::CallerGone;
     let Some(mut body) = incoming.body() else { return Ok(()) };
-    let Some(mut sink) = answer.body() else { return Ok(()) };
+    let mut sink = answer.body();
     if matches!(framing, Framing::None | Framing::Length(0)) {
-        return sink.finish_unless_over(None).await.map_err(gone);
+        return sink.finish(None).await.map_err(gone);
     }
     loop {
         let next = {
@@ -409,7 +406,13 @@ async fn relay(
                 download.grpc_status = grpc_status(&trailers).or(download.grpc_status);
                 return sink.finish(Some(&trailers)).await.map_err(gone);
             }
-            None => return sink.finish(None).await.map_err(gone),
+            None => {
+                sink.finish(None).await.map_err(gone)?;
+                if framing == Framing::Upgraded {
+                    sink.shutdown();
+                }
+                return Ok(());
+            }
         }
     }
 }

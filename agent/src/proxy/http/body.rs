@@ -29,7 +29,7 @@ impl From<H1Error> for BodyError {
         match error {
             H1Error::Io(error) => Self::Broken(error),
             H1Error::Truncated => Self::Broken(io::ErrorKind::UnexpectedEof.into()),
-            other => Self::Malformed(other.details()),
+            other => Self::Malformed(other.detail()),
         }
     }
 }

@@ -3,10 +3,10 @@
 //! what the handshake proved.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use baremesh_model::http::{Headers, ResponseHead};
 use baremesh_model::identity::Identity;
+use ::bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
@@ -14,7 +14,6 @@ use super::attempt::{Attempt, Download, Failure, Leg, Order, Upload, Verdict, at
 use super::bytes::{self, Joined};
 use super::downstream::Exchange;
 use super::grpc::MessageCount;
-use super::h1::HttpLimits;
 use super::reply::Reply;
 use super::upstream::{Connection, Lent, ShareError, UpstreamKey, Upstreams, Via};
 use crate::proxy::Worker;
@@ -55,44 +54,39 @@ impl Callee {
 
     /// Carries a request to the program.
     pub async fn carry(&self, mut exchange: Exchange<'_>) {
-        let mut record = self.record(&mut exchange);
+        let mut record = self.record(&exchange);
         self.introduce(&mut exchange.head.headers);
         let mut download = Download::default();
         if record.protocol == RequestProtocol::Grpc {
-            (exchange.upload.messages, download.messages) =
-                (Some(MessageCount::default()), Some(MessageCount::default()));
+            exchange.upload.messages = Some(MessageCount::default());
+            download.messages = Some(MessageCount::default());
         }
-        let started = Instant::now();
         let ended = self.deliver(&mut exchange, &mut record, &mut download).await;
-        let reply = match ended {
-            Ok(Attempt::Answered | Attempt::Again) => None,
-            Ok(Attempt::Failed(failure)) => Some(reply_to(failure)),
+        record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
+        match ended {
+            Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
+            Ok(Attempt::Failed(failure)) => exchange.reply(&reply_to(failure), &mut record).await,
             Ok(Attempt::BrokeOff(failure)) => {
                 exchange.answer.abort();
-                record.broke_off(failure);
-                None
+                record.broke_off(failure, &download);
             }
             Err(error) => {
                 record.fault = Some(error.to_string());
-                Some(Reply::connect_failed())
+                exchange.reply(&Reply::connect_failed(), &mut record).await;
             }
-        };
-        match reply {
-            Some(reply) => exchange.reply(&reply, &mut record).await,
-            None => record.answered(&download, started),
         }
         self.finish(record, &exchange.upload);
     }
 
     /// Answers a request that is not carried.
     pub async fn refuse(&self, mut exchange: Exchange<'_>, reply: Reply) {
-        let mut record = self.record(&mut exchange);
+        let mut record = self.record(&exchange);
         exchange.reply(&reply, &mut record).await;
         self.finish(record, &exchange.upload);
     }
 
-    fn record(&self, exchange: &mut Exchange<'_>) -> RequestRecord {
-        let mut record = RequestRecord::new(self.peers.begin(), exchange.head);
+    fn record(&self, exchange: &Exchange<'_>) -> RequestRecord {
+        let mut record = RequestRecord::new(self.peers.again(), exchange.head);
         record.fields = LoggedFields::of(exchange.head);
         record
     }
@@ -118,30 +112,32 @@ impl Callee {
         record: &mut RequestRecord,
         download: &mut Download,
     ) -> Result<Attempt, ProxyError> {
-        let limits = HttpLimits::default();
-        let order = || Order { deadline: None, limits: &limits };
         let mut judge = |head: &mut ResponseHead| {
             record.status = head.status;
             Verdict::Relay
         };
-        if exchange.is_http2() {
-            let lent = self.lend(&limits).await?;
-            let leg = Leg::Http2(lent.sender.clone());
-            return Ok(attempt(leg, order(), exchange, download, &mut judge).await);
+        let Exchange { head, upload, answer } = exchange;
+        record.attempts = 1;
+        if answer.is_http2() {
+            let lent = self.lend().await?;
+            let order = Order { head, deadline: None };
+            return Ok(attempt(Leg::Http2(lent.sender.clone()), order, upload, answer, download, &mut judge).await);
         }
         let mut program = self.program.lock().await;
         loop {
-            let kept = program.take().filter(|_| true);
-            let is_kept = kept.as_ref().is_some_and(|connection| connection.served > 0);
-            let mut connection = match kept.and_then(Connection::if_fit) {
+            let kept = program.take().and_then(Connection::if_fit);
+            let is_used = kept.as_ref().is_some_and(|connection| connection.served > 0);
+            let mut connection = match kept {
                 Some(connection) => connection,
                 None => self.connect().await?,
             };
-            let ended = attempt(Leg::Http1(&mut connection), order(), exchange, download, &mut judge).await;
+            let order = Order { head, deadline: None };
+            let ended =
+                attempt(Leg::Http1(&mut connection), order, upload, answer, download, &mut judge).await;
             match ended {
                 // A program may close a connection in the very moment in which a request is sent on it.
                 Attempt::Failed(Failure::UpstreamClosed)
-                    if is_kept && exchange.head.is_idempotent() && exchange.upload.can_replay() => {}
+                    if is_used && head.is_idempotent() && upload.can_replay() => {}
                 Attempt::Answered if download.is_clean && connection.can_be_kept() => {
                     *program = Some(connection);
                     return Ok(ended);
@@ -157,10 +153,10 @@ impl Callee {
     }
 
     async fn dial(&self) -> Result<TcpStream, ProxyError> {
-        self.worker.deliver(&self.local, &mut self.peers.begin()).await
+        self.worker.deliver(&self.local, &mut self.peers.again()).await
     }
 
-    async fn lend(&self, limits: &HttpLimits) -> Result<Lent, ProxyError> {
+    async fn lend(&self) -> Result<Lent, ProxyError> {
         let address = self.local.deliver;
         let key = UpstreamKey {
             source: self.local.identity.clone(),
@@ -170,12 +166,12 @@ impl Callee {
         };
         let connect = async {
             let socket = match self.program.lock().await.take() {
-                Some(unused) => unused.into_bytes(),
+                Some(unused) => unused.into_halves(),
                 None => bytes::of_socket(self.dial().await?),
             };
-            Ok((Joined::new(socket.0, socket.1, bytes::BytesMut::new()), None))
+            Ok((Joined::new(socket.0, socket.1, BytesMut::new()), None))
         };
-        self.shared.share(&key, limits, connect).await.map_err(|error| match error {
+        self.shared.share(&key, connect).await.map_err(|error| match error {
             ShareError::Connect(error) => error,
             ShareError::Handshake(source) => ProxyError::Deliver { address, source },
             ShareError::Full => ProxyError::Overloaded("MAX_SHARED_CONNECTIONS"),

@@ -2,29 +2,28 @@
 //! are read one by one, or side by side over HTTP/2, and each is handed to the side that carries it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use baremesh_model::http::RequestHead;
-use bytes::{Bytes, BytesMut};
+use baremesh_model::http::{RequestHead, ResponseHead};
+use ::bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::server::SendResponse;
 
-use super::attempt::Upload;
-use super::body::{Answer, Ending, Received, Source, framing_of};
+use super::attempt::{Download, Failure, Upload};
+use super::body::{Answer, Received, Source, framing_of};
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::callee::Callee;
 use super::caller::Caller;
-use super::h1::{self, Framing, H1Error, HttpLimits};
+use super::h1::{self, Framing, HEAD_TIMEOUT, Hop, HttpLimits, Persistence};
 use super::h2 as http2;
 use super::reply::Reply;
 use crate::proxy::tunnel::until_dead;
 use crate::proxy::{Phase, Worker};
+use crate::telemetry::request_record::RequestRecord;
+use crate::telemetry::requests::RequestProtocol;
 
 /// The bytes that every HTTP/2 client sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How long a request's head may take from its first byte on.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// Who carries the requests of a connection.
 pub enum Side {
     /// The caller's agent: it routes.
@@ -41,6 +40,73 @@ pub struct Exchange<'a> {
     pub upload: Upload<'a>,
     /// The way back.
     pub answer: Answer<'a>,
+}
+
+impl Exchange<'_> {
+    /// Answers in the agent's own name.
+    pub async fn reply(&mut self, reply: &Reply, record: &mut RequestRecord) {
+        let is_grpc = record.protocol == RequestProtocol::Grpc;
+        record.replied(reply);
+        if reply.status == 0 {
+            return self.answer.abort();
+        }
+        let mut head = ResponseHead::default();
+        reply.head(&mut head, is_grpc);
+        let body = if is_grpc { Bytes::new() } else { Bytes::copy_from_slice(reply.body.as_bytes()) };
+        record.sizes.response_bytes = body.len() as u64;
+        let framing = match (&*self.head.method, body.len()) {
+            ("HEAD", _) => Framing::None,
+            (_, length) => Framing::Length(length as u64),
+        };
+        let sent = async {
+            self.answer.head(&head, framing)?;
+            let mut sink = self.answer.body();
+            if framing != Framing::None && !body.is_empty() {
+                sink.data(body).await?;
+            }
+            sink.finish(None).await
+        };
+        if sent.await.is_err() {
+            record.flags = "DC";
+        }
+    }
+}
+
+impl RequestRecord {
+    /// The agent answered itself.
+    fn replied(&mut self, reply: &Reply) {
+        let is_grpc = self.protocol == RequestProtocol::Grpc;
+        self.status = if is_grpc && reply.status != 0 { 200 } else { reply.status };
+        self.grpc_status = is_grpc.then(|| reply.grpc_status());
+        (self.flags, self.details) = (reply.flags, reply.details);
+    }
+
+    /// The answer has gone to the caller.
+    pub(super) fn answered(&mut self, download: &Download) {
+        self.sizes.response_bytes = download.bytes;
+        self.sizes.response_messages = download.messages.map_or(0, |count| count.messages);
+        self.grpc_status = download.grpc_status;
+    }
+
+    /// The answer broke off, the caller saw its head.
+    pub(super) fn broke_off(&mut self, failure: Failure, download: &Download) {
+        self.answered(download);
+        (self.flags, self.details) = match failure {
+            Failure::CallerGone | Failure::CallerMalformed(_) => ("DC", "downstream_remote_disconnect"),
+            Failure::Timeout => ("UT", "response_timeout"),
+            Failure::UpstreamMalformed(details) => ("UPE", details),
+            Failure::UpstreamClosed | Failure::RefusedStream => {
+                ("UC", "upstream_reset_after_response_started{connection_termination}")
+            }
+        };
+    }
+
+    /// What of the request has come.
+    pub(super) fn uploaded(&mut self, upload: &Upload<'_>) {
+        self.sizes.request_bytes = upload.bytes;
+        self.sizes.request_messages = upload.messages.map_or(0, |count| count.messages);
+        self.sizes.duration = self.peers.started.elapsed();
+    }
 }
 
 impl Side {
@@ -85,52 +151,55 @@ pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) 
     if buffer.starts_with(PREFACE) {
         serve_http2(side, Joined::new(reader, writer, buffer)).await;
     } else {
-        serve_http1(&side, h1::Reader::with(reader, buffer), h1::Writer::new(writer)).await;
+        let reader = h1::Reader::with(reader, HttpLimits::default(), buffer);
+        serve_http1(&side, reader, h1::Writer::new(writer)).await;
     }
 }
 
 async fn serve_http1(side: &Side, mut reader: h1::Reader, mut writer: h1::Writer) {
-    let limits = HttpLimits::default();
     let worker = side.worker();
     let mut phase = worker.shared.phase.clone();
     let mut head = RequestHead::default();
     loop {
-        let idle = tokio::time::sleep(worker.shared.limits.idle_timeout);
         tokio::select! {
             biased;
-            more = reader.next_begins() => if !more { break },
+            begins = reader.begins() => if !begins.unwrap_or(false) { break },
             _ = phase.wait_for(|phase| *phase >= Phase::Draining) => break,
-            () = idle => break,
+            () = tokio::time::sleep(worker.shared.limits.idle_timeout) => break,
         }
-        let read = tokio::time::timeout(HEADER_TIMEOUT, reader.request(&mut head, &limits)).await;
-        let mut ending = Ending::Keep;
-        let read = match read {
+        let read = match tokio::time::timeout(HEAD_TIMEOUT, reader.request(&mut head)).await {
             Ok(Ok(None)) => break,
-            Ok(Ok(Some(framing))) => Ok(framing),
-            Ok(Err(H1Error::Io(_))) => return,
-            Ok(Err(error)) => Err(Reply::malformed(error.status(), error.details())),
+            Ok(Ok(Some(hop))) => Ok(hop),
+            Ok(Err(error)) => match error.status() {
+                Some(status) => Err(Reply::malformed(status, error.detail())),
+                None => return,
+            },
             Err(_) => Err(Reply::malformed(408, "request_header_timeout")),
         };
-        if read.is_err() || !reader.keeps_alive() || *phase.borrow() >= Phase::Draining {
-            ending = Ending::Close;
-        }
-        let framing = *read.as_ref().unwrap_or(&Framing::None);
+        let closing = Hop { framing: Framing::None, persistence: Persistence::Close, upgrade: false };
+        let hop = *read.as_ref().unwrap_or(&closing);
+        let mut persistence = match *phase.borrow() {
+            Phase::Running => hop.persistence,
+            Phase::Draining | Phase::Closing => Persistence::Close,
+        };
+        let version = head.version;
         let exchange = Exchange {
             head: &mut head,
-            upload: Upload::new(Source::Http1(&mut reader), framing),
-            answer: Answer::Http1(&mut writer, &mut ending),
+            upload: Upload::new(Source::Http1(&mut reader), hop),
+            answer: Answer::Http1 { writer: &mut writer, version, persistence: &mut persistence },
         };
         match read {
             Ok(_) => side.carry(exchange).await,
             Err(reply) => side.refuse(exchange, reply).await,
         }
         // A request that was answered before it was whole leaves bytes that are no next request.
-        if ending == Ending::Close || !reader.body_is_over() {
+        if persistence == Persistence::Close || !reader.is_over() || !writer.is_over() {
             break;
         }
     }
-    let (mut reader, mut writer) = (reader.into_bytes(), writer.into_bytes());
-    bytes::linger(&mut reader, &mut writer).await;
+    if writer.flush().await.is_ok() && writer.is_over() {
+        bytes::linger(reader.bytes(), writer.bytes()).await;
+    }
 }
 
 async fn serve_http2(side: Arc<Side>, io: Joined) {
@@ -187,12 +256,12 @@ async fn carry_stream(side: &Side, request: http::Request<RecvStream>, mut respo
     let mut head = RequestHead::default();
     let read = http2::read_request(&parts, &mut head, &HttpLimits::default());
     let mut received = Received::new(body);
-    let framing = framing_of(&head, &received);
-    let mut stream = None;
+    let framing = framing_of(&head.headers, &received);
+    let hop = Hop { framing, persistence: Persistence::Keep, upgrade: false };
     let exchange = Exchange {
         head: &mut head,
-        upload: Upload::new(Source::Http2(&mut received), framing),
-        answer: Answer::Http2(&mut respond, &mut stream),
+        upload: Upload::new(Source::Http2(&mut received), hop),
+        answer: Answer::Http2 { respond: &mut respond, stream: None, is_over: false },
     };
     match read {
         Ok(()) => side.carry(exchange).await,

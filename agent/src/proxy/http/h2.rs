@@ -45,7 +45,7 @@ pub fn client(limits: &HttpLimits) -> h2::client::Builder {
 }
 
 fn header_list(limits: &HttpLimits) -> u32 {
-    u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX)
+    u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)
 }
 
 /// Reads a request's head. What concerns one connection alone has no place in HTTP/2 (RFC 9113, section 8.2.2).
@@ -103,7 +103,7 @@ pub fn read_fields(
     headers: &mut Headers,
     limits: &HttpLimits,
 ) -> Result<(), Malformed> {
-    if fields.len() > limits.max_headers {
+    if fields.len() > limits.fields {
         return Err("too many fields");
     }
     for (name, value) in fields {

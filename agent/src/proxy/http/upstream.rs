@@ -13,9 +13,9 @@ use baremesh_model::identity::Identity;
 use bytes::Bytes;
 use h2::client::SendRequest;
 
-use super::body::io_error;
 use super::bytes::{ByteReader, ByteWriter, Joined};
 use super::h1::{self, HttpLimits};
+use crate::proxy::relay::h2_error;
 use super::h2 as http2;
 use crate::proxy::tunnel::Place;
 
@@ -65,12 +65,27 @@ impl Connection {
     /// A new connection.
     pub fn new(reader: ByteReader, writer: ByteWriter, place: Option<Place>) -> Self {
         Self {
-            reader: h1::Reader::new(reader),
+            reader: h1::Reader::new(reader, HttpLimits::default()),
             writer: h1::Writer::new(writer),
             place,
             served: 0,
             idle_since: Instant::now(),
         }
+    }
+
+    /// Whether the message before was sent and read to its end, so that another may follow.
+    pub fn can_be_kept(&self) -> bool {
+        self.reader.is_over() && self.writer.is_over()
+    }
+
+    /// Both directions, unused as they are.
+    pub fn into_halves(self) -> (ByteReader, ByteWriter) {
+        (self.reader.into_parts().0, self.writer.into_bytes())
+    }
+
+    /// The connection, if another request may be sent on it.
+    pub fn if_fit(mut self) -> Option<Self> {
+        self.is_fit().then_some(self)
     }
 
     /// Whether another request may be sent on it: it is open, nothing came that nobody asked for, and its tunnel is not
@@ -133,9 +148,10 @@ impl Upstreams {
     pub fn take(&self, key: &UpstreamKey) -> Option<Connection> {
         let mut idle = lock(&self.idle);
         let kept = idle.get_mut(key)?;
-        while let Some(mut connection) = kept.pop() {
-            if connection.is_fit() {
-                return Some(connection);
+        while let Some(connection) = kept.pop() {
+            let fit = connection.if_fit();
+            if fit.is_some() {
+                return fit;
             }
         }
         None
@@ -155,7 +171,6 @@ impl Upstreams {
     pub async fn share<E>(
         &self,
         key: &UpstreamKey,
-        limits: &HttpLimits,
         connect: impl Future<Output = Result<(Joined, Option<Place>), E>>,
     ) -> Result<Lent, ShareError<E>> {
         let slot = Arc::clone(lock(&self.shared).entry(key.clone()).or_default());
@@ -170,9 +185,9 @@ impl Upstreams {
             return Err(ShareError::Full);
         }
         let (io, place) = connect.await.map_err(ShareError::Connect)?;
-        let handshake = http2::client(limits).handshake::<_, Bytes>(io);
+        let handshake = http2::client(&HttpLimits::default()).handshake::<_, Bytes>(io);
         let (sender, connection) =
-            handshake.await.map_err(|error| ShareError::Handshake(io_error(error)))?;
+            handshake.await.map_err(|error| ShareError::Handshake(h2_error(error)))?;
         let shared = Arc::new(Shared {
             sender,
             active: AtomicU32::new(0),
