@@ -8,6 +8,8 @@ pub mod authorization;
 pub mod balance;
 /// What a host may be: grants of services to hosts.
 pub mod grant;
+/// What gRPC puts into HTTP heads.
+pub mod grpc;
 /// HTTP messages without a wire.
 pub mod http;
 /// SPIFFE identities, and which of them the mesh keeps for itself.
@@ -22,9 +24,15 @@ pub mod name;
 pub mod pattern;
 /// Whether plaintext is taken: PeerAuthentication and its precedence.
 pub mod peer_authentication;
+/// Regular expressions of RE2's syntax, in linear time.
+pub mod re2;
 /// Services and their ports.
 pub mod service;
+/// How routes match texts: exact, prefix, regex, presence.
+pub mod string_match;
 /// Virtual addresses: the ranges, and the assignment by hash.
 pub mod virtual_address;
+/// Routes of requests and connections: VirtualService.
+pub mod virtual_service;
 /// Workloads: where a service runs, and how it is reached.
 pub mod workload;
