@@ -82,6 +82,11 @@ impl LocalityPattern {
         if valid { Ok(Self(text.into())) } else { Err(NotALocality(text.to_owned())) }
     }
 
+    /// How many parts are named exactly.
+    pub fn depth(&self) -> usize {
+        self.0.split('/').filter(|part| *part != "*").count()
+    }
+
     /// Whether a locality is meant.
     pub fn matches(&self, locality: &Locality) -> bool {
         let mut parts = self.0.split('/');
