@@ -47,6 +47,7 @@ use crate::capture::Outbound;
 use crate::credentials::Credentials;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
+use http::upstream::Upstreams;
 use open::OpenConnections;
 use socket::Mark;
 use tunnel::Pool;
@@ -159,6 +160,10 @@ pub struct Worker {
     /// Tunnels by who is at their other end.
     peers: Peers,
     pool: Pool,
+    /// HTTP connections to endpoints.
+    upstreams: Upstreams,
+    /// Places for copies of requests.
+    copies: Arc<Semaphore>,
     open: OpenConnections,
     telemetry: Telemetry,
 }
@@ -209,6 +214,8 @@ impl Worker {
             handshakes: Semaphore::new(hbone::MAX_HANDSHAKES),
             peers: Peers::default(),
             pool: Pool::new(shared.mark, shared.limits.connect_timeout),
+            upstreams: Upstreams::default(),
+            copies: Arc::new(Semaphore::new(http::MAX_COPIES)),
             open: OpenConnections::default(),
             telemetry,
             shared,
@@ -255,6 +262,7 @@ impl Worker {
             tokio::time::sleep(TICK).await;
             self.open.flush();
             self.pool.sweep();
+            self.upstreams.sweep(self.shared.limits.idle_timeout);
             self.telemetry.sweep();
             let tunnels = i64::try_from(self.pool.tunnels()).unwrap_or(i64::MAX);
             self.telemetry.metrics().tunnels.inc_by(tunnels - tunnels_before);

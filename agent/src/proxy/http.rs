@@ -24,3 +24,5 @@ pub mod downstream;
 pub mod caller;
 /// Requests where they arrive.
 pub mod callee;
+
+pub use caller::MAX_COPIES;

@@ -171,6 +171,8 @@ pub struct Metrics {
     pub dropped_log_lines: Counter,
     /// Policies that matched without deciding: AUDIT and dry run.
     pub policy_notes: Counter,
+    /// Copies of requests that were not sent: too many under way, or a body too long to be kept.
+    pub dropped_mirrors: Counter,
 }
 
 impl Metrics {
@@ -200,6 +202,7 @@ impl Metrics {
             issue_failures: Counter::default(),
             dropped_log_lines: Counter::default(),
             policy_notes: Counter::default(),
+            dropped_mirrors: Counter::default(),
         };
         metrics.register();
         Arc::new(metrics)
@@ -245,6 +248,7 @@ impl Metrics {
         counter("baremesh_rejected_configurations", "States refused", &self.rejected_configurations);
         counter("baremesh_issue_failures", "Certificate requests that failed", &self.issue_failures);
         counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);
+        counter("baremesh_dropped_mirrors", "Copies of requests not sent", &self.dropped_mirrors);
         counter("baremesh_policy_notes", "AUDIT and dry-run policies that matched", &self.policy_notes);
     }
 

@@ -5,7 +5,7 @@ use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use baremesh_model::http::{Headers, RequestHead, ResponseHead};
 use bytes::Bytes;
@@ -51,8 +51,10 @@ pub enum Failure {
     RefusedStream,
     /// The upstream answered what is no HTTP.
     UpstreamMalformed(&'static str),
-    /// Time ran out.
+    /// The time for the request with all its attempts ran out.
     Timeout,
+    /// The time for one attempt ran out.
+    PerTryTimeout,
     /// The caller went away.
     CallerGone,
     /// The caller's body is malformed.
@@ -68,6 +70,15 @@ pub enum Verdict {
     Again,
 }
 
+/// Whether a request could be sent again from its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replay {
+    /// All that came of it is kept.
+    Possible,
+    /// Too much of it has come.
+    Impossible,
+}
+
 /// A request's body on its way, and what of it is kept for further attempts.
 pub struct Upload<'a> {
     source: Source<'a>,
@@ -76,7 +87,8 @@ pub struct Upload<'a> {
     kept: Vec<Bytes>,
     kept_bytes: usize,
     trailers: Option<Headers>,
-    is_whole: bool,
+    /// When all of it had come; time limits count from there.
+    whole_at: Option<Instant>,
     /// Bytes that came from the caller.
     pub bytes: u64,
     /// gRPC messages among them, where it is gRPC.
@@ -93,7 +105,7 @@ impl<'a> Upload<'a> {
             kept: Vec::new(),
             kept_bytes: 0,
             trailers: None,
-            is_whole,
+            whole_at: is_whole.then(Instant::now),
             bytes: 0,
             messages: None,
         }
@@ -106,7 +118,26 @@ impl<'a> Upload<'a> {
 
     /// Whether all of the body has come.
     pub fn is_whole(&self) -> bool {
-        self.is_whole
+        self.whole_at.is_some()
+    }
+
+    /// Whether `timeout` has run out since all of it had come.
+    pub fn is_overdue(&self, timeout: Option<Duration>) -> bool {
+        timeout.zip(self.whole_at).is_some_and(|(timeout, whole_at)| whole_at.elapsed() >= timeout)
+    }
+
+    /// The same body for another request, if all of it is kept.
+    pub fn copy(&self) -> Option<Upload<'static>> {
+        (self.is_whole() && self.can_replay()).then(|| Upload {
+            source: Source::Over,
+            hop: Hop { upgrade: false, ..self.hop },
+            kept: self.kept.clone(),
+            kept_bytes: self.kept_bytes,
+            trailers: self.trailers.clone(),
+            whole_at: self.whole_at,
+            bytes: self.bytes,
+            messages: None,
+        })
     }
 
     fn keep(&mut self, data: &Bytes) {
@@ -129,17 +160,20 @@ impl<'a> Upload<'a> {
             }
             progress.switched.notified().await;
             self.source.upgrade();
-            self.is_whole = false;
+            self.whole_at = None;
         }
         for data in self.kept.clone() {
             if let Err(failure) = sink.data(data).await.map_err(closed) {
                 return failure;
             }
         }
-        while !self.is_whole {
+        while self.whole_at.is_none() {
             match self.source.frame().await {
                 Ok(Some(Frame::Data(data))) => {
                     self.keep(&data);
+                    if !self.can_replay() {
+                        progress.is_beyond_replay.store(true, Ordering::Relaxed);
+                    }
                     if let Some(messages) = &mut self.messages {
                         messages.count(&data);
                     }
@@ -148,11 +182,12 @@ impl<'a> Upload<'a> {
                     }
                 }
                 Ok(Some(Frame::Trailers(trailers))) => self.trailers = Some(trailers),
-                Ok(None) => self.is_whole = true,
+                Ok(None) => self.whole_at = Some(Instant::now()),
                 Err(BodyError::Broken(_)) => return Failure::CallerGone,
                 Err(BodyError::Malformed(why)) => return Failure::CallerMalformed(why),
             }
         }
+        progress.whole.notify_one();
         if let Err(failure) = sink.finish(self.trailers.as_ref()).await.map_err(closed) {
             return failure;
         }
@@ -173,6 +208,19 @@ struct Progress {
     is_sent: AtomicBool,
     /// The upstream has granted another protocol.
     switched: Notify,
+    /// All of the request has come.
+    whole: Notify,
+    /// More of the request has come than is kept.
+    is_beyond_replay: AtomicBool,
+}
+
+impl Progress {
+    fn replay(&self) -> Replay {
+        match self.is_beyond_replay.load(Ordering::Relaxed) {
+            true => Replay::Impossible,
+            false => Replay::Possible,
+        }
+    }
 }
 
 /// What came back.
@@ -260,8 +308,10 @@ impl From<BodyError> for Failure {
 pub struct Order<'a> {
     /// The head as the upstream is to see it.
     pub head: &'a RequestHead,
-    /// When the attempt is over, whatever it has come to.
-    pub deadline: Option<Instant>,
+    /// How long this attempt may take, from when all of the request has come.
+    pub per_try: Option<Duration>,
+    /// How long the request may take with all its attempts, from then too.
+    pub overall: Option<Duration>,
 }
 
 /// Makes one attempt. `judge` sees the final answer's head before the caller does, may change it, and decides whether the
@@ -272,10 +322,10 @@ pub async fn attempt(
     upload: &mut Upload<'_>,
     answer: &mut Answer<'_>,
     download: &mut Download,
-    judge: &mut (dyn FnMut(&mut ResponseHead) -> Verdict + Send),
+    judge: &mut (dyn FnMut(&mut ResponseHead, Replay) -> Verdict + Send),
 ) -> Attempt {
-    let Order { head, deadline } = order;
-    let hop = upload.hop;
+    let Order { head, per_try, overall } = order;
+    let (hop, whole_at) = (upload.hop, upload.whole_at);
     let (mut stream, mut incoming, mut sink);
     match leg {
         Leg::Http1(connection) => {
@@ -296,7 +346,7 @@ pub async fn attempt(
                 Ok(sender) => sender,
                 Err(error) => return Attempt::Failed(refusal(error)),
             };
-            let is_over = upload.is_whole && upload.kept.is_empty() && upload.trailers.is_none();
+            let is_over = upload.is_whole() && upload.kept.is_empty() && upload.trailers.is_none();
             match sender.send_request(request, is_over) {
                 Ok((future, send)) => {
                     stream = send;
@@ -308,9 +358,12 @@ pub async fn attempt(
         }
     }
     let progress = Progress::default();
+    if !upload.can_replay() {
+        progress.is_beyond_replay.store(true, Ordering::Relaxed);
+    }
     let outcome = {
         let mut pump = pin!(upload.pump(&mut sink, &progress));
-        let mut timeout = pin!(until(deadline));
+        let mut timeout = pin!(time_out(whole_at, (per_try, overall), &progress.whole));
         let mut response = ResponseHead::default();
         let framing = loop {
             let next = tokio::select! {
@@ -321,7 +374,7 @@ pub async fn attempt(
                     Failure::UpstreamClosed => incoming.head(&mut response).await,
                     failure => Err(failure),
                 },
-                () = &mut timeout => Err(Failure::Timeout),
+                failure = &mut timeout => Err(failure),
                 () = answer.gone() => Err(Failure::CallerGone),
             };
             download.first_byte.get_or_insert_with(Instant::now);
@@ -335,7 +388,7 @@ pub async fn attempt(
                 Err(failure) => return Attempt::Failed(failure),
             }
         };
-        if judge(&mut response) == Verdict::Again {
+        if judge(&mut response, progress.replay()) == Verdict::Again {
             return Attempt::Again;
         }
         if answer.head(&response, framing).is_err() {
@@ -353,11 +406,11 @@ pub async fn attempt(
                 // What is left of the answer may still come.
                 Failure::UpstreamClosed => tokio::select! {
                     ended = &mut relayed => ended,
-                    () = &mut timeout => Err(Failure::Timeout),
+                    failure = &mut timeout => Err(failure),
                 },
                 failure => Err(failure),
             },
-            () = &mut timeout => Err(Failure::Timeout),
+            failure = &mut timeout => Err(failure),
         }
     };
     match outcome {
@@ -423,9 +476,30 @@ fn grpc_status(headers: &Headers) -> Option<u16> {
     std::str::from_utf8(text).ok()?.parse().ok().filter(|status| *status <= 16)
 }
 
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-        None => pending().await,
+/// Ends when time has run out, with which.
+async fn time_out(
+    whole_at: Option<Instant>,
+    (per_try, overall): (Option<Duration>, Option<Duration>),
+    whole: &Notify,
+) -> Failure {
+    if per_try.is_none() && overall.is_none() {
+        return pending().await;
     }
+    let since = match whole_at {
+        Some(at) => at,
+        None => {
+            whole.notified().await;
+            Instant::now()
+        }
+    };
+    let now = Instant::now();
+    let end = overall.map(|overall| since + overall);
+    let end_of_try = per_try.map(|per_try| now + per_try);
+    let (at, failure) = match (end, end_of_try) {
+        (Some(end), Some(of_try)) if of_try < end => (of_try, Failure::PerTryTimeout),
+        (Some(end), _) => (end, Failure::Timeout),
+        (None, of_try) => (of_try.unwrap_or(now), Failure::PerTryTimeout),
+    };
+    tokio::time::sleep_until(at.into()).await;
+    failure
 }

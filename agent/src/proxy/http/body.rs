@@ -87,6 +87,8 @@ pub enum Source<'a> {
     Http1(&'a mut h1::Reader),
     /// A stream of HTTP/2.
     Http2(&'a mut Received),
+    /// Nothing more comes.
+    Over,
 }
 
 impl Source<'_> {
@@ -95,14 +97,7 @@ impl Source<'_> {
         match self {
             Self::Http1(reader) => Ok(reader.body().await?),
             Self::Http2(received) => received.frame().await,
-        }
-    }
-
-    /// Whether nothing follows.
-    pub fn is_over(&self) -> bool {
-        match self {
-            Self::Http1(reader) => reader.is_over(),
-            Self::Http2(received) => received.is_over(),
+            Self::Over => Ok(None),
         }
     }
 
@@ -111,7 +106,7 @@ impl Source<'_> {
         match self {
             // However it went.
             Self::Http1(reader) => _ = reader.closed().await,
-            Self::Http2(_) => pending().await,
+            Self::Http2(_) | Self::Over => pending().await,
         }
     }
 
@@ -206,13 +201,15 @@ pub enum Answer<'a> {
         /// The head said that nothing follows.
         is_over: bool,
     },
+    /// Nobody waits for it.
+    Nobody,
 }
 
 impl Answer<'_> {
     /// Ends when the caller has reset the stream. Over HTTP/1 the end of its connection tells.
     pub async fn gone(&mut self) {
         match self {
-            Self::Http1 { .. } => pending().await,
+            Self::Http1 { .. } | Self::Nobody => pending().await,
             // However it went.
             Self::Http2 { respond, .. } => _ = poll_fn(|cx| respond.poll_reset(cx)).await,
         }
@@ -221,7 +218,7 @@ impl Answer<'_> {
     /// Sends an interim answer (1xx).
     pub async fn interim(&mut self, head: &ResponseHead) -> io::Result<()> {
         match self {
-            Self::Http1 { version: Version::Http10, .. } => Ok(()),
+            Self::Http1 { version: Version::Http10, .. } | Self::Nobody => Ok(()),
             Self::Http1 { writer, .. } => {
                 writer.response(head, &Hop::to_upstream(Framing::None))?;
                 writer.flush().await
@@ -245,6 +242,7 @@ impl Answer<'_> {
                 *stream = Some(respond.send_response(http2::response(head), *is_over).map_err(h2_error)?);
                 Ok(())
             }
+            Self::Nobody => Ok(()),
         }
     }
 
@@ -253,7 +251,7 @@ impl Answer<'_> {
         match self {
             Self::Http1 { writer, .. } => Sink::Http1(writer),
             Self::Http2 { stream: Some(stream), is_over: false, .. } => Sink::Http2(stream),
-            Self::Http2 { .. } => Sink::Over,
+            Self::Http2 { .. } | Self::Nobody => Sink::Over,
         }
     }
 
@@ -266,6 +264,7 @@ impl Answer<'_> {
             }
             Self::Http2 { stream: Some(stream), .. } => stream.send_reset(Reason::INTERNAL_ERROR),
             Self::Http2 { respond, .. } => respond.send_reset(Reason::INTERNAL_ERROR),
+            Self::Nobody => {}
         }
     }
 

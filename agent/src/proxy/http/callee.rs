@@ -10,7 +10,7 @@ use ::bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
-use super::attempt::{Attempt, Download, Failure, Leg, Order, Upload, Verdict, attempt};
+use super::attempt::{Attempt, Download, Failure, Leg, Order, Replay, Upload, Verdict, attempt};
 use super::bytes::{self, Joined};
 use super::downstream::Exchange;
 use super::grpc::MessageCount;
@@ -48,7 +48,7 @@ impl Callee {
         (peers, program): (Record, TcpStream),
     ) -> Self {
         let (reader, writer) = bytes::of_socket(program);
-        let program = Mutex::new(Some(Connection::new(reader, writer, None)));
+        let program = Mutex::new(Some(Connection::new(reader, writer, (None, None))));
         Self { worker, local, source, peers, program, shared: Upstreams::default() }
     }
 
@@ -112,7 +112,7 @@ impl Callee {
         record: &mut RequestRecord,
         download: &mut Download,
     ) -> Result<Attempt, ProxyError> {
-        let mut judge = |head: &mut ResponseHead| {
+        let mut judge = |head: &mut ResponseHead, _: Replay| {
             record.status = head.status;
             Verdict::Relay
         };
@@ -120,7 +120,7 @@ impl Callee {
         record.attempts = 1;
         if answer.is_http2() {
             let lent = self.lend().await?;
-            let order = Order { head, deadline: None };
+            let order = Order { head, per_try: None, overall: None };
             return Ok(attempt(Leg::Http2(lent.sender.clone()), order, upload, answer, download, &mut judge).await);
         }
         let mut program = self.program.lock().await;
@@ -131,7 +131,7 @@ impl Callee {
                 Some(connection) => connection,
                 None => self.connect().await?,
             };
-            let order = Order { head, deadline: None };
+            let order = Order { head, per_try: None, overall: None };
             let ended =
                 attempt(Leg::Http1(&mut connection), order, upload, answer, download, &mut judge).await;
             match ended {
@@ -149,7 +149,7 @@ impl Callee {
 
     async fn connect(&self) -> Result<Connection, ProxyError> {
         let (reader, writer) = bytes::of_socket(self.dial().await?);
-        Ok(Connection::new(reader, writer, None))
+        Ok(Connection::new(reader, writer, (None, None)))
     }
 
     async fn dial(&self) -> Result<TcpStream, ProxyError> {
@@ -169,7 +169,7 @@ impl Callee {
                 Some(unused) => unused.into_halves(),
                 None => bytes::of_socket(self.dial().await?),
             };
-            Ok((Joined::new(socket.0, socket.1, BytesMut::new()), None))
+            Ok((Joined::new(socket.0, socket.1, BytesMut::new()), (None, None)))
         };
         self.shared.share(&key, connect).await.map_err(|error| match error {
             ShareError::Connect(error) => error,
@@ -184,7 +184,7 @@ fn reply_to(failure: Failure) -> Reply {
     match failure {
         Failure::UpstreamClosed | Failure::RefusedStream => Reply::upstream_closed(),
         Failure::UpstreamMalformed(_) => Reply::upstream_malformed(),
-        Failure::Timeout => Reply::upstream_timeout("response_timeout"),
+        Failure::Timeout | Failure::PerTryTimeout => Reply::upstream_timeout("response_timeout"),
         Failure::CallerGone => Reply::caller_gone(),
         Failure::CallerMalformed(details) => Reply::malformed(400, details),
     }

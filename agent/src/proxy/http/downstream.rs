@@ -52,7 +52,7 @@ impl Exchange<'_> {
         }
         let mut head = ResponseHead::default();
         reply.head(&mut head, is_grpc);
-        let body = if is_grpc { Bytes::new() } else { Bytes::copy_from_slice(reply.body.as_bytes()) };
+        let body = if is_grpc { Bytes::new() } else { Bytes::copy_from_slice(&reply.body) };
         record.sizes.response_bytes = body.len() as u64;
         let framing = match (&*self.head.method, body.len()) {
             ("HEAD", _) => Framing::None,
@@ -94,6 +94,7 @@ impl RequestRecord {
         (self.flags, self.details) = match failure {
             Failure::CallerGone | Failure::CallerMalformed(_) => ("DC", "downstream_remote_disconnect"),
             Failure::Timeout => ("UT", "response_timeout"),
+            Failure::PerTryTimeout => ("UT", "upstream_per_try_timeout"),
             Failure::UpstreamMalformed(details) => ("UPE", details),
             Failure::UpstreamClosed | Failure::RefusedStream => {
                 ("UC", "upstream_reset_after_response_started{connection_termination}")

@@ -1,47 +1,42 @@
 //! Answers that the agent gives itself, in the words that Envoy uses, because dashboards and clients know them. A gRPC
 //! call gets its status in the trailers' place, with HTTP 200 (the gRPC specification, "Responses").
 
-use std::borrow::Cow;
+use std::sync::Arc;
 
-use baremesh_model::http::ResponseHead;
+use baremesh_model::http::{Headers, ResponseHead};
 
 /// What a caller is told, and what the record says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
     /// The status.
     pub status: u16,
-    /// The body, plain text.
-    pub body: Cow<'static, str>,
+    /// The body, plain text unless `headers` say otherwise.
+    pub body: Arc<[u8]>,
     /// Envoy's response flags, or `-`.
     pub flags: &'static str,
     /// Envoy's response code details.
     pub details: &'static str,
     /// Fields besides those of every answer.
-    pub fields: Vec<(&'static str, String)>,
+    pub headers: Headers,
     /// The gRPC status, where another than the HTTP status stands for.
     pub grpc_status: Option<u16>,
 }
 
 impl Reply {
     /// An answer with a text.
-    pub fn new(
-        status: u16,
-        body: impl Into<Cow<'static, str>>,
-        flags: &'static str,
-        details: &'static str,
-    ) -> Self {
-        Self { status, body: body.into(), flags, details, fields: Vec::new(), grpc_status: None }
-    }
-
-    /// With a field.
-    pub fn with(mut self, name: &'static str, value: String) -> Self {
-        self.fields.push((name, value));
-        self
+    pub fn new(status: u16, body: &str, flags: &'static str, details: &'static str) -> Self {
+        let body = body.as_bytes().into();
+        Self { status, body, flags, details, headers: Headers::default(), grpc_status: None }
     }
 
     /// The request was malformed, or over a limit.
     pub fn malformed(status: u16, details: &'static str) -> Self {
         Self::new(status, "", "DPE", details)
+    }
+
+    /// A policy refuses the request, here or at the called side's agent.
+    pub fn denied() -> Self {
+        Self::new(403, "RBAC: access denied", "UAEX", "rbac_access_denied")
     }
 
     /// No route takes the request.
@@ -62,8 +57,10 @@ impl Reply {
     /// A limit of a DestinationRule's connection pool, or the agent's own, is reached.
     pub fn overflow() -> Self {
         let body = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
-        Self::new(503, body, "UO", "upstream_reset_before_response_started{overflow}")
-            .with("x-envoy-overloaded", "true".to_owned())
+        let mut reply = Self::new(503, body, "UO", "upstream_reset_before_response_started{overflow}");
+        // A constant that may stand in a field.
+        let _ = reply.headers.set("x-envoy-overloaded", b"true");
+        reply
     }
 
     /// No connection to the upstream came about.
@@ -93,23 +90,21 @@ impl Reply {
     /// The head, for a gRPC call or for HTTP. The body goes with HTTP alone.
     pub fn head(&self, head: &mut ResponseHead, is_grpc: bool) {
         head.clear();
-        let mut set = |name: &str, value: &str| {
-            // Control characters can come from configured texts alone, and those are checked where they are read.
-            let _ = head.headers.set(name, value.as_bytes());
-        };
+        // What stands here is made of constants, numbers and encoded text: all of it may stand in a field.
+        let mut set = |name: &str, value: &[u8]| _ = head.headers.set(name, value);
         if is_grpc {
-            set("content-type", "application/grpc");
-            set("grpc-status", &self.grpc_status().to_string());
+            set("content-type", b"application/grpc");
+            set("grpc-status", self.grpc_status().to_string().as_bytes());
             if !self.body.is_empty() {
-                set("grpc-message", &percent_encoded(&self.body));
+                set("grpc-message", percent_encoded(&self.body).as_bytes());
             }
         } else if !self.body.is_empty() {
-            set("content-type", "text/plain");
+            set("content-type", b"text/plain");
         }
-        for (name, value) in &self.fields {
+        for (name, value) in self.headers.iter() {
             set(name, value);
         }
-        set("server", "baremesh");
+        set("server", b"baremesh");
         head.status = if is_grpc { 200 } else { self.status };
     }
 
@@ -127,9 +122,9 @@ impl Reply {
 }
 
 /// `grpc-message` (the gRPC specification): printable ASCII but the percent sign stands for itself.
-fn percent_encoded(text: &str) -> String {
+fn percent_encoded(text: &[u8]) -> String {
     use std::fmt::Write as _;
-    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+    text.iter().copied().fold(String::with_capacity(text.len()), |mut out, byte| {
         match byte {
             b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
             _ => _ = write!(out, "%{byte:02X}"),
@@ -156,6 +151,6 @@ mod tests {
 
     #[test]
     fn messages_are_encoded() {
-        assert_eq!(percent_encoded("a b%\n\u{e4}"), "a b%25%0A%C3%A4");
+        assert_eq!(percent_encoded("a b%\n\u{e4}".as_bytes()), "a b%25%0A%C3%A4");
     }
 }

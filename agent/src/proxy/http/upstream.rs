@@ -12,12 +12,15 @@ use std::time::{Duration, Instant};
 use baremesh_model::identity::Identity;
 use bytes::Bytes;
 use h2::client::SendRequest;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::bytes::{ByteReader, ByteWriter, Joined};
 use super::h1::{self, HttpLimits};
 use crate::proxy::relay::h2_error;
 use super::h2 as http2;
 use crate::proxy::tunnel::Place;
+use crate::snapshot::cluster::Held;
 
 /// Connections of HTTP/1 that are kept unused for one endpoint; further ones are closed after their request.
 const MAX_IDLE_OF_ENDPOINT: usize = 256;
@@ -48,6 +51,9 @@ pub enum Via {
     Socket,
 }
 
+/// What a connection takes: a place in a tunnel, and one under a DestinationRule's limit.
+pub type Places = (Option<Place>, Option<Held>);
+
 /// One connection of HTTP/1 to an endpoint, lent to one request.
 pub struct Connection {
     /// What comes back.
@@ -56,6 +62,8 @@ pub struct Connection {
     pub writer: h1::Writer,
     /// The stream's place in its tunnel.
     place: Option<Place>,
+    /// Its place under the limit of a DestinationRule.
+    _held: Option<Held>,
     /// How many requests it has carried.
     pub served: u32,
     idle_since: Instant,
@@ -63,11 +71,12 @@ pub struct Connection {
 
 impl Connection {
     /// A new connection.
-    pub fn new(reader: ByteReader, writer: ByteWriter, place: Option<Place>) -> Self {
+    pub fn new(reader: ByteReader, writer: ByteWriter, (place, held): Places) -> Self {
         Self {
             reader: h1::Reader::new(reader, HttpLimits::default()),
             writer: h1::Writer::new(writer),
             place,
+            _held: held,
             served: 0,
             idle_since: Instant::now(),
         }
@@ -99,6 +108,7 @@ impl Connection {
 struct Shared {
     sender: SendRequest<Bytes>,
     active: AtomicU32,
+    served: AtomicU32,
     over: AtomicBool,
     idle_since: Mutex<Instant>,
 }
@@ -111,6 +121,11 @@ pub struct Lent {
 }
 
 impl Lent {
+    /// How many requests the connection has carried.
+    pub fn served(&self) -> u32 {
+        self.shared.served.load(Ordering::Relaxed)
+    }
+
     /// Leaves the connection to those who are on it: it takes no further requests.
     pub fn retire(&self) {
         self.shared.over.store(true, Ordering::Relaxed);
@@ -130,6 +145,8 @@ impl Drop for Lent {
 pub struct Upstreams {
     idle: Mutex<HashMap<UpstreamKey, Vec<Connection>>>,
     shared: Mutex<HashMap<UpstreamKey, Arc<SharedSlot>>>,
+    /// Told when a connection is kept or closed.
+    freed: Notify,
 }
 
 /// The HTTP/2 connections to one endpoint. One connects at a time; who waits takes what came about.
@@ -165,13 +182,25 @@ impl Upstreams {
         if kept.len() < MAX_IDLE_OF_ENDPOINT {
             kept.push(connection);
         }
+        drop(idle);
+        self.tell_freed();
+    }
+
+    /// Ends when a connection has been kept or closed since the call.
+    pub fn freed(&self) -> Notified<'_> {
+        self.freed.notified()
+    }
+
+    /// Tells one who waits that a connection has been closed.
+    pub fn tell_freed(&self) {
+        self.freed.notify_one();
     }
 
     /// A place on a connection of HTTP/2, which `connect` opens where none has room.
     pub async fn share<E>(
         &self,
         key: &UpstreamKey,
-        connect: impl Future<Output = Result<(Joined, Option<Place>), E>>,
+        connect: impl Future<Output = Result<(Joined, Places), E>>,
     ) -> Result<Lent, ShareError<E>> {
         let slot = Arc::clone(lock(&self.shared).entry(key.clone()).or_default());
         if let Some(lent) = slot.enter() {
@@ -184,19 +213,20 @@ impl Upstreams {
         if lock(&slot.connections).len() >= MAX_SHARED_CONNECTIONS {
             return Err(ShareError::Full);
         }
-        let (io, place) = connect.await.map_err(ShareError::Connect)?;
+        let (io, places) = connect.await.map_err(ShareError::Connect)?;
         let handshake = http2::client(&HttpLimits::default()).handshake::<_, Bytes>(io);
         let (sender, connection) =
             handshake.await.map_err(|error| ShareError::Handshake(h2_error(error)))?;
         let shared = Arc::new(Shared {
             sender,
             active: AtomicU32::new(0),
+            served: AtomicU32::new(0),
             over: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),
         });
         let driven = Arc::clone(&shared);
         tokio::spawn(async move {
-            let _place = place;
+            let _places = places;
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to an endpoint ended");
             }
@@ -251,6 +281,7 @@ impl Lent {
         }
         let limit = shared.sender.current_max_send_streams().min(MAX_SHARED);
         let before = shared.active.fetch_add(1, Ordering::AcqRel);
+        shared.served.fetch_add(1, Ordering::Relaxed);
         let lent = Self { sender: shared.sender.clone(), shared: Arc::clone(shared) };
         ((before as usize) < limit).then_some(lent)
     }
