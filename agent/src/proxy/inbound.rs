@@ -8,7 +8,7 @@ use std::time::{Instant, SystemTime};
 
 use baremesh_ca::tls::{LeafFacts, describe_io, peer_leaf_facts};
 use baremesh_model::name::{Key, default_namespace};
-use bytes::Bytes;
+use ::bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
@@ -16,6 +16,8 @@ use tokio::net::TcpStream;
 
 use super::error::ProxyError;
 use super::hbone::{self, Target};
+use super::http::bytes;
+use super::http::callee::{self, Arrived};
 use super::open::Delivered;
 use super::relay::{self, TunnelStream};
 use super::socket;
@@ -171,7 +173,21 @@ async fn serve_stream(
     let mut counted = None;
     let outcome =
         judge_and_deliver(&worker, &tunnel, (request, &mut respond), &mut record, &mut counted).await;
-    worker.telemetry.finish(&record, counted.as_deref(), &outcome);
+    match outcome {
+        Ok(Carried::Bytes) => worker.telemetry.finish(&record, counted.as_deref(), &Ok(())),
+        Ok(Carried::Requests(arrived, stream)) => {
+            Box::pin(callee::serve(worker, *arrived, bytes::of_tunnel(stream), record)).await;
+        }
+        Err(error) => worker.telemetry.finish(&record, counted.as_deref(), &Err(error)),
+    }
+}
+
+/// What became of a stream.
+enum Carried {
+    /// It was carried to its end.
+    Bytes,
+    /// It is for a port that speaks HTTP, and each of its requests is carried for itself.
+    Requests(Box<Arrived>, TunnelStream),
 }
 
 async fn judge_and_deliver(
@@ -180,10 +196,10 @@ async fn judge_and_deliver(
     (request, respond): (Request<RecvStream>, &mut SendResponse<Bytes>),
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
-) -> Result<(), ProxyError> {
+) -> Result<Carried, ProxyError> {
     let snapshot = worker.shared.snapshot.load_full();
-    let _entered = worker.enter();
-    let judged = match _entered {
+    let entered = worker.enter();
+    let judged = match entered {
         Some(_) => judge(worker, tunnel, &snapshot, &request, record),
         None => Err(ProxyError::Overloaded("max_connections")),
     };
@@ -210,10 +226,15 @@ async fn judge_and_deliver(
         .send_response(Response::new(()), false)
         .map_err(|source| ProxyError::Tunnel { address: tunnel.client, source })?;
     let mut stream = TunnelStream { send, receive: request.into_body() };
-    let counted = counted.insert(worker.telemetry.open(record));
     let source_ip = tunnel.client.ip();
+    let is_http = local.protocol.is_http();
     let delivered = Delivered { local, source: Some(tunnel.peer.identity.clone()), source_ip };
-    let entry = worker.open.enter(Arc::clone(counted), Some(delivered));
+    if is_http {
+        let arrived = Arrived { delivered, decided_by: snapshot, program: upstream, entered };
+        return Ok(Carried::Requests(Box::new(arrived), stream));
+    }
+    let counted = counted.insert(worker.telemetry.open(record));
+    let entry = worker.open.enter(Some(Arc::clone(counted)), Some(delivered));
     entry.judge_again(&snapshot, &worker.shared.snapshot);
     let idle = worker.shared.limits.idle_timeout;
     let relayed = tokio::select! {
@@ -227,7 +248,7 @@ async fn judge_and_deliver(
         relay::reset_on_close(&upstream);
         stream.send.send_reset(Reason::REFUSED_STREAM);
     }
-    relayed
+    relayed.map(|()| Carried::Bytes)
 }
 
 /// Every check that stands before a delivery.

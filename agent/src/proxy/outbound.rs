@@ -6,17 +6,20 @@ use std::sync::{Arc, PoisonError};
 use std::time::SystemTime;
 
 use baremesh_model::identity::Identity;
+use baremesh_model::name::Key;
 use tokio::net::TcpStream;
 
-use super::Worker;
+use super::http::caller::Caller;
+use super::http::downstream::{self, Side};
+use super::{Entered, Worker, http};
 use super::error::ProxyError;
 use super::open::Delivered;
 use super::relay::{self, Broken, TunnelStream};
 use super::socket;
 use super::tunnel::{Peer, Place};
-use crate::attribution::{Caller, Who};
+use crate::attribution::{self, Who};
 use crate::capture::Outbound;
-use crate::snapshot::{Endpoint, LocalEndpoint, Route, ServiceEntry, Snapshot, Transport, endpoint};
+use crate::snapshot::{Endpoint, LocalEndpoint, PortEntry, Route, ServiceEntry, Snapshot, Transport, endpoint};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::{Counted, Record, Reporter, Security};
 
@@ -26,10 +29,43 @@ pub async fn carry(worker: Arc<Worker>, client: TcpStream) {
     let mut record = Record::new(Reporter::Source, socket::canonical(address));
     let mut counted = None;
     let outcome = connect_and_relay(&worker, &client, &mut record, &mut counted).await;
+    if let Ok(Carried::Requests(asked)) = outcome {
+        return Box::pin(carry_requests(worker, client, asked, record)).await;
+    }
     if outcome.is_err() {
         relay::reset_on_close(&client);
     }
-    worker.telemetry.finish(&record, counted.as_deref(), &outcome);
+    worker.telemetry.finish(&record, counted.as_deref(), &outcome.map(|_| ()));
+}
+
+/// What became of a connection.
+enum Carried {
+    /// It was carried to its end.
+    Bytes,
+    /// It is for a port that speaks HTTP, and each of its requests is carried for itself.
+    Requests(Requests),
+}
+
+/// A connection whose requests are carried one by one.
+struct Requests {
+    caller: Identity,
+    service: Key,
+    port: u16,
+    /// Counts against the limit on connections.
+    entered: Entered,
+}
+
+async fn carry_requests(worker: Arc<Worker>, client: TcpStream, requests: Requests, record: Record) {
+    let Requests { caller, service, port, entered } = requests;
+    let entry = worker.open.enter(None, None);
+    let (reader, writer) = http::bytes::of_socket(client);
+    let caller = Caller::new(Arc::clone(&worker), caller, (service, port), record);
+    tokio::select! {
+        biased;
+        _ = entry.until_closed() => {}
+        () = downstream::serve(Arc::new(Side::Caller(caller)), reader, writer) => {}
+    }
+    drop(entered);
 }
 
 async fn connect_and_relay(
@@ -37,8 +73,8 @@ async fn connect_and_relay(
     client: &TcpStream,
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
-) -> Result<(), ProxyError> {
-    let _entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
+) -> Result<Carried, ProxyError> {
+    let entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
     let destination = socket::original_destination(client).map_err(|_| ProxyError::NotCaptured)?;
     record.destination = Some(destination);
     let snapshot = worker.shared.snapshot.load_full();
@@ -51,6 +87,11 @@ async fn connect_and_relay(
     let upstream = match snapshot.route(destination)? {
         Route::Service(service, port) => {
             record.service_host = Some(Arc::clone(&service.host));
+            let PortEntry { port: number, protocol, .. } = service.ports[port];
+            if protocol.is_http() {
+                let (caller, service) = (call.caller, service.key.clone());
+                return Ok(Carried::Requests(Requests { caller, service, port: number, entered }));
+            }
             any_endpoint(&call, &service, port, record).await?
         }
         Route::Endpoint(service, _, endpoint) => {
@@ -67,7 +108,7 @@ async fn connect_and_relay(
         Route::Passthrough => return Err(ProxyError::NotMeshed(destination)),
     };
     let counted = counted.insert(worker.telemetry.open(record));
-    upstream.relay(&call, client, counted).await
+    upstream.relay(&call, client, counted).await.map(|()| Carried::Bytes)
 }
 
 /// One connection's fixed facts: who calls, by which state, on which worker.
@@ -85,7 +126,7 @@ async fn who(
     snapshot: &Snapshot,
     record: &mut Record,
 ) -> Result<Identity, ProxyError> {
-    let unknown = |error: crate::attribution::CallerUnknown| ProxyError::CallerUnknown(error.to_string());
+    let unknown = |error: attribution::CallerUnknown| ProxyError::CallerUnknown(error.to_string());
     let asked = {
         let mut attributor = worker.attributor.lock().unwrap_or_else(PoisonError::into_inner);
         attributor.who(client, destination, &snapshot.callers).map_err(unknown)?
@@ -95,12 +136,12 @@ async fn who(
         Who::Pending(pending) => Box::pin(pending.resolve(&snapshot.callers)).await.map_err(unknown)?,
     };
     match caller {
-        Caller::Service(index) => {
+        attribution::Caller::Service(index) => {
             let source = &snapshot.sources[index];
             record.source = source.party.clone();
             Ok(source.identity.clone())
         }
-        Caller::Host => {
+        attribution::Caller::Host => {
             record.called_by(&snapshot.host_identity);
             Ok(snapshot.host_identity.clone())
         }
@@ -128,7 +169,7 @@ impl Upstream {
         client: &TcpStream,
         counted: &Arc<Counted>,
     ) -> Result<(), ProxyError> {
-        let entry = worker.open.enter(Arc::clone(counted), self.delivered.take());
+        let entry = worker.open.enter(Some(Arc::clone(counted)), self.delivered.take());
         entry.judge_again(snapshot, &worker.shared.snapshot);
         let idle = worker.shared.limits.idle_timeout;
         let relayed = async {
@@ -165,11 +206,11 @@ async fn any_endpoint(
     port: usize,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
-    let endpoints = &service.ports[port].endpoints;
+    let Some(cluster) = service.cluster(None, port, None) else { return Err(ProxyError::NoEndpoint(service.key.clone())) };
     let mut tried = Vec::new();
     let mut last = None;
     while tried.len() < call.worker.shared.limits.max_attempts {
-        let Some(endpoint) = endpoint::pick(endpoints, &tried, rand::random()) else { break };
+        let Ok(endpoint) = cluster.pick(&tried, None, std::time::Instant::now(), rand::random()) else { break };
         match one_endpoint(call, service, endpoint, record).await {
             Ok(upstream) => return Ok(upstream),
             Err(error) if error.is_endpoints_own() => {

@@ -147,6 +147,11 @@ impl Routing {
         routing
     }
 
+    /// Whether there are no routes at all.
+    pub fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.stars.is_empty()
+    }
+
     /// The routes that hold on the mesh for callers of `namespace` and a host.
     pub fn on_mesh(&self, namespace: &Label, host: &HostName) -> Option<&Arc<Routes>> {
         let holds = |bound: &&Arc<Bound>| {

@@ -11,20 +11,53 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
 use super::attempt::{Attempt, Download, Failure, Leg, Order, Replay, Upload, Verdict, attempt};
-use super::bytes::{self, Joined};
-use super::downstream::Exchange;
+use super::bytes::{self, ByteReader, ByteWriter, Joined};
+use super::downstream::{self, Exchange, Side};
 use super::grpc::MessageCount;
 use super::reply::Reply;
 use super::upstream::{Connection, Lent, ShareError, UpstreamKey, Upstreams, Via};
-use crate::proxy::Worker;
 use crate::proxy::error::ProxyError;
-use crate::snapshot::LocalEndpoint;
+use crate::proxy::open::Delivered;
+use crate::proxy::{Entered, Worker};
+use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::Record;
 use crate::telemetry::request_record::{LoggedFields, RequestRecord};
 use crate::telemetry::requests::RequestProtocol;
 
 /// Where the called side learns who calls (Envoy's name).
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
+
+/// A connection that this host's policies let through to a program that speaks HTTP.
+pub struct Arrived {
+    /// What the policies decided on.
+    pub delivered: Delivered,
+    /// The state that they decided by.
+    pub decided_by: Arc<Snapshot>,
+    /// The program's side.
+    pub program: TcpStream,
+    /// Counts against the limit on connections.
+    pub entered: Option<Entered>,
+}
+
+/// Carries the requests of a connection until it ends, or is no longer allowed.
+pub async fn serve(
+    worker: Arc<Worker>,
+    arrived: Arrived,
+    (reader, writer): (ByteReader, ByteWriter),
+    peers: Record,
+) {
+    let Arrived { delivered, decided_by, program, entered: _entered } = arrived;
+    let (local, source) = (Arc::clone(&delivered.local), delivered.source.clone());
+    let entry = worker.open.enter(None, Some(delivered));
+    entry.judge_again(&decided_by, &worker.shared.snapshot);
+    let callee = Callee::new(Arc::clone(&worker), local, source, (peers, program));
+    tokio::select! {
+        biased;
+        // Both sides are reset: nobody takes what has come for all there is.
+        _ = entry.until_closed() => {}
+        () = downstream::serve(Arc::new(Side::Callee(callee)), reader, writer) => {}
+    }
+}
 
 /// A connection for a service of this host.
 pub struct Callee {

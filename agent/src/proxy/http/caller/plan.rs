@@ -53,7 +53,7 @@ pub struct Forward<'a> {
 pub fn plan<'a>(snapshot: &'a Snapshot, asked: Asked<'_>, head: &RequestHead, random: u64) -> Plan<'a> {
     let from = asked.identity.namespace();
     let caller = snapshot.caller(asked.identity);
-    let named = named(snapshot, head, from).filter(|service| service.has_port(asked.port));
+    let named = named(snapshot, head, from).filter(|service| service.port_index(asked.port).is_some());
     let Some(service) = named.or_else(|| snapshot.service(asked.service)) else {
         return Plan::Answer(Reply::no_route());
     };

@@ -178,8 +178,8 @@ impl Caller {
                 to_caller.finish(head, started.elapsed());
                 Verdict::Relay
             };
-            let order = Order { head: exchange.head, per_try, overall };
-            let Exchange { upload, answer, .. } = &mut *exchange;
+            let Exchange { head, upload, answer } = &mut *exchange;
+            let order = Order { head, per_try, overall };
             let (mut line, was_kept) = match line {
                 Line::Kept(connection) => (Line::Kept(connection), true),
                 line => (line, false),
@@ -224,7 +224,7 @@ impl Caller {
                 let dialled =
                     self.dial(target, &mut record.peers).await.map_err(Miss::NotConnected)?;
                 let io = Joined::new(dialled.reader, dialled.writer, BytesMut::new());
-                Ok((io, (dialled.place, held)))
+                Ok((io, (dialled.place, Some(held))))
             };
             let address = target.endpoint.address;
             let lent = upstreams.share(&key, connect).await.map_err(|error| match error {
