@@ -26,6 +26,8 @@ pub mod plaintext;
 mod deliver;
 /// Connections that are open now.
 mod open;
+/// What ports speak that do not say it.
+mod sniff;
 /// Accepting, and the limits on it.
 mod accept;
 
@@ -332,7 +334,7 @@ impl Drop for PeerTunnel {
 }
 
 /// A connection that counts against the limit.
-struct Entered(Arc<AtomicUsize>);
+pub struct Entered(Arc<AtomicUsize>);
 
 impl Drop for Entered {
     fn drop(&mut self) {

@@ -7,11 +7,12 @@ use std::time::SystemTime;
 
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
+use baremesh_model::service::Protocol;
 use tokio::net::TcpStream;
 
 use super::http::caller::Caller;
 use super::http::downstream::{self, Side};
-use super::{Entered, Worker, http};
+use super::{Entered, Worker, http, sniff};
 use super::error::ProxyError;
 use super::open::Delivered;
 use super::relay::{self, Broken, TunnelStream};
@@ -63,7 +64,7 @@ async fn carry_requests(worker: Arc<Worker>, client: TcpStream, requests: Reques
     tokio::select! {
         biased;
         _ = entry.until_closed() => {}
-        () = downstream::serve(Arc::new(Side::Caller(caller)), reader, writer) => {}
+        () = downstream::serve(Arc::new(Side::Caller(Box::new(caller))), reader, writer) => {}
     }
     drop(entered);
 }
@@ -88,7 +89,11 @@ async fn connect_and_relay(
         Route::Service(service, port) => {
             record.service_host = Some(Arc::clone(&service.host));
             let PortEntry { port: number, protocol, .. } = service.ports[port];
-            if protocol.is_http() {
+            let is_http = match protocol {
+                Protocol::Auto => sniff::is_http(client, number).await,
+                declared => declared.is_http(),
+            };
+            if is_http {
                 let (caller, service) = (call.caller, service.key.clone());
                 return Ok(Carried::Requests(Requests { caller, service, port: number, entered }));
             }

@@ -259,7 +259,7 @@ impl Incoming<'_> {
                     _ => std::pin::Pin::new(&mut *waiting).poll(cx).map(|final_one| final_one.map(Ok)),
                 });
                 let malformed = Failure::UpstreamMalformed;
-                match next.await.map_err(refusal)? {
+                match next.await.map_err(|error| refusal(&error))? {
                     Err(interim) => {
                         let (parts, ()) = interim.into_parts();
                         http2::read_response(&parts, head, &HttpLimits::default()).map_err(malformed)?;
@@ -285,7 +285,7 @@ impl Incoming<'_> {
     }
 }
 
-fn refusal(error: h2::Error) -> Failure {
+fn refusal(error: &h2::Error) -> Failure {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::RefusedStream,
         Some(h2::Reason::PROTOCOL_ERROR) if error.is_library() => {
@@ -344,7 +344,7 @@ pub async fn attempt(
             };
             let mut sender = match sender.ready().await {
                 Ok(sender) => sender,
-                Err(error) => return Attempt::Failed(refusal(error)),
+                Err(error) => return Attempt::Failed(refusal(&error)),
             };
             let is_over = upload.is_whole() && upload.kept.is_empty() && upload.trailers.is_none();
             match sender.send_request(request, is_over) {
@@ -353,7 +353,7 @@ pub async fn attempt(
                     sink = if is_over { Sink::Over } else { Sink::Http2(&mut stream) };
                     incoming = Incoming::Http2(Some(future), None);
                 }
-                Err(error) => return Attempt::Failed(refusal(error)),
+                Err(error) => return Attempt::Failed(refusal(&error)),
             }
         }
     }

@@ -55,7 +55,7 @@ pub async fn serve(
         biased;
         // Both sides are reset: nobody takes what has come for all there is.
         _ = entry.until_closed() => {}
-        () = downstream::serve(Arc::new(Side::Callee(callee)), reader, writer) => {}
+        () = downstream::serve(Arc::new(Side::Callee(Box::new(callee))), reader, writer) => {}
     }
 }
 

@@ -142,8 +142,8 @@ impl Caller {
         if is_whole {
             self.send_copies(copies.as_ref(), exchange);
         }
-        let to_caller = tries::ToCaller { forward, options, origin };
-        self.try_until_answered(snapshot, &to_caller, (exchange, &mut download), record).await;
+        let to_caller = tries::ToCaller { forward, options, origin, cookie: None };
+        self.try_until_answered(snapshot, to_caller, (exchange, &mut download), record).await;
         if !is_whole {
             self.send_copies(copies.as_ref(), exchange);
         }

@@ -27,9 +27,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Who carries the requests of a connection.
 pub enum Side {
     /// The caller's agent: it routes.
-    Caller(Caller),
+    Caller(Box<Caller>),
     /// The called side's agent: it delivers.
-    Callee(Callee),
+    Callee(Box<Callee>),
 }
 
 /// One request, and the way back.
@@ -120,8 +120,8 @@ impl Side {
 
     async fn carry(&self, exchange: Exchange<'_>) {
         match self {
-            Self::Caller(caller) => Box::pin(caller.carry(exchange)).await,
-            Self::Callee(callee) => Box::pin(callee.carry(exchange)).await,
+            Self::Caller(caller) => caller.carry(exchange).await,
+            Self::Callee(callee) => callee.carry(exchange).await,
         }
     }
 

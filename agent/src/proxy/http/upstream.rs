@@ -92,6 +92,11 @@ impl Connection {
         (self.reader.into_parts().0, self.writer.into_bytes())
     }
 
+    /// The serial number of the certificate that the peer's agent showed.
+    pub fn peer_serial(&self) -> Option<Arc<str>> {
+        self.place.as_ref().map(|place| Arc::clone(&place.tunnel().peer_serial))
+    }
+
     /// The connection, if another request may be sent on it.
     pub fn if_fit(mut self) -> Option<Self> {
         self.is_fit().then_some(self)

@@ -32,6 +32,8 @@ pub(super) struct ToCaller<'a> {
     pub(super) options: &'a RouteOptions,
     /// The origin that a CORS policy lets read the answer.
     pub(super) origin: Option<(&'a CorsPolicy, Vec<u8>)>,
+    /// The cookie by which its next request finds the same endpoint.
+    pub(super) cookie: Option<String>,
 }
 
 /// Why an attempt came to nothing.
@@ -41,7 +43,7 @@ enum Miss {
     /// A limit was reached.
     Overflow,
     /// There is no endpoint to try.
-    NoEndpoint(NoEndpoint),
+    NoEndpoint,
     /// It was sent, and this became of it.
     Failed(Failure),
 }
@@ -67,14 +69,15 @@ impl Caller {
     pub(super) async fn try_until_answered(
         &self,
         snapshot: &Arc<Snapshot>,
-        to_caller: &ToCaller<'_>,
+        mut to_caller: ToCaller<'_>,
         (exchange, download): (&mut Exchange<'_>, &mut Download),
         record: &mut RequestRecord,
     ) {
         let default = RetryPolicy::default();
         let policy = to_caller.options.retries.as_ref().unwrap_or(&default);
         let forward = to_caller.forward;
-        let hash = self.hash(forward, exchange);
+        let hash = self.hash(&mut to_caller, exchange);
+        let to_caller = &to_caller;
         let choice = if hash.is_some() { EndpointChoice::Hashed } else { EndpointChoice::Free };
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut retrying = None;
@@ -98,7 +101,7 @@ impl Caller {
                     self.judge(forward, endpoint, &ended, record.status);
                     ended
                 }
-                Err(none) => Tried::Missed(Miss::NoEndpoint(none)),
+                Err(_) => Tried::Missed(Miss::NoEndpoint),
             };
             drop(retrying.take());
             let miss = match outcome {
@@ -241,6 +244,7 @@ impl Caller {
             // Listened to before looking, so that what is freed in between is heard.
             freed.as_mut().enable();
             if let Some(kept) = upstreams.take(&key).filter(|_| may_be_kept) {
+                record.peers.peer_serial = kept.peer_serial();
                 return Ok(Line::Kept(kept));
             }
             if let Ok(held) = forward.cluster.connection() {
@@ -280,7 +284,7 @@ impl Caller {
             Tried::Answered | Tried::Again => Outcome::of_status(status),
             Tried::BrokeOff(Failure::CallerGone | Failure::CallerMalformed(_))
             | Tried::Missed(Miss::Failed(Failure::CallerGone | Failure::CallerMalformed(_)))
-            | Tried::Missed(Miss::Overflow | Miss::NoEndpoint(_)) => return,
+            | Tried::Missed(Miss::Overflow | Miss::NoEndpoint) => return,
             Tried::Missed(Miss::NotConnected(error)) if !error.is_endpoints_own() => return,
             Tried::BrokeOff(_) | Tried::Missed(_) => Outcome::LocalFailure,
         };
@@ -293,12 +297,17 @@ impl Caller {
         }
     }
 
-    /// The hash that a rule's balancer goes by.
-    fn hash(&self, forward: &Forward<'_>, exchange: &Exchange<'_>) -> Option<u64> {
-        match &forward.cluster.policy.load_balancer.algorithm {
-            Algorithm::ConsistentHash(hash) => hash.key.of_request(exchange.head, self.peers.client.ip()),
-            _ => None,
-        }
+    /// The hash that a rule's balancer goes by. A caller without the cookie that is hashed is given one.
+    fn hash(&self, to_caller: &mut ToCaller<'_>, exchange: &Exchange<'_>) -> Option<u64> {
+        let Algorithm::ConsistentHash(hash) = &to_caller.forward.cluster.policy.load_balancer.algorithm else {
+            return None;
+        };
+        let found = hash.key.of_request(exchange.head, self.peers.client.ip());
+        found.or_else(|| {
+            let (hash, cookie) = hash.key.generates()?.generate(rand::random());
+            to_caller.cookie = Some(cookie);
+            Some(hash)
+        })
     }
 }
 
@@ -316,6 +325,10 @@ impl ToCaller<'_> {
         let took = took.as_millis().to_string();
         // A number may stand in a field.
         let _ = head.headers.set("x-envoy-upstream-service-time", took.as_bytes());
+        if let Some(cookie) = &self.cookie {
+            // Its parts were checked where they were read.
+            let _ = head.headers.append("set-cookie", cookie.as_bytes());
+        }
         if let Some(rules) = &self.options.headers {
             rules.response.apply(&mut head.headers);
         }
@@ -349,7 +362,7 @@ fn worth_another(policy: &RetryPolicy, miss: &Miss) -> bool {
         Miss::Failed(Failure::PerTryTimeout) => TryOutcome::TimedOut,
         Miss::Overflow => TryOutcome::Overflow,
         Miss::NotConnected(_)
-        | Miss::NoEndpoint(_)
+        | Miss::NoEndpoint
         | Miss::Failed(Failure::Timeout | Failure::CallerGone | Failure::CallerMalformed(_)) => return false,
     };
     policy.retries_on(outcome)
@@ -363,7 +376,7 @@ fn is_retriable(policy: &RetryPolicy, status: u16) -> bool {
 /// What the caller is told where no attempt was for it.
 fn reply_to(miss: Option<&Miss>, attempts: u32) -> Reply {
     let mut reply = match miss {
-        Some(Miss::NoEndpoint(_)) => Reply::no_healthy_upstream(),
+        Some(Miss::NoEndpoint) => Reply::no_healthy_upstream(),
         Some(Miss::Overflow) => Reply::overflow(),
         Some(Miss::NotConnected(ProxyError::Denied(_) | ProxyError::DeniedByPeer(_))) => Reply::denied(),
         Some(Miss::NotConnected(_)) => Reply::connect_failed(),
