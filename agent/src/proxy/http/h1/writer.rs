@@ -17,6 +17,8 @@ const COPY: usize = 1024;
 pub struct Writer {
     bytes: ByteWriter,
     pending: Pending,
+    /// A write was begun and did not end: how much of it left is not known.
+    cut: bool,
 }
 
 /// What was queued.
@@ -41,7 +43,7 @@ enum Body {
 impl Writer {
     /// A connection at its start.
     pub fn new(bytes: ByteWriter) -> Self {
-        Self { bytes, pending: Pending::default() }
+        Self { bytes, pending: Pending::default(), cut: false }
     }
 
     /// Queues a request's head.
@@ -49,7 +51,8 @@ impl Writer {
         self.pending.request(head, hop)
     }
 
-    /// Queues a response's head.
+    /// Queues a response's head. `Framing::None` is for answers to HEAD, 1xx, 204 and 304 alone: to anything else the peer
+    /// would wait for a body.
     pub fn response(&mut self, head: &ResponseHead, hop: &Hop) -> io::Result<()> {
         self.pending.response(head, hop)
     }
@@ -65,21 +68,26 @@ impl Writer {
         self.flush().await
     }
 
-    /// Writes the end of the body, with trailers where the framing has them, and all that was queued before.
+    /// Writes the end of the body, with trailers where the framing has them, and all that was queued before. Where the end
+    /// of the connection is the end of the body, shutting down is left to the caller.
     pub async fn finish(&mut self, trailers: Option<&Headers>) -> io::Result<()> {
         self.pending.finish(trailers)?;
         self.flush().await
     }
 
-    /// Writes what was queued.
+    /// Writes what was queued. A connection whose flush was dropped or failed takes nothing more.
     pub async fn flush(&mut self) -> io::Result<()> {
+        if self.cut {
+            return Err(io::Error::other("a write before was not finished"));
+        }
         let parts = self.pending.take();
-        let written = match parts {
-            [] => Ok(()),
-            parts => self.bytes.write_all(parts).await,
-        };
-        self.pending.parts.clear();
-        written
+        if !parts.is_empty() {
+            self.cut = true;
+            self.bytes.write_all(parts).await?;
+            self.pending.parts.clear();
+            self.cut = false;
+        }
+        Ok(())
     }
 
     /// How many bytes are queued.
@@ -87,9 +95,9 @@ impl Writer {
         self.pending.parts.iter().map(Bytes::len).sum::<usize>() + self.pending.text.len()
     }
 
-    /// Whether the message was written to its end, so that another one may follow.
+    /// Whether all messages were written to their ends, so that another one may follow.
     pub fn is_over(&self) -> bool {
-        self.pending.body == Body::Over
+        self.pending.body == Body::Over && self.queued() == 0 && !self.cut
     }
 
     /// The bytes below: to shut them down, to settle or to reset them.
