@@ -364,3 +364,6 @@ fn poll_capacity(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<i
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -114,7 +114,6 @@ impl Writer {
 impl Pending {
     /// Puts a request's head behind what is there.
     pub fn request(&mut self, head: &RequestHead, hop: &Hop) -> io::Result<()> {
-        self.begin(hop.framing)?;
         // Rules rewrite heads: looked at again, since what is wrong here makes two requests of one.
         let target = head.target.as_bytes();
         let whole_server = head.method == "OPTIONS" && target == b"*";
@@ -124,6 +123,7 @@ impl Pending {
         if !sound {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a request line that cannot be written"));
         }
+        self.begin(hop.framing)?;
         self.text.reserve(128 + target.len() + head.authority.len() + room(&head.headers));
         self.text.put_slice(head.method.as_bytes());
         self.text.put_u8(b' ');
@@ -131,7 +131,8 @@ impl Pending {
         self.text.put_slice(b" HTTP/1.1\r\nhost: ");
         self.text.put_slice(head.authority.as_bytes());
         self.text.put_slice(b"\r\n");
-        self.fields(&head.headers, hop, Length::Never)
+        self.fields(&head.headers, hop, Length::Never);
+        Ok(())
     }
 
     /// Puts a response's head behind what is there.
@@ -149,7 +150,8 @@ impl Pending {
             100..=199 | 204 => Length::Never,
             _ => Length::OfWhatIsNotSent,
         };
-        self.fields(&head.headers, hop, length)
+        self.fields(&head.headers, hop, length);
+        Ok(())
     }
 
     fn begin(&mut self, framing: Framing) -> io::Result<()> {
@@ -157,8 +159,7 @@ impl Pending {
             return Err(io::Error::other("the message before was not written to its end"));
         }
         self.body = match framing {
-            Framing::None => Body::Over,
-            Framing::Length(0) => Body::Over,
+            Framing::None | Framing::Length(0) => Body::Over,
             Framing::Length(length) => Body::Length(length),
             Framing::Chunked => Body::Chunks,
             Framing::UntilClose | Framing::Upgraded => Body::UntilClose,
@@ -166,15 +167,25 @@ impl Pending {
         Ok(())
     }
 
-    fn fields(&mut self, headers: &Headers, hop: &Hop, length: Length) -> io::Result<()> {
-        let mut te = false;
+    fn fields(&mut self, headers: &Headers, hop: &Hop, length: Length) {
+        let (mut te, mut framed) = (false, false);
         for (name, value) in headers.lines() {
             let passed = match name {
                 b"host" | b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding"
                 | b"http2-settings" => false,
                 b"upgrade" => hop.upgrade,
-                b"content-length" => hop.framing == Framing::None && length == Length::OfWhatIsNotSent,
-                b"te" => !std::mem::replace(&mut te, true) && value.eq_ignore_ascii_case(b"trailers"),
+                b"te" => value.eq_ignore_ascii_case(b"trailers") && !std::mem::replace(&mut te, true),
+                b"content-length" => match hop.framing {
+                    // Where it stood, with the length that the body is framed by.
+                    Framing::Length(length) => {
+                        if !std::mem::replace(&mut framed, true) {
+                            self.content_length(length);
+                        }
+                        false
+                    }
+                    Framing::None => length == Length::OfWhatIsNotSent,
+                    Framing::Chunked | Framing::UntilClose | Framing::Upgraded => false,
+                },
                 _ => true,
             };
             if passed {
@@ -182,17 +193,18 @@ impl Pending {
             }
         }
         match hop.framing {
-            Framing::Length(length) => {
-                self.text.put_slice(b"content-length: ");
-                decimal(&mut self.text, length);
-                self.text.put_slice(b"\r\n");
-            }
+            Framing::Length(length) if !framed => self.content_length(length),
             Framing::Chunked => self.text.put_slice(b"transfer-encoding: chunked\r\n"),
-            Framing::None | Framing::UntilClose | Framing::Upgraded => {}
+            Framing::Length(_) | Framing::None | Framing::UntilClose | Framing::Upgraded => {}
         }
         self.connection(hop, te);
         self.text.put_slice(b"\r\n");
-        Ok(())
+    }
+
+    fn content_length(&mut self, length: u64) {
+        self.text.put_slice(b"content-length: ");
+        digits(&mut self.text, length, 10);
+        self.text.put_slice(b"\r\n");
     }
 
     fn connection(&mut self, hop: &Hop, te: bool) {
@@ -231,7 +243,7 @@ impl Pending {
             }
             Body::UntilClose => self.bytes(data),
             Body::Chunks => {
-                hexadecimal(&mut self.text, data.len());
+                digits(&mut self.text, data.len() as u64, 16);
                 self.text.put_slice(b"\r\n");
                 self.bytes(data);
                 self.text.put_slice(b"\r\n");
@@ -294,14 +306,6 @@ fn line(text: &mut BytesMut, name: &[u8], value: &[u8]) {
     text.put_slice(b": ");
     text.put_slice(value);
     text.put_slice(b"\r\n");
-}
-
-fn decimal(text: &mut BytesMut, number: u64) {
-    digits(text, number, 10);
-}
-
-fn hexadecimal(text: &mut BytesMut, number: usize) {
-    digits(text, number as u64, 16);
 }
 
 fn digits(text: &mut BytesMut, mut number: u64, base: u64) {
