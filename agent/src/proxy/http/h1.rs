@@ -14,6 +14,8 @@ pub mod writer;
 mod chunks;
 /// Field lines, and what they say of framing and connection.
 mod fields;
+/// Fields behind a body.
+mod trailers;
 /// Where a head ends.
 mod lines;
 /// Request lines.

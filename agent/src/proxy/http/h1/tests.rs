@@ -4,6 +4,7 @@ mod connection;
 mod normal_form;
 mod requests;
 mod responses;
+mod smuggling;
 
 use baremesh_model::http::{Headers, RequestHead, ResponseHead};
 use bytes::Bytes;
@@ -103,4 +104,24 @@ fn the_same_however_cut<H: PartialEq + std::fmt::Debug>(bytes: &[u8], read: impl
     }
     let single: Vec<_> = bytes.chunks(1).collect();
     assert_eq!(read(&single), whole, "byte by byte: {:?}", String::from_utf8_lossy(bytes));
+}
+
+/// Refused, whichever way the bytes are cut.
+fn refused(bytes: &[u8], status: u16, detail: &str) {
+    let shown = String::from_utf8_lossy(bytes);
+    let (messages, ended) = requests(&[bytes]);
+    assert_eq!(ended, Err(format!("{status} http1.{detail}")), "{shown:?}");
+    assert!(messages.is_empty(), "{shown:?}");
+    the_same_however_cut(bytes, requests);
+}
+
+/// Written on as `expected`, whichever way the bytes are cut.
+fn taken(bytes: &[u8], expected: &[u8]) {
+    let shown = String::from_utf8_lossy(bytes);
+    let (messages, ended) = requests(&[bytes]);
+    assert_eq!(ended, Ok(()), "{shown:?}");
+    let written: Vec<_> =
+        messages.iter().flat_map(|message| write_request(message).expect("written")).collect();
+    assert_eq!(String::from_utf8_lossy(&written), String::from_utf8_lossy(expected), "{shown:?}");
+    the_same_however_cut(bytes, requests);
 }
