@@ -181,8 +181,12 @@ fn release(stream: &mut RecvStream, taken: usize) {
 }
 
 impl ByteWriter {
-    /// Writes all of `parts`, in as few system calls or frames as it takes.
+    /// Writes all of `parts`, in as few system calls or frames as it takes. None of them is empty.
     pub async fn write_all(&mut self, parts: &mut [Bytes]) -> io::Result<()> {
+        debug_assert!(
+            !parts.iter().any(Bytes::is_empty),
+            "writing nothing looks like a socket that takes nothing"
+        );
         match self {
             Self::Socket(socket) => relay::write_all(socket, parts).await.map(|_| ()),
             Self::Tunnel(stream) => {
@@ -360,3 +364,6 @@ fn poll_capacity(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<i
         }
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -14,6 +14,8 @@ pub mod writer;
 mod chunks;
 /// Field lines, and what they say of framing and connection.
 mod fields;
+/// Fields behind a body.
+mod trailers;
 /// Where a head ends.
 mod lines;
 /// Request lines.
@@ -90,7 +92,8 @@ pub struct Hop {
     pub framing: Framing,
     /// What becomes of the connection.
     pub persistence: Persistence,
-    /// A change to WebSocket is asked for, or granted. Other upgrades are not passed on.
+    /// A change to WebSocket is asked for, or granted; the field `upgrade` then stands among the others. Other changes
+    /// are not passed on: asking for them is ignored, as RFC 9110, section 7.8, allows.
     pub upgrade: bool,
 }
 
@@ -110,13 +113,9 @@ impl Hop {
         Self { framing, persistence, upgrade: framing == Framing::Upgraded }
     }
 
-    /// The hop of a request on a connection that is kept: its body ends as `framing` says.
-    pub fn to_upstream(framing: Framing) -> Self {
-        let framing = match framing {
-            Framing::UntilClose => Framing::Chunked,
-            other => other,
-        };
-        Self { framing, persistence: Persistence::Keep, upgrade: framing == Framing::Upgraded }
+    /// The hop of a request as it is passed on, over a connection that is kept.
+    pub fn to_upstream(self) -> Self {
+        Self { persistence: Persistence::Keep, ..self }
     }
 }
 

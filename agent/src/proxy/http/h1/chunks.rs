@@ -7,7 +7,7 @@ use bytes::{Buf, BytesMut};
 
 use super::lines::Lines;
 use super::parser::Step;
-use super::{Frame, H1Error, HttpLimits, fields};
+use super::{Frame, H1Error, HttpLimits, trailers};
 
 /// The most digits of a size. Sixteen would be all that 64 bits hold; no chunk is as large as fifteen allow.
 const MAX_DIGITS: usize = 15;
@@ -69,13 +69,13 @@ impl Chunks {
                 },
                 Place::Trailers(lines) => {
                     let Some(end) = lines.trailers(buffer, limits)? else { return Ok(Step::More) };
-                    let mut trailers = Headers::default();
-                    fields::read_trailers(lines.all(buffer), &mut trailers)?;
+                    let mut fields = Headers::default();
+                    trailers::read(lines.all(buffer), &mut fields)?;
                     buffer.advance(end);
                     self.place = Place::Over;
-                    return Ok(match trailers.is_empty() {
+                    return Ok(match fields.is_empty() {
                         true => Step::End,
-                        false => Step::Frame(Frame::Trailers(trailers)),
+                        false => Step::Frame(Frame::Trailers(fields)),
                     });
                 }
                 Place::Over => return Ok(Step::End),

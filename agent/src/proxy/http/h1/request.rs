@@ -24,7 +24,8 @@ pub fn read(
     head.method.push_str(text(line.method)?);
     head.authority.push_str(text(authority)?);
     match line.target {
-        // An absolute target may have no path at all (RFC 9112, section 3.2.1).
+        // An absolute target may have no path at all (RFC 9112, sections 3.2.1 and 3.2.4).
+        b"" if line.method == b"OPTIONS" => head.target.push('*'),
         b"" => head.target.push('/'),
         [b'?', ..] => {
             head.target.push('/');

@@ -17,6 +17,8 @@ const COPY: usize = 1024;
 pub struct Writer {
     bytes: ByteWriter,
     pending: Pending,
+    /// A write was begun and did not end: how much of it left is not known.
+    cut: bool,
 }
 
 /// What was queued.
@@ -41,7 +43,7 @@ enum Body {
 impl Writer {
     /// A connection at its start.
     pub fn new(bytes: ByteWriter) -> Self {
-        Self { bytes, pending: Pending::default() }
+        Self { bytes, pending: Pending::default(), cut: false }
     }
 
     /// Queues a request's head.
@@ -49,7 +51,8 @@ impl Writer {
         self.pending.request(head, hop)
     }
 
-    /// Queues a response's head.
+    /// Queues a response's head. `Framing::None` is for answers to HEAD, 1xx, 204 and 304 alone: to anything else the peer
+    /// would wait for a body.
     pub fn response(&mut self, head: &ResponseHead, hop: &Hop) -> io::Result<()> {
         self.pending.response(head, hop)
     }
@@ -65,21 +68,26 @@ impl Writer {
         self.flush().await
     }
 
-    /// Writes the end of the body, with trailers where the framing has them, and all that was queued before.
+    /// Writes the end of the body, with trailers where the framing has them, and all that was queued before. Where the end
+    /// of the connection is the end of the body, shutting down is left to the caller.
     pub async fn finish(&mut self, trailers: Option<&Headers>) -> io::Result<()> {
         self.pending.finish(trailers)?;
         self.flush().await
     }
 
-    /// Writes what was queued.
+    /// Writes what was queued. A connection whose flush was dropped or failed takes nothing more.
     pub async fn flush(&mut self) -> io::Result<()> {
+        if self.cut {
+            return Err(io::Error::other("a write before was not finished"));
+        }
         let parts = self.pending.take();
-        let written = match parts {
-            [] => Ok(()),
-            parts => self.bytes.write_all(parts).await,
-        };
-        self.pending.parts.clear();
-        written
+        if !parts.is_empty() {
+            self.cut = true;
+            self.bytes.write_all(parts).await?;
+            self.pending.parts.clear();
+            self.cut = false;
+        }
+        Ok(())
     }
 
     /// How many bytes are queued.
@@ -87,9 +95,9 @@ impl Writer {
         self.pending.parts.iter().map(Bytes::len).sum::<usize>() + self.pending.text.len()
     }
 
-    /// Whether the message was written to its end, so that another one may follow.
+    /// Whether all messages were written to their ends, so that another one may follow.
     pub fn is_over(&self) -> bool {
-        self.pending.body == Body::Over
+        self.pending.body == Body::Over && self.queued() == 0 && !self.cut
     }
 
     /// The bytes below: to shut them down, to settle or to reset them.
@@ -106,7 +114,6 @@ impl Writer {
 impl Pending {
     /// Puts a request's head behind what is there.
     pub fn request(&mut self, head: &RequestHead, hop: &Hop) -> io::Result<()> {
-        self.begin(hop.framing)?;
         // Rules rewrite heads: looked at again, since what is wrong here makes two requests of one.
         let target = head.target.as_bytes();
         let whole_server = head.method == "OPTIONS" && target == b"*";
@@ -116,6 +123,7 @@ impl Pending {
         if !sound {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a request line that cannot be written"));
         }
+        self.begin(hop.framing)?;
         self.text.reserve(128 + target.len() + head.authority.len() + room(&head.headers));
         self.text.put_slice(head.method.as_bytes());
         self.text.put_u8(b' ');
@@ -123,7 +131,8 @@ impl Pending {
         self.text.put_slice(b" HTTP/1.1\r\nhost: ");
         self.text.put_slice(head.authority.as_bytes());
         self.text.put_slice(b"\r\n");
-        self.fields(&head.headers, hop, Length::Never)
+        self.fields(&head.headers, hop, Length::Never);
+        Ok(())
     }
 
     /// Puts a response's head behind what is there.
@@ -141,7 +150,8 @@ impl Pending {
             100..=199 | 204 => Length::Never,
             _ => Length::OfWhatIsNotSent,
         };
-        self.fields(&head.headers, hop, length)
+        self.fields(&head.headers, hop, length);
+        Ok(())
     }
 
     fn begin(&mut self, framing: Framing) -> io::Result<()> {
@@ -149,8 +159,7 @@ impl Pending {
             return Err(io::Error::other("the message before was not written to its end"));
         }
         self.body = match framing {
-            Framing::None => Body::Over,
-            Framing::Length(0) => Body::Over,
+            Framing::None | Framing::Length(0) => Body::Over,
             Framing::Length(length) => Body::Length(length),
             Framing::Chunked => Body::Chunks,
             Framing::UntilClose | Framing::Upgraded => Body::UntilClose,
@@ -158,15 +167,25 @@ impl Pending {
         Ok(())
     }
 
-    fn fields(&mut self, headers: &Headers, hop: &Hop, length: Length) -> io::Result<()> {
-        let mut te = false;
+    fn fields(&mut self, headers: &Headers, hop: &Hop, length: Length) {
+        let (mut te, mut framed) = (false, false);
         for (name, value) in headers.lines() {
             let passed = match name {
                 b"host" | b"connection" | b"keep-alive" | b"proxy-connection" | b"transfer-encoding"
                 | b"http2-settings" => false,
                 b"upgrade" => hop.upgrade,
-                b"content-length" => hop.framing == Framing::None && length == Length::OfWhatIsNotSent,
-                b"te" => !std::mem::replace(&mut te, true) && value.eq_ignore_ascii_case(b"trailers"),
+                b"te" => value.eq_ignore_ascii_case(b"trailers") && !std::mem::replace(&mut te, true),
+                b"content-length" => match hop.framing {
+                    // Where it stood, with the length that the body is framed by.
+                    Framing::Length(length) => {
+                        if !std::mem::replace(&mut framed, true) {
+                            self.content_length(length);
+                        }
+                        false
+                    }
+                    Framing::None => length == Length::OfWhatIsNotSent,
+                    Framing::Chunked | Framing::UntilClose | Framing::Upgraded => false,
+                },
                 _ => true,
             };
             if passed {
@@ -174,17 +193,18 @@ impl Pending {
             }
         }
         match hop.framing {
-            Framing::Length(length) => {
-                self.text.put_slice(b"content-length: ");
-                decimal(&mut self.text, length);
-                self.text.put_slice(b"\r\n");
-            }
+            Framing::Length(length) if !framed => self.content_length(length),
             Framing::Chunked => self.text.put_slice(b"transfer-encoding: chunked\r\n"),
-            Framing::None | Framing::UntilClose | Framing::Upgraded => {}
+            Framing::Length(_) | Framing::None | Framing::UntilClose | Framing::Upgraded => {}
         }
         self.connection(hop, te);
         self.text.put_slice(b"\r\n");
-        Ok(())
+    }
+
+    fn content_length(&mut self, length: u64) {
+        self.text.put_slice(b"content-length: ");
+        digits(&mut self.text, length, 10);
+        self.text.put_slice(b"\r\n");
     }
 
     fn connection(&mut self, hop: &Hop, te: bool) {
@@ -223,7 +243,7 @@ impl Pending {
             }
             Body::UntilClose => self.bytes(data),
             Body::Chunks => {
-                hexadecimal(&mut self.text, data.len());
+                digits(&mut self.text, data.len() as u64, 16);
                 self.text.put_slice(b"\r\n");
                 self.bytes(data);
                 self.text.put_slice(b"\r\n");
@@ -286,14 +306,6 @@ fn line(text: &mut BytesMut, name: &[u8], value: &[u8]) {
     text.put_slice(b": ");
     text.put_slice(value);
     text.put_slice(b"\r\n");
-}
-
-fn decimal(text: &mut BytesMut, number: u64) {
-    digits(text, number, 10);
-}
-
-fn hexadecimal(text: &mut BytesMut, number: usize) {
-    digits(text, number as u64, 16);
 }
 
 fn digits(text: &mut BytesMut, mut number: u64, base: u64) {
