@@ -4,8 +4,12 @@
 
 /// Compiling a snapshot.
 mod build;
+/// Ports and subsets as callers of this host call them.
+pub mod cluster;
 /// Endpoints and what is known of them.
 pub mod endpoint;
+/// How services are called, by kinds of callers.
+mod views;
 /// The capture plan that a snapshot comes to.
 pub mod plan;
 
@@ -14,6 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use baremesh_model::authorization::{Connection, Decision, PolicySet};
+use baremesh_model::destination_rule::MergedRule;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label};
@@ -28,6 +33,7 @@ use crate::registration::LocalService;
 use crate::telemetry::metrics::Party;
 
 pub use build::BuildError;
+pub use cluster::{Cluster, NoEndpoint};
 pub use endpoint::{Endpoint, EndpointState, Transport};
 
 /// This host, as the mesh knows it.
@@ -52,6 +58,74 @@ pub struct ServiceEntry {
     pub addresses: Vec<IpAddr>,
     /// Declared ports.
     pub ports: Vec<PortEntry>,
+    /// How it is called, by kinds of callers of this host.
+    views: Views,
+}
+
+impl ServiceEntry {
+    /// A port's cluster, or that of one of its subsets, as a caller of this host calls it: a registration by its index,
+    /// or the host itself. `None` where no DestinationRule for that caller has the subset.
+    pub fn cluster(&self, caller: Option<usize>, port: usize, subset: Option<&str>) -> Option<&Arc<Cluster>> {
+        self.views.of(caller).ports.get(port)?.cluster(subset)
+    }
+
+    /// Whether any caller of this host has the endpoint left out.
+    pub fn is_ejected(&self, address: SocketAddr) -> bool {
+        let clusters = self.views.views.iter().flat_map(|view| &view.ports).flat_map(PortView::clusters);
+        let mut endpoints = clusters.flat_map(|cluster| cluster.endpoints());
+        endpoints.any(|endpoint| endpoint.address == address && endpoint.state.is_ejected())
+    }
+
+    /// The DestinationRule by which a caller of this host calls the service.
+    pub fn rule(&self, caller: Option<usize>) -> Option<&Arc<MergedRule>> {
+        self.views.of(caller).rule.as_ref()
+    }
+}
+
+/// How a service is called, by kinds of callers.
+#[derive(Debug)]
+struct Views {
+    /// At least one.
+    views: Vec<View>,
+    /// Which view each registration has, and last the host; empty where all have the first.
+    of_caller: Vec<u32>,
+}
+
+impl Views {
+    fn of(&self, caller: Option<usize>) -> &View {
+        let index = match caller {
+            Some(index) => self.of_caller.get(index),
+            None => self.of_caller.last(),
+        };
+        &self.views[index.map_or(0, |index| *index as usize)]
+    }
+}
+
+/// How a service is called by one kind of callers.
+#[derive(Debug)]
+struct View {
+    rule: Option<Arc<MergedRule>>,
+    /// By the index of the port.
+    ports: Vec<PortView>,
+}
+
+#[derive(Debug)]
+struct PortView {
+    whole: Arc<Cluster>,
+    subsets: HashMap<Arc<str>, Arc<Cluster>>,
+}
+
+impl PortView {
+    fn cluster(&self, subset: Option<&str>) -> Option<&Arc<Cluster>> {
+        match subset {
+            None => Some(&self.whole),
+            Some(name) => self.subsets.get(name),
+        }
+    }
+
+    fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        std::iter::once(&self.whole).chain(self.subsets.values())
+    }
 }
 
 /// One port of a service and where it leads.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::authorization::AuthorizationPolicy;
+use crate::destination_rule::DestinationRule;
 use crate::identity::{Identity, RESERVED_NAMESPACES};
 use crate::mesh_config::MeshConfig;
 use crate::name::{Key, Label};
@@ -29,6 +30,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `HostGrant`
     HostGrant,
+    /// `DestinationRule`
+    DestinationRule,
 }
 
 impl Kind {
@@ -41,6 +44,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::HostGrant => "HostGrant",
+            Self::DestinationRule => "DestinationRule",
         }
     }
 }
@@ -111,6 +115,8 @@ pub struct Parts {
     pub peer_authentications: Vec<PeerAuthentication>,
     /// Authorization policies, ordered by key.
     pub authorization_policies: Vec<Arc<AuthorizationPolicy>>,
+    /// Destination rules, ordered by key.
+    pub destination_rules: Vec<Arc<DestinationRule>>,
 }
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
@@ -136,6 +142,7 @@ impl Mesh {
         }
         parts.peer_authentications.sort_by(|a, b| a.key.cmp(&b.key));
         parts.authorization_policies.sort_by(|a, b| a.key.cmp(&b.key));
+        parts.destination_rules.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);
         check_workloads(&parts, &mut errors);
         if errors.is_empty() { Ok(Self(parts)) } else { Err(errors) }

@@ -169,6 +169,8 @@ pub struct Metrics {
     pub dropped_log_lines: Counter,
     /// Policies that matched without deciding: AUDIT and dry run.
     pub policy_notes: Counter,
+    /// Endpoints that outlier detection left out.
+    pub ejections: Counter,
 }
 
 impl Metrics {
@@ -195,6 +197,7 @@ impl Metrics {
             issue_failures: Counter::default(),
             dropped_log_lines: Counter::default(),
             policy_notes: Counter::default(),
+            ejections: Counter::default(),
         };
         metrics.register();
         Arc::new(metrics)
@@ -241,6 +244,7 @@ impl Metrics {
         counter("baremesh_issue_failures", "Certificate requests that failed", &self.issue_failures);
         counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);
         counter("baremesh_policy_notes", "AUDIT and dry-run policies that matched", &self.policy_notes);
+        counter("baremesh_ejections", "Endpoints that outlier detection left out", &self.ejections);
     }
 
     /// The mesh's name from now on.
