@@ -66,18 +66,20 @@ pub struct ServiceEntry {
 impl ServiceEntry {
     /// A port's cluster, or that of one of its subsets, as a caller of this host calls it: a registration by its index,
     /// or the host itself. `None` where no DestinationRule for that caller has the subset.
-    pub fn cluster(
-        &self,
-        caller: Option<usize>,
-        port: usize,
-        subset: Option<&str>,
-    ) -> Option<&Arc<Cluster>> {
+    pub fn cluster(&self, caller: Option<usize>, port: usize, subset: Option<&str>) -> Option<&Arc<Cluster>> {
         self.views.of(caller).ports.get(port)?.cluster(subset)
     }
 
     /// The index of a port by its number.
     pub fn port_index(&self, number: u16) -> Option<usize> {
         self.ports.iter().position(|port| port.port == number)
+    }
+
+    /// Whether any caller of this host has the endpoint left out.
+    pub fn is_ejected(&self, address: SocketAddr) -> bool {
+        let clusters = self.views.views.iter().flat_map(|view| &view.ports).flat_map(PortView::clusters);
+        let mut endpoints = clusters.flat_map(|cluster| cluster.endpoints());
+        endpoints.any(|endpoint| endpoint.address == address && endpoint.state.is_ejected())
     }
 
     /// The DestinationRule by which a caller of this host calls the service.

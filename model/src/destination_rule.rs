@@ -19,6 +19,8 @@ pub mod load_balancer;
 pub mod locality;
 /// Which rule holds for whom.
 pub mod selection;
+/// The caller's address ahead of a connection's bytes.
+pub mod proxy_protocol;
 /// TLS towards endpoints without an agent.
 pub mod tls;
 
@@ -26,6 +28,7 @@ pub use connection_pool::{ConnectionPool, H2Upgrade, HttpPool, Keepalive, TcpPoo
 pub use effective::{EffectivePolicy, Limits};
 pub use load_balancer::{Algorithm, ConsistentHash, Cookie, HashKey, HashTable, LoadBalancer, Warmup};
 pub use locality::{Distribute, LocalityPattern, LocalitySetting, PriorityLabel, RegionFailover, Spread};
+pub use proxy_protocol::ProxyProtocol;
 pub use selection::{Caller, HostPattern, MergedRule, Rules};
 pub use tls::{ClientCertificate, ClientTls, ServerCheck, Trust, Verify};
 
@@ -99,11 +102,3 @@ pub struct PortPolicy {
     pub tls: Option<ClientTls>,
 }
 
-/// The version of the PROXY protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ProxyProtocol {
-    /// One line of text.
-    V1,
-    /// Binary.
-    V2,
-}

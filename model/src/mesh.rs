@@ -31,6 +31,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `HostGrant`
     HostGrant,
+    /// `DestinationRule`
+    DestinationRule,
 }
 
 impl Kind {
@@ -43,6 +45,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::HostGrant => "HostGrant",
+            Self::DestinationRule => "DestinationRule",
         }
     }
 }

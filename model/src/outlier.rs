@@ -86,6 +86,17 @@ pub enum Cause {
     ConsecutiveLocal,
 }
 
+impl Cause {
+    /// The name of the field that says so.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Consecutive5xx => "consecutive5xxErrors",
+            Self::ConsecutiveGateway => "consecutiveGatewayErrors",
+            Self::ConsecutiveLocal => "consecutiveLocalOriginFailures",
+        }
+    }
+}
+
 impl Streaks {
     /// Whether nothing has failed since the last success.
     pub fn is_clean(self) -> bool {

@@ -25,6 +25,8 @@ mod command_line;
 mod control_away;
 #[path = "stories/demo_tells_the_truth.rs"]
 mod demo_tells_the_truth;
+#[path = "stories/destination_rules.rs"]
+mod destination_rules;
 #[path = "stories/disk_full.rs"]
 mod disk_full;
 #[path = "stories/draining.rs"]

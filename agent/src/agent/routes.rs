@@ -322,7 +322,7 @@ fn service_report(service: &crate::snapshot::ServiceEntry) -> ServiceReport {
             Transport::Local(_) => "local",
         }
         .to_owned(),
-        health: if endpoint.state.is_ejected() { "ejected" } else { "healthy" }.to_owned(),
+        health: if service.is_ejected(endpoint.address) { "ejected" } else { "healthy" }.to_owned(),
         active: endpoint.state.active(),
     });
     ServiceReport {

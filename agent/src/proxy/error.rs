@@ -46,6 +46,27 @@ pub enum ProxyError {
     /// The service has no endpoint at all.
     #[error("{0} has no endpoint: is it registered on a host that is up?")]
     NoEndpoint(Key),
+    /// Outlier detection has left out every endpoint.
+    #[error(
+        "every endpoint of {0} is left out by outlier detection: `baremesh status` shows why and until when"
+    )]
+    AllEjected(Key),
+    /// A limit of a DestinationRule is reached.
+    #[error("{0}")]
+    OverLimit(#[from] crate::snapshot::cluster::OverLimit),
+    /// The rule asks for TLS that the endpoint cannot be given.
+    #[error(
+        "{address} has no agent, and its DestinationRule asks for tls mode {mode}: nothing is sent there in plaintext"
+    )]
+    NeedsTls {
+        /// The endpoint.
+        address: SocketAddr,
+        /// The mode.
+        mode: &'static str,
+    },
+    /// The connection has lasted for as long as the rule lets it.
+    #[error("open for longer than maxConnectionDuration of its DestinationRule")]
+    TooLong,
     /// The endpoint could not be reached.
     #[error(
         "nothing answers at {address}: {source}; is a firewall between the hosts, or the agent there stopped?"
@@ -144,6 +165,10 @@ impl ProxyError {
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoEndpoint(_) => Reason::NoEndpoint,
+            Self::AllEjected(_) => Reason::AllEjected,
+            Self::OverLimit(_) => Reason::OverLimit,
+            Self::NeedsTls { .. } => Reason::NeedsTls,
+            Self::TooLong => Reason::TooLong,
             Self::Connect { .. } => Reason::ConnectFailed,
             Self::Deliver { .. } => Reason::DeliveryFailed,
             Self::Handshake { .. } => Reason::HandshakeFailed,
@@ -211,6 +236,10 @@ reasons! {
     NoSuchService, "no_such_service", "NR", Client;
     NoSuchPort, "no_such_port", "NR", Client;
     NoEndpoint, "no_endpoint", "UH", Upstream;
+    AllEjected, "all_ejected", "UH", Upstream;
+    OverLimit, "over_limit", "UO", Policy;
+    NeedsTls, "needs_tls", "UF", Policy;
+    TooLong, "too_long", "DT", Policy;
     ConnectFailed, "connect_failed", "UF", Upstream;
     DeliveryFailed, "delivery_failed", "UF", Upstream;
     HandshakeFailed, "handshake_failed", "UF", Upstream;

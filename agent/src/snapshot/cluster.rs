@@ -20,8 +20,8 @@ use super::endpoint::milliseconds;
 /// Counts against limits.
 mod limits;
 
-pub use limits::{Held, OverLimit};
 pub(super) use limits::Counters;
+pub use limits::{Held, OverLimit};
 
 /// One port of a service, or of one of its subsets, under one DestinationRule or none.
 #[derive(Debug)]
@@ -160,9 +160,8 @@ impl Cluster {
         };
         let draw = |hash| Draw { random, turn: 0, hash };
         let picked = self.pick_from(group, draw(hash), now, &well);
-        let picked = picked.or_else(|| {
-            use_all.then(|| self.pick_from(group, draw(hash), now, &untried)).flatten()
-        });
+        let picked =
+            picked.or_else(|| use_all.then(|| self.pick_from(group, draw(hash), now, &untried)).flatten());
         picked.ok_or_else(|| match self.endpoints.iter().any(|endpoint| !endpoint.state.is_ejected_at(now)) {
             _ if self.endpoints.is_empty() => NoEndpoint::Empty,
             true => NoEndpoint::Tried,
@@ -202,7 +201,8 @@ impl Cluster {
 
     /// The group whose turn it is.
     fn choose(&self, now: u64, random: u64) -> Option<Choice> {
-        let all_well = self.policy.outlier.is_none() || self.state.unwell_until.load(Ordering::Relaxed) <= now;
+        let all_well =
+            self.policy.outlier.is_none() || self.state.unwell_until.load(Ordering::Relaxed) <= now;
         if all_well && self.groups.len() == 1 {
             return Some(Choice::Healthy(0));
         }

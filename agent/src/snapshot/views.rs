@@ -126,13 +126,14 @@ impl<'a> Callers<'a> {
         subset: Option<&Subset>,
         port: &PortEntry,
     ) -> Cluster {
-        let policy = kind.rule.map(|rule| {
-            rule.policy.effective(subset.and_then(|subset| subset.policy.as_ref()), port.port)
-        });
+        let policy = kind
+            .rule
+            .map(|rule| rule.policy.effective(subset.and_then(|subset| subset.policy.as_ref()), port.port));
         let policy = policy.unwrap_or_default();
         let known = self.known.get(&name).copied();
         let labels = subset.map(|subset| &subset.labels);
-        let inside = |endpoint: &&Arc<Endpoint>| labels.is_none_or(|labels| selects(labels, &endpoint.labels));
+        let inside =
+            |endpoint: &&Arc<Endpoint>| labels.is_none_or(|labels| selects(labels, &endpoint.labels));
         let endpoints: Vec<Arc<Endpoint>> = port.endpoints.iter().filter(inside).cloned().collect();
         let endpoints = if policy.outlier.is_some() { judged_apart(endpoints, known) } else { endpoints };
         let sorted = grouped(&endpoints, kind.place, &policy);
@@ -201,8 +202,10 @@ fn grouped(
 
 /// The table of a group; the previous one where nothing has changed.
 fn table(endpoints: &[Arc<Endpoint>], policy: &EffectivePolicy, known: Option<&Group>) -> Arc<Table> {
-    let member =
-        |endpoint: &Arc<Endpoint>| Member { id: hash::of_endpoint(endpoint.address), weight: endpoint.weight };
+    let member = |endpoint: &Arc<Endpoint>| Member {
+        id: hash::of_endpoint(endpoint.address),
+        weight: endpoint.weight,
+    };
     let members: Box<[Member]> = endpoints.iter().map(member).collect();
     let algorithm = &policy.load_balancer.algorithm;
     let same = |group: &&Group| group.table.members == members && group.table.algorithm == *algorithm;

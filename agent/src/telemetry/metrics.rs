@@ -173,6 +173,8 @@ pub struct Metrics {
     pub policy_notes: Counter,
     /// Copies of requests that were not sent: too many under way, or a body too long to be kept.
     pub dropped_mirrors: Counter,
+    /// Endpoints that outlier detection left out.
+    pub ejections: Counter,
 }
 
 impl Metrics {
@@ -203,6 +205,7 @@ impl Metrics {
             dropped_log_lines: Counter::default(),
             policy_notes: Counter::default(),
             dropped_mirrors: Counter::default(),
+            ejections: Counter::default(),
         };
         metrics.register();
         Arc::new(metrics)
@@ -250,6 +253,7 @@ impl Metrics {
         counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);
         counter("baremesh_dropped_mirrors", "Copies of requests not sent", &self.dropped_mirrors);
         counter("baremesh_policy_notes", "AUDIT and dry-run policies that matched", &self.policy_notes);
+        counter("baremesh_ejections", "Endpoints that outlier detection left out", &self.ejections);
     }
 
     /// The mesh's name from now on.

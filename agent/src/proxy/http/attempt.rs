@@ -330,8 +330,9 @@ pub async fn attempt(
     match leg {
         Leg::Http1(connection) => {
             connection.served += 1;
+            // What follows an upgrade is no message's body.
             let framing = if hop.upgrade { Framing::Upgraded } else { hop.framing };
-            if connection.writer.request(head, &Hop::to_upstream(framing)).is_err() {
+            if connection.writer.request(head, &Hop { framing, ..hop.to_upstream() }).is_err() {
                 return Attempt::Failed(Failure::CallerMalformed("http1.invalid_request"));
             }
             sink = Sink::Http1(&mut connection.writer);

@@ -220,7 +220,8 @@ impl Answer<'_> {
         match self {
             Self::Http1 { version: Version::Http10, .. } | Self::Nobody => Ok(()),
             Self::Http1 { writer, .. } => {
-                writer.response(head, &Hop::to_upstream(Framing::None))?;
+                let hop = Hop { framing: Framing::None, persistence: Persistence::Keep, upgrade: false };
+                writer.response(head, &hop)?;
                 writer.flush().await
             }
             Self::Http2 { respond, .. } => respond.send_informational(http2::response(head)).map_err(h2_error),
