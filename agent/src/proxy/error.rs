@@ -105,6 +105,9 @@ pub enum ProxyError {
     /// The CONNECT was malformed, or not a CONNECT.
     #[error("not an HBONE request: {0}")]
     BadRequest(&'static str),
+    /// The peer sent more of something than anybody who means well, and lost its tunnel.
+    #[error("the tunnel was closed: its peer sent too many {0}")]
+    Flooded(&'static str),
     /// The authority is not registered here, or belongs to another identity than the certificate shown.
     #[error("{authority} is not registered here under the identity that was asked for")]
     NotRegistered {
@@ -154,6 +157,7 @@ impl ProxyError {
             Self::NoLongerAllowed(_) => Reason::NoLongerAllowed,
             Self::PlaintextRefused => Reason::PlaintextRefused,
             Self::BadRequest(_) => Reason::BadRequest,
+            Self::Flooded(_) => Reason::Flooded,
             Self::NotRegistered { .. } => Reason::NotRegistered,
             Self::NoCertificate(_) => Reason::NoCertificate,
             Self::CertificateExpired => Reason::CertificateExpired,
@@ -221,6 +225,7 @@ reasons! {
     NoLongerAllowed, "no_longer_allowed", "UAEX", Policy;
     PlaintextRefused, "plaintext_refused", "UAEX", Policy;
     BadRequest, "bad_request", "DPE", Client;
+    Flooded, "flooded", "DPE", Client;
     NotRegistered, "not_registered", "NR", Client;
     NoCertificate, "no_certificate", "UF", Agent;
     CertificateExpired, "certificate_expired", "UF", Upstream;
