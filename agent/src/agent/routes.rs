@@ -16,7 +16,7 @@ use super::{AgentError, doing};
 use crate::admin::report::{
     CertificateReport, EndpointReport, LocalServiceReport, ServiceReport, SourceReport, StatusReport,
 };
-use crate::admin::server::{self, AdminSocket, Administer, Answer, json, text, with};
+use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
 use crate::capture;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
@@ -72,14 +72,15 @@ impl Sockets {
     /// Serves them all.
     pub fn serve(self, agent: &Arc<Agent>) -> [JoinHandle<()>; 3] {
         let (for_admin, for_metrics, for_ready) = (Arc::clone(agent), Arc::clone(agent), Arc::clone(agent));
+        let serve = |listener, answer: fn(&Agent, &Request<Bytes>) -> Answer, agent: Arc<Agent>| {
+            let refused = agent.metrics.refused_scrapes.clone();
+            let handle = move |request: Request<Bytes>| std::future::ready(answer(&agent, &request));
+            tokio::spawn(server::serve_tcp(listener, Bounds::default(), refused, handle))
+        };
         [
             tokio::spawn(server::serve_socket(self.admin, Socket(for_admin))),
-            tokio::spawn(server::serve_tcp(self.metrics, move |request| {
-                std::future::ready(for_metrics.metrics(&request))
-            })),
-            tokio::spawn(server::serve_tcp(self.ready, move |request| {
-                std::future::ready(for_ready.readiness(&request))
-            })),
+            serve(self.metrics, Agent::metrics, for_metrics),
+            serve(self.ready, Agent::readiness, for_ready),
         ]
     }
 }
