@@ -32,7 +32,7 @@ use crate::registration::file::RegistrationError;
 use crate::snapshot::plan::CaptureSettings;
 use crate::steward::{Mode, Steward};
 use crate::telemetry::Telemetry;
-use crate::telemetry::access_log::{self, AccessLog};
+use crate::telemetry::access_log::{self, AccessLog, Writing};
 use crate::telemetry::metrics::Metrics;
 use guard_post::GuardPost;
 use prepare::{Prepared, Source};
@@ -41,6 +41,9 @@ pub use prepare::empty_mesh;
 
 /// How long the agent waits for its ports.
 const PORTS_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How long the last lines of the access log may take.
+const LOG_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Why the agent did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -119,8 +122,11 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         limits: config.limits.within(descriptors),
         outbound: config.outbound,
     };
-    let log = start_access_log(&config.access_log)?;
+    let (log, writing) = start_access_log(&config.access_log)?;
+    let tally = log.tally();
     let workers = start_workers(listeners, &shared, &metrics, &log)?;
+    // The writer ends with the last worker.
+    drop(log);
     let dns_counters = dns.as_ref().map(Dns::counters);
     let dns_following =
         dns.as_ref().map(|dns| tokio::spawn(follow_mesh(dns.settings(), Arc::clone(&publisher))));
@@ -142,7 +148,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         connected,
         metrics,
         dns: dns_counters,
-        log,
+        log: tally,
         phase: phase.subscribe(),
     });
     let serving = admin.serve(&agent);
@@ -180,6 +186,9 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     phase.send_replace(Phase::Closing);
     for task in [rotating, reporting].into_iter().chain(dns_serving).chain(dns_following).chain(serving) {
         task.abort();
+    }
+    if let Some(writing) = writing {
+        writing.finish(LOG_PATIENCE).await;
     }
     tracing::info!("baremesh agent stopped");
     Ok(())
@@ -280,19 +289,17 @@ fn capture_settings(config: &AgentConfig) -> CaptureSettings {
     }
 }
 
-fn start_access_log(target: &AccessLogTarget) -> Result<AccessLog, AgentError> {
+fn start_access_log(target: &AccessLogTarget) -> Result<(AccessLog, Option<Writing>), AgentError> {
     let out: Box<dyn io::Write + Send> = match target {
-        AccessLogTarget::Off => return Ok(AccessLog::off()),
+        AccessLogTarget::Off => return Ok((AccessLog::off(), None)),
         AccessLogTarget::Stdout => Box::new(io::stdout()),
         AccessLogTarget::File(path) => {
             let file = std::fs::File::options().create(true).append(true).open(path);
             Box::new(file.map_err(doing(format!("opening the access log {}", path.display())))?)
         }
     };
-    let (log, writer) = access_log::channel();
-    let thread = std::thread::Builder::new().name("access-log".to_owned());
-    thread.spawn(move || writer.run(out)).map_err(doing("starting the access log"))?;
-    Ok(log)
+    let (log, writing) = access_log::start(out).map_err(doing("starting the access log"))?;
+    Ok((log, Some(writing)))
 }
 
 /// Each worker is a thread with a runtime of its own.

@@ -27,7 +27,7 @@ use crate::publish::Publisher;
 use crate::registration::file;
 use crate::snapshot::{Snapshot, Transport};
 use crate::steward::{self, Mode, Steward};
-use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::access_log::Tally;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::text_format;
 
@@ -46,7 +46,7 @@ pub struct Agent {
     pub connected: watch::Receiver<bool>,
     pub metrics: Arc<Metrics>,
     pub dns: Option<Arc<DnsCounters>>,
-    pub log: AccessLog,
+    pub log: Arc<Tally>,
     pub phase: watch::Receiver<Phase>,
 }
 
@@ -167,7 +167,7 @@ impl Agent {
             return text(StatusCode::NOT_FOUND, "metrics are at /metrics\n");
         }
         let dropped = &self.metrics.dropped_log_lines;
-        dropped.inc_by(self.log.dropped().saturating_sub(dropped.get()));
+        dropped.inc_by(self.log.lost().saturating_sub(dropped.get()));
         let rendered = self.metrics.render(self.dns.as_deref());
         let accept = request.headers().get(http::header::ACCEPT).and_then(|value| value.to_str().ok());
         match text_format::wants_openmetrics(accept) {

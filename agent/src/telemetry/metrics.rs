@@ -165,7 +165,7 @@ pub struct Metrics {
     pub rejected_configurations: Counter,
     /// Certificate requests that failed; each is tried again.
     pub issue_failures: Counter,
-    /// Access log lines dropped because the writer could not keep up.
+    /// Access log lines dropped because the writer could not keep up, or could not write them.
     pub dropped_log_lines: Counter,
     /// Policies that matched without deciding: AUDIT and dry run.
     pub policy_notes: Counter,
