@@ -142,6 +142,8 @@ struct Line<'a> {
     response_flags: &'static str,
     response_code_details: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     connection_termination_details: Option<String>,
     downstream_remote_address: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -198,6 +200,7 @@ fn line(record: &Record, meter: Option<&Meter>, outcome: &Result<(), ProxyError>
         bytes_sent: meter.map_or(0, Meter::bytes_to_client),
         response_flags: reason.map_or("-", Reason::response_flags),
         response_code_details: reason.map_or("-", Reason::name),
+        fault: reason.map(|reason| reason.fault().name()),
         connection_termination_details: outcome.as_ref().err().map(ToString::to_string),
         downstream_remote_address: record.client.to_string(),
         downstream_local_address: record.destination.map(|address| address.to_string()),
@@ -246,6 +249,19 @@ mod tests {
 
     fn record() -> Record {
         Record::new(Reporter::Source, "10.0.0.1:1".parse().expect("an address"))
+    }
+
+    #[test]
+    fn a_line_says_why_and_whose_fault_it_is() {
+        let value = |outcome| -> serde_json::Value {
+            serde_json::from_slice(&line(&record(), None, &outcome)).expect("JSON")
+        };
+        let denied = value(Err(ProxyError::Denied("by ns/p".to_owned())));
+        assert_eq!(
+            (&denied["response_code_details"], &denied["fault"]),
+            (&"denied".into(), &"policy".into())
+        );
+        assert_eq!(value(Ok(())).get("fault"), None);
     }
 
     #[tokio::test]
