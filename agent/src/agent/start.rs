@@ -20,7 +20,7 @@ use crate::config::{AccessLogTarget, AgentConfig};
 use crate::credentials::Credentials;
 use crate::identity::{Rotation, RotationStatus};
 use crate::proxy::socket::Mark;
-use crate::proxy::{Listeners, Phase, Shared, Worker};
+use crate::proxy::{Limits, Listeners, Phase, Shared, Worker};
 use crate::publish::Publisher;
 use crate::steward::{Mode, Steward};
 use crate::telemetry::Telemetry;
@@ -32,7 +32,7 @@ const PORTS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts the agent, or nothing.
 pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
-    let descriptors = raise_descriptor_limit();
+    let limits = limits_within(&config, raise_descriptor_limit());
     let prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
     let publisher = Publisher::new(
@@ -73,9 +73,10 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         connections: Arc::default(),
         mark,
         ports: config.ports,
-        limits: config.limits.within(descriptors),
+        limits,
         outbound: config.outbound,
     };
+    tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
     let (lines, log) = start_access_log(&config.access_log)?;
     let tally = lines.tally();
     let workers = start_workers(listeners, &shared, &metrics, &lines)?;
@@ -123,6 +124,29 @@ fn raise_descriptor_limit() -> u64 {
         tracing::warn!(%error, "the limit on open descriptors could not be raised");
     }
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// The limits of the data path, with no more connections than there are descriptors for.
+fn limits_within(config: &AgentConfig, descriptors: u64) -> Limits {
+    let limits = config.limits.within(descriptors);
+    if limits.max_connections < config.limits.max_connections {
+        tracing::warn!(
+            max_connections = config.limits.max_connections,
+            lowered_to = limits.max_connections,
+            descriptors,
+            "fewer connections are taken at once than `max_connections`: raise LimitNOFILE of the unit, or lower it"
+        );
+    }
+    limits
+}
+
+/// Learns the cgroups that are there, so that the first connections of running services do not wait for it.
+async fn learn_cgroups(cgroups: Arc<Cgroups>) {
+    match cgroups.learn().await {
+        Ok(count) => tracing::debug!(count, "cgroups are known"),
+        // Where no service is registered by unit or cgroup, nobody misses them; else connections are refused, with this.
+        Err(error) => tracing::info!(%error, "not all cgroups are known yet"),
+    }
 }
 
 /// Takes the ports, waiting a little for the guard of an agent that has just died to let go of them.
