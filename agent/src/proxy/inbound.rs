@@ -207,7 +207,7 @@ async fn judge_and_deliver(
         }
         Err(error) => Err(error),
     };
-    let (local, upstream) = match delivered {
+    let (local, mut upstream) = match delivered {
         Ok(delivered) => delivered,
         Err(error) => {
             refuse(respond, &error);
@@ -227,7 +227,7 @@ async fn judge_and_deliver(
     let relayed = tokio::select! {
         biased;
         reason = entry.until_closed() => Err(reason),
-        ended = relay::tunnel_to_upstream(&mut stream, &upstream, &counted.meter, idle) => {
+        ended = relay::tunnel_to_upstream(&mut stream, &mut upstream, &counted.meter, idle) => {
             ended.map_err(ProxyError::from)
         }
     };
