@@ -21,6 +21,8 @@ pub mod identity;
 pub mod source;
 /// A new state coming into force.
 pub mod publish;
+/// Shares of what there is a limited number of.
+mod share;
 /// The data path.
 pub mod proxy;
 /// Which local process's connection this is, as the kernel says.

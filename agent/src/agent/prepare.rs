@@ -16,14 +16,15 @@ use baremesh_model::name::Label;
 
 use super::{AgentError, doing};
 use crate::addresses;
-use crate::capture::{AGENT_MARK, Capture};
-use crate::config::{AgentConfig, SourceConfig};
+use crate::capture::{AGENT_MARK, AgentPorts, Capture, DnsCapture};
+use crate::config::{AgentConfig, DnsMode, SourceConfig};
 use crate::identity::rotation::Node;
 use crate::identity::{Issuer, NodeCredential};
 use crate::membership::Membership;
 use crate::proxy::socket::Mark;
 use crate::registration::{LocalService, file};
 use crate::snapshot::Host;
+use crate::snapshot::plan::CaptureSettings;
 use crate::source::control::ControlSource;
 use crate::source::files::FileSource;
 
@@ -205,4 +206,23 @@ fn resolve(control: &str) -> Option<SocketAddr> {
 /// The mark of the agent's own sockets, where there are rules that know it.
 pub fn mark(config: &AgentConfig) -> Mark {
     Mark(config.capture.then_some(AGENT_MARK))
+}
+
+/// What the rules are made with, besides the state.
+pub fn capture_settings(config: &AgentConfig) -> CaptureSettings {
+    CaptureSettings {
+        agent_uid: rustix::process::geteuid().as_raw(),
+        ports: AgentPorts {
+            outbound: config.ports.outbound,
+            inbound: config.ports.inbound,
+            hbone: config.ports.hbone,
+            dns: config.dns_port,
+        },
+        dns: match config.dns {
+            DnsMode::Capture => DnsCapture::Port53,
+            DnsMode::Off | DnsMode::Nameserver => DnsCapture::Off,
+        },
+        outbound: config.outbound,
+        ssh_ports: config.ssh_ports.clone(),
+    }
 }

@@ -16,7 +16,7 @@ use super::{AgentError, doing};
 use crate::admin::report::{
     CertificateReport, EndpointReport, LocalServiceReport, ServiceReport, SourceReport, StatusReport,
 };
-use crate::admin::server::{self, AdminSocket, Administer, Answer, json, text, with};
+use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
 use crate::capture;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
@@ -27,7 +27,7 @@ use crate::publish::Publisher;
 use crate::registration::file;
 use crate::snapshot::{Snapshot, Transport};
 use crate::steward::{self, Mode, Steward};
-use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::access_log::Tally;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::text_format;
 
@@ -46,7 +46,7 @@ pub struct Agent {
     pub connected: watch::Receiver<bool>,
     pub metrics: Arc<Metrics>,
     pub dns: Option<Arc<DnsCounters>>,
-    pub log: AccessLog,
+    pub log: Arc<Tally>,
     pub phase: watch::Receiver<Phase>,
 }
 
@@ -72,14 +72,15 @@ impl Sockets {
     /// Serves them all.
     pub fn serve(self, agent: &Arc<Agent>) -> [JoinHandle<()>; 3] {
         let (for_admin, for_metrics, for_ready) = (Arc::clone(agent), Arc::clone(agent), Arc::clone(agent));
+        let serve = |listener, answer: fn(&Agent, &Request<Bytes>) -> Answer, agent: Arc<Agent>| {
+            let refused = agent.metrics.refused_scrapes.clone();
+            let handle = move |request: Request<Bytes>| std::future::ready(answer(&agent, &request));
+            tokio::spawn(server::serve_tcp(listener, Bounds::default(), refused, handle))
+        };
         [
             tokio::spawn(server::serve_socket(self.admin, Socket(for_admin))),
-            tokio::spawn(server::serve_tcp(self.metrics, move |request| {
-                std::future::ready(for_metrics.metrics(&request))
-            })),
-            tokio::spawn(server::serve_tcp(self.ready, move |request| {
-                std::future::ready(for_ready.readiness(&request))
-            })),
+            serve(self.metrics, Agent::metrics, for_metrics),
+            serve(self.ready, Agent::readiness, for_ready),
         ]
     }
 }
@@ -166,7 +167,7 @@ impl Agent {
             return text(StatusCode::NOT_FOUND, "metrics are at /metrics\n");
         }
         let dropped = &self.metrics.dropped_log_lines;
-        dropped.inc_by(self.log.dropped().saturating_sub(dropped.get()));
+        dropped.inc_by(self.log.lost().saturating_sub(dropped.get()));
         let rendered = self.metrics.render(self.dns.as_deref());
         let accept = request.headers().get(http::header::ACCEPT).and_then(|value| value.to_str().ok());
         match text_format::wants_openmetrics(accept) {

@@ -14,11 +14,11 @@ use super::socket;
 use crate::telemetry::{Counted, Record, Reporter, Security};
 
 /// Carries one captured plaintext connection, and writes its record.
-pub async fn carry(worker: Arc<Worker>, client: TcpStream) {
+pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
     let Ok(address) = client.peer_addr() else { return };
     let mut record = Record::new(Reporter::Destination, socket::canonical(address));
     let mut counted = None;
-    let outcome = judge_and_deliver(&worker, &client, &mut record, &mut counted).await;
+    let outcome = judge_and_deliver(&worker, &mut client, &mut record, &mut counted).await;
     if outcome.is_err() {
         relay::reset_on_close(&client);
     }
@@ -27,7 +27,7 @@ pub async fn carry(worker: Arc<Worker>, client: TcpStream) {
 
 async fn judge_and_deliver(
     worker: &Worker,
-    client: &TcpStream,
+    client: &mut TcpStream,
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
 ) -> Result<(), ProxyError> {
@@ -49,7 +49,7 @@ async fn judge_and_deliver(
     let source_ip = record.client.ip();
     worker.authorize(local, None, source_ip, record)?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
-    let upstream = worker.deliver(local, record).await?;
+    let mut upstream = worker.deliver(local, record).await?;
     let counted = counted.insert(worker.telemetry.open(record));
     let delivered = Delivered { local: Arc::clone(local), source: None, source_ip };
     let entry = worker.open.enter(Arc::clone(counted), Some(delivered));
@@ -58,6 +58,6 @@ async fn judge_and_deliver(
     tokio::select! {
         biased;
         reason = entry.until_closed() => Err(reason),
-        ended = relay::client_to_upstream(client, &upstream, &counted.meter, idle) => ended.map_err(ProxyError::from),
+        ended = relay::client_to_upstream(client, &mut upstream, &counted.meter, idle) => ended.map_err(ProxyError::from),
     }
 }

@@ -165,10 +165,12 @@ pub struct Metrics {
     pub rejected_configurations: Counter,
     /// Certificate requests that failed; each is tried again.
     pub issue_failures: Counter,
-    /// Access log lines dropped because the writer could not keep up.
+    /// Access log lines dropped because the writer could not keep up, or could not write them.
     pub dropped_log_lines: Counter,
     /// Policies that matched without deciding: AUDIT and dry run.
     pub policy_notes: Counter,
+    /// Connections to metrics and readiness that were closed unheard, because their host has enough of them.
+    pub refused_scrapes: Counter,
 }
 
 impl Metrics {
@@ -195,6 +197,7 @@ impl Metrics {
             issue_failures: Counter::default(),
             dropped_log_lines: Counter::default(),
             policy_notes: Counter::default(),
+            refused_scrapes: Counter::default(),
         };
         metrics.register();
         Arc::new(metrics)
@@ -241,6 +244,7 @@ impl Metrics {
         counter("baremesh_issue_failures", "Certificate requests that failed", &self.issue_failures);
         counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);
         counter("baremesh_policy_notes", "AUDIT and dry-run policies that matched", &self.policy_notes);
+        counter("baremesh_refused_scrapes", "Scrapes and probes refused", &self.refused_scrapes);
     }
 
     /// The mesh's name from now on.

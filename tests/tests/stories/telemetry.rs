@@ -79,7 +79,10 @@ fn every_connection_has_one_line_on_each_side() {
         of(&web, "source").len() >= 51 && of(&store, "destination").len() >= 50
     });
     let (source, destination) = (of(&web, "source"), of(&store, "destination"));
-    assert_eq!((source.len(), destination.len()), (51, 50));
+    let refused = source.iter().filter(|line| line["response_code_details"] == "no_such_port").count();
+    // A reset that comes before the caller has looked is a failed connect to it, and it tries the other family's address.
+    assert!((1..=2).contains(&refused), "{refused}");
+    assert_eq!((source.len(), destination.len()), (50 + refused, 50));
     for line in
         source.iter().chain(&destination).filter(|line| line["response_code_details"] != "no_such_port")
     {
@@ -90,7 +93,6 @@ fn every_connection_has_one_line_on_each_side() {
         );
         assert_eq!(line["source_principal"], "spiffe://mesh.internal/ns/hosts/sa/web");
     }
-    assert_eq!(source.iter().filter(|line| line["response_code_details"] == "no_such_port").count(), 1);
 }
 
 /// The answer of a host's readiness port.
