@@ -62,6 +62,46 @@ fn a_host_that_is_in_no_mesh_is_told_what_to_do() {
     cases.iter().for_each(|case| check(&host, *case));
 }
 
+/// Without a control server the same is done in the directory itself, and nothing needs to run.
+#[test]
+fn a_refusal_says_what_stands_of_the_files_before_it() {
+    let net = net("cli-files");
+    let host = net.host("web", 1);
+    let own = |file: &str| host.path("/etc/baremesh").join(file);
+    let write = |file: &str, text: &str| std::fs::write(own(file), text).expect("a file of the host");
+    std::fs::create_dir_all(own("registry")).expect("the host's directory");
+    write("agent.toml", "[registry]\nsource = \"files\"\n");
+    for (file, key) in [("a.toml", "port"), ("b.toml", "prot")] {
+        let name = &file[..1];
+        write(file, &format!("[[Service]]\nname = \"{name}\"\nports = [{{ {key} = 80 }}]\n"));
+    }
+    let line =
+        |options: &str| format!("baremesh apply {options} -f /etc/baremesh/a.toml -f /etc/baremesh/b.toml");
+    let check = |options: &str, stdout: &str, stderr: &str| {
+        let output = run(host.sh(&line(options)));
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (said, remarked) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(1), "{options}: {said}{remarked}");
+        assert!(said.contains(stdout), "{options}: {said}");
+        assert!(remarked.contains(stderr), "{options}: {remarked}");
+        said
+    };
+    check("--dry-run", "Service default/a would be created", "nothing was changed");
+    let text = check("-o json --dry-run", "prot", "");
+    assert!(!text.contains("created"), "{text}");
+    check("", "Service default/a created", "nothing more was changed: what is listed above is done");
+    let answer: serde_json::Value = serde_json::from_str(&check("-o json", "prot", "")).expect("one answer");
+    assert_eq!(
+        (&answer["changes"][0]["name"], &answer["changes"][0]["effect"]),
+        (&"a".into(), &"unchanged".into())
+    );
+    write("registry/broken.toml", "[[Service]]\n");
+    let asked = run(host.sh("baremesh get"));
+    let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+    assert!(asked.status.code() == Some(1) && said.contains("broken.toml"), "{said}");
+    assert!(!said.contains("changed"), "who asks changes nothing, and needs no telling: {said}");
+}
+
 #[test]
 fn a_mesh_says_what_it_does_not_do() {
     let mesh = Mesh::new("cli-mesh");
