@@ -28,7 +28,7 @@ use crate::membership::MembershipError;
 use crate::proxy::socket::Mark;
 use crate::proxy::{Listeners, Phase, Shared, Worker};
 use crate::publish::Publisher;
-use crate::registration::file::RegistrationError;
+use crate::registration::file::{self, RegistrationError};
 use crate::snapshot::plan::CaptureSettings;
 use crate::steward::{Mode, Steward};
 use crate::telemetry::Telemetry;
@@ -92,6 +92,9 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let capture = prepare::capture(&config)?;
     let guard = capture.as_ref().map(|capture| GuardPost::start(capture, &listeners)).transpose()?;
     let admin = routes::Sockets::bind(&config).await?;
+    // Who registered a service since `prepare` read them found no socket to tell this agent by.
+    let registrations = file::read_all(&config.directories.services())?;
+    publisher.take_registrations(registrations).map_err(AgentError::State)?;
 
     let credentials = Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&prepared.bundle), [])));
     let status = Arc::new(Mutex::new(RotationStatus::default()));

@@ -1,6 +1,6 @@
 //! What is wrong on the command line ends with a code that scripts can trust, and a message that names the way out.
 
-use baremesh_tests::{Host, Mesh, net, run};
+use baremesh_tests::{Host, Mesh, net, output_of, run, wait_until};
 
 /// A command, the code that it ends with, and what it says.
 type Case<'a> = (&'a str, u8, &'a [&'a str]);
@@ -133,4 +133,28 @@ fn a_mesh_says_what_it_does_not_do() {
     web.configure("[dns]\nmode = \"magic\"\n");
     web.stop_agent();
     check(&web.host, ("agent", 2, &["agent.toml", "line 2"]));
+}
+
+/// The agent reads what is registered before it can be told of more: here there is much time in between, as somebody has
+/// one of its ports.
+#[test]
+fn a_service_that_is_registered_while_the_agent_starts_is_not_forgotten() {
+    let mesh = Mesh::new("cli-start");
+    let web = mesh.member("web", 1, &["web"]);
+    web.stop_agent();
+    let port = web.host.listen((web.host.v4(), 15008));
+    web.start_without_waiting();
+    wait_until("the agent has come as far as its ports", || {
+        !run(web.host.sh("ss --no-header --listening --udp --numeric 'sport = :15053'")).stdout.is_empty()
+    });
+    let registered = run(web.host.baremesh(["service", "register", "web", "--port", "80"]));
+    let said = String::from_utf8_lossy(&registered.stderr).into_owned();
+    assert!(registered.status.success() && said.contains("no agent runs here"), "{said}");
+    drop(port);
+    web.wait_until_ready();
+    wait_until("the agent has the service", || {
+        let services = web.status().map(|status| status["services"].clone()).unwrap_or_default();
+        services[0]["service"] == "web.default" && services[0]["certificate"] == true
+    });
+    assert_eq!(output_of(web.host.baremesh(["service", "list"])).lines().count(), 2);
 }
