@@ -5,6 +5,8 @@
 
 /// What the host's agent is told by its configuration file.
 pub mod config;
+/// The machine's own name.
+pub mod machine;
 /// What the host has from joining a mesh.
 pub mod membership;
 /// At which addresses other hosts reach this one.

@@ -20,6 +20,7 @@ use crate::capture::{AGENT_MARK, AgentPorts, Capture, DnsCapture};
 use crate::config::{AgentConfig, DnsMode, SourceConfig};
 use crate::identity::rotation::Node;
 use crate::identity::{Issuer, NodeCredential};
+use crate::machine;
 use crate::membership::Membership;
 use crate::proxy::socket::Mark;
 use crate::registration::{LocalService, file};
@@ -133,7 +134,12 @@ fn own_mesh(
     let authority = Authority::open(&config.directories.authority(), SystemTime::now()).map_err(state)?;
     let name = match &config.host {
         Some(name) => name.clone(),
-        None => machine_name()?,
+        None => machine::label().ok_or_else(|| {
+            let name = machine::name();
+            AgentError::State(format!(
+                "the machine's name `{name}` cannot be one of the mesh: set `host` in agent.toml"
+            ))
+        })?,
     };
     let grants = vec![Grant::parse("*.*").map_err(|error| AgentError::State(error.to_string()))?];
     let bundle = Arc::new(authority.bundle().map_err(state)?);
@@ -188,14 +194,6 @@ fn host(config: &AgentConfig, name: Label, towards: Option<SocketAddr>) -> Resul
         tracing::warn!("this host has no address that others could reach: set `addresses` in agent.toml");
     }
     Ok(Host { name, addresses })
-}
-
-fn machine_name() -> Result<Label, AgentError> {
-    let name =
-        std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(doing("reading the host name"))?;
-    let first = name.trim().split('.').next().unwrap_or_default().to_ascii_lowercase();
-    Label::new(&first)
-        .map_err(|error| AgentError::State(format!("the host's name: {error}; set `host` in agent.toml")))
 }
 
 fn resolve(control: &str) -> Option<SocketAddr> {

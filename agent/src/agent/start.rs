@@ -22,6 +22,7 @@ use crate::identity::{Rotation, RotationStatus};
 use crate::proxy::socket::Mark;
 use crate::proxy::{Limits, Listeners, Phase, Shared, Worker};
 use crate::publish::Publisher;
+use crate::registration::file;
 use crate::steward::{Mode, Steward};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{self, AccessLog, Writing};
@@ -49,6 +50,9 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
     let capture = prepare::capture(&config)?;
     let guard = capture.as_ref().map(|capture| GuardPost::start(capture, &listeners)).transpose()?;
     let sockets = routes::Sockets::bind(&config).await?;
+    // Who registered a service since `prepare` read them found no socket to tell this agent by.
+    let registrations = file::read_all(&config.directories.services())?;
+    publisher.take_registrations(registrations).map_err(AgentError::State)?;
 
     let phase = watch::Sender::new(Phase::Running);
     let credentials = Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&prepared.bundle), [])));

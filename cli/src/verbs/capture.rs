@@ -2,7 +2,6 @@
 //! agent; what an operator needs in an emergency works without it.
 
 use std::ffi::OsString;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,7 +16,9 @@ use crate::output::{Exit, Output, Said, in_full, remark, say, say_json, table};
 
 const LONG_ABOUT: &str = "\
 The nftables rules that bring connections to the agent. All of them live in the tables `inet baremesh` and
-`inet baremesh_anchor`; nothing else is touched, and SSH, DHCP, NTP and the metadata address are never captured.";
+`inet baremesh_anchor`; nothing else is touched, and SSH, DHCP, NTP and the metadata address are never captured.
+
+An agent places them when it starts, unless agent.toml says `[capture] enabled = false`.";
 
 /// Show, place and remove the rules that bring connections to the agent
 #[derive(Debug, Args)]
@@ -43,13 +44,13 @@ enum CaptureVerb {
     },
     /// Make rules that were placed with `--confirm` stay
     Confirm,
-    /// Remove every rule, whether or not the agent runs
+    /// Remove every rule, whether or not the agent runs; it leaves them off until `capture apply`, or its next start
     Remove {
         /// Without an agent: leave the anchor table, so that connections through the agent can end in peace
         #[arg(long)]
         keep_anchor: bool,
     },
-    /// Show whether the rules stand, with their counters, whether or not the agent runs
+    /// Show whether the rules stand, with their counters, whether or not the agent runs; exits with 1 unless they do
     Status,
     /// Apply the rules for when the agent is gone, as the unit does after it has stopped
     Gone {
@@ -149,12 +150,8 @@ fn remove(global: &Global, anchor: Anchor) -> anyhow::Result<()> {
 fn ask(global: &Global, method: Method, target: &str) -> anyhow::Result<Option<String>> {
     match asked(global, method, target) {
         Ok(answer) => Ok(Some(answer)),
-        Err(error) => match error.downcast_ref() {
-            Some(SocketError::Connect { source, .. }) if source.kind() != ErrorKind::PermissionDenied => {
-                Ok(None)
-            }
-            _ => Err(error),
-        },
+        Err(error) if error.downcast_ref().is_some_and(SocketError::is_nobody_there) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
