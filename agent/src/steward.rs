@@ -16,8 +16,12 @@ use crate::telemetry::metrics::Metrics;
 const SETTLE: Duration = Duration::from_millis(50);
 /// How often the rules are looked at.
 const LOOK: Duration = Duration::from_secs(30);
-/// How long to wait after the rules could not be put in place.
+/// How long to wait after the rules could not be put in place. Also the time to the first look: the guard of an agent
+/// that has just died may come late with its rules.
 const RETRY: Duration = Duration::from_secs(2);
+/// What is wrong while the rules for a gone agent are kept.
+const NOTHING_KNOWN: &str =
+    "the rules for a gone agent stand until the mesh's state is known: closed services are refused";
 
 /// What the keeper does with the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +96,9 @@ impl Steward {
 
     /// Puts the rules in place on trial: they take themselves back after `limit` unless they are confirmed.
     pub async fn try_out(&self, exe: PathBuf, limit: Duration) -> Result<Change, CaptureError> {
+        if !self.mesh_is_known() {
+            return Err(CaptureError::NothingKnown);
+        }
         let plan = self.plan();
         let applied = self.on_capture(move |capture| capture.apply_with_confirm(&exe, &plan, limit)).await?;
         let before = if self.mode() == Mode::Keep { Before::Kept } else { Before::Nothing };
@@ -125,8 +132,16 @@ impl Steward {
         }
     }
 
-    /// Brings the rules up to date.
+    /// Whether a state of the mesh has ever come: from the disk, from files or from the control server.
+    fn mesh_is_known(&self) -> bool {
+        self.publisher.published().version > 0
+    }
+
+    /// Brings the rules up to date; until the mesh's state is known, to those for a gone agent.
     async fn apply(&self) -> Result<Change, CaptureError> {
+        if !self.mesh_is_known() {
+            return self.hold().await;
+        }
         let plan = self.plan();
         let applied = self.on_capture(move |capture| capture.apply(&plan)).await;
         match applied {
@@ -141,6 +156,13 @@ impl Steward {
         }
     }
 
+    async fn hold(&self) -> Result<Change, CaptureError> {
+        let plan = self.plan();
+        let held = self.on_capture(move |capture| capture.hold(&plan)).await;
+        self.tell(Some(held.as_ref().map_or_else(ToString::to_string, |()| NOTHING_KNOWN.to_owned())));
+        held.map(|()| Change::Held)
+    }
+
     /// What stands now.
     pub async fn status(&self) -> Result<Status, CaptureError> {
         self.on_capture(|capture| capture.status()).await
@@ -151,7 +173,7 @@ impl Steward {
         let mut changed = self.publisher.changed();
         // A state may have come between the rules' first placing and this: it must not wait for the next look.
         changed.mark_changed();
-        let mut wait = LOOK;
+        let mut wait = RETRY;
         loop {
             tokio::select! {
                 told = changed.changed() => {
@@ -172,7 +194,7 @@ impl Steward {
                 }
             }
             wait = match self.apply().await {
-                Ok(Change::None) => LOOK,
+                Ok(Change::None | Change::Held) => LOOK,
                 Ok(change) => {
                     tracing::info!(?change, "the capture rules were changed");
                     LOOK

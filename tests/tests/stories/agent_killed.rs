@@ -192,3 +192,83 @@ fn an_agent_that_dies_is_back_within_seconds() {
     }
     assert_eq!(output_of(web.host.shop(["call", "store", "80", "well"])), "well");
 }
+
+#[test]
+fn an_agent_that_lost_its_state_lets_nothing_out_before_it_has_one_again() {
+    let mesh = Mesh::new("lost");
+    let web = mesh.member("web", 1, &["web", "late"]);
+    let store = mesh.member("store", 2, &["store"]);
+    store.host.serve("echo", ["echo", "127.0.0.1:7000"]);
+    store.register("store", ["--port", "7000"]);
+    let bare = mesh.net.host("bare", 9);
+    web.host.serve("own", ["echo", "[::]:81"]);
+    web.register("web", ["--port", "81"]);
+    web.wait_for_endpoints("store.default", 1);
+    let load = Load::start(&web.host, "10.77.0.2", 7000);
+    let (wire, tried) = (mesh.net.capture(), || load.done() + load.failures().len());
+    let wait_for_tries = || {
+        let before = tried();
+        wait_until("calls are tried meanwhile", || tried() > before + 5);
+    };
+    // Twice with the guard's help; then as if the whole group of processes had been killed, so that the old rules stand.
+    for turn in 0..3 {
+        mesh.kill_control();
+        if turn == 2 {
+            output_of(web.host.sh(&format!("kill -KILL $(cat /proc/{}/task/*/children)", web.agent_pid())));
+        }
+        web.kill_agent();
+        wait_for_tries();
+        std::fs::remove_file(web.host.path("/var/lib/baremesh/last-good.state")).expect("a saved state");
+        web.start_without_waiting();
+        wait_until("the agent answers", || web.status().is_some());
+        assert_eq!(
+            (state(&web).as_str(), web.status().expect("a status")["ready"].as_bool()),
+            ("gone", Some(false))
+        );
+        wait_for_tries();
+        // Its own service is closed as well, and so is one that is registered only now.
+        if turn == 0 {
+            web.host.serve("late", ["echo", "[::]:82"]);
+            assert_eq!(call(&bare, "10.77.0.1", "82", "not registered"), exit::DONE);
+            output_of(web.host.baremesh(["service", "register", "late", "--port", "82"]));
+        }
+        for port in ["81", "82"] {
+            assert_eq!(call(&bare, "10.77.0.1", port, "closed"), exit::NO_CONNECTION, "{port}");
+            assert_eq!(call(&web.host, "127.0.0.1", port, "closed"), exit::NO_CONNECTION, "{port}");
+        }
+        let tried_out = run(web.host.baremesh(["capture", "apply", "--confirm", "5s"]));
+        assert!(String::from_utf8_lossy(&tried_out.stderr).contains("knows no state of the mesh yet"));
+        mesh.start_control();
+        web.wait_until_ready();
+        assert_eq!(state(&web), "in-place");
+        load.wait_for_more(5);
+    }
+    let wire = wire.stop().off_loopback();
+    assert!(!wire.contains("call-"), "{}", wire.find("call-").expect("a sighting"));
+}
+
+#[test]
+fn an_agent_that_never_had_a_state_closes_its_own_services_at_once() {
+    let mesh = Mesh::new("never");
+    let bare = mesh.net.host("bare", 9);
+    let web = mesh.net.host("web", 1);
+    web.set_nameserver(mesh.control.v4());
+    output_of(web.baremesh(["join", "10.77.0.200", "--token", &mesh.token(&["web", "free"])]));
+    let web = Member::of(web);
+    for (name, port, when_gone) in [("web", "81", "closed"), ("free", "82", "open")] {
+        web.host.serve(name, ["echo", &format!("[::]:{port}")]);
+        output_of(web.host.baremesh(["service", "register", name, "--port", port, "--when-gone", when_gone]));
+    }
+    mesh.kill_control();
+    assert_eq!(call(&bare, "10.77.0.1", "81", "as before the mesh"), exit::DONE);
+    web.start_without_waiting();
+    wait_until("its rules stand", || state(&web) == "gone");
+    assert_eq!(call(&bare, "10.77.0.1", "81", "closed"), exit::NO_CONNECTION);
+    assert_eq!(call(&bare, "10.77.0.1", "82", "open"), exit::DONE);
+    web.stop_agent();
+    assert_eq!(state(&web), "gone", "it leaves them behind");
+    web.start_without_waiting();
+    mesh.start_control();
+    web.wait_until_ready();
+    assert_eq!(state(&web), "in-place");
+}
