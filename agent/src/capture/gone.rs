@@ -86,6 +86,7 @@ fn ruleset_of_gone(plan: &CapturePlan, closed: &[&LocalService]) -> Ruleset {
         Chain::new("outbound_check", Some(Hook::filter("output")), outbound_check(plan)),
         Chain::new("virtual_check", None, virtual_check()),
         Chain::new("inbound_check", Some(Hook::filter("input")), inbound_check(plan)),
+        Chain::new("forward_check", Some(Hook::filter("forward")), forward_check()),
         Chain::new("closed_check", None, [RESETS, "counter name closed reject with tcp reset"]),
     ];
     let comment = "the baremesh agent is gone: its closed services are refused until it is back";
@@ -118,4 +119,13 @@ fn inbound_check(plan: &CapturePlan) -> Vec<String> {
     rules.push(EXEMPT.to_owned());
     rules.push(format!("tcp dport @closed_inbound fib daddr type local {REFUSE}"));
     rules
+}
+
+/// What this host forwards to a closed service that is delivered into a container.
+fn forward_check() -> [String; 3] {
+    [
+        EXEMPT.to_owned(),
+        format!("ip daddr . tcp dport @closed4 {REFUSE}"),
+        format!("ip6 daddr . tcp dport @closed6 {REFUSE}"),
+    ]
 }

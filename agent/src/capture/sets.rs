@@ -87,7 +87,8 @@ pub(super) fn sets_of(plan: &CapturePlan) -> Vec<NamedSet> {
     sets.push(named_ports("local_ports", plan, &plan.local));
     sets.extend(NamedSet::of_sockets("local", &local_addresses(plan, plan.local.iter())));
     sets.push(NamedSet::of_ports("inbound_ports", inbound_ports(plan, plan.local.iter())));
-    sets.push(NamedSet::of_ports("strict_ports", inbound_ports(plan, strict)));
+    sets.push(NamedSet::of_ports("strict_ports", inbound_ports(plan, strict.clone())));
+    sets.extend(NamedSet::of_sockets("strict", &local_addresses(plan, strict)));
     sets.extend(endpoints(plan));
     sets.push(seal(&sets));
     sets
