@@ -17,6 +17,8 @@ mod batch;
 mod command;
 /// A change that takes itself back unless it is confirmed.
 pub mod confirm;
+/// Open connections from before the capture.
+pub mod flows;
 /// The rules for when the agent is gone.
 mod gone;
 /// The process that outlives the agent by a moment.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::capture::{Anchor, Capture, CaptureError, CapturePlan, Change, State, Status, apply_gone};
+use crate::capture::{
+    Anchor, Applied, Capture, CaptureError, CapturePlan, Change, State, Status, apply_gone,
+};
 use crate::publish::Publisher;
 use crate::snapshot::plan::CaptureSettings;
 use crate::telemetry::metrics::Metrics;
@@ -33,6 +35,17 @@ pub enum Mode {
     /// They stand on trial: unless somebody confirms them they take themselves back, to those that were kept before
     /// or to none.
     Trial(Before),
+}
+
+impl Mode {
+    /// The word for it in reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Keep => "keeps",
+            Self::Off => "off",
+            Self::Trial(_) => "trial",
+        }
+    }
 }
 
 /// What rules on trial give way to.
@@ -88,14 +101,14 @@ impl Steward {
     }
 
     /// Puts the rules in place for good.
-    pub async fn keep_from_now(&self) -> Result<Change, CaptureError> {
-        let change = self.apply().await?;
+    pub async fn keep_from_now(&self) -> Result<Applied, CaptureError> {
+        let applied = self.apply().await?;
         self.set_mode(Mode::Keep);
-        Ok(change)
+        Ok(applied)
     }
 
     /// Puts the rules in place on trial: they take themselves back after `limit` unless they are confirmed.
-    pub async fn try_out(&self, exe: PathBuf, limit: Duration) -> Result<Change, CaptureError> {
+    pub async fn try_out(&self, exe: PathBuf, limit: Duration) -> Result<Applied, CaptureError> {
         if !self.mesh_is_known() {
             return Err(CaptureError::NothingKnown);
         }
@@ -104,7 +117,7 @@ impl Steward {
         let before = if self.mode() == Mode::Keep { Before::Kept } else { Before::Nothing };
         self.set_mode(Mode::Trial(before));
         self.tell(None);
-        Ok(applied.change)
+        Ok(applied)
     }
 
     /// Makes rules on trial stay.
@@ -138,7 +151,7 @@ impl Steward {
     }
 
     /// Brings the rules up to date; until the mesh's state is known, to those for a gone agent.
-    async fn apply(&self) -> Result<Change, CaptureError> {
+    async fn apply(&self) -> Result<Applied, CaptureError> {
         if !self.mesh_is_known() {
             return self.hold().await;
         }
@@ -147,7 +160,7 @@ impl Steward {
         match applied {
             Ok(applied) => {
                 self.tell(None);
-                Ok(applied.change)
+                Ok(applied)
             }
             Err(error) => {
                 self.tell(Some(error.to_string()));
@@ -156,16 +169,35 @@ impl Steward {
         }
     }
 
-    async fn hold(&self) -> Result<Change, CaptureError> {
+    async fn hold(&self) -> Result<Applied, CaptureError> {
         let plan = self.plan();
         let held = self.on_capture(move |capture| capture.hold(&plan)).await;
         self.tell(Some(held.as_ref().map_or_else(ToString::to_string, |()| NOTHING_KNOWN.to_owned())));
-        held.map(|()| Change::Held)
+        held.map(|()| Applied { change: Change::Held, without_ipv6: None })
     }
 
-    /// What stands now.
-    pub async fn status(&self) -> Result<Status, CaptureError> {
-        self.on_capture(|capture| capture.status()).await
+    /// What stands now, and whether it awaits its confirmation.
+    pub async fn status(&self) -> Result<(Status, bool), CaptureError> {
+        self.on_capture(|capture| Ok((capture.status()?, capture.is_unconfirmed()))).await
+    }
+
+    /// Whether the rules are what they were meant to be, in words.
+    pub async fn in_words(&self) -> String {
+        let state = match self.status().await {
+            Ok((status, _)) => status.state,
+            Err(error) => return error.to_string(),
+        };
+        match (state, self.mode()) {
+            (State::Missing, Mode::Off) => "off".to_owned(),
+            (State::Missing, _) => "missing".to_owned(),
+            (State::InPlace, Mode::Off) => "off, but the rules of an agent before this one stand".to_owned(),
+            (State::InPlace, Mode::Keep) => "in place".to_owned(),
+            (State::InPlace, Mode::Trial(_)) => {
+                "on trial: they are taken back unless they are confirmed".to_owned()
+            }
+            (State::Altered(differences), _) => format!("altered: {}", differences.join("; ")),
+            (State::Gone, _) => "the rules for a gone agent".to_owned(),
+        }
     }
 
     /// Keeps the rules in step for as long as it is polled.
@@ -193,7 +225,7 @@ impl Steward {
                     continue;
                 }
             }
-            wait = match self.apply().await {
+            wait = match self.apply().await.map(|applied| applied.change) {
                 Ok(Change::None | Change::Held) => LOOK,
                 Ok(change) => {
                     tracing::info!(?change, "the capture rules were changed");
@@ -242,15 +274,5 @@ impl Steward {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
-    }
-}
-
-/// Whether the rules are what they were meant to be, in words.
-pub fn in_words(status: &Status) -> String {
-    match &status.state {
-        State::Missing => "missing".to_owned(),
-        State::InPlace => "in place".to_owned(),
-        State::Altered(differences) => format!("altered: {}", differences.join("; ")),
-        State::Gone => "the rules for a gone agent".to_owned(),
     }
 }
