@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::attribution::Cgroups;
+use crate::capture::guard::refuse_all;
 use crate::capture::{AgentPorts, CaptureError, DnsCapture};
 use crate::config::{AccessLogTarget, AgentConfig, DnsMode};
 use crate::credentials::Credentials;
@@ -155,6 +156,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         }
         None => None,
     };
+    let held = guard.as_ref().map(GuardPost::sockets);
     let (relieve, relieved) = tokio::sync::oneshot::channel();
     let guarding = guard.map(|post| tokio::spawn(post.keep(relieved)));
     let reporting = tokio::spawn(routes::tell_service_manager(Arc::clone(&agent)));
@@ -167,6 +169,8 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let _ = tokio::time::timeout(config.drain, source).await;
     keeping.inspect(tokio::task::JoinHandle::abort);
     drain(workers, &phase, config.drain).await;
+    // The guard's copies outlive the workers', and who waits there has to be told while the rules lead the answer back.
+    held.iter().for_each(|sockets| refuse_all(sockets));
     if let Some(steward) = &steward
         && let Err(error) = steward.leave().await
     {

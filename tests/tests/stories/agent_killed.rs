@@ -14,7 +14,7 @@ fn state(member: &Member) -> String {
 
 /// A caller, an echo on all addresses of its host as `store`, and a host without an agent.
 fn three(mesh: &Mesh, when_gone: &str) -> (Member, Member, Host) {
-    let (web, store) = (mesh.member("web", 1, &[]), mesh.member("store", 2, &["store"]));
+    let (web, store) = (mesh.member("web", 1, &["web"]), mesh.member("store", 2, &["store"]));
     store.host.serve("echo", ["echo", "[::]:7000"]);
     store.register("store", ["--port", "80:7000", "--when-gone", when_gone]);
     // Where no name server is, a host says so at once, and a name without an agent fails at once.
@@ -271,4 +271,47 @@ fn an_agent_that_never_had_a_state_closes_its_own_services_at_once() {
     mesh.start_control();
     web.wait_until_ready();
     assert_eq!(state(&web), "in-place");
+}
+
+/// Connections that are accepted by the kernel for `port` of an agent that takes none, and whose bytes have arrived.
+fn waiting_in_line(host: &Host, port: u16) -> usize {
+    let is_waiting = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let ours = words.get(1).is_some_and(|local| local.ends_with(&format!(":{port:04X}")));
+        ours && words.get(3) == Some(&"01")
+            && words.get(4).is_some_and(|queues| !queues.ends_with(":00000000"))
+    };
+    output_of(host.sh("cat /proc/net/tcp /proc/net/tcp6")).lines().filter(|line| is_waiting(line)).count()
+}
+
+#[test]
+fn callers_of_an_agent_that_is_killed_are_told_at_once() {
+    for when_gone in ["open", "closed"] {
+        let mesh = Mesh::new("told");
+        let (web, store, bare) = three(&mesh, when_gone);
+        web.register("web", ["--port", "81", "--when-gone", when_gone]);
+        let services = web.ask("/services").expect("services");
+        let store_entry =
+            services.as_array().expect("a list").iter().find(|s| s["service"] == "store.default");
+        let virtual_address = store_entry.expect("the store")["addresses"][0].as_str().expect("an address");
+        // The agents stand still: what is opened now waits in line, as what is opened in the moment of their death.
+        let signal = |member: &Member, name: &str| {
+            output_of(member.host.sh(&format!("kill -{name} {}", member.agent_pid())));
+        };
+        [&web, &store].iter().for_each(|member| signal(member, "STOP"));
+        let call = |from: &Host, to: &str, port: &str| {
+            from.spawn("told", from.shop(["call", "--timeout", "60", to, port, "is anybody there?"]))
+        };
+        let outbound = [call(&web.host, virtual_address, "80"), call(&web.host, "10.77.0.2", "7000")];
+        let inbound = [call(&bare, "10.77.0.2", "7000"), call(&bare, "fd77::2", "7000")];
+        wait_until("they wait in line", || {
+            (waiting_in_line(&web.host, 15001), waiting_in_line(&store.host, 15006)) == (2, 2)
+        });
+        let killed = std::time::Instant::now();
+        [&web, &store].iter().for_each(|member| member.kill_agent());
+        for process in outbound.iter().chain(&inbound) {
+            assert_eq!(process.wait().code(), Some(exit::CUT.into()), "{when_gone}: {}", process.stderr());
+        }
+        assert!(killed.elapsed() < std::time::Duration::from_secs(10), "{when_gone}: {:?}", killed.elapsed());
+    }
 }
