@@ -3,6 +3,8 @@
 
 /// The guard's post, which is never left empty.
 mod guard_post;
+/// Who has a port that the agent wants.
+mod holder;
 /// What is read and checked before anything starts.
 mod prepare;
 /// The routes of the administration socket, the metrics and the readiness.
@@ -55,6 +57,14 @@ pub enum AgentError {
     /// The capture rules.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// A port of the agent is somebody else's.
+    #[error(
+        "{holders}: end what has it, or give the agent another port in agent.toml; closed services of this host stay refused until the agent runs"
+    )]
+    PortTaken {
+        /// Which port, and who has it.
+        holders: String,
+    },
     /// A file, a socket, a thread.
     #[error("{what}: {source}")]
     System {
@@ -203,14 +213,20 @@ fn raise_descriptor_limit() -> u64 {
 /// Takes the ports, waiting a little for the guard of an agent that has just died to let go of them.
 async fn bind_listeners(config: &AgentConfig, mark: Mark) -> Result<Vec<Listeners>, AgentError> {
     let until = tokio::time::Instant::now() + PORTS_PATIENCE;
+    let ports = [config.ports.outbound, config.ports.inbound, config.ports.hbone];
+    let mut told = false;
     loop {
         let bound: io::Result<Vec<_>> =
             (0..config.workers).map(|_| Listeners::bind(config.ports, mark)).collect();
         match bound {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < until => {
+                if !std::mem::replace(&mut told, true) {
+                    let holders = holder::holders(&ports).unwrap_or_else(|| error.to_string());
+                    tracing::warn!(holders, limit = ?PORTS_PATIENCE, "waiting for the agent's ports");
+                }
                 tokio::time::sleep(PORTS_PATIENCE / 100).await;
             }
-            bound => return bound.map_err(doing("taking the agent's ports (is another agent running?)")),
+            bound => return bound.map_err(holder::blame(&ports)),
         }
     }
 }
@@ -244,9 +260,7 @@ fn bind_dns(
         SocketAddr::from((Ipv4Addr::LOCALHOST, config.dns_port)),
         SocketAddr::from((Ipv6Addr::LOCALHOST, config.dns_port)),
     ];
-    Dns::bind(&listen, settings, zone)
-        .map(Some)
-        .map_err(doing("starting DNS (is another agent running, or another name server?)"))
+    Dns::bind(&listen, settings, zone).map(Some).map_err(holder::blame(&[config.dns_port]))
 }
 
 fn as_list(ranges: &VirtualRanges) -> Vec<ipnet::IpNet> {

@@ -2,7 +2,7 @@
 //! takes the agent's ports gets anything.
 
 use baremesh_tests::{
-    Host, Load, Member, Mesh, Process, exit, exit_code_of, needs_root, output_of, run, wait_until,
+    Host, Load, Member, Mesh, Process, exit, exit_code_of, is_root, needs_root, output_of, run, wait_until,
 };
 use serde_json::Value;
 
@@ -314,4 +314,39 @@ fn callers_of_an_agent_that_is_killed_are_told_at_once() {
         }
         assert!(killed.elapsed() < std::time::Duration::from_secs(10), "{when_gone}: {:?}", killed.elapsed());
     }
+}
+
+#[test]
+fn an_agent_whose_port_is_taken_says_by_whom_and_closed_services_stay_closed() {
+    let mesh = Mesh::new("taken");
+    let (web, store, bare) = three(&mesh, "closed");
+    store.kill_agent();
+    wait_until("the guard has closed it", || state(&store) == "gone");
+    let uid = if is_root() { 4711 } else { 0 };
+    // The ports are the guard's until its last moment.
+    let mut taken = None;
+    wait_until("somebody else has the port", || {
+        let mut command =
+            if uid == 0 { store.host.command("baremesh") } else { store.host.command_as(uid, "baremesh") };
+        command.args(["demo-shop", "echo", "[::]:15001"]);
+        let thief = store.host.spawn("thief", command);
+        wait_until("it has the port, or not", || thief.has_said("listening on") || !thief.is_running());
+        taken = Some(thief).filter(|thief| thief.is_running());
+        taken.is_some()
+    });
+    let thief = taken.expect("it was waited for");
+    let agent = store.host.spawn("another-agent", store.host.baremesh(["agent"]));
+    let said = format!("port 15001 is taken by process {} (baremesh) of user {uid}", thief.pid());
+    agent.wait_for_output(&said);
+    assert!(store.host.connect(([127, 0, 0, 1], 15021)).is_err(), "nobody says that it is ready");
+    let refused = || call(&bare, &store.host.v4().to_string(), "7000", "closed") == exit::NO_CONNECTION;
+    assert!(refused());
+    assert_eq!(agent.wait().code(), Some(1));
+    let error = agent.stderr().lines().last().unwrap_or_default().to_owned();
+    assert!(error.starts_with("error: ") && error.contains(&said) && error.contains("agent.toml"), "{error}");
+    assert!(refused() && state(&store) == "gone" && !thief.stdout().contains("connection from"));
+    thief.kill();
+    thief.wait();
+    store.start();
+    wait_until("calls go well again", || call(&web.host, "store", "80", "back") == exit::DONE);
 }
