@@ -9,6 +9,8 @@ mod start;
 mod names;
 /// The guard's post, which is never left empty.
 mod guard_post;
+/// Who has a port that the agent wants.
+mod holder;
 /// The routes of the administration socket, the metrics and the readiness.
 mod routes;
 /// What runs, and stopping it.
@@ -39,6 +41,14 @@ pub enum AgentError {
     /// The capture rules.
     #[error(transparent)]
     Capture(#[from] CaptureError),
+    /// A port of the agent is somebody else's.
+    #[error(
+        "{holders}: end what has it, or give the agent another port in agent.toml; closed services of this host stay refused until the agent runs"
+    )]
+    PortTaken {
+        /// Which port, and who has it.
+        holders: String,
+    },
     /// A file, a socket, a thread.
     #[error("{what}: {source}")]
     System {

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::prepare::Prepared;
-use super::{AgentError, doing, until};
+use super::{AgentError, holder, until};
 use crate::config::{AgentConfig, DnsMode};
 use crate::dns::{self, Dns, DnsConfig, DnsCounters, SocketMark, Upstreams, Zone};
 use crate::proxy::Phase;
@@ -43,9 +43,7 @@ pub fn bind(
         SocketAddr::from((Ipv4Addr::LOCALHOST, config.dns_port)),
         SocketAddr::from((Ipv6Addr::LOCALHOST, config.dns_port)),
     ];
-    Dns::bind(&listen, settings, zone)
-        .map(Some)
-        .map_err(doing("starting DNS (is another agent running, or another name server?)"))
+    Dns::bind(&listen, settings, zone).map(Some).map_err(holder::blame(&[config.dns_port]))
 }
 
 /// Answers until the agent closes; what is asked is counted.

@@ -201,9 +201,14 @@ fn resolve(control: &str) -> Option<SocketAddr> {
     direct.or_else(|| (control, CONTROL_PORT).to_socket_addrs().ok().and_then(|mut all| all.next()))
 }
 
-/// The mark of the agent's own sockets, where there are rules that know it.
+/// The mark of the agent's own sockets. They have it where capture is off as well, if the agent may give it to them:
+/// rules that know it can be asked for later.
 pub fn mark(config: &AgentConfig) -> Mark {
-    Mark(config.capture.then_some(AGENT_MARK))
+    let may_mark = || {
+        let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0));
+        socket.is_ok_and(|socket| socket2::SockRef::from(&socket).set_mark(AGENT_MARK).is_ok())
+    };
+    Mark((config.capture || may_mark()).then_some(AGENT_MARK))
 }
 
 /// What the rules are made with, besides the state.

@@ -1,5 +1,8 @@
 //! The routes of the administration socket, of the metrics and of the readiness.
 
+/// Those about the capture rules.
+mod capturing;
+
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -17,7 +20,7 @@ use crate::admin::report::{
     CertificateReport, EndpointReport, LocalServiceReport, ServiceReport, SourceReport, StatusReport,
 };
 use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
-use crate::capture;
+use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
 use crate::dns::DnsCounters;
@@ -26,15 +29,13 @@ use crate::proxy::Phase;
 use crate::publish::Publisher;
 use crate::registration::file;
 use crate::snapshot::{Snapshot, Transport};
-use crate::steward::{self, Mode, Steward};
+use crate::steward::{Mode, Steward};
 use crate::telemetry::access_log::Tally;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::text_format;
 
 /// How often the service manager is told that all is well, and readiness is looked at.
 const TELL: Duration = Duration::from_millis(200);
-/// The longest trial of capture rules.
-const MAX_TRIAL: Duration = Duration::from_secs(3600);
 
 /// What the routes answer from.
 pub struct Agent {
@@ -118,50 +119,6 @@ impl Agent {
         }
     }
 
-    async fn capture(&self, method: &Method, path: &str, query: &str) -> Answer {
-        let Some(steward) = &self.steward else {
-            return text(StatusCode::CONFLICT, "this agent cannot capture: `nft` or `ip` is missing\n");
-        };
-        let done = |result: Result<String, capture::CaptureError>| match result {
-            Ok(said) => text(StatusCode::OK, said + "\n"),
-            Err(error) => text(StatusCode::CONFLICT, error.to_string()),
-        };
-        match (method, path) {
-            (&Method::GET, "/capture/plan") => text(StatusCode::OK, capture::render(&steward.plan())),
-            (&Method::GET, "/capture/status") => {
-                done(steward.status().await.map(|status| steward::in_words(&status)))
-            }
-            (&Method::POST, "/capture/confirm") => {
-                done(steward.confirm().await.map(|()| "confirmed".to_owned()))
-            }
-            (&Method::POST, "/capture/remove") => done(steward.remove().await.map(|()| "removed".to_owned())),
-            (&Method::POST, "/capture/apply") => {
-                let seconds = query.strip_prefix("confirm=").map(str::parse::<u64>);
-                match seconds {
-                    None if query.is_empty() => {
-                        done(steward.keep_from_now().await.map(|change| format!("{change:?}")))
-                    }
-                    Some(Ok(seconds)) if (1..=MAX_TRIAL.as_secs()).contains(&seconds) => {
-                        let Ok(exe) = std::env::current_exe() else {
-                            return text(
-                                StatusCode::INTERNAL_SERVER_ERROR,
-                                "the agent's own binary is gone\n",
-                            );
-                        };
-                        let tried = steward.try_out(exe, Duration::from_secs(seconds)).await;
-                        done(
-                            tried.map(|change| {
-                                format!("{change:?}, taken back in {seconds} s unless confirmed")
-                            }),
-                        )
-                    }
-                    _ => text(StatusCode::BAD_REQUEST, "confirm takes 1 to 3600 seconds\n"),
-                }
-            }
-            _ => text(StatusCode::NOT_FOUND, "no such route\n"),
-        }
-    }
-
     fn metrics(&self, request: &Request<Bytes>) -> Answer {
         if request.uri().path() != "/metrics" && request.uri().path() != "/stats/prometheus" {
             return text(StatusCode::NOT_FOUND, "metrics are at /metrics\n");
@@ -233,10 +190,8 @@ impl Agent {
         let published = self.publisher.published();
         let not_ready = self.not_ready();
         let capture = match &self.steward {
-            None => "off".to_owned(),
-            Some(steward) => {
-                steward.status().await.map_or_else(|error| error.to_string(), |s| steward::in_words(&s))
-            }
+            None => "off: `nft` or `ip` is missing".to_owned(),
+            Some(steward) => steward.in_words().await,
         };
         let name = match &self.config.source {
             SourceConfig::Control => "control".to_owned(),
@@ -339,6 +294,9 @@ fn service_report(service: &crate::snapshot::ServiceEntry) -> ServiceReport {
 /// What works, but perhaps not as meant.
 fn warnings(snapshot: &Snapshot) -> Vec<String> {
     let mut warnings = Vec::new();
+    warnings.extend(
+        Tracked::read().filter(|tracked| tracked.is_nearly_full()).map(|tracked| tracked.to_string()),
+    );
     for address in &snapshot.host.addresses {
         let here = || snapshot.local_endpoints().filter(|local| local.advertised.ip() == *address);
         if here().next().is_some() && snapshot.unnamed(*address).is_none() {

@@ -1,6 +1,7 @@
 //! The agent at work, and its end: goodbye to the source, the drain, the rules for a gone agent, the guard's
 //! dismissal, and everything else.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
 use super::routes;
+use crate::capture::guard::refuse_all;
 use crate::proxy::Phase;
 use crate::telemetry::access_log::Writing;
 
@@ -29,6 +31,8 @@ pub struct Running {
     pub source: Task<()>,
     /// Keeps the rules, where there are any.
     pub keeping: Option<Task<()>>,
+    /// The guard's copies of the listening sockets.
+    pub held: Option<Arc<Vec<OwnedFd>>>,
     /// Keeps the guard's post, until it is told that the guard is no longer needed.
     pub guarding: Option<(oneshot::Sender<()>, Task<()>)>,
     /// What may simply be dropped.
@@ -45,6 +49,8 @@ impl Running {
         let _ = tokio::time::timeout(limit, self.source).await;
         self.keeping.inspect(Task::abort);
         drain(self.workers, &self.phase, limit).await;
+        // The guard's copies outlive the workers', and who waits there has to be told while the rules lead the answer back.
+        self.held.iter().for_each(|sockets| refuse_all(sockets));
         if let Some(steward) = &self.agent.steward
             && let Err(error) = steward.leave().await
         {

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle as Task;
 use super::guard_post::GuardPost;
 use super::prepare::{self, Source};
 use super::running::Running;
-use super::{AgentError, doing, names, routes, until};
+use super::{AgentError, doing, holder, names, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig};
@@ -110,13 +110,14 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         Some(steward) => Some(keep_rules(steward).await?),
         None => None,
     };
+    let held = guard.as_ref().map(GuardPost::sockets);
     let guarding = guard.map(|post| {
         let (relieve, relieved) = oneshot::channel();
         (relieve, tokio::spawn(post.keep(relieved)))
     });
     others.push(tokio::spawn(routes::tell_service_manager(Arc::clone(&agent))));
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), "baremesh agent runs");
-    Ok(Running { agent, phase, workers, log, source, keeping, guarding, others })
+    Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, others })
 }
 
 /// As many descriptors as the host allows: a connection takes one or two. Returns how many there are.
@@ -156,14 +157,20 @@ async fn learn_cgroups(cgroups: Arc<Cgroups>) {
 /// Takes the ports, waiting a little for the guard of an agent that has just died to let go of them.
 async fn bind_listeners(config: &AgentConfig, mark: Mark) -> Result<Vec<Listeners>, AgentError> {
     let until = tokio::time::Instant::now() + PORTS_PATIENCE;
+    let ports = [config.ports.outbound, config.ports.inbound, config.ports.hbone];
+    let mut told = false;
     loop {
         let bound: io::Result<Vec<_>> =
             (0..config.workers).map(|_| Listeners::bind(config.ports, mark)).collect();
         match bound {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < until => {
+                if !std::mem::replace(&mut told, true) {
+                    let holders = holder::holders(&ports).unwrap_or_else(|| error.to_string());
+                    tracing::warn!(holders, limit = ?PORTS_PATIENCE, "waiting for the agent's ports");
+                }
                 tokio::time::sleep(PORTS_PATIENCE / 100).await;
             }
-            bound => return bound.map_err(doing("taking the agent's ports (is another agent running?)")),
+            bound => return bound.map_err(holder::blame(&ports)),
         }
     }
 }
