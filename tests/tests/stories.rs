@@ -21,6 +21,8 @@ mod capture_rules;
 mod certificates;
 #[path = "stories/command_line.rs"]
 mod command_line;
+#[path = "stories/containers.rs"]
+mod containers;
 #[path = "stories/control_away.rs"]
 mod control_away;
 #[path = "stories/demo_tells_the_truth.rs"]

@@ -20,6 +20,18 @@ pub enum Fault {
     Agent,
 }
 
+impl Fault {
+    /// As it stands in logs and documentation.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "caller",
+            Self::Upstream => "upstream",
+            Self::Policy => "policy",
+            Self::Agent => "agent",
+        }
+    }
+}
+
 /// Why a connection was not carried, or ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
@@ -126,6 +138,9 @@ pub enum ProxyError {
     /// The CONNECT was malformed, or not a CONNECT.
     #[error("not an HBONE request: {0}")]
     BadRequest(&'static str),
+    /// The peer sent more of something than anybody who means well, and lost its tunnel.
+    #[error("the tunnel was closed: its peer sent too many {0}")]
+    Flooded(&'static str),
     /// The authority is not registered here, or belongs to another identity than the certificate shown.
     #[error("{authority} is not registered here under the identity that was asked for")]
     NotRegistered {
@@ -179,6 +194,7 @@ impl ProxyError {
             Self::NoLongerAllowed(_) => Reason::NoLongerAllowed,
             Self::PlaintextRefused => Reason::PlaintextRefused,
             Self::BadRequest(_) => Reason::BadRequest,
+            Self::Flooded(_) => Reason::Flooded,
             Self::NotRegistered { .. } => Reason::NotRegistered,
             Self::NoCertificate(_) => Reason::NoCertificate,
             Self::CertificateExpired => Reason::CertificateExpired,
@@ -211,6 +227,9 @@ macro_rules! reasons {
         pub enum Reason { $($name),* }
 
         impl Reason {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
             /// As it stands in logs and documentation.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => $text),* }
@@ -250,6 +269,7 @@ reasons! {
     NoLongerAllowed, "no_longer_allowed", "UAEX", Policy;
     PlaintextRefused, "plaintext_refused", "UAEX", Policy;
     BadRequest, "bad_request", "DPE", Client;
+    Flooded, "flooded", "DPE", Client;
     NotRegistered, "not_registered", "NR", Client;
     NoCertificate, "no_certificate", "UF", Agent;
     CertificateExpired, "certificate_expired", "UF", Upstream;
@@ -263,5 +283,32 @@ reasons! {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_has_every_reason_with_its_flag_and_its_fault() {
+        let manual = include_str!("../../../docs/operating.md");
+        let head = "| reason | flag | fault | what to do |";
+        let (_, table) = manual.split_once(head).expect("the table of reasons");
+        let documented: Vec<[&str; 3]> = table
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .map(|line| {
+                let mut cells = line.split('|').skip(1).map(str::trim);
+                std::array::from_fn(|_| cells.next().unwrap_or_default())
+            })
+            .collect();
+        for reason in Reason::ALL {
+            let name = format!("`{reason}`");
+            let row = [name.as_str(), reason.response_flags(), reason.fault().name()];
+            assert!(documented.contains(&row), "docs/operating.md lacks {row:?}, or says otherwise");
+        }
+        assert_eq!(documented.len(), Reason::ALL.len(), "{documented:?}");
     }
 }

@@ -31,11 +31,11 @@ use crate::telemetry::metrics::Party;
 use crate::telemetry::{Counted, Record, Reporter, Security};
 
 /// Carries one captured connection, and writes its record.
-pub async fn carry(worker: Arc<Worker>, client: TcpStream) {
+pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
     let Ok(address) = client.peer_addr() else { return };
     let mut record = Record::new(Reporter::Source, socket::canonical(address));
     let mut counted = None;
-    let outcome = connect_and_relay(&worker, &client, &mut record, &mut counted).await;
+    let outcome = connect_and_relay(&worker, &mut client, &mut record, &mut counted).await;
     if let Ok(Carried::Requests(asked)) = outcome {
         return Box::pin(carry_requests(worker, client, asked, record)).await;
     }
@@ -77,7 +77,7 @@ async fn carry_requests(worker: Arc<Worker>, client: TcpStream, requests: Reques
 
 async fn connect_and_relay(
     worker: &Worker,
-    client: &TcpStream,
+    client: &mut TcpStream,
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
 ) -> Result<Carried, ProxyError> {
@@ -195,7 +195,7 @@ impl Upstream {
     async fn relay(
         mut self,
         Call { worker, snapshot, .. }: &Call<'_>,
-        client: &TcpStream,
+        client: &mut TcpStream,
         counted: &Arc<Counted>,
     ) -> Result<(), ProxyError> {
         let entry = worker.open.enter(Some(Arc::clone(counted)), self.delivered.take());

@@ -16,11 +16,11 @@ use super::socket;
 use crate::telemetry::{Counted, Record, Reporter, Security};
 
 /// Carries one captured plaintext connection, and writes its record.
-pub async fn carry(worker: Arc<Worker>, client: TcpStream) {
+pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
     let Ok(address) = client.peer_addr() else { return };
     let mut record = Record::new(Reporter::Destination, socket::canonical(address));
     let mut counted = None;
-    let outcome = judge_and_deliver(&worker, &client, &mut record, &mut counted).await;
+    let outcome = judge_and_deliver(&worker, &mut client, &mut record, &mut counted).await;
     if let Ok(Some(arrived)) = outcome {
         return Box::pin(callee::serve(worker, arrived, bytes::of_socket(client), record)).await;
     }
@@ -33,7 +33,7 @@ pub async fn carry(worker: Arc<Worker>, client: TcpStream) {
 /// A connection for a port that speaks HTTP comes back, so that its requests are carried one by one.
 async fn judge_and_deliver(
     worker: &Worker,
-    client: &TcpStream,
+    client: &mut TcpStream,
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
 ) -> Result<Option<Arrived>, ProxyError> {
@@ -55,7 +55,7 @@ async fn judge_and_deliver(
     let source_ip = record.client.ip();
     worker.authorize(local, None, source_ip, record)?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
-    let upstream = worker.deliver(local, record).await?;
+    let mut upstream = worker.deliver(local, record).await?;
     let delivered = Delivered { local: Arc::clone(local), source: None, source_ip };
     if local.protocol.is_http() {
         let (decided_by, program) = (Arc::clone(&snapshot), upstream);
@@ -68,6 +68,8 @@ async fn judge_and_deliver(
     tokio::select! {
         biased;
         reason = entry.until_closed() => Err(reason),
-        ended = relay::client_to_upstream(client, &upstream, &counted.meter, idle) => ended.map_err(ProxyError::from).map(|()| None),
+        ended = relay::client_to_upstream(client, &mut upstream, &counted.meter, idle) => {
+            ended.map_err(ProxyError::from).map(|()| None)
+        }
     }
 }

@@ -167,7 +167,7 @@ pub struct Metrics {
     pub rejected_configurations: Counter,
     /// Certificate requests that failed; each is tried again.
     pub issue_failures: Counter,
-    /// Access log lines dropped because the writer could not keep up.
+    /// Access log lines dropped because the writer could not keep up, or could not write them.
     pub dropped_log_lines: Counter,
     /// Policies that matched without deciding: AUDIT and dry run.
     pub policy_notes: Counter,
@@ -175,6 +175,8 @@ pub struct Metrics {
     pub dropped_mirrors: Counter,
     /// Endpoints that outlier detection left out.
     pub ejections: Counter,
+    /// Connections to metrics and readiness that were closed unheard, because their host has enough of them.
+    pub refused_scrapes: Counter,
 }
 
 impl Metrics {
@@ -206,6 +208,7 @@ impl Metrics {
             policy_notes: Counter::default(),
             dropped_mirrors: Counter::default(),
             ejections: Counter::default(),
+            refused_scrapes: Counter::default(),
         };
         metrics.register();
         Arc::new(metrics)
@@ -254,6 +257,7 @@ impl Metrics {
         counter("baremesh_dropped_mirrors", "Copies of requests not sent", &self.dropped_mirrors);
         counter("baremesh_policy_notes", "AUDIT and dry-run policies that matched", &self.policy_notes);
         counter("baremesh_ejections", "Endpoints that outlier detection left out", &self.ejections);
+        counter("baremesh_refused_scrapes", "Scrapes and probes refused", &self.refused_scrapes);
     }
 
     /// The mesh's name from now on.
