@@ -210,7 +210,8 @@ impl Pending {
     fn connection(&mut self, hop: &Hop, te: bool) {
         let options = [
             (hop.upgrade, "upgrade"),
-            (!hop.upgrade && hop.persistence == Persistence::Close, "close"),
+            // Once the protocol has changed, it says itself when it ends.
+            (hop.framing != Framing::Upgraded && hop.persistence == Persistence::Close, "close"),
             (hop.persistence == Persistence::KeepSaid, "keep-alive"),
             (te, "te"),
         ];

@@ -136,6 +136,10 @@ fn fields_of_one_connection_are_not_passed_on() {
     check("Upgrade: websocket", "");
     check("Connection: upgrade", "");
     check(
+        "Connection: close, upgrade\r\nUpgrade: websocket",
+        "upgrade: websocket\r\nconnection: upgrade, close\r\n",
+    );
+    check(
         "UPGRADE: WebSocket\r\nConnection: keep-alive, Upgrade",
         "upgrade: websocket\r\nconnection: upgrade\r\n",
     );
