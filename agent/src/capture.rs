@@ -17,10 +17,16 @@ mod batch;
 mod command;
 /// A change that takes itself back unless it is confirmed.
 pub mod confirm;
+/// How full the table of tracked connections is.
+pub mod conntrack;
+/// Open connections from before the capture.
+pub mod flows;
 /// The rules for when the agent is gone.
 mod gone;
 /// The process that outlives the agent by a moment.
 pub mod guard;
+/// What stands while the mesh's state is not known.
+mod hold;
 /// Our own table as the kernel has it.
 mod listing;
 /// What is to be captured: a pure value, built from the configuration and the mesh's state.
@@ -36,6 +42,8 @@ mod status;
 
 #[cfg(test)]
 mod apply_tests;
+#[cfg(test)]
+mod conntrack_tests;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]
@@ -135,6 +143,11 @@ pub enum CaptureError {
         /// The file that marks it.
         path: PathBuf,
     },
+    /// Rules cannot be tried out yet.
+    #[error(
+        "the agent knows no state of the mesh yet, and rules without one would let plaintext go to its endpoints: wait until the control server has been reached (`baremesh status`)"
+    )]
+    NothingKnown,
     /// There is nothing to confirm.
     #[error(
         "no change of the capture rules awaits confirmation: it was confirmed already, or has taken itself back"

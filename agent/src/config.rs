@@ -186,12 +186,32 @@ enum RawSource {
     Files,
 }
 
+impl RawRegistry {
+    fn source(self, directories: &Directories) -> SourceConfig {
+        match self.source {
+            RawSource::Control => SourceConfig::Control,
+            RawSource::Files => SourceConfig::Files(self.directory.unwrap_or_else(|| directories.registry())),
+        }
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawPorts {
     outbound: Option<u16>,
     inbound: Option<u16>,
     hbone: Option<u16>,
+}
+
+impl RawPorts {
+    fn ports(&self) -> Ports {
+        let default = Ports::default();
+        Ports {
+            outbound: self.outbound.unwrap_or(default.outbound),
+            inbound: self.inbound.unwrap_or(default.inbound),
+            hbone: self.hbone.unwrap_or(default.hbone),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -202,6 +222,24 @@ struct RawProxy {
     handshake_timeout_seconds: Option<u64>,
     idle_timeout_seconds: Option<u64>,
     max_connections: Option<usize>,
+}
+
+impl RawProxy {
+    fn limits(&self) -> Limits {
+        let default = Limits::default();
+        Limits {
+            connect_timeout: seconds(self.connect_timeout_seconds, default.connect_timeout),
+            handshake_timeout: seconds(self.handshake_timeout_seconds, default.handshake_timeout),
+            idle_timeout: seconds(self.idle_timeout_seconds, default.idle_timeout),
+            max_connections: self.max_connections.unwrap_or(default.max_connections),
+            ..default
+        }
+    }
+}
+
+/// What is given in seconds, else the default.
+fn seconds(given: Option<u64>, default: Duration) -> Duration {
+    given.map_or(default, Duration::from_secs)
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -218,6 +256,15 @@ enum RawOutbound {
     #[default]
     Registered,
     All,
+}
+
+impl From<RawOutbound> for Outbound {
+    fn from(raw: RawOutbound) -> Self {
+        match raw {
+            RawOutbound::Registered => Self::Registered,
+            RawOutbound::All => Self::All,
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -237,12 +284,61 @@ enum RawDnsMode {
     Capture,
 }
 
+impl From<RawDnsMode> for DnsMode {
+    fn from(raw: RawDnsMode) -> Self {
+        match raw {
+            RawDnsMode::Off => Self::Off,
+            RawDnsMode::Nameserver => Self::Nameserver,
+            RawDnsMode::Capture => Self::Capture,
+        }
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct RawTelemetry {
     metrics: Option<SocketAddr>,
     ready: Option<SocketAddr>,
     access_log: Option<String>,
+}
+
+impl RawTelemetry {
+    fn access_log(&self) -> Result<AccessLogTarget, String> {
+        match self.access_log.as_deref() {
+            None | Some("stdout") => Ok(AccessLogTarget::Stdout),
+            Some("off") => Ok(AccessLogTarget::Off),
+            Some(file) if file.starts_with('/') => Ok(AccessLogTarget::File(file.into())),
+            Some(other) => {
+                Err(format!("telemetry.access_log: `{other}` is not stdout, off or an absolute path"))
+            }
+        }
+    }
+}
+
+impl RawConfig {
+    fn config(self, directories: Directories) -> Result<AgentConfig, String> {
+        let host = self.host.as_deref().map(Label::new).transpose();
+        let any = |port: u16| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+        Ok(AgentConfig {
+            host: host.map_err(|error| format!("host: {error}"))?,
+            addresses: self.addresses,
+            source: self.registry.source(&directories),
+            ports: self.ports.ports(),
+            metrics: self.telemetry.metrics.unwrap_or(any(15020)),
+            ready: self.telemetry.ready.unwrap_or(any(15021)),
+            workers: self.proxy.workers.unwrap_or_else(default_workers).max(1),
+            limits: self.proxy.limits(),
+            capture: self.capture.enabled.unwrap_or(true),
+            outbound: self.capture.outbound.into(),
+            ssh_ports: self.capture.ssh_ports,
+            dns: self.dns.mode.into(),
+            dns_port: self.dns.port.unwrap_or(15053),
+            upstreams: self.dns.upstreams,
+            access_log: self.telemetry.access_log()?,
+            drain: seconds(self.drain_seconds, Duration::from_secs(30)),
+            directories,
+        })
+    }
 }
 
 impl AgentConfig {
@@ -260,62 +356,7 @@ impl AgentConfig {
     pub fn parse(text: &str, directories: Directories, path: &Path) -> Result<Self, ConfigError> {
         let content = |fault: String| ConfigError::Content { path: path.to_owned(), fault };
         let raw: RawConfig = toml::from_str(text).map_err(|error| content(error.to_string()))?;
-        let host = raw.host.as_deref().map(Label::new).transpose();
-        let (ports, limits) = (Ports::default(), Limits::default());
-        let seconds = |given: Option<u64>, default: Duration| given.map_or(default, Duration::from_secs);
-        let any = |port: u16| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
-        let source = match raw.registry.source {
-            RawSource::Control => SourceConfig::Control,
-            RawSource::Files => {
-                SourceConfig::Files(raw.registry.directory.unwrap_or_else(|| directories.registry()))
-            }
-        };
-        let config = Self {
-            host: host.map_err(|error| content(format!("host: {error}")))?,
-            addresses: raw.addresses,
-            source,
-            ports: Ports {
-                outbound: raw.ports.outbound.unwrap_or(ports.outbound),
-                inbound: raw.ports.inbound.unwrap_or(ports.inbound),
-                hbone: raw.ports.hbone.unwrap_or(ports.hbone),
-            },
-            metrics: raw.telemetry.metrics.unwrap_or(any(15020)),
-            ready: raw.telemetry.ready.unwrap_or(any(15021)),
-            workers: raw.proxy.workers.unwrap_or_else(default_workers).max(1),
-            limits: Limits {
-                connect_timeout: seconds(raw.proxy.connect_timeout_seconds, limits.connect_timeout),
-                handshake_timeout: seconds(raw.proxy.handshake_timeout_seconds, limits.handshake_timeout),
-                idle_timeout: seconds(raw.proxy.idle_timeout_seconds, limits.idle_timeout),
-                max_connections: raw.proxy.max_connections.unwrap_or(limits.max_connections),
-                ..limits
-            },
-            capture: raw.capture.enabled.unwrap_or(true),
-            outbound: match raw.capture.outbound {
-                RawOutbound::Registered => Outbound::Registered,
-                RawOutbound::All => Outbound::All,
-            },
-            ssh_ports: raw.capture.ssh_ports,
-            dns: match raw.dns.mode {
-                RawDnsMode::Off => DnsMode::Off,
-                RawDnsMode::Nameserver => DnsMode::Nameserver,
-                RawDnsMode::Capture => DnsMode::Capture,
-            },
-            dns_port: raw.dns.port.unwrap_or(15053),
-            upstreams: raw.dns.upstreams,
-            access_log: match raw.telemetry.access_log.as_deref() {
-                None | Some("stdout") => AccessLogTarget::Stdout,
-                Some("off") => AccessLogTarget::Off,
-                Some(file) if file.starts_with('/') => AccessLogTarget::File(file.into()),
-                Some(other) => {
-                    return Err(content(format!(
-                        "telemetry.access_log: `{other}` is not stdout, off or an absolute path"
-                    )));
-                }
-            },
-            drain: seconds(raw.drain_seconds, Duration::from_secs(30)),
-            directories,
-        };
-        config.check().map_err(content)
+        raw.config(directories).and_then(Self::check).map_err(content)
     }
 
     fn check(self) -> Result<Self, String> {
@@ -339,48 +380,4 @@ fn default_workers() -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<AgentConfig, String> {
-        AgentConfig::parse(text, Directories::default(), Path::new("agent.toml"))
-            .map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn an_empty_file_means_the_defaults() {
-        let config = parse("").expect("the defaults");
-        assert_eq!(config.source, SourceConfig::Control);
-        assert_eq!(config.ports, Ports::default());
-        assert_eq!(config.dns, DnsMode::Capture);
-        assert!(config.capture);
-    }
-
-    #[test]
-    fn reads_every_part() {
-        let config = parse(
-            "host = \"h1\"\naddresses = [\"10.0.0.1\", \"fd00::1\"]\n[registry]\nsource = \"files\"\n\
-             [proxy]\nworkers = 3\n[dns]\nmode = \"nameserver\"\nupstreams = [\"10.0.0.2:53\"]\n\
-             [telemetry]\naccess_log = \"/var/log/x\"\n[capture]\noutbound = \"all\"\nssh_ports = [2222]\n",
-        )
-        .expect("a configuration");
-        assert_eq!(config.source, SourceConfig::Files("/etc/baremesh/registry".into()));
-        assert_eq!((config.workers, config.dns), (3, DnsMode::Nameserver));
-        assert_eq!(config.outbound, Outbound::All);
-    }
-
-    #[test]
-    fn refuses_what_it_does_not_know_and_says_where() {
-        for (text, part) in [
-            ("[dns]\nmode = \"magic\"", "line 2"),
-            ("[capture]\nenbled = true", "enbled"),
-            ("host = \"A b\"", "host:"),
-            ("addresses = [\"127.0.0.1\"]", "127.0.0.1"),
-            ("[proxy]\nidle_timeout_seconds = 0", "timeout of 0"),
-            ("[telemetry]\naccess_log = \"yes\"", "access_log"),
-        ] {
-            let error = parse(text).expect_err(text);
-            assert!(error.starts_with("agent.toml: ") && error.contains(part), "{text}: {error}");
-        }
-    }
-}
+mod tests;

@@ -5,6 +5,8 @@
 
 /// What the host's agent is told by its configuration file.
 pub mod config;
+/// The machine's own name.
+pub mod machine;
 /// What the host has from joining a mesh.
 pub mod membership;
 /// At which addresses other hosts reach this one.
@@ -21,6 +23,8 @@ pub mod identity;
 pub mod source;
 /// A new state coming into force.
 pub mod publish;
+/// Shares of what there is a limited number of.
+mod share;
 /// The data path.
 pub mod proxy;
 /// Which local process's connection this is, as the kernel says.

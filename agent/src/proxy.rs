@@ -12,6 +12,8 @@ pub mod socket;
 pub mod tls;
 /// Bytes both ways.
 pub mod relay;
+/// HTTP on the wire.
+pub mod http;
 /// Tunnels to other agents.
 pub mod tunnel;
 /// What local programs open.
@@ -24,14 +26,15 @@ pub mod plaintext;
 mod deliver;
 /// Connections that are open now.
 mod open;
+/// What ports speak that do not say it.
+mod sniff;
 /// Accepting, and the limits on it.
 mod accept;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -43,8 +46,10 @@ use tokio::sync::{Semaphore, watch};
 use crate::attribution::{Attributor, Cgroups};
 use crate::capture::Outbound;
 use crate::credentials::Credentials;
+use crate::share::Shares;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
+use http::upstream::Upstreams;
 use open::OpenConnections;
 use socket::Mark;
 use tunnel::Pool;
@@ -154,9 +159,15 @@ pub struct Worker {
     attributor: Mutex<Attributor>,
     /// Places for handshakes with peers that are not known yet.
     handshakes: Semaphore,
-    /// Tunnels by who is at their other end.
-    peers: Peers,
+    /// The same, by the host that they come from.
+    shaking: Shares<IpAddr>,
+    /// Tunnels by who is at their other end, and the address that it calls from.
+    peers: Shares<(Identity, IpAddr)>,
     pool: Pool,
+    /// HTTP connections to endpoints.
+    upstreams: Upstreams,
+    /// Places for copies of requests.
+    copies: Arc<Semaphore>,
     open: OpenConnections,
     telemetry: Telemetry,
 }
@@ -205,8 +216,11 @@ impl Worker {
         Ok(Arc::new(Self {
             attributor: Mutex::new(Attributor::new(Arc::clone(&shared.cgroups))?),
             handshakes: Semaphore::new(hbone::MAX_HANDSHAKES),
-            peers: Peers::default(),
+            shaking: Shares::default(),
+            peers: Shares::default(),
             pool: Pool::new(shared.mark, shared.limits.connect_timeout),
+            upstreams: Upstreams::default(),
+            copies: Arc::new(Semaphore::new(http::MAX_COPIES)),
             open: OpenConnections::default(),
             telemetry,
             shared,
@@ -253,6 +267,7 @@ impl Worker {
             tokio::time::sleep(TICK).await;
             self.open.flush();
             self.pool.sweep();
+            self.upstreams.sweep(self.shared.limits.idle_timeout);
             self.telemetry.sweep();
             let tunnels = i64::try_from(self.pool.tunnels()).unwrap_or(i64::MAX);
             self.telemetry.metrics().tunnels.inc_by(tunnels - tunnels_before);
@@ -284,45 +299,8 @@ impl Worker {
     }
 }
 
-/// How many tunnels each identity has with this worker, by the address that it calls from.
-#[derive(Default)]
-struct Peers(Arc<Mutex<HashMap<(Identity, IpAddr), usize>>>);
-
-/// One tunnel that counts against its identity's limit.
-struct PeerTunnel {
-    peer: (Identity, IpAddr),
-    peers: Arc<Mutex<HashMap<(Identity, IpAddr), usize>>>,
-}
-
-impl Peers {
-    /// Counts a tunnel of `identity` from `address` for as long as the guard lives, if it may have another one.
-    fn enter(&self, identity: &Identity, address: IpAddr) -> Option<PeerTunnel> {
-        let peer = (identity.clone(), address);
-        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let tunnels = peers.entry(peer.clone()).or_default();
-        if *tunnels >= hbone::MAX_TUNNELS_OF_PEER {
-            return None;
-        }
-        *tunnels += 1;
-        Some(PeerTunnel { peer, peers: Arc::clone(&self.0) })
-    }
-}
-
-impl Drop for PeerTunnel {
-    fn drop(&mut self) {
-        let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = peers.get_mut(&self.peer).map(|tunnels| {
-            *tunnels -= 1;
-            *tunnels
-        });
-        if left == Some(0) {
-            peers.remove(&self.peer);
-        }
-    }
-}
-
 /// A connection that counts against the limit.
-struct Entered(Arc<AtomicUsize>);
+pub struct Entered(Arc<AtomicUsize>);
 
 impl Drop for Entered {
     fn drop(&mut self) {

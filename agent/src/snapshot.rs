@@ -4,8 +4,12 @@
 
 /// Compiling a snapshot.
 mod build;
+/// Ports and subsets as callers of this host call them.
+pub mod cluster;
 /// Endpoints and what is known of them.
 pub mod endpoint;
+/// How services are called, by kinds of callers.
+mod views;
 /// The capture plan that a snapshot comes to.
 pub mod plan;
 
@@ -14,11 +18,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use baremesh_model::authorization::{Connection, Decision, PolicySet};
+use baremesh_model::destination_rule::MergedRule;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::peer_authentication::MtlsMode;
 use baremesh_model::service::Protocol;
+use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::Labels;
 
 use crate::attribution::CallerTable;
@@ -28,6 +34,7 @@ use crate::registration::LocalService;
 use crate::telemetry::metrics::Party;
 
 pub use build::BuildError;
+pub use cluster::{Cluster, NoEndpoint};
 pub use endpoint::{Endpoint, EndpointState, Transport};
 
 /// This host, as the mesh knows it.
@@ -52,6 +59,79 @@ pub struct ServiceEntry {
     pub addresses: Vec<IpAddr>,
     /// Declared ports.
     pub ports: Vec<PortEntry>,
+    /// How it is called, by kinds of callers of this host.
+    views: Views,
+}
+
+impl ServiceEntry {
+    /// A port's cluster, or that of one of its subsets, as a caller of this host calls it: a registration by its index,
+    /// or the host itself. `None` where no DestinationRule for that caller has the subset.
+    pub fn cluster(&self, caller: Option<usize>, port: usize, subset: Option<&str>) -> Option<&Arc<Cluster>> {
+        self.views.of(caller).ports.get(port)?.cluster(subset)
+    }
+
+    /// The index of a port by its number.
+    pub fn port_index(&self, number: u16) -> Option<usize> {
+        self.ports.iter().position(|port| port.port == number)
+    }
+
+    /// Whether any caller of this host has the endpoint left out.
+    pub fn is_ejected(&self, address: SocketAddr) -> bool {
+        let clusters = self.views.views.iter().flat_map(|view| &view.ports).flat_map(PortView::clusters);
+        let mut endpoints = clusters.flat_map(|cluster| cluster.endpoints());
+        endpoints.any(|endpoint| endpoint.address == address && endpoint.state.is_ejected())
+    }
+
+    /// The DestinationRule by which a caller of this host calls the service.
+    pub fn rule(&self, caller: Option<usize>) -> Option<&Arc<MergedRule>> {
+        self.views.of(caller).rule.as_ref()
+    }
+}
+
+/// How a service is called, by kinds of callers.
+#[derive(Debug)]
+struct Views {
+    /// At least one.
+    views: Vec<View>,
+    /// Which view each registration has, and last the host; empty where all have the first.
+    of_caller: Vec<u32>,
+}
+
+impl Views {
+    fn of(&self, caller: Option<usize>) -> &View {
+        let index = match caller {
+            Some(index) => self.of_caller.get(index),
+            None => self.of_caller.last(),
+        };
+        &self.views[index.map_or(0, |index| *index as usize)]
+    }
+}
+
+/// How a service is called by one kind of callers.
+#[derive(Debug)]
+struct View {
+    rule: Option<Arc<MergedRule>>,
+    /// By the index of the port.
+    ports: Vec<PortView>,
+}
+
+#[derive(Debug)]
+struct PortView {
+    whole: Arc<Cluster>,
+    subsets: HashMap<Arc<str>, Arc<Cluster>>,
+}
+
+impl PortView {
+    fn cluster(&self, subset: Option<&str>) -> Option<&Arc<Cluster>> {
+        match subset {
+            None => Some(&self.whole),
+            Some(name) => self.subsets.get(name),
+        }
+    }
+
+    fn clusters(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        std::iter::once(&self.whole).chain(self.subsets.values())
+    }
 }
 
 /// One port of a service and where it leads.
@@ -78,6 +158,8 @@ pub struct LocalEndpoint {
     pub advertised: SocketAddr,
     /// Where the program listens.
     pub deliver: SocketAddr,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// Whether plaintext is taken.
     pub mode: MtlsMode,
     /// The policies that it answers to.
@@ -101,7 +183,9 @@ impl LocalEndpoint {
 pub struct Source {
     /// Its identity.
     pub identity: Identity,
-    /// The same with its labels, as records show it.
+    /// Its labels, as routes match them.
+    pub labels: Labels,
+    /// The identity with labels, as records show it.
     pub party: Party,
 }
 
@@ -117,6 +201,8 @@ pub struct Snapshot {
     pub registrations: Vec<Arc<LocalService>>,
     /// Each registration's service as a caller, by the same index.
     pub sources: Vec<Source>,
+    /// Routes of requests and connections.
+    pub routing: Routing,
     /// Which processes are which service of this host.
     pub callers: CallerTable<usize>,
     services: HashMap<Key, Arc<ServiceEntry>>,
@@ -145,8 +231,7 @@ impl Snapshot {
     /// Where a connection to `destination` goes.
     pub fn route(&self, destination: SocketAddr) -> Result<Route, ProxyError> {
         if let Some(service) = self.virtual_addresses.get(&destination.ip()) {
-            let port = service.ports.iter().position(|port| port.port == destination.port());
-            return match port {
+            return match service.port_index(destination.port()) {
                 Some(index) => Ok(Route::Service(Arc::clone(service), index)),
                 None => {
                     Err(ProxyError::NoSuchPort { service: service.key.clone(), port: destination.port() })
@@ -182,6 +267,17 @@ impl Snapshot {
     /// The identity that peers which send no server name reach at `address`.
     pub fn unnamed(&self, address: IpAddr) -> Option<&Identity> {
         self.unnamed.get(&address)
+    }
+
+    /// The registration, by its index, as which `identity` calls from here; none for the host itself.
+    pub fn caller(&self, identity: &Identity) -> Option<usize> {
+        self.sources.iter().position(|source| source.identity == *identity)
+    }
+
+    /// A service by its full host name.
+    pub fn service_of_host(&self, host: &str) -> Option<&Arc<ServiceEntry>> {
+        let key = Key::resolve(host, &baremesh_model::name::default_namespace(), &self.mesh.config.domain);
+        self.service(&key.ok()?)
     }
 
     /// A service by its key.

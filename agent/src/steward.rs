@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::capture::{Anchor, Capture, CaptureError, CapturePlan, Change, State, Status, apply_gone};
+use crate::capture::conntrack::Tracked;
+use crate::capture::{
+    Anchor, Applied, Capture, CaptureError, CapturePlan, Change, State, Status, apply_gone,
+};
 use crate::publish::Publisher;
 use crate::snapshot::plan::CaptureSettings;
 use crate::telemetry::metrics::Metrics;
@@ -16,8 +19,12 @@ use crate::telemetry::metrics::Metrics;
 const SETTLE: Duration = Duration::from_millis(50);
 /// How often the rules are looked at.
 const LOOK: Duration = Duration::from_secs(30);
-/// How long to wait after the rules could not be put in place.
+/// How long to wait after the rules could not be put in place. Also the time to the first look: the guard of an agent
+/// that has just died may come late with its rules.
 const RETRY: Duration = Duration::from_secs(2);
+/// What is wrong while the rules for a gone agent are kept.
+const NOTHING_KNOWN: &str =
+    "the rules for a gone agent stand until the mesh's state is known: closed services are refused";
 
 /// What the keeper does with the rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +36,17 @@ pub enum Mode {
     /// They stand on trial: unless somebody confirms them they take themselves back, to those that were kept before
     /// or to none.
     Trial(Before),
+}
+
+impl Mode {
+    /// The word for it in reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Keep => "keeps",
+            Self::Off => "off",
+            Self::Trial(_) => "trial",
+        }
+    }
 }
 
 /// What rules on trial give way to.
@@ -84,20 +102,23 @@ impl Steward {
     }
 
     /// Puts the rules in place for good.
-    pub async fn keep_from_now(&self) -> Result<Change, CaptureError> {
-        let change = self.apply().await?;
+    pub async fn keep_from_now(&self) -> Result<Applied, CaptureError> {
+        let applied = self.apply().await?;
         self.set_mode(Mode::Keep);
-        Ok(change)
+        Ok(applied)
     }
 
     /// Puts the rules in place on trial: they take themselves back after `limit` unless they are confirmed.
-    pub async fn try_out(&self, exe: PathBuf, limit: Duration) -> Result<Change, CaptureError> {
+    pub async fn try_out(&self, exe: PathBuf, limit: Duration) -> Result<Applied, CaptureError> {
+        if !self.mesh_is_known() {
+            return Err(CaptureError::NothingKnown);
+        }
         let plan = self.plan();
         let applied = self.on_capture(move |capture| capture.apply_with_confirm(&exe, &plan, limit)).await?;
         let before = if self.mode() == Mode::Keep { Before::Kept } else { Before::Nothing };
         self.set_mode(Mode::Trial(before));
         self.tell(None);
-        Ok(applied.change)
+        Ok(applied)
     }
 
     /// Makes rules on trial stay.
@@ -125,14 +146,22 @@ impl Steward {
         }
     }
 
-    /// Brings the rules up to date.
-    async fn apply(&self) -> Result<Change, CaptureError> {
+    /// Whether a state of the mesh has ever come: from the disk, from files or from the control server.
+    fn mesh_is_known(&self) -> bool {
+        self.publisher.published().version > 0
+    }
+
+    /// Brings the rules up to date; until the mesh's state is known, to those for a gone agent.
+    async fn apply(&self) -> Result<Applied, CaptureError> {
+        if !self.mesh_is_known() {
+            return self.hold().await;
+        }
         let plan = self.plan();
         let applied = self.on_capture(move |capture| capture.apply(&plan)).await;
         match applied {
             Ok(applied) => {
                 self.tell(None);
-                Ok(applied.change)
+                Ok(applied)
             }
             Err(error) => {
                 self.tell(Some(error.to_string()));
@@ -141,9 +170,35 @@ impl Steward {
         }
     }
 
-    /// What stands now.
-    pub async fn status(&self) -> Result<Status, CaptureError> {
-        self.on_capture(|capture| capture.status()).await
+    async fn hold(&self) -> Result<Applied, CaptureError> {
+        let plan = self.plan();
+        let held = self.on_capture(move |capture| capture.hold(&plan)).await;
+        self.tell(Some(held.as_ref().map_or_else(ToString::to_string, |()| NOTHING_KNOWN.to_owned())));
+        held.map(|()| Applied { change: Change::Held, without_ipv6: None })
+    }
+
+    /// What stands now, and whether it awaits its confirmation.
+    pub async fn status(&self) -> Result<(Status, bool), CaptureError> {
+        self.on_capture(|capture| Ok((capture.status()?, capture.is_unconfirmed()))).await
+    }
+
+    /// Whether the rules are what they were meant to be, in words.
+    pub async fn in_words(&self) -> String {
+        let state = match self.status().await {
+            Ok((status, _)) => status.state,
+            Err(error) => return error.to_string(),
+        };
+        match (state, self.mode()) {
+            (State::Missing, Mode::Off) => "off".to_owned(),
+            (State::Missing, _) => "missing".to_owned(),
+            (State::InPlace, Mode::Off) => "off, but the rules of an agent before this one stand".to_owned(),
+            (State::InPlace, Mode::Keep) => "in place".to_owned(),
+            (State::InPlace, Mode::Trial(_)) => {
+                "on trial: they are taken back unless they are confirmed".to_owned()
+            }
+            (State::Altered(differences), _) => format!("altered: {}", differences.join("; ")),
+            (State::Gone, _) => "the rules for a gone agent".to_owned(),
+        }
     }
 
     /// Keeps the rules in step for as long as it is polled.
@@ -151,7 +206,7 @@ impl Steward {
         let mut changed = self.publisher.changed();
         // A state may have come between the rules' first placing and this: it must not wait for the next look.
         changed.mark_changed();
-        let mut wait = LOOK;
+        let mut wait = RETRY;
         loop {
             tokio::select! {
                 told = changed.changed() => {
@@ -163,6 +218,9 @@ impl Steward {
                 }
                 () = tokio::time::sleep(wait) => {}
             }
+            if let Some(tracked) = Tracked::read().filter(|tracked| tracked.is_nearly_full()) {
+                tracing::error!(tracked.entries, tracked.limit, "{tracked}");
+            }
             match self.mode() {
                 Mode::Keep => {}
                 Mode::Off => continue,
@@ -171,8 +229,8 @@ impl Steward {
                     continue;
                 }
             }
-            wait = match self.apply().await {
-                Ok(Change::None) => LOOK,
+            wait = match self.apply().await.map(|applied| applied.change) {
+                Ok(Change::None | Change::Held) => LOOK,
                 Ok(change) => {
                     tracing::info!(?change, "the capture rules were changed");
                     LOOK
@@ -220,15 +278,5 @@ impl Steward {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
-    }
-}
-
-/// Whether the rules are what they were meant to be, in words.
-pub fn in_words(status: &Status) -> String {
-    match &status.state {
-        State::Missing => "missing".to_owned(),
-        State::InPlace => "in place".to_owned(),
-        State::Altered(differences) => format!("altered: {}", differences.join("; ")),
-        State::Gone => "the rules for a gone agent".to_owned(),
     }
 }

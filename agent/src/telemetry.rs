@@ -5,13 +5,17 @@
 pub mod access_log;
 /// The metrics, and the series that connections count in.
 pub mod metrics;
+/// The final record of one HTTP request.
+pub mod request_record;
+/// The metrics of HTTP and gRPC requests.
+pub mod requests;
 /// The forms that metrics are served in.
 pub mod text_format;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use baremesh_model::identity::Identity;
 
@@ -19,6 +23,8 @@ use crate::proxy::error::{ProxyError, Reason};
 use crate::proxy::relay::Meter;
 use access_log::AccessLog;
 use metrics::{Metrics, Party, Series, SeriesCache, SeriesKey};
+use request_record::RequestRecord;
+use requests::{RequestCache, RequestKey};
 
 /// Which of the two agents reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,7 +68,7 @@ impl Security {
 }
 
 /// What is known of one connection. It fills up as the connection goes on, and is written once at its end.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Record {
     /// When it was accepted.
     pub started: Instant,
@@ -109,6 +115,11 @@ impl Record {
         }
     }
 
+    /// The same peers, for a request that has just come in.
+    pub fn again(&self) -> Self {
+        Self { started: Instant::now(), at: SystemTime::now(), ..self.clone() }
+    }
+
     /// Who calls, by certificate or attestation.
     pub fn called_by(&mut self, identity: &Identity) {
         self.source = Party::of(identity);
@@ -142,13 +153,14 @@ impl Counted {
 pub struct Telemetry {
     metrics: Arc<Metrics>,
     cache: SeriesCache,
+    requests: RequestCache,
     log: AccessLog,
 }
 
 impl Telemetry {
     /// A worker's own handle.
     pub fn new(metrics: Arc<Metrics>, log: AccessLog) -> Self {
-        Self { metrics, cache: SeriesCache::default(), log }
+        Self { metrics, cache: SeriesCache::default(), requests: RequestCache::default(), log }
     }
 
     /// The process's metrics.
@@ -189,20 +201,38 @@ impl Telemetry {
         self.log.write(record, counted.map(|counted| &counted.meter), outcome);
     }
 
+    /// Writes the final record of a request.
+    pub fn finish_request(&self, record: &RequestRecord) {
+        let peers = Self::series_key(&record.peers, record.flags);
+        let (protocol, code, grpc_status) = (record.protocol, record.status, record.grpc_status);
+        let key = RequestKey { peers, protocol, code, grpc_status };
+        self.requests.series(&self.metrics, key).count(&record.sizes);
+        self.log.write_request(record);
+    }
+
     /// Forgets the series of connections that ended long ago.
     pub fn sweep(&self) {
         self.cache.sweep_into(&self.metrics);
+        self.requests.sweep_into(&self.metrics);
     }
 
     fn series(&self, record: &Record, flags: &'static str) -> Arc<Series> {
-        let key = SeriesKey {
+        self.cache.series(&self.metrics, Self::series_key(record, flags))
+    }
+
+    fn series_key(record: &Record, flags: &'static str) -> SeriesKey {
+        SeriesKey {
             reporter: record.reporter,
             source: record.source.clone(),
             target: record.target.clone(),
             service_host: record.service_host.clone(),
             security: record.security,
             flags,
-        };
-        self.cache.series(&self.metrics, key)
+        }
     }
+}
+
+/// A duration as logs write it.
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -7,6 +7,8 @@ use std::path::Path;
 mod dns_message;
 #[path = "../../fuzz/checks/hbone_request.rs"]
 mod hbone_request;
+#[path = "../../fuzz/checks/http1_request.rs"]
+mod http1_request;
 
 fn replay(target: &str, check: fn(&[u8])) {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(target);
@@ -29,4 +31,9 @@ fn seeds_of_dns_messages_hold() {
 #[test]
 fn seeds_of_hbone_requests_hold() {
     replay("hbone_request", hbone_request::check);
+}
+
+#[test]
+fn seeds_of_http1_requests_hold() {
+    replay("http1_request", http1_request::check);
 }

@@ -18,11 +18,11 @@ mod completions;
 mod control;
 mod delete;
 mod demo;
-mod docs;
 mod get;
 mod host;
 mod init;
 mod join;
+mod reference;
 mod service;
 mod status;
 mod token;
@@ -42,11 +42,14 @@ const LONG_ABOUT: &str = "\
 A service mesh for virtual machines and bare metal. An agent on each host carries the traffic of its services over
 mutual TLS, each service with an identity of its own, under policy; programs need no change.
 
-On one host, once:              baremesh init && systemctl start baremesh-control
-On every host, once:            baremesh join CONTROL-HOST --token TOKEN && systemctl start baremesh
+On one host, once:              baremesh init && systemctl enable --now baremesh-control
+On every host, once:            baremesh join CONTROL-HOST --token TOKEN && systemctl enable --now baremesh
 Where a service runs:           baremesh service register orders --port 8080 --unit orders.service
 Who may call it:                baremesh apply -f policy.toml
-What is going on:               baremesh status";
+What is going on:               baremesh status
+
+Each host needs a token of its own: `init` prints the first, `baremesh token create` on the control host makes more. A
+token says which services its host may run.";
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -77,7 +80,7 @@ pub struct Global {
     /// What lasts: keys, certificates, control.db
     #[arg(long, global = true, env = "BAREMESH_STATE_DIR", value_name = "DIR", default_value_os_t = Directories::default().state, hide_env_values = true)]
     state_dir: PathBuf,
-    /// What does not outlive a reboot: sockets
+    /// What does not outlive a reboot: sockets, the rules for when the agent is gone
     #[arg(long, global = true, env = "BAREMESH_RUN_DIR", value_name = "DIR", default_value_os_t = Directories::default().runtime, hide_env_values = true)]
     run_dir: PathBuf,
     /// How answers are printed
@@ -115,7 +118,7 @@ enum Verb {
     Demo(demo::Demo),
     Version(version::Version),
     Completions(completions::Completions),
-    Reference(docs::Reference),
+    Reference(reference::Reference),
     #[command(name = "verify-chain", hide = true)]
     VerifyChain(verify_chain::VerifyChain),
 }
@@ -178,6 +181,7 @@ mod tests {
     use clap::error::ErrorKind;
 
     use super::*;
+    use crate::output::Exit;
 
     #[test]
     fn the_command_line_holds_together() {
@@ -199,6 +203,21 @@ mod tests {
             command.get_subcommands().for_each(|command| check(command, &path));
         }
         check(&Cli::command(), "");
+    }
+
+    /// The help lists every code, and the manual says the same of each.
+    #[test]
+    fn exit_codes_are_documented() {
+        let rows = EXIT_CODES.lines().filter_map(|line| line.trim_start().split_once("  "));
+        let rows: Vec<(u8, &str)> =
+            rows.filter_map(|(code, text)| Some((code.parse().ok()?, text))).collect();
+        let codes: Vec<u8> = rows.iter().map(|(code, _)| *code).collect();
+        assert_eq!(codes, [0, Exit::Refused as u8, Exit::Usage as u8, Exit::NothingAnswers as u8]);
+        let manual = include_str!("../../docs/operating.md");
+        for (code, text) in rows {
+            let row = format!("| {code} | {text}");
+            assert!(manual.lines().any(|line| line.starts_with(&row)), "docs/operating.md has no row: {row}");
+        }
     }
 
     fn check(line: &str, expected: Result<(), ErrorKind>) {

@@ -1,4 +1,27 @@
-//! Which endpoint takes the next connection: power of two choices over the least loaded, by weight.
+//! Which endpoint takes the next connection or request. Whatever has to be computed of all endpoints is in a table that
+//! is built when they change; a choice then costs a few look-ups and no memory. Randomness, turns and what is known of
+//! each endpoint at the moment are arguments.
+
+use crate::destination_rule::{Algorithm, ConsistentHash, HashTable};
+
+/// From a request to the key that is hashed.
+pub mod affinity;
+/// A hash that is the same on every host and in every version.
+pub mod hash;
+/// The less loaded of two.
+pub mod least_request;
+/// Groups of endpoints by how near they are, and which of them is next.
+pub mod locality;
+/// Maglev's table.
+pub mod maglev;
+/// A ring of points.
+pub mod ring;
+/// One after the other.
+pub mod round_robin;
+/// The growing share of new endpoints.
+pub mod warmup;
+/// Any, by weight.
+pub mod weighted;
 
 /// What is known of one endpoint at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -7,61 +30,78 @@ pub struct Load {
     pub active: u32,
     /// Share relative to the others; 0 takes nothing.
     pub weight: u32,
+    /// How much of its share it takes while it warms up, in thousandths.
+    pub warmth: u32,
 }
 
-/// Picks the index of an endpoint: two are drawn by `random`, and the one with the larger weight/(active+1) is
-/// taken. `None` without an endpoint of weight.
-pub fn pick(count: usize, random: u64, load: impl Fn(usize) -> Load) -> Option<usize> {
-    let len = u64::try_from(count).ok().filter(|len| *len > 0)?;
-    let index = |number: u64| usize::try_from(number % len).unwrap_or(0);
-    let first = index(random & u64::from(u32::MAX));
-    // The second differs from the first whenever there are two.
-    let second = if len > 1 { (first + 1 + index_below(random >> 32, len - 1)) % count } else { first };
-    let (a, b) = (load(first), load(second));
-    let score = |load: Load, other: Load| u64::from(load.weight) * (u64::from(other.active) + 1);
-    let better = if score(a, b) >= score(b, a) { first } else { second };
-    // Both draws may be out of use: the search for one that is not starts at the draw, so that the load spreads.
-    let mut turned = (0..count).map(|step| (better + step) % count);
-    turned.find(|index| load(*index).weight > 0)
+/// All of a share, in thousandths.
+pub const FULL: u32 = 1000;
+
+/// An endpoint as tables know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Member {
+    /// A hash of what stays the same about it: its address.
+    pub id: u64,
+    /// Share relative to the others.
+    pub weight: u32,
 }
 
-fn index_below(random: u64, bound: u64) -> usize {
-    usize::try_from(random % bound.max(1)).unwrap_or(0)
+/// What one choice is made by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Draw {
+    /// A random number.
+    pub random: u64,
+    /// How many choices were made before.
+    pub turn: u64,
+    /// The hash of the request's key, where it has one.
+    pub hash: Option<u64>,
+}
+
+/// A way of choosing, with its table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Balancer {
+    /// The less loaded of two.
+    LeastRequest(least_request::LeastRequest),
+    /// One after the other.
+    RoundRobin(round_robin::Schedule),
+    /// Any.
+    Random(weighted::Shares),
+    /// The same for the same key, by a ring.
+    Ring(ring::Ring),
+    /// The same for the same key, by Maglev's table.
+    Maglev(maglev::Maglev),
+}
+
+impl Balancer {
+    /// The table of `algorithm` for these endpoints.
+    pub fn new(algorithm: &Algorithm, members: &[Member]) -> Self {
+        match algorithm {
+            Algorithm::LeastRequest | Algorithm::Passthrough => {
+                Self::LeastRequest(least_request::LeastRequest::new(members))
+            }
+            Algorithm::RoundRobin => Self::RoundRobin(round_robin::Schedule::new(members)),
+            Algorithm::Random => Self::Random(weighted::Shares::new(members)),
+            Algorithm::ConsistentHash(ConsistentHash { table: HashTable::Ring { minimum_size }, .. }) => {
+                Self::Ring(ring::Ring::new(members, *minimum_size))
+            }
+            Algorithm::ConsistentHash(ConsistentHash { table: HashTable::Maglev { size }, .. }) => {
+                Self::Maglev(maglev::Maglev::new(members, *size))
+            }
+        }
+    }
+
+    /// The index of the endpoint that is next; `None` where none has weight. A key without a hash is a random one.
+    pub fn pick(&self, draw: Draw, load: impl Fn(usize) -> Load) -> Option<usize> {
+        let usable = |index| load(index).weight > 0;
+        match self {
+            Self::LeastRequest(draws) => draws.pick(draw.random, load),
+            Self::RoundRobin(schedule) => schedule.pick(draw, load),
+            Self::Random(shares) => shares.pick(draw.random, usable),
+            Self::Ring(ring) => ring.pick(draw.hash.unwrap_or(draw.random), usable),
+            Self::Maglev(table) => table.pick(draw.hash.unwrap_or(draw.random), usable),
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn takes_the_less_loaded_of_two() {
-        let loads = [Load { active: 5, weight: 1 }, Load { active: 1, weight: 1 }];
-        for random in [0, 1, u64::MAX, 1 << 32, 7 << 32 | 3] {
-            assert_eq!(pick(2, random, |index| loads[index]), Some(1));
-        }
-    }
-
-    #[test]
-    fn weight_counts_and_zero_takes_nothing() {
-        let loads =
-            [Load { active: 1, weight: 1 }, Load { active: 3, weight: 4 }, Load { active: 0, weight: 0 }];
-        for random in 0..100_u64 {
-            let picked = pick(3, random.wrapping_mul(0x9e37_79b9_7f4a_7c15), |index| loads[index]);
-            assert_ne!(picked, Some(2));
-        }
-        assert_eq!(pick(0, 1, |_| loads[0]), None);
-        assert_eq!(pick(1, 1, |_| loads[2]), None);
-    }
-
-    #[test]
-    fn spreads_evenly_over_equal_endpoints() {
-        let mut hits = [0_u32; 5];
-        let mut random = 1_u64;
-        for _ in 0..10_000 {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let picked = pick(5, random ^ (random >> 29), |index| Load { active: hits[index], weight: 1 });
-            hits[picked.expect("an endpoint")] += 1;
-        }
-        assert!(hits.iter().all(|hit| (1900..2100).contains(hit)), "{hits:?}");
-    }
-}
+mod tests;

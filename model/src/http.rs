@@ -4,6 +4,8 @@
 
 /// Header fields.
 pub mod headers;
+/// What may stand in the parts of a request.
+pub mod syntax;
 
 pub use headers::{FieldError, Headers};
 

@@ -6,8 +6,14 @@
 pub mod authorization;
 /// Which endpoint takes the next connection.
 pub mod balance;
+/// Numbers with a fraction.
+pub mod decimal;
+/// How a service is called: subsets, balancing, limits, TLS.
+pub mod destination_rule;
 /// What a host may be: grants of services to hosts.
 pub mod grant;
+/// What gRPC puts into HTTP heads.
+pub mod grpc;
 /// HTTP messages without a wire.
 pub mod http;
 /// SPIFFE identities, and which of them the mesh keeps for itself.
@@ -18,13 +24,23 @@ pub mod mesh;
 pub mod mesh_config;
 /// RFC 1123 labels, trust domains, service names and the forms in which people write them.
 pub mod name;
+/// Leaving out endpoints that fail.
+pub mod outlier;
 /// Value patterns that policies match with: exact, prefix, suffix, presence.
 pub mod pattern;
 /// Whether plaintext is taken: PeerAuthentication and its precedence.
 pub mod peer_authentication;
+/// Regular expressions of RE2's syntax, in linear time.
+pub mod re2;
+/// How many requests may be retries.
+pub mod retry_budget;
 /// Services and their ports.
 pub mod service;
+/// How routes match texts: exact, prefix, regex, presence.
+pub mod string_match;
 /// Virtual addresses: the ranges, and the assignment by hash.
 pub mod virtual_address;
+/// Routes of requests and connections: VirtualService.
+pub mod virtual_service;
 /// Workloads: where a service runs, and how it is reached.
 pub mod workload;

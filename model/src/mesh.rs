@@ -7,11 +7,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::authorization::AuthorizationPolicy;
+use crate::destination_rule::DestinationRule;
 use crate::identity::{Identity, RESERVED_NAMESPACES};
 use crate::mesh_config::MeshConfig;
 use crate::name::{Key, Label};
 use crate::peer_authentication::PeerAuthentication;
 use crate::service::Service;
+use crate::virtual_service::VirtualService;
 use crate::workload::{Tunnel, Workload};
 
 /// The kinds of resources.
@@ -29,6 +31,8 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `HostGrant`
     HostGrant,
+    /// `DestinationRule`
+    DestinationRule,
 }
 
 impl Kind {
@@ -41,6 +45,7 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::HostGrant => "HostGrant",
+            Self::DestinationRule => "DestinationRule",
         }
     }
 }
@@ -111,6 +116,10 @@ pub struct Parts {
     pub peer_authentications: Vec<PeerAuthentication>,
     /// Authorization policies, ordered by key.
     pub authorization_policies: Vec<Arc<AuthorizationPolicy>>,
+    /// VirtualServices, ordered by key.
+    pub virtual_services: Vec<Arc<VirtualService>>,
+    /// Destination rules, ordered by key.
+    pub destination_rules: Vec<Arc<DestinationRule>>,
 }
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
@@ -136,6 +145,8 @@ impl Mesh {
         }
         parts.peer_authentications.sort_by(|a, b| a.key.cmp(&b.key));
         parts.authorization_policies.sort_by(|a, b| a.key.cmp(&b.key));
+        parts.virtual_services.sort_by(|a, b| a.key.cmp(&b.key));
+        parts.destination_rules.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);
         check_workloads(&parts, &mut errors);
         if errors.is_empty() { Ok(Self(parts)) } else { Err(errors) }

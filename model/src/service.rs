@@ -31,6 +31,11 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// Whether requests are told apart.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::Http2 | Self::Grpc)
+    }
+
     /// The name as written in resources.
     pub fn name(self) -> &'static str {
         match self {

@@ -39,6 +39,8 @@ pub mod reference;
 
 mod authorization_policy;
 mod authorization_rule;
+mod destination_rule;
+mod durations;
 mod host_grant;
 mod mesh_config;
 mod peer_authentication;

@@ -1,6 +1,7 @@
 //! One resource as read, with the place where it stands.
 
 use baremesh_model::authorization::AuthorizationPolicy;
+use baremesh_model::destination_rule::DestinationRule;
 use baremesh_model::grant::Grant;
 use baremesh_model::mesh::{Kind, ResourceId};
 use baremesh_model::mesh_config::MeshConfig;
@@ -22,6 +23,7 @@ pub enum Resource {
     PeerAuthentication(Box<PeerAuthentication>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     HostGrant(Box<HostGrant>),
+    DestinationRule(Box<DestinationRule>),
 }
 
 impl Resource {
@@ -34,6 +36,7 @@ impl Resource {
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::HostGrant(_) => Kind::HostGrant,
+            Self::DestinationRule(_) => Kind::DestinationRule,
         }
     }
 
@@ -47,6 +50,7 @@ impl Resource {
             Self::PeerAuthentication(policy) => policy.key.clone(),
             Self::AuthorizationPolicy(policy) => policy.key.clone(),
             Self::HostGrant(grant) => grant.key.clone(),
+            Self::DestinationRule(rule) => rule.key.clone(),
         }
     }
 
@@ -62,13 +66,14 @@ pub fn mesh_config_key() -> Key {
 }
 
 /// Every kind that is taken, in the order of the reference.
-pub const KINDS: [Kind; 6] = [
+pub const KINDS: [Kind; 7] = [
     Kind::MeshConfig,
     Kind::Service,
     Kind::WorkloadEntry,
     Kind::PeerAuthentication,
     Kind::AuthorizationPolicy,
     Kind::HostGrant,
+    Kind::DestinationRule,
 ];
 
 /// Which services a host may be issued identities for.

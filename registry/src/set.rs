@@ -63,7 +63,10 @@ impl Loaded {
         let policies = mesh.authorization_policies.iter();
         let policies = policies.map(|policy| Resource::AuthorizationPolicy(Box::new((**policy).clone())));
         let grants = self.grants.iter().map(|grant| Resource::HostGrant(grant.clone().into()));
-        config.chain(services).chain(workloads).chain(peers).chain(policies).chain(grants).collect()
+        let rules = mesh.destination_rules.iter();
+        let rules = rules.map(|rule| Resource::DestinationRule(Box::new((**rule).clone())));
+        let policies = peers.chain(policies).chain(grants).chain(rules);
+        config.chain(services).chain(workloads).chain(policies).collect()
     }
 }
 
@@ -112,7 +115,8 @@ const ISTIO_ROOT: &str = "istio-system";
 
 /// The key by which a policy is known: one of `istio-system` belongs to the root namespace.
 pub(crate) fn canonical_id(id: ResourceId, root: &Label) -> ResourceId {
-    let policy = matches!(id.kind, Kind::PeerAuthentication | Kind::AuthorizationPolicy);
+    let policy =
+        matches!(id.kind, Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::DestinationRule);
     if policy && id.key.namespace.as_str() == ISTIO_ROOT {
         ResourceId { key: Key::new(root.clone(), id.key.name), ..id }
     } else {
@@ -144,6 +148,7 @@ fn rename(resource: &mut Resource, key: &Key) {
     match resource {
         Resource::PeerAuthentication(policy) => policy.key = key.clone(),
         Resource::AuthorizationPolicy(policy) => policy.key = key.clone(),
+        Resource::DestinationRule(rule) => rule.key = key.clone(),
         _ => {}
     }
 }
@@ -170,6 +175,7 @@ fn parts(by_id: ById) -> (Parts, Vec<HostGrant>) {
             Resource::PeerAuthentication(policy) => parts.peer_authentications.push(*policy),
             Resource::AuthorizationPolicy(policy) => parts.authorization_policies.push(Arc::new(*policy)),
             Resource::HostGrant(grant) => grants.push(*grant),
+            Resource::DestinationRule(rule) => parts.destination_rules.push(Arc::new(*rule)),
         }
     }
     let trust_domain = parts.config.trust_domain.as_str().to_owned();

@@ -20,6 +20,8 @@ from hyperframe.frame import (ContinuationFrame, DataFrame, HeadersFrame, PingFr
 PATIENCE_SECONDS = 10
 # More than any of the peer's limits; a flood that gets this far was not stopped.
 FLOOD_FRAMES = 20_000
+# Streams that are open at once; fewer than the peer allows.
+BATCH_STREAMS = 50
 # Floods that are answered rather than ended are given up here.
 PING_FRAMES = 200_000
 
@@ -205,6 +207,30 @@ def rapid_reset(authority_of):
     return case
 
 
+def open_and_reset(options):
+    """Streams that are reset as soon as their 200 is there: each has cost the agent a connection to its program."""
+    peer = Peer(options).start()
+    opened = 0
+    try:
+        while opened < FLOOD_FRAMES:
+            waiting = {peer.connect(options.authority) for _ in range(BATCH_STREAMS)}
+            batch = list(waiting)
+            for event in peer.events():
+                if isinstance(event, h2.events.ConnectionTerminated):
+                    return f"goaway {int(event.error_code)} after {opened}"
+                if isinstance(event, h2.events.ResponseReceived):
+                    waiting.discard(event.stream_id)
+                    if not waiting:
+                        break
+            opened += len(batch)
+            for stream in batch:
+                peer.connection.reset_stream(stream, 8)
+            peer.send(peer.connection.data_to_send())
+    except Ended as ended:
+        return f"{ended} after {opened}"
+    return f"open after {opened}"
+
+
 def pings(options):
     """PINGs whose answers nobody reads, then a request: the answers must not have piled up without bound."""
     peer = Peer(options).start()
@@ -272,6 +298,7 @@ CASES = {
     "empty-continuation-flood": flood(continuation(b"")),
     "rapid-reset": rapid_reset(lambda options: options.authority),
     "rapid-reset-refused": rapid_reset(lambda options: options.other_authority),
+    "open-and-reset": open_and_reset,
     "ping-flood": pings,
     "settings-flood": flood(settings),
     "data-on-stream-zero": one(DataFrame(1, b"x").serialize().replace(b"\x00\x00\x00\x01x", b"\x00\x00\x00\x00x")),

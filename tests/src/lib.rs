@@ -9,7 +9,6 @@
 //! The binary has to be built before: `cargo build -p baremesh`, or name another one in `BAREMESH_BIN`.
 
 use std::env;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -18,12 +17,14 @@ use anyhow::{Context as _, Result, bail};
 mod hosts;
 mod load;
 mod mesh;
+mod root_only;
 
 pub use baremesh::demo::hosts::{Pcap, Privilege, WAIT_BOUND};
 pub use baremesh::demo::shop::exit;
 pub use hosts::{Capture, Host, Net, Process};
 pub use load::{Load, errors_of, wait_for_errors};
 pub use mesh::{Member, Mesh};
+pub use root_only::is_left_out;
 
 /// Names the binary that the stories are about, if it is not the one that was built beside them.
 const BINARY_VARIABLE: &str = "BAREMESH_BIN";
@@ -120,30 +121,4 @@ pub fn exit_code_of(command: Command) -> u8 {
 /// Whether the stories run as root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
-}
-
-/// Lists a story that an ordinary user cannot run. Written past the test harness, which keeps what passing tests
-/// print.
-pub fn list_as_not_runnable(story: &str, reason: &str) {
-    // Without standard error nobody reads the list.
-    let _ = writeln!(std::io::stderr(), "not runnable as an ordinary user: {story}: {reason}");
-}
-
-/// Ends the story here, and lists it, when it is not run as root. As root it does nothing: there, every story runs.
-///
-/// ```no_run
-/// fn tells_two_users_apart() {
-///     baremesh_tests::needs_root!("two uids");
-/// }
-/// ```
-#[macro_export]
-macro_rules! needs_root {
-    ($reason:expr) => {
-        if !$crate::is_root() {
-            fn here() {}
-            let here = std::any::type_name_of_val(&here);
-            $crate::list_as_not_runnable(here.trim_end_matches("::here"), $reason);
-            return;
-        }
-    };
 }

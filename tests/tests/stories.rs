@@ -21,10 +21,14 @@ mod capture_rules;
 mod certificates;
 #[path = "stories/command_line.rs"]
 mod command_line;
+#[path = "stories/containers.rs"]
+mod containers;
 #[path = "stories/control_away.rs"]
 mod control_away;
 #[path = "stories/demo_tells_the_truth.rs"]
 mod demo_tells_the_truth;
+#[path = "stories/destination_rules.rs"]
+mod destination_rules;
 #[path = "stories/disk_full.rs"]
 mod disk_full;
 #[path = "stories/draining.rs"]
@@ -61,6 +65,8 @@ mod strict_and_permissive;
 mod survives_exhaustion;
 #[path = "stories/tcp_is_tcp.rs"]
 mod tcp_is_tcp;
+#[path = "stories/http_try.rs"]
+mod http_try;
 #[path = "stories/telemetry.rs"]
 mod telemetry;
 #[path = "stories/virtual_addresses.rs"]

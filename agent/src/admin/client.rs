@@ -46,6 +46,13 @@ pub enum SocketError {
     },
 }
 
+impl SocketError {
+    /// Whether no program listens: one that listens and may not be spoken to is there.
+    pub fn is_nobody_there(&self) -> bool {
+        matches!(self, Self::Connect { source, .. } if source.kind() != io::ErrorKind::PermissionDenied)
+    }
+}
+
 /// A socket, and the program that listens there.
 #[derive(Debug, Clone, Copy)]
 pub struct Socket<'a> {

@@ -1,5 +1,8 @@
 //! The agent's account of itself, in JSON on the socket.
 
+/// About the capture rules.
+pub mod capture;
+
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};

@@ -20,13 +20,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
+use crate::share::{Shares, host_of};
+use crate::telemetry::metrics::Counter;
+
 /// The group whose members may use the socket.
 pub const GROUP: &str = "baremesh";
 /// Connections that are served at once; more wait.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send its request's head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one connection may take from its first byte to its last.
+/// How long one connection to a socket may take from its first byte to its last: some orders run `nft`, or wait for
+/// the disk.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
 /// An answer.
 pub type Answer = Response<Full<Bytes>>;
@@ -140,7 +144,8 @@ pub async fn serve_socket(socket: AdminSocket, administer: impl Administer) {
         let admitted = uid == 0 || uid == own || members == Members::OfGroup;
         let administer = administer.clone();
         tokio::spawn(async move {
-            serve(stream, move |request| answer(administer.clone(), (uid, admitted), request)).await;
+            let connection = Connection { stream, keep_alive: KeepAlive::On, patience: CONNECTION_TIMEOUT };
+            connection.serve(move |request| answer(administer.clone(), (uid, admitted), request)).await;
             drop(place);
         });
     }
@@ -164,25 +169,50 @@ async fn answer<A: Administer>(
     }
 }
 
-/// Serves requests of a TCP listener.
-pub async fn serve_tcp<H, F>(listener: TcpListener, handle: H)
+/// What strangers may take of a TCP listener: anybody can connect to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Connections of one host that are served at once; what comes beyond is closed.
+    pub of_one_host: usize,
+    /// How long one connection, which is one request, may take from its first byte to its last. Scrapers wait 10 s
+    /// unless told otherwise.
+    pub patience: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { of_one_host: 8, patience: Duration::from_secs(20) }
+    }
+}
+
+/// Serves requests of a TCP listener, one a connection. `refused` counts connections that were closed unheard because
+/// their host has enough.
+pub async fn serve_tcp<H, F>(listener: TcpListener, bounds: Bounds, refused: Counter, handle: H)
 where
     H: Fn(Request<Bytes>) -> F + Send + Sync + Clone + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let hosts = Shares::default();
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let handle = handle.clone();
-                tokio::spawn(async move {
-                    serve(stream, move |request| ask(handle.clone(), request)).await;
-                    drop(place);
-                });
+        let (stream, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                exhausted(&error).await;
+                continue;
             }
-            Err(error) => exhausted(&error).await,
-        }
+        };
+        let Some(share) = hosts.take(host_of(from.ip()), bounds.of_one_host) else {
+            refused.inc();
+            continue;
+        };
+        let handle = handle.clone();
+        tokio::spawn(async move {
+            let connection = Connection { stream, keep_alive: KeepAlive::Off, patience: bounds.patience };
+            connection.serve(move |request| ask(handle.clone(), request)).await;
+            drop((place, share));
+        });
     }
 }
 
@@ -209,22 +239,38 @@ where
     }
 }
 
-async fn serve<S, H, F>(stream: S, handle: H)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    H: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Answer>,
-{
-    let service = hyper::service::service_fn(|request: Request<Incoming>| {
-        let answer = handle(request);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    // A client that goes away, or takes too long, is its own affair.
-    let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+/// One client, and how long it is served.
+struct Connection<S> {
+    stream: S,
+    keep_alive: KeepAlive,
+    patience: Duration,
+}
+
+/// Whether a connection may bring further requests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum KeepAlive {
+    On,
+    Off,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
+    async fn serve<H, F>(self, handle: H)
+    where
+        H: Fn(Request<Incoming>) -> F,
+        F: Future<Output = Answer>,
+    {
+        let service = hyper::service::service_fn(|request: Request<Incoming>| {
+            let answer = handle(request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_TIMEOUT)
+            .keep_alive(self.keep_alive == KeepAlive::On)
+            .serve_connection(TokioIo::new(self.stream), service);
+        // A client that goes away, or takes too long, is its own affair.
+        let _ = tokio::time::timeout(self.patience, connection).await;
+    }
 }
 
 /// The request with its whole body, unless that is longer than `limit` or breaks off.
@@ -232,4 +278,78 @@ async fn collect(request: Request<Incoming>, limit: usize) -> Option<Request<Byt
     let (head, body) = request.into_parts();
     let body = Limited::new(body, limit).collect().await.ok()?;
     Some(Request::from_parts(head, body.to_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// More than fits between a server and a client that does not read.
+    const LONG: usize = 64 << 20;
+
+    /// Asks for `path`, without reading the answer.
+    async fn ask(address: SocketAddr, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.expect("it listens");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n");
+        // One that is refused may be closed already.
+        let _ = stream.write_all(request.as_bytes()).await;
+        stream
+    }
+
+    /// What is answered to the end of the connection; nothing where that is a reset.
+    async fn answer(address: SocketAddr) -> String {
+        let mut answer = String::new();
+        let _ = ask(address, "/short").await.read_to_string(&mut answer).await;
+        answer
+    }
+
+    async fn serving(bounds: Bounds) -> (SocketAddr, Counter) {
+        let listener = bind_tcp(([127, 0, 0, 1], 0).into()).await.expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let refused = Counter::default();
+        let handle = |request: Request<Bytes>| async move {
+            let length = if request.uri().path() == "/long" { LONG } else { 5 };
+            with(StatusCode::OK, "text/plain", vec![b'x'; length])
+        };
+        tokio::spawn(serve_tcp(listener, bounds, refused.clone(), handle));
+        (address, refused)
+    }
+
+    #[tokio::test]
+    async fn a_host_whose_clients_do_not_read_has_its_share_and_no_more() {
+        let patient = Bounds { patience: Duration::from_secs(86_400), ..Bounds::default() };
+        let (address, refused) = serving(patient).await;
+        assert!(answer(address).await.ends_with("xxxxx"), "one request, and the connection ends");
+        let mut slow = Vec::new();
+        for _ in 0..patient.of_one_host {
+            let mut stream = ask(address, "/long").await;
+            stream.read_u8().await.expect("it is served");
+            slow.push(stream);
+        }
+        for turn in 1..=2 * MAX_CONNECTIONS {
+            assert_eq!(answer(address).await, "", "turn {turn}");
+            assert_eq!(refused.get(), turn as u64);
+        }
+        drop(slow.pop());
+        // The place is free once the server has seen its client go.
+        while answer(address).await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_closed_when_the_patience_ends() {
+        let hasty = Bounds { patience: Duration::from_secs(1), of_one_host: 1 };
+        let (address, _) = serving(hasty).await;
+        let mut slow = ask(address, "/long").await;
+        while answer(address).await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let mut rest = Vec::new();
+        let _ = slow.read_to_end(&mut rest).await;
+        assert!(rest.len() < LONG, "it was cut off");
+    }
 }

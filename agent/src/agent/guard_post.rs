@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -21,7 +22,7 @@ pub struct GuardPost {
     guard: Option<Guard>,
     exe: PathBuf,
     gone_file: PathBuf,
-    sockets: Vec<OwnedFd>,
+    sockets: Arc<Vec<OwnedFd>>,
 }
 
 impl GuardPost {
@@ -34,9 +35,14 @@ impl GuardPost {
             .map(|socket| socket.as_fd().try_clone_to_owned())
             .collect();
         let sockets = sockets.map_err(doing("duplicating the listeners for the guard"))?;
-        let mut post = Self { guard: None, exe, gone_file: capture.gone_file(), sockets };
+        let mut post = Self { guard: None, exe, gone_file: capture.gone_file(), sockets: Arc::new(sockets) };
         post.fill()?;
         Ok(post)
+    }
+
+    /// The listeners, for when nobody accepts from them any more.
+    pub fn sockets(&self) -> Arc<Vec<OwnedFd>> {
+        Arc::clone(&self.sockets)
     }
 
     fn fill(&mut self) -> Result<(), CaptureError> {

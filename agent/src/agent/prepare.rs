@@ -16,14 +16,16 @@ use baremesh_model::name::Label;
 
 use super::{AgentError, doing};
 use crate::addresses;
-use crate::capture::{AGENT_MARK, Capture};
-use crate::config::{AgentConfig, SourceConfig};
+use crate::capture::{AGENT_MARK, AgentPorts, Capture, DnsCapture};
+use crate::config::{AgentConfig, DnsMode, SourceConfig};
 use crate::identity::rotation::Node;
 use crate::identity::{Issuer, NodeCredential};
+use crate::machine;
 use crate::membership::Membership;
 use crate::proxy::socket::Mark;
 use crate::registration::{LocalService, file};
 use crate::snapshot::Host;
+use crate::snapshot::plan::CaptureSettings;
 use crate::source::control::ControlSource;
 use crate::source::files::FileSource;
 
@@ -132,7 +134,12 @@ fn own_mesh(
     let authority = Authority::open(&config.directories.authority(), SystemTime::now()).map_err(state)?;
     let name = match &config.host {
         Some(name) => name.clone(),
-        None => machine_name()?,
+        None => machine::label().ok_or_else(|| {
+            let name = machine::name();
+            AgentError::State(format!(
+                "the machine's name `{name}` cannot be one of the mesh: set `host` in agent.toml"
+            ))
+        })?,
     };
     let grants = vec![Grant::parse("*.*").map_err(|error| AgentError::State(error.to_string()))?];
     let bundle = Arc::new(authority.bundle().map_err(state)?);
@@ -189,20 +196,36 @@ fn host(config: &AgentConfig, name: Label, towards: Option<SocketAddr>) -> Resul
     Ok(Host { name, addresses })
 }
 
-fn machine_name() -> Result<Label, AgentError> {
-    let name =
-        std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(doing("reading the host name"))?;
-    let first = name.trim().split('.').next().unwrap_or_default().to_ascii_lowercase();
-    Label::new(&first)
-        .map_err(|error| AgentError::State(format!("the host's name: {error}; set `host` in agent.toml")))
-}
-
 fn resolve(control: &str) -> Option<SocketAddr> {
     let direct = control.to_socket_addrs().ok().and_then(|mut all| all.next());
     direct.or_else(|| (control, CONTROL_PORT).to_socket_addrs().ok().and_then(|mut all| all.next()))
 }
 
-/// The mark of the agent's own sockets, where there are rules that know it.
+/// The mark of the agent's own sockets. They have it where capture is off as well, if the agent may give it to them:
+/// rules that know it can be asked for later.
 pub fn mark(config: &AgentConfig) -> Mark {
-    Mark(config.capture.then_some(AGENT_MARK))
+    let may_mark = || {
+        let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0));
+        socket.is_ok_and(|socket| socket2::SockRef::from(&socket).set_mark(AGENT_MARK).is_ok())
+    };
+    Mark((config.capture || may_mark()).then_some(AGENT_MARK))
+}
+
+/// What the rules are made with, besides the state.
+pub fn capture_settings(config: &AgentConfig) -> CaptureSettings {
+    CaptureSettings {
+        agent_uid: rustix::process::geteuid().as_raw(),
+        ports: AgentPorts {
+            outbound: config.ports.outbound,
+            inbound: config.ports.inbound,
+            hbone: config.ports.hbone,
+            dns: config.dns_port,
+        },
+        dns: match config.dns {
+            DnsMode::Capture => DnsCapture::Port53,
+            DnsMode::Off | DnsMode::Nameserver => DnsCapture::Off,
+        },
+        outbound: config.outbound,
+        ssh_ports: config.ssh_ports.clone(),
+    }
 }

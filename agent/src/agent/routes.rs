@@ -1,5 +1,8 @@
 //! The routes of the administration socket, of the metrics and of the readiness.
 
+/// Those about the capture rules.
+mod capturing;
+
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -16,8 +19,8 @@ use super::{AgentError, doing};
 use crate::admin::report::{
     CertificateReport, EndpointReport, LocalServiceReport, ServiceReport, SourceReport, StatusReport,
 };
-use crate::admin::server::{self, AdminSocket, Administer, Answer, json, text, with};
-use crate::capture;
+use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
+use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
 use crate::dns::DnsCounters;
@@ -26,15 +29,13 @@ use crate::proxy::Phase;
 use crate::publish::Publisher;
 use crate::registration::file;
 use crate::snapshot::{Snapshot, Transport};
-use crate::steward::{self, Mode, Steward};
-use crate::telemetry::access_log::AccessLog;
+use crate::steward::{Mode, Steward};
+use crate::telemetry::access_log::Tally;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::text_format;
 
 /// How often the service manager is told that all is well, and readiness is looked at.
 const TELL: Duration = Duration::from_millis(200);
-/// The longest trial of capture rules.
-const MAX_TRIAL: Duration = Duration::from_secs(3600);
 
 /// What the routes answer from.
 pub struct Agent {
@@ -46,7 +47,7 @@ pub struct Agent {
     pub connected: watch::Receiver<bool>,
     pub metrics: Arc<Metrics>,
     pub dns: Option<Arc<DnsCounters>>,
-    pub log: AccessLog,
+    pub log: Arc<Tally>,
     pub phase: watch::Receiver<Phase>,
 }
 
@@ -72,14 +73,15 @@ impl Sockets {
     /// Serves them all.
     pub fn serve(self, agent: &Arc<Agent>) -> [JoinHandle<()>; 3] {
         let (for_admin, for_metrics, for_ready) = (Arc::clone(agent), Arc::clone(agent), Arc::clone(agent));
+        let serve = |listener, answer: fn(&Agent, &Request<Bytes>) -> Answer, agent: Arc<Agent>| {
+            let refused = agent.metrics.refused_scrapes.clone();
+            let handle = move |request: Request<Bytes>| std::future::ready(answer(&agent, &request));
+            tokio::spawn(server::serve_tcp(listener, Bounds::default(), refused, handle))
+        };
         [
             tokio::spawn(server::serve_socket(self.admin, Socket(for_admin))),
-            tokio::spawn(server::serve_tcp(self.metrics, move |request| {
-                std::future::ready(for_metrics.metrics(&request))
-            })),
-            tokio::spawn(server::serve_tcp(self.ready, move |request| {
-                std::future::ready(for_ready.readiness(&request))
-            })),
+            serve(self.metrics, Agent::metrics, for_metrics),
+            serve(self.ready, Agent::readiness, for_ready),
         ]
     }
 }
@@ -117,56 +119,12 @@ impl Agent {
         }
     }
 
-    async fn capture(&self, method: &Method, path: &str, query: &str) -> Answer {
-        let Some(steward) = &self.steward else {
-            return text(StatusCode::CONFLICT, "this agent cannot capture: `nft` or `ip` is missing\n");
-        };
-        let done = |result: Result<String, capture::CaptureError>| match result {
-            Ok(said) => text(StatusCode::OK, said + "\n"),
-            Err(error) => text(StatusCode::CONFLICT, error.to_string()),
-        };
-        match (method, path) {
-            (&Method::GET, "/capture/plan") => text(StatusCode::OK, capture::render(&steward.plan())),
-            (&Method::GET, "/capture/status") => {
-                done(steward.status().await.map(|status| steward::in_words(&status)))
-            }
-            (&Method::POST, "/capture/confirm") => {
-                done(steward.confirm().await.map(|()| "confirmed".to_owned()))
-            }
-            (&Method::POST, "/capture/remove") => done(steward.remove().await.map(|()| "removed".to_owned())),
-            (&Method::POST, "/capture/apply") => {
-                let seconds = query.strip_prefix("confirm=").map(str::parse::<u64>);
-                match seconds {
-                    None if query.is_empty() => {
-                        done(steward.keep_from_now().await.map(|change| format!("{change:?}")))
-                    }
-                    Some(Ok(seconds)) if (1..=MAX_TRIAL.as_secs()).contains(&seconds) => {
-                        let Ok(exe) = std::env::current_exe() else {
-                            return text(
-                                StatusCode::INTERNAL_SERVER_ERROR,
-                                "the agent's own binary is gone\n",
-                            );
-                        };
-                        let tried = steward.try_out(exe, Duration::from_secs(seconds)).await;
-                        done(
-                            tried.map(|change| {
-                                format!("{change:?}, taken back in {seconds} s unless confirmed")
-                            }),
-                        )
-                    }
-                    _ => text(StatusCode::BAD_REQUEST, "confirm takes 1 to 3600 seconds\n"),
-                }
-            }
-            _ => text(StatusCode::NOT_FOUND, "no such route\n"),
-        }
-    }
-
     fn metrics(&self, request: &Request<Bytes>) -> Answer {
         if request.uri().path() != "/metrics" && request.uri().path() != "/stats/prometheus" {
             return text(StatusCode::NOT_FOUND, "metrics are at /metrics\n");
         }
         let dropped = &self.metrics.dropped_log_lines;
-        dropped.inc_by(self.log.dropped().saturating_sub(dropped.get()));
+        dropped.inc_by(self.log.lost().saturating_sub(dropped.get()));
         let rendered = self.metrics.render(self.dns.as_deref());
         let accept = request.headers().get(http::header::ACCEPT).and_then(|value| value.to_str().ok());
         match text_format::wants_openmetrics(accept) {
@@ -232,10 +190,8 @@ impl Agent {
         let published = self.publisher.published();
         let not_ready = self.not_ready();
         let capture = match &self.steward {
-            None => "off".to_owned(),
-            Some(steward) => {
-                steward.status().await.map_or_else(|error| error.to_string(), |s| steward::in_words(&s))
-            }
+            None => "off: `nft` or `ip` is missing".to_owned(),
+            Some(steward) => steward.in_words().await,
         };
         let name = match &self.config.source {
             SourceConfig::Control => "control".to_owned(),
@@ -322,7 +278,7 @@ fn service_report(service: &crate::snapshot::ServiceEntry) -> ServiceReport {
             Transport::Local(_) => "local",
         }
         .to_owned(),
-        health: if endpoint.state.is_ejected() { "ejected" } else { "healthy" }.to_owned(),
+        health: if service.is_ejected(endpoint.address) { "ejected" } else { "healthy" }.to_owned(),
         active: endpoint.state.active(),
     });
     ServiceReport {
@@ -338,6 +294,9 @@ fn service_report(service: &crate::snapshot::ServiceEntry) -> ServiceReport {
 /// What works, but perhaps not as meant.
 fn warnings(snapshot: &Snapshot) -> Vec<String> {
     let mut warnings = Vec::new();
+    warnings.extend(
+        Tracked::read().filter(|tracked| tracked.is_nearly_full()).map(|tracked| tracked.to_string()),
+    );
     for address in &snapshot.host.addresses {
         let here = || snapshot.local_endpoints().filter(|local| local.advertised.ip() == *address);
         if here().next().is_some() && snapshot.unnamed(*address).is_none() {

@@ -7,10 +7,47 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use super::sock_diag::dump::{Family, Listed, PART_LEN, Part, SocketEntry, decode, encode};
 use super::sock_diag::{self, ANSWER_LEN, Flow, LookupError, SocketOwner};
 
 /// Answers to earlier requests that are skipped before a look-up gives up.
 const MAX_STALE_ANSWERS: usize = 8;
+
+/// How many sockets a list holds: 20 MB of them.
+const MAX_LISTED: usize = 200_000;
+
+/// A list of sockets.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// Those that it holds.
+    pub entries: Vec<SocketEntry>,
+    /// So many more there are.
+    pub left_out: usize,
+}
+
+/// Every TCP socket of this thread's network namespace in those states. It takes some milliseconds for each ten
+/// thousand of them: not for the data path.
+pub fn list_sockets(listed: Listed) -> Result<Sockets, LookupError> {
+    let mut sockets = Sockets::default();
+    let mut take = |entry| match sockets.entries.len() < MAX_LISTED {
+        true => sockets.entries.push(entry),
+        false => sockets.left_out += 1,
+    };
+    for family in [Family::V4, Family::V6] {
+        // A socket for each: the next list begins when the one before it has been read to its end.
+        let kernel = DiagSocket::open()?;
+        retry_on_intr(|| rustix::net::send(&kernel.socket, &encode(listed, family), SendFlags::empty()))
+            .map_err(LookupError::Refused)?;
+        let mut part = vec![0; PART_LEN];
+        loop {
+            let length = receive(&kernel.socket, &mut part)?;
+            if decode(&part[..length], &mut take)? == Part::Last {
+                break;
+            }
+        }
+    }
+    Ok(sockets)
+}
 
 /// A connection to the kernel's socket diagnosis, of the network namespace in which it was opened.
 #[derive(Debug)]
@@ -47,22 +84,26 @@ impl DiagSocket {
     }
 
     fn receive(&mut self) -> Result<usize, LookupError> {
-        let received = retry_on_intr(|| {
-            rustix::net::recvfrom(&self.socket, &mut self.answer[..], RecvFlags::DONTWAIT | RecvFlags::TRUNC)
-        });
-        let (_, length, sender) = received.map_err(|errno| match errno {
-            Errno::AGAIN => LookupError::Malformed("it did not come"),
-            errno => LookupError::Refused(errno),
-        })?;
-        let sender = sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok());
-        if sender.is_none_or(|sender| sender.pid() != 0) {
-            return Err(LookupError::Malformed("it is not from the kernel"));
-        }
-        if length > ANSWER_LEN {
-            return Err(LookupError::Malformed("it is longer than any answer"));
-        }
-        Ok(length)
+        receive(&self.socket, &mut self.answer)
     }
+}
+
+/// Receives one message of the kernel, whole.
+fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<usize, LookupError> {
+    let received =
+        retry_on_intr(|| rustix::net::recvfrom(socket, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC));
+    let (_, length, sender) = received.map_err(|errno| match errno {
+        Errno::AGAIN => LookupError::Malformed("it did not come"),
+        errno => LookupError::Refused(errno),
+    })?;
+    let sender = sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok());
+    if sender.is_none_or(|sender| sender.pid() != 0) {
+        return Err(LookupError::Malformed("it is not from the kernel"));
+    }
+    if length > buffer.len() {
+        return Err(LookupError::Malformed("it is longer than any answer"));
+    }
+    Ok(length)
 }
 
 #[cfg(test)]

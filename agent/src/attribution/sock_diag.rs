@@ -2,6 +2,9 @@
 //! ports, one answer with the owner of that socket (linux/inet_diag.h, linux/sock_diag.h, linux/netlink.h). Pure;
 //! every length is checked, and an answer that is not about the socket asked for is never taken.
 
+/// Lists of sockets.
+pub mod dump;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rustix::io::Errno;
@@ -260,17 +263,22 @@ fn end(body: &[u8], port: usize, ip: usize) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, port))
 }
 
-/// The cgroup's id among the attributes (`struct nlattr`, padded to 4 bytes).
-fn cgroup_id(mut attributes: &[u8]) -> Result<Option<CgroupId>, LookupError> {
+/// The cgroup's id among the attributes.
+fn cgroup_id(attributes: &[u8]) -> Result<Option<CgroupId>, LookupError> {
+    let Some(value) = attribute(attributes, INET_DIAG_CGROUP_ID)? else { return Ok(None) };
+    let id = value.try_into().map_err(|_| LookupError::Malformed("the cgroup id is not 8 bytes long"))?;
+    Ok(Some(CgroupId(u64::from_ne_bytes(id))))
+}
+
+/// The first attribute of a kind (`struct nlattr`, padded to 4 bytes).
+fn attribute(mut attributes: &[u8], wanted: u16) -> Result<Option<&[u8]>, LookupError> {
     const BAD: LookupError = LookupError::Malformed("an attribute is cut short");
     while !attributes.is_empty() {
         let length = usize::from(u16_at(attributes, 0).ok_or(BAD)?);
         let kind = u16_at(attributes, 2).ok_or(BAD)? & NLA_TYPE_MASK;
         let value = attributes.get(4..length).ok_or(BAD)?;
-        if kind == INET_DIAG_CGROUP_ID {
-            let id =
-                value.try_into().map_err(|_| LookupError::Malformed("the cgroup id is not 8 bytes long"))?;
-            return Ok(Some(CgroupId(u64::from_ne_bytes(id))));
+        if kind == wanted {
+            return Ok(Some(value));
         }
         attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
     }

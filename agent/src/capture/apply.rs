@@ -22,12 +22,12 @@ const GONE_FILE: &str = "gone.nft";
 pub struct Capture {
     pub(super) tools: Tools,
     runtime: PathBuf,
-    standing: Option<Standing>,
+    pub(super) standing: Option<Standing>,
 }
 
 /// What this process put in place last.
 #[derive(Debug)]
-struct Standing {
+pub(super) struct Standing {
     skeleton: String,
     sets: Vec<NamedSet>,
     /// What the kernel's listing hashed to.
@@ -57,6 +57,8 @@ pub enum Change {
     },
     /// The whole table.
     Replaced,
+    /// To the rules for a gone agent: the state of the mesh is not known yet.
+    Held,
 }
 
 /// What becomes of the anchor table when the rules are removed.

@@ -14,6 +14,8 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
     container.addresses = addresses(&["172.17.0.2:8080", "127.0.0.1:9000", "[fd17::2]:8080"]);
     let endpoints = addresses(&["10.0.0.7:8080", "10.0.0.8:9090", "[fd09::7]:8080"]);
     let strict_closed = service("orders", 8080, Strictness::Strict, WhenGone::Closed);
+    let mut strict_container = service("box", 8080, Strictness::Strict, WhenGone::Closed);
+    strict_container.addresses = addresses(&["172.17.0.3:80", "[fd17::3]:80"]);
     let mut forbidden = service("shell", 22, Strictness::Strict, WhenGone::Closed);
     forbidden.ports.extend([2222, 15001, 123]);
     forbidden.addresses = addresses(&["169.254.169.254:80"]);
@@ -24,6 +26,7 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
             CapturePlan { local: vec![strict_closed.clone()], endpoints, agent_uid: 990, ..plan() },
         ),
         ("permissive_open_by_address", CapturePlan { local: vec![container.clone()], ..plan() }),
+        ("strict_closed_container", CapturePlan { local: vec![strict_container], ..plan() }),
         (
             "dns_all_mixed",
             CapturePlan {

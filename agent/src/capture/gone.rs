@@ -14,7 +14,7 @@ use super::plan::{CapturePlan, LocalService, WhenGone};
 use super::rules::{
     Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, table, to_virtual, transaction, virtual_check,
 };
-use super::sets::{NamedSet, TABLE, endpoints, inbound_ports, local_addresses};
+use super::sets::{NamedSet, TABLE, endpoints, inbound_ports, loading, local_addresses};
 
 /// The table that keeps address translation going while ours changes.
 pub(super) const ANCHOR_TABLE: &str = "baremesh_anchor";
@@ -45,7 +45,7 @@ pub fn apply_gone(file: &Path) -> Result<(), CaptureError> {
 }
 
 pub(super) fn batch_of_gone(plan: &CapturePlan) -> Batch {
-    let closed: Vec<&LocalService> = plan.local.iter().filter(|s| s.when_gone == WhenGone::Closed).collect();
+    let closed = closed_services(plan);
     if closed.is_empty() {
         return Batch {
             routes: Routes::Withdraw,
@@ -56,6 +56,15 @@ pub(super) fn batch_of_gone(plan: &CapturePlan) -> Batch {
     let text = table(&ruleset) + &removal(ANCHOR_TABLE);
     // The routes stay: with them a virtual address is refused at once, and does not wander off to a router.
     Batch { routes: Routes::Keep, transactions: vec![transaction(&text, &ruleset.sets)] }
+}
+
+/// What `plan` adds to rules for a gone agent that stand: its closed services, which may have been registered since.
+pub(super) fn additions_of_gone(plan: &CapturePlan) -> String {
+    loading(&ruleset_of_gone(plan, &closed_services(plan)).sets, usize::MAX).concat()
+}
+
+fn closed_services(plan: &CapturePlan) -> Vec<&LocalService> {
+    plan.local.iter().filter(|service| service.when_gone == WhenGone::Closed).collect()
 }
 
 /// Removes one of our tables, there or not.
@@ -77,6 +86,7 @@ fn ruleset_of_gone(plan: &CapturePlan, closed: &[&LocalService]) -> Ruleset {
         Chain::new("outbound_check", Some(Hook::filter("output")), outbound_check(plan)),
         Chain::new("virtual_check", None, virtual_check()),
         Chain::new("inbound_check", Some(Hook::filter("input")), inbound_check(plan)),
+        Chain::new("forward_check", Some(Hook::filter("forward")), forward_check()),
         Chain::new("closed_check", None, [RESETS, "counter name closed reject with tcp reset"]),
     ];
     let comment = "the baremesh agent is gone: its closed services are refused until it is back";
@@ -109,4 +119,13 @@ fn inbound_check(plan: &CapturePlan) -> Vec<String> {
     rules.push(EXEMPT.to_owned());
     rules.push(format!("tcp dport @closed_inbound fib daddr type local {REFUSE}"));
     rules
+}
+
+/// What this host forwards to a closed service that is delivered into a container.
+fn forward_check() -> [String; 3] {
+    [
+        EXEMPT.to_owned(),
+        format!("ip daddr . tcp dport @closed4 {REFUSE}"),
+        format!("ip6 daddr . tcp dport @closed6 {REFUSE}"),
+    ]
 }

@@ -1,14 +1,20 @@
 //! The guard: a process that does nothing while the agent lives, and applies the rules for a gone agent when it
 //! dies without having said goodbye. It holds the agent twice, by a pidfd and by a pipe that the kernel closes with
-//! the agent, and it inherits the agent's listening sockets: until the new rules stand, nobody else can bind the
-//! ports that the old ones redirect to. A service manager that ends the whole group of processes at once may end
-//! the guard first; for that case the unit applies the same file after the agent has stopped.
+//! the agent, and it is handed the agent's listening sockets: until the new rules stand, nobody else can bind the
+//! ports that the old ones redirect to. Nobody accepts from them either, so the first thing that it does is to have
+//! them reset what waits in line, while the old rules still lead the answer back. A service manager that ends the whole
+//! group of processes at once may end the guard first; for that case the unit applies the same file after the agent has
+//! stopped.
+
+/// The agent's listening sockets in the guard's hands.
+mod handover;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ExitStatus};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -20,8 +26,10 @@ use super::CaptureError;
 use super::command::{ended, lasting, leave_session, log, report_ready, wait_until_ready};
 use super::gone::apply_gone;
 
+pub use handover::refuse_all;
+
 /// How the command line starts a guard, after `baremesh capture`.
-const USAGE: &str = "guard AGENT-PID FILE";
+const USAGE: &str = "guard AGENT-PID FILE LISTENERS";
 
 /// What the agent writes when it leaves in good order.
 const GOODBYE: u8 = b'q';
@@ -37,26 +45,28 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub struct Guard {
     process: Child,
-    goodbye: Option<ChildStdin>,
+    goodbye: Option<UnixStream>,
 }
 
 impl Guard {
     /// Starts a guard over this process and waits until it is on its post. `exe` is the `baremesh` binary,
     /// `gone_file` what `Capture::gone_file` names, and `listeners` every socket whose port must not change hands.
-    ///
-    /// The listeners are duplicated without close-on-exec for the moment of the start: a process that another
-    /// thread starts in that very moment inherits them too. Start the guard before the agent starts anything else.
     pub fn spawn(exe: &Path, gone_file: &Path, listeners: &[BorrowedFd<'_>]) -> Result<Self, CaptureError> {
         let failed = |source| CaptureError::Run { command: "baremesh capture guard".to_owned(), source };
-        let inherited: Result<Vec<OwnedFd>, Errno> = listeners.iter().map(rustix::io::dup).collect();
-        let inherited = inherited.map_err(|errno| failed(errno.into()))?;
-        let agent = std::process::id().to_string();
-        let mut command = lasting(exe, &[OsStr::new("guard"), OsStr::new(&agent), gone_file.as_os_str()]);
-        let mut process = command.spawn().map_err(failed)?;
-        drop(inherited);
-        let goodbye = process.stdin.take();
-        let mut guard = Self { process, goodbye };
-        match wait_until_ready("guard", &mut guard.process, PATIENCE) {
+        let (agent, count) = (std::process::id().to_string(), listeners.len().to_string());
+        let arguments = ["guard", &agent].map(OsStr::new).into_iter();
+        let arguments: Vec<_> = arguments.chain([gone_file.as_os_str(), OsStr::new(&count)]).collect();
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let mut command = lasting(exe, &arguments);
+        command.stdin(Stdio::from(OwnedFd::from(theirs)));
+        let process = command.spawn().map_err(failed)?;
+        // The guard must hold the only copy of its end.
+        drop(command);
+        let given = handover::give(&ours, listeners);
+        let mut guard = Self { process, goodbye: Some(ours) };
+        // A guard that does not start says more about it than the broken pipe to it.
+        let ready = wait_until_ready("guard", &mut guard.process, PATIENCE);
+        match ready.and(given.map_err(failed)) {
             Ok(()) => Ok(guard),
             Err(error) => {
                 let _ = guard.process.kill();
@@ -102,7 +112,7 @@ pub enum Outcome {
 /// The guard's life, for `baremesh capture guard`; `arguments` are those after `guard`. It returns when its duty is
 /// done. Only then may the process end, because with it end its copies of the listeners.
 pub fn run(arguments: &[OsString]) -> Result<Outcome, CaptureError> {
-    let (agent, gone_file) = parse(arguments).ok_or(CaptureError::Arguments { usage: USAGE })?;
+    let (agent, gone_file, count) = parse(arguments).ok_or(CaptureError::Arguments { usage: USAGE })?;
     leave_session();
     let failed = |source: io::Error| CaptureError::Run { command: "capture guard".to_owned(), source };
     let pidfd = match pidfd_open(agent, PidfdFlags::empty()) {
@@ -111,6 +121,7 @@ pub fn run(arguments: &[OsString]) -> Result<Outcome, CaptureError> {
         Err(Errno::SRCH) => None,
         Err(errno) => return Err(failed(errno.into())),
     };
+    let listeners = handover::take(io::stdin(), count).map_err(failed)?;
     // The pidfd is the agent's, and not that of a process that got its number since: had the agent died before, the
     // pipe would be closed, and that is looked at first.
     report_ready().map_err(failed)?;
@@ -122,14 +133,16 @@ pub fn run(arguments: &[OsString]) -> Result<Outcome, CaptureError> {
         agent.as_raw_nonzero(),
         gone_file.display()
     ));
+    refuse_all(&listeners);
     apply_with_retries(&gone_file)?;
     Ok(Outcome::Applied)
 }
 
-fn parse(arguments: &[OsString]) -> Option<(Pid, PathBuf)> {
-    let [agent, gone_file] = arguments else { return None };
+fn parse(arguments: &[OsString]) -> Option<(Pid, PathBuf, usize)> {
+    let [agent, gone_file, count] = arguments else { return None };
     let agent = Pid::from_raw(agent.to_str()?.parse().ok().filter(|pid| *pid > 0)?)?;
-    Some((agent, PathBuf::from(gone_file)))
+    let count = count.to_str()?.parse().ok().filter(|count| *count <= handover::MOST)?;
+    Some((agent, PathBuf::from(gone_file), count))
 }
 
 /// Waits for the agent's goodbye or for its end.
@@ -178,15 +191,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_a_process_and_a_file() {
+    fn takes_a_process_a_file_and_a_number() {
         let check = |arguments: &[&str], expected: bool| {
             let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
             assert_eq!(parse(&arguments).is_some(), expected, "{arguments:?}");
         };
-        check(&["7", "/run/gone"], true);
-        check(&["0", "/run/gone"], false);
-        check(&["-7", "/run/gone"], false);
-        check(&["7"], false);
+        check(&["7", "/run/gone", "12"], true);
+        check(&["7", "/run/gone", "0"], true);
+        check(&["0", "/run/gone", "12"], false);
+        check(&["-7", "/run/gone", "12"], false);
+        check(&["7", "/run/gone"], false);
         check(&["7", "/run/gone", "more"], false);
+        check(&["7", "/run/gone", "4097"], false);
+        check(&["7", "/run/gone", "12", "more"], false);
     }
 }

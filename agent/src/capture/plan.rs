@@ -60,7 +60,8 @@ pub struct LocalService {
     pub ports: BTreeSet<u16>,
     /// Exact addresses besides: a delivery address that is not this host's (a container), or one of several
     /// addresses that share a port. From other hosts their ports are captured at any address of this host, because
-    /// a program that listens on the wildcard address would otherwise be reached past the agent.
+    /// a program that listens on the wildcard address would otherwise be reached past the agent, and so is what this
+    /// host forwards to them.
     pub addresses: BTreeSet<SocketAddr>,
     /// Whether plaintext from other hosts may still flow.
     pub strictness: Strictness,

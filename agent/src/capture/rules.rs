@@ -1,6 +1,8 @@
-//! The rules that a plan comes to. Two chains redirect (what this host opens, what others open towards it), and two
+//! The rules that a plan comes to. Two chains redirect (what this host opens, what others open towards it), and three
 //! chains after them refuse what should have been redirected and was not: connections from before the capture,
-//! packets that connection tracking was led around, and connections made straight to the agent's ports.
+//! packets that connection tracking was led around, and connections made straight to the agent's ports. One of the
+//! three looks at what this host forwards: a service that is delivered into a container has an address of its own,
+//! which other hosts may have a route to.
 
 use std::fmt::Write as _;
 
@@ -124,6 +126,7 @@ pub(super) fn ruleset(plan: &CapturePlan) -> Ruleset {
         Chain::new("local_check", None, past_the_agent(plan, "local_stray")),
         Chain::new("endpoint_check", None, past_the_agent(plan, "endpoint_stray")),
         Chain::new("inbound_check", Some(Hook::filter("input")), inbound_check(plan)),
+        Chain::new("forward_check", Some(Hook::filter("forward")), forward_check()),
         Chain::new("strict_check", None, [RESETS, "counter name strict_stray reject with tcp reset"]),
         Chain::new("listener_check", None, ["ct status dnat return", "counter name listener_stray drop"]),
     ];
@@ -230,11 +233,17 @@ fn outbound(plan: &CapturePlan) -> Vec<String> {
 /// What other hosts open towards services of this one.
 fn inbound(plan: &CapturePlan) -> Vec<String> {
     let what = format!("tcp dport @inbound_ports {OPENS} fib daddr type local");
+    // The exact addresses: those that are not this host's are containers' that it forwards to.
+    let forwarded = |family: &str, set: &str| {
+        redirect(&format!("{family} daddr . tcp dport @{set} {OPENS}"), "inbound_plain", plan.ports.inbound)
+    };
     vec![
         "iifname \"lo\" return".to_owned(),
         EXEMPT.to_owned(),
         format!("tcp dport {} return comment \"HBONE\"", plan.ports.hbone),
         redirect(&what, "inbound_plain", plan.ports.inbound),
+        forwarded("ip", "local4"),
+        forwarded("ip6", "local6"),
     ]
 }
 
@@ -286,5 +295,19 @@ fn inbound_check(plan: &CapturePlan) -> Vec<String> {
     // A connection from before the capture goes on in PERMISSIVE mode. But a stray packet sent ahead can make
     // connection tracking take a new one for such, and it would pass untranslated: it ends here.
     rules.push(format!("tcp dport @inbound_ports {OPENS} fib daddr type local counter name inbound_stray reject with tcp reset"));
+    rules
+}
+
+/// What this host forwards to a service that is delivered into a container, by the rules of what arrives at a local
+/// socket.
+fn forward_check() -> Vec<String> {
+    let mut rules = vec![EXEMPT.to_owned()];
+    rules.push("ip daddr . tcp dport @strict4 goto strict_check".to_owned());
+    rules.push("ip6 daddr . tcp dport @strict6 goto strict_check".to_owned());
+    for (family, set) in [("ip", "local4"), ("ip6", "local6")] {
+        rules.push(format!(
+            "{OPENS} {family} daddr . tcp dport @{set} counter name inbound_stray reject with tcp reset"
+        ));
+    }
     rules
 }

@@ -87,7 +87,8 @@ pub(super) fn sets_of(plan: &CapturePlan) -> Vec<NamedSet> {
     sets.push(named_ports("local_ports", plan, &plan.local));
     sets.extend(NamedSet::of_sockets("local", &local_addresses(plan, plan.local.iter())));
     sets.push(NamedSet::of_ports("inbound_ports", inbound_ports(plan, plan.local.iter())));
-    sets.push(NamedSet::of_ports("strict_ports", inbound_ports(plan, strict)));
+    sets.push(NamedSet::of_ports("strict_ports", inbound_ports(plan, strict.clone())));
+    sets.extend(NamedSet::of_sockets("strict", &local_addresses(plan, strict)));
     sets.extend(endpoints(plan));
     sets.push(seal(&sets));
     sets
@@ -142,7 +143,7 @@ fn comment(name: &Key) -> String {
 }
 
 /// An IPv4 address written as IPv6 is an IPv4 packet on the wire, and a scope is not part of one.
-fn plain(address: SocketAddr) -> SocketAddr {
+pub(super) fn plain(address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V6(v6) => SocketAddr::new(v6.to_ipv4_mapped().map_or(v6.into(), Into::into), address.port()),
         IpAddr::V4(v4) => SocketAddr::new(v4.into(), address.port()),

@@ -85,6 +85,7 @@ impl Rotation {
             held: BTreeMap::new(),
             store,
             failures: 0,
+            failed: None,
             retry_at: None,
             node_renewal,
             rotation: self,
@@ -105,7 +106,10 @@ pub struct Rotating {
     rotation: Rotation,
     held: BTreeMap<Identity, Held>,
     store: Store,
+    /// Rounds that failed one after the other.
     failures: u32,
+    /// What failed last in this round.
+    failed: Option<String>,
     retry_at: Option<Instant>,
     node_renewal: Option<SystemTime>,
 }
@@ -117,11 +121,7 @@ impl Rotating {
             self.drop_unwanted();
             let now = SystemTime::now();
             if self.may_ask() {
-                self.renew_node(now).await;
-                let due = self.due(now);
-                for batch in due.chunks(MAX_BATCH) {
-                    self.ask(batch).await;
-                }
+                self.round(now).await;
             }
             let wait = self.until_next(SystemTime::now());
             tokio::select! {
@@ -134,6 +134,19 @@ impl Rotating {
                 }
                 () = tokio::time::sleep(wait) => {}
             }
+        }
+    }
+
+    /// Asks for all that is due. However much of it fails, it is one failure to wait after.
+    async fn round(&mut self, now: SystemTime) {
+        self.renew_node(now).await;
+        let due = self.due(now);
+        for batch in due.chunks(MAX_BATCH) {
+            self.ask(batch).await;
+        }
+        self.retry_at = self.failed.take().map(|reason| self.back_off(&reason));
+        if self.retry_at.is_none() {
+            self.failures = 0;
         }
     }
 
@@ -175,7 +188,6 @@ impl Rotating {
                 }
                 tracing::info!(%identity, serial = issued.serial, "certificate issued");
                 self.hold(&issued);
-                self.failures = 0;
             }
             Err(NotIssued { reason, is_temporary }) => {
                 // A refusal for good is asked about again too, seldom: a grant may come.
@@ -231,12 +243,17 @@ impl Rotating {
 
     fn failed(&mut self, reason: &str) {
         self.rotation.metrics.issue_failures.inc();
+        self.failed = Some(reason.to_owned());
+    }
+
+    /// When the next round may be, after one that failed.
+    fn back_off(&mut self, reason: &str) -> Instant {
         let doubled =
             FIRST_RETRY.saturating_mul(1_u32.checked_shl(self.failures.min(16)).unwrap_or(u32::MAX));
         let wait = doubled.min(MAX_RETRY).mul_f64(0.5 + rand::random::<f64>() / 2.0);
         self.failures = self.failures.saturating_add(1);
-        self.retry_at = Some(Instant::now() + wait);
         tracing::debug!(reason, ?wait, "certificates are asked for again");
+        Instant::now() + wait
     }
 
     fn missing(&self, identity: &Identity, reason: String) {
@@ -286,4 +303,70 @@ fn renewal(issued: &Issued) -> SystemTime {
     let issued_at = issued.not_before + BACKDATE;
     let life = issued.not_after.duration_since(issued_at).unwrap_or_default();
     issued_at + life.mul_f64(0.5 - JITTER * rand::random::<f64>())
+}
+
+#[cfg(test)]
+mod tests {
+    use baremesh_ca::authority::Authority;
+    use baremesh_ca::local::LocalIssuer;
+    use baremesh_model::grant::Grant;
+    use baremesh_model::name::{Label, TrustDomain};
+
+    use super::*;
+
+    /// The rotation of a host that was granted the namespace `shop`, in `directory`.
+    fn rotating(directory: &std::path::Path, wanted: watch::Receiver<Vec<Identity>>) -> Rotating {
+        let domain = TrustDomain::new("td").expect("a domain");
+        let authority = Authority::create(&directory.join("ca"), &domain, SystemTime::now());
+        let authority = authority.expect("an authority");
+        let bundle = Arc::new(authority.bundle().expect("a bundle"));
+        let grants = vec![Grant::parse("*.shop").expect("a grant")];
+        let host = Label::new("h1").expect("a label");
+        let issuer = LocalIssuer::new(authority, host, grants, Duration::from_secs(3600));
+        let rotation = Rotation {
+            issuer: Issuer::Local(Arc::new(Mutex::new(issuer))),
+            node: None,
+            published: Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&bundle), []))),
+            bundle,
+            directory: directory.join("certificates"),
+            wanted,
+            status: Arc::default(),
+            metrics: Metrics::new("test"),
+        };
+        rotation.start()
+    }
+
+    fn identities(namespace: &str, count: usize) -> Vec<Identity> {
+        let identity = |number| Identity::parse(&format!("spiffe://td/ns/{namespace}/sa/s{number}"));
+        (0..count).map(|number| identity(number).expect("an identity")).collect()
+    }
+
+    #[tokio::test]
+    async fn a_round_is_one_failure_however_much_of_it_fails() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let refused = identities("elsewhere", MAX_BATCH + 3);
+        let wanted = watch::Sender::new([refused.clone(), identities("shop", 1)].concat());
+        let mut rotating = rotating(directory.path(), wanted.subscribe());
+        for round in 1..=10 {
+            let before = Instant::now();
+            rotating.round(SystemTime::now()).await;
+            let after = Instant::now();
+            assert_eq!(rotating.failures, round);
+            let at = rotating.retry_at.expect("it is tried again");
+            let most = FIRST_RETRY.saturating_mul(1 << (round - 1)).min(MAX_RETRY);
+            assert!(at >= before + most / 2 && at <= after + most, "round {round}: {:?}", at - before);
+            assert_eq!(
+                rotating.rotation.metrics.issue_failures.get(),
+                u64::from(round) * refused.len() as u64
+            );
+        }
+        assert!(rotating.rotation.published.load().iter().count() == 1, "what was granted is there");
+        assert_eq!(rotating.status().missing.len(), refused.len());
+
+        wanted.send_replace(identities("shop", 2));
+        rotating.drop_unwanted();
+        rotating.round(SystemTime::now()).await;
+        assert_eq!((rotating.failures, rotating.retry_at), (0, None), "all is well again");
+        assert!(rotating.status().missing.is_empty());
+    }
 }

@@ -20,6 +20,18 @@ pub enum Fault {
     Agent,
 }
 
+impl Fault {
+    /// As it stands in logs and documentation.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "caller",
+            Self::Upstream => "upstream",
+            Self::Policy => "policy",
+            Self::Agent => "agent",
+        }
+    }
+}
+
 /// Why a connection was not carried, or ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
@@ -46,6 +58,27 @@ pub enum ProxyError {
     /// The service has no endpoint at all.
     #[error("{0} has no endpoint: is it registered on a host that is up?")]
     NoEndpoint(Key),
+    /// Outlier detection has left out every endpoint.
+    #[error(
+        "every endpoint of {0} is left out by outlier detection: `baremesh status` shows why and until when"
+    )]
+    AllEjected(Key),
+    /// A limit of a DestinationRule is reached.
+    #[error("{0}")]
+    OverLimit(#[from] crate::snapshot::cluster::OverLimit),
+    /// The rule asks for TLS that the endpoint cannot be given.
+    #[error(
+        "{address} has no agent, and its DestinationRule asks for tls mode {mode}: nothing is sent there in plaintext"
+    )]
+    NeedsTls {
+        /// The endpoint.
+        address: SocketAddr,
+        /// The mode.
+        mode: &'static str,
+    },
+    /// The connection has lasted for as long as the rule lets it.
+    #[error("open for longer than maxConnectionDuration of its DestinationRule")]
+    TooLong,
     /// The endpoint could not be reached.
     #[error(
         "nothing answers at {address}: {source}; is a firewall between the hosts, or the agent there stopped?"
@@ -105,6 +138,9 @@ pub enum ProxyError {
     /// The CONNECT was malformed, or not a CONNECT.
     #[error("not an HBONE request: {0}")]
     BadRequest(&'static str),
+    /// The peer sent more of something than anybody who means well, and lost its tunnel.
+    #[error("the tunnel was closed: its peer sent too many {0}")]
+    Flooded(&'static str),
     /// The authority is not registered here, or belongs to another identity than the certificate shown.
     #[error("{authority} is not registered here under the identity that was asked for")]
     NotRegistered {
@@ -144,6 +180,10 @@ impl ProxyError {
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoEndpoint(_) => Reason::NoEndpoint,
+            Self::AllEjected(_) => Reason::AllEjected,
+            Self::OverLimit(_) => Reason::OverLimit,
+            Self::NeedsTls { .. } => Reason::NeedsTls,
+            Self::TooLong => Reason::TooLong,
             Self::Connect { .. } => Reason::ConnectFailed,
             Self::Deliver { .. } => Reason::DeliveryFailed,
             Self::Handshake { .. } => Reason::HandshakeFailed,
@@ -154,6 +194,7 @@ impl ProxyError {
             Self::NoLongerAllowed(_) => Reason::NoLongerAllowed,
             Self::PlaintextRefused => Reason::PlaintextRefused,
             Self::BadRequest(_) => Reason::BadRequest,
+            Self::Flooded(_) => Reason::Flooded,
             Self::NotRegistered { .. } => Reason::NotRegistered,
             Self::NoCertificate(_) => Reason::NoCertificate,
             Self::CertificateExpired => Reason::CertificateExpired,
@@ -186,6 +227,9 @@ macro_rules! reasons {
         pub enum Reason { $($name),* }
 
         impl Reason {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
             /// As it stands in logs and documentation.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => $text),* }
@@ -211,6 +255,10 @@ reasons! {
     NoSuchService, "no_such_service", "NR", Client;
     NoSuchPort, "no_such_port", "NR", Client;
     NoEndpoint, "no_endpoint", "UH", Upstream;
+    AllEjected, "all_ejected", "UH", Upstream;
+    OverLimit, "over_limit", "UO", Policy;
+    NeedsTls, "needs_tls", "UF", Policy;
+    TooLong, "too_long", "DT", Policy;
     ConnectFailed, "connect_failed", "UF", Upstream;
     DeliveryFailed, "delivery_failed", "UF", Upstream;
     HandshakeFailed, "handshake_failed", "UF", Upstream;
@@ -221,6 +269,7 @@ reasons! {
     NoLongerAllowed, "no_longer_allowed", "UAEX", Policy;
     PlaintextRefused, "plaintext_refused", "UAEX", Policy;
     BadRequest, "bad_request", "DPE", Client;
+    Flooded, "flooded", "DPE", Client;
     NotRegistered, "not_registered", "NR", Client;
     NoCertificate, "no_certificate", "UF", Agent;
     CertificateExpired, "certificate_expired", "UF", Upstream;
@@ -234,5 +283,32 @@ reasons! {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_has_every_reason_with_its_flag_and_its_fault() {
+        let manual = include_str!("../../../docs/operating.md");
+        let head = "| reason | flag | fault | what to do |";
+        let (_, table) = manual.split_once(head).expect("the table of reasons");
+        let documented: Vec<[&str; 3]> = table
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with('|'))
+            .map(|line| {
+                let mut cells = line.split('|').skip(1).map(str::trim);
+                std::array::from_fn(|_| cells.next().unwrap_or_default())
+            })
+            .collect();
+        for reason in Reason::ALL {
+            let name = format!("`{reason}`");
+            let row = [name.as_str(), reason.response_flags(), reason.fault().name()];
+            assert!(documented.contains(&row), "docs/operating.md lacks {row:?}, or says otherwise");
+        }
+        assert_eq!(documented.len(), Reason::ALL.len(), "{documented:?}");
     }
 }

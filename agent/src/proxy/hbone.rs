@@ -19,6 +19,8 @@ pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 pub const WINDOW_BUDGET: u32 = 1024 * 1024 * 1024;
 /// Handshakes that a worker has under way with peers whom it does not know yet; more are refused.
 pub const MAX_HANDSHAKES: usize = 1024;
+/// Of these, those of one host.
+pub const MAX_HANDSHAKES_OF_HOST: usize = 256;
 /// Tunnels that one identity may have from one address with one worker.
 pub const MAX_TUNNELS_OF_PEER: usize = 256;
 /// The largest frame that we take.

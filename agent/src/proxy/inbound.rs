@@ -1,30 +1,41 @@
 //! What arrives over mutual TLS: the handshake says who calls and which of our identities was shown; each stream
 //! says where it wants to go, and is checked against both before anything is connected.
 
+/// A tunnel's streams, and its end.
+mod streams;
+
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use baremesh_ca::tls::{LeafFacts, describe_io, peer_leaf_facts};
 use baremesh_model::name::{Key, default_namespace};
-use bytes::Bytes;
+use ::bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
 use tokio::net::TcpStream;
+use tokio::sync::SemaphorePermit;
+use tokio::time::Instant;
 
+use super::Worker;
 use super::error::ProxyError;
 use super::hbone::{self, Target};
+use super::http::bytes;
+use super::http::callee::{self, Arrived};
 use super::open::Delivered;
 use super::relay::{self, TunnelStream};
 use super::socket;
 use super::tls::{self, TlsStream};
-use super::tunnel::until_dead;
-use super::{Phase, Worker};
 use crate::credentials::Credential;
+use crate::share::{Share, host_of};
 use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::{Counted, Record, Reporter, Security};
+use streams::{Ended, Flooded, Life};
+
+/// A stream that its peer resets sooner, before the program has said anything, was opened for nothing.
+const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
 
 /// Who is at the two ends of a tunnel.
 struct Tunnel {
@@ -51,28 +62,39 @@ pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
         let record = Record::new(Reporter::Destination, client);
         return worker.telemetry.finish(&record, None, &Err(ProxyError::Overloaded("max_connections")));
     };
-    let shaken = match worker.handshakes.try_acquire() {
-        Ok(_place) => Box::pin(handshake(&worker, stream, client)).await,
-        Err(_) => Err(ProxyError::Overloaded("MAX_HANDSHAKES")),
+    let shaken = match may_shake_hands(&worker, client) {
+        Ok(_places) => Box::pin(handshake(&worker, stream, client)).await,
+        Err(limit) => Err(ProxyError::Overloaded(limit)),
     };
-    match shaken {
+    let mut record = Record::new(Reporter::Destination, client);
+    let ended = match shaken {
         Ok((tls, tunnel)) => {
-            let Some(_counted) = worker.peers.enter(&tunnel.peer.identity, client.ip()) else {
-                let mut record = Record::new(Reporter::Destination, client);
-                record.called_by(&tunnel.peer.identity);
-                let refused = Err(ProxyError::Overloaded("MAX_TUNNELS_OF_PEER"));
-                return worker.telemetry.finish(&record, None, &refused);
-            };
-            worker.telemetry.metrics().inbound_tunnels.inc();
-            serve_streams(&worker, tls, Arc::new(tunnel)).await;
-            worker.telemetry.metrics().inbound_tunnels.dec();
+            record.security = Security::MutualTls;
+            record.called_by(&tunnel.peer.identity);
+            record.peer_serial = Some(Arc::clone(&tunnel.peer_serial));
+            let peer = (tunnel.peer.identity.clone(), client.ip());
+            match worker.peers.take(peer, hbone::MAX_TUNNELS_OF_PEER) {
+                Some(_counted) => serve_streams(&worker, tls, Arc::new(tunnel)).await,
+                None => Err(ProxyError::Overloaded("MAX_TUNNELS_OF_PEER")),
+            }
         }
-        Err(error) => {
-            let mut record = Record::new(Reporter::Destination, client);
-            record.security = Security::Unknown;
-            worker.telemetry.finish(&record, None, &Err(error));
-        }
+        Err(error) => Err(error),
+    };
+    // A tunnel that ended in good order has no record of its own: each of its streams has one.
+    if ended.is_err() {
+        worker.telemetry.finish(&record, None, &ended);
     }
+}
+
+/// Places for one handshake: one of the worker's, and one of those of the peer's host, so that nobody who merely
+/// connects takes them all. The name of the limit that is reached, if one is.
+fn may_shake_hands(
+    worker: &Worker,
+    client: SocketAddr,
+) -> Result<(SemaphorePermit<'_>, Share<IpAddr>), &'static str> {
+    let of_all = worker.handshakes.try_acquire().map_err(|_| "MAX_HANDSHAKES")?;
+    let of_host = worker.shaking.take(host_of(client.ip()), hbone::MAX_HANDSHAKES_OF_HOST);
+    Ok((of_all, of_host.ok_or("MAX_HANDSHAKES_OF_HOST")?))
 }
 
 async fn handshake(
@@ -101,46 +123,27 @@ async fn handshake(
     Ok((tls, Tunnel { client, local, peer, peer_serial, shown }))
 }
 
-async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>) {
-    let tunnels = u32::try_from(worker.telemetry.metrics().inbound_tunnels.get()).unwrap_or(u32::MAX);
+async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>) -> Result<(), ProxyError> {
+    let standing = &worker.telemetry.metrics().inbound_tunnels;
+    let tunnels = u32::try_from(standing.inc() + 1).unwrap_or(u32::MAX);
     let window =
         (hbone::WINDOW_BUDGET / tunnels.max(1)).clamp(hbone::STREAM_WINDOW, hbone::CONNECTION_WINDOW);
     let handshake = builder().initial_connection_window_size(window).handshake::<_, Bytes>(tls);
-    let Ok(Ok(mut connection)) =
-        tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await
-    else {
-        return;
-    };
-    let now = SystemTime::now();
-    let life = tunnel.peer.not_after.min(tunnel.shown.not_after).duration_since(now).unwrap_or_default();
-    let expiry = tokio::time::sleep_until((Instant::now() + life).into());
-    let dead = until_dead(connection.ping_pong());
-    tokio::pin!(expiry, dead);
-    let mut phase = worker.shared.phase.clone();
-    let mut leaving = false;
-    loop {
-        tokio::select! {
-            accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => {
-                    tokio::spawn(serve_stream(Arc::clone(worker), Arc::clone(&tunnel), request, respond));
-                }
-                Some(Err(error)) => {
-                    tracing::debug!(peer = %tunnel.client, %error, "a tunnel ended");
-                    return;
-                }
-                None => return,
-            },
-            _ = phase.wait_for(|phase| *phase >= Phase::Draining), if !leaving => {
-                leaving = true;
-                connection.graceful_shutdown();
-            }
-            () = &mut expiry, if !leaving => {
-                leaving = true;
-                connection.graceful_shutdown();
-            }
-            () = &mut dead => return,
+    let shaken = tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await;
+    let ended = match shaken {
+        Ok(Ok(connection)) => {
+            let ends = tunnel.peer.not_after.min(tunnel.shown.not_after);
+            let life = ends.duration_since(SystemTime::now()).unwrap_or_default();
+            let life = Life { expiry: Instant::now() + life, phase: worker.shared.phase.clone() };
+            let carry =
+                |request, respond| serve_stream(Arc::clone(worker), Arc::clone(&tunnel), request, respond);
+            streams::serve(connection, life, carry).await
         }
-    }
+        // What connects and leaves, or says nothing, has asked for nothing.
+        Ok(Err(_)) | Err(_) => Ok(()),
+    };
+    standing.dec();
+    ended.map_err(|Flooded(what)| ProxyError::Flooded(what))
 }
 
 /// The server's side of a tunnel, with the bounds of what a peer may have us hold.
@@ -163,7 +166,7 @@ async fn serve_stream(
     tunnel: Arc<Tunnel>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-) {
+) -> Ended {
     let mut record = Record::new(Reporter::Destination, tunnel.client);
     record.security = Security::MutualTls;
     record.called_by(&tunnel.peer.identity);
@@ -171,7 +174,30 @@ async fn serve_stream(
     let mut counted = None;
     let outcome =
         judge_and_deliver(&worker, &tunnel, (request, &mut respond), &mut record, &mut counted).await;
+    let outcome = match outcome {
+        Ok(Carried::Bytes) => Ok(()),
+        Ok(Carried::Requests(arrived, stream)) => {
+            Box::pin(callee::serve(worker, *arrived, bytes::of_tunnel(stream), record)).await;
+            return Ended::Normally;
+        }
+        Err(error) => Err(error),
+    };
     worker.telemetry.finish(&record, counted.as_deref(), &outcome);
+    let answered = counted.is_some_and(|counted| counted.meter.bytes_to_client() > 0);
+    match outcome {
+        Err(ProxyError::ClientBroke(_)) if !answered && record.started.elapsed() < GIVEN_UP_WITHIN => {
+            Ended::GivenUp
+        }
+        _ => Ended::Normally,
+    }
+}
+
+/// What became of a stream.
+enum Carried {
+    /// It was carried to its end.
+    Bytes,
+    /// It is for a port that speaks HTTP, and each of its requests is carried for itself.
+    Requests(Box<Arrived>, TunnelStream),
 }
 
 async fn judge_and_deliver(
@@ -180,10 +206,10 @@ async fn judge_and_deliver(
     (request, respond): (Request<RecvStream>, &mut SendResponse<Bytes>),
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
-) -> Result<(), ProxyError> {
+) -> Result<Carried, ProxyError> {
     let snapshot = worker.shared.snapshot.load_full();
-    let _entered = worker.enter();
-    let judged = match _entered {
+    let entered = worker.enter();
+    let judged = match entered {
         Some(_) => judge(worker, tunnel, &snapshot, &request, record),
         None => Err(ProxyError::Overloaded("max_connections")),
     };
@@ -199,7 +225,7 @@ async fn judge_and_deliver(
         }
         Err(error) => Err(error),
     };
-    let (local, upstream) = match delivered {
+    let (local, mut upstream) = match delivered {
         Ok(delivered) => delivered,
         Err(error) => {
             refuse(respond, &error);
@@ -210,16 +236,21 @@ async fn judge_and_deliver(
         .send_response(Response::new(()), false)
         .map_err(|source| ProxyError::Tunnel { address: tunnel.client, source })?;
     let mut stream = TunnelStream { send, receive: request.into_body() };
-    let counted = counted.insert(worker.telemetry.open(record));
     let source_ip = tunnel.client.ip();
+    let is_http = local.protocol.is_http();
     let delivered = Delivered { local, source: Some(tunnel.peer.identity.clone()), source_ip };
-    let entry = worker.open.enter(Arc::clone(counted), Some(delivered));
+    if is_http {
+        let arrived = Arrived { delivered, decided_by: snapshot, program: upstream, entered };
+        return Ok(Carried::Requests(Box::new(arrived), stream));
+    }
+    let counted = counted.insert(worker.telemetry.open(record));
+    let entry = worker.open.enter(Some(Arc::clone(counted)), Some(delivered));
     entry.judge_again(&snapshot, &worker.shared.snapshot);
     let idle = worker.shared.limits.idle_timeout;
     let relayed = tokio::select! {
         biased;
         reason = entry.until_closed() => Err(reason),
-        ended = relay::tunnel_to_upstream(&mut stream, &upstream, &counted.meter, idle) => {
+        ended = relay::tunnel_to_upstream(&mut stream, &mut upstream, &counted.meter, idle) => {
             ended.map_err(ProxyError::from)
         }
     };
@@ -227,7 +258,7 @@ async fn judge_and_deliver(
         relay::reset_on_close(&upstream);
         stream.send.send_reset(Reason::REFUSED_STREAM);
     }
-    relayed
+    relayed.map(|()| Carried::Bytes)
 }
 
 /// Every check that stands before a delivery.

@@ -31,7 +31,8 @@ pub struct Delivered {
 #[derive(Debug)]
 pub struct Open {
     number: u64,
-    counted: Arc<Counted>,
+    /// Nothing where requests are counted instead of bytes.
+    counted: Option<Arc<Counted>>,
     delivered: Option<Delivered>,
     closed: Notify,
     reason: Mutex<Option<ProxyError>>,
@@ -54,7 +55,7 @@ pub struct Entry {
 
 impl OpenConnections {
     /// Enters a connection. `delivered` is there where this host's policies let it through.
-    pub fn enter(&self, counted: Arc<Counted>, delivered: Option<Delivered>) -> Entry {
+    pub fn enter(&self, counted: Option<Arc<Counted>>, delivered: Option<Delivered>) -> Entry {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let open =
             Arc::new(Open { number, counted, delivered, closed: Notify::new(), reason: Mutex::default() });
@@ -64,8 +65,8 @@ impl OpenConnections {
 
     /// Adds what moved to the counters.
     pub fn flush(&self) {
-        for open in lock(&self.connections).values() {
-            open.counted.flush();
+        for counted in lock(&self.connections).values().filter_map(|open| open.counted.as_ref()) {
+            counted.flush();
         }
     }
 

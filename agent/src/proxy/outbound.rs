@@ -1,61 +1,113 @@
 //! What a local program opens: captured, who opened it, where it goes, to which endpoint, over which transport,
 //! relayed, recorded.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
+use baremesh_model::destination_rule::{ClientTls, Limits};
 use baremesh_model::identity::Identity;
+use baremesh_model::name::Key;
+use baremesh_model::service::Protocol;
+use baremesh_model::outlier::Outcome;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use super::Worker;
+use super::http::caller::Caller;
+use super::http::downstream::{self, Side};
+use super::{Entered, Worker, http, sniff};
 use super::error::ProxyError;
 use super::open::Delivered;
 use super::relay::{self, Broken, TunnelStream};
 use super::socket;
 use super::tunnel::{Peer, Place};
-use crate::attribution::{Caller, Who};
+use crate::attribution::{self, Who};
 use crate::capture::Outbound;
-use crate::snapshot::{Endpoint, LocalEndpoint, Route, ServiceEntry, Snapshot, Transport, endpoint};
+use crate::snapshot::cluster::Held;
+use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot};
+use crate::snapshot::{Transport, endpoint};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::{Counted, Record, Reporter, Security};
 
 /// Carries one captured connection, and writes its record.
-pub async fn carry(worker: Arc<Worker>, client: TcpStream) {
+pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
     let Ok(address) = client.peer_addr() else { return };
     let mut record = Record::new(Reporter::Source, socket::canonical(address));
     let mut counted = None;
-    let outcome = connect_and_relay(&worker, &client, &mut record, &mut counted).await;
+    let outcome = connect_and_relay(&worker, &mut client, &mut record, &mut counted).await;
+    if let Ok(Carried::Requests(asked)) = outcome {
+        return Box::pin(carry_requests(worker, client, asked, record)).await;
+    }
     if outcome.is_err() {
         relay::reset_on_close(&client);
     }
-    worker.telemetry.finish(&record, counted.as_deref(), &outcome);
+    worker.telemetry.finish(&record, counted.as_deref(), &outcome.map(|_| ()));
+}
+
+/// What became of a connection.
+enum Carried {
+    /// It was carried to its end.
+    Bytes,
+    /// It is for a port that speaks HTTP, and each of its requests is carried for itself.
+    Requests(Requests),
+}
+
+/// A connection whose requests are carried one by one.
+struct Requests {
+    caller: Identity,
+    service: Key,
+    port: u16,
+    /// Counts against the limit on connections.
+    entered: Entered,
+}
+
+async fn carry_requests(worker: Arc<Worker>, client: TcpStream, requests: Requests, record: Record) {
+    let Requests { caller, service, port, entered } = requests;
+    let entry = worker.open.enter(None, None);
+    let (reader, writer) = http::bytes::of_socket(client);
+    let caller = Caller::new(Arc::clone(&worker), caller, (service, port), record);
+    tokio::select! {
+        biased;
+        _ = entry.until_closed() => {}
+        () = downstream::serve(Arc::new(Side::Caller(Box::new(caller))), reader, writer) => {}
+    }
+    drop(entered);
 }
 
 async fn connect_and_relay(
     worker: &Worker,
-    client: &TcpStream,
+    client: &mut TcpStream,
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
-) -> Result<(), ProxyError> {
-    let _entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
+) -> Result<Carried, ProxyError> {
+    let entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
     let destination = socket::original_destination(client).map_err(|_| ProxyError::NotCaptured)?;
     record.destination = Some(destination);
     let snapshot = worker.shared.snapshot.load_full();
     if worker.is_own(&snapshot, destination) {
         return Err(ProxyError::NotCaptured);
     }
-    let caller = who(worker, client, destination, &snapshot, record).await?;
+    let (caller, index) = who(worker, client, destination, &snapshot, record).await?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
-    let call = Call { worker, snapshot: &snapshot, caller };
+    let call = Call { worker, snapshot: &snapshot, caller, index };
     let upstream = match snapshot.route(destination)? {
         Route::Service(service, port) => {
             record.service_host = Some(Arc::clone(&service.host));
+            let PortEntry { port: number, protocol, .. } = service.ports[port];
+            let is_http = match protocol {
+                Protocol::Auto => sniff::is_http(client, number).await,
+                declared => declared.is_http(),
+            };
+            if is_http {
+                let (caller, service) = (call.caller, service.key.clone());
+                return Ok(Carried::Requests(Requests { caller, service, port: number, entered }));
+            }
             any_endpoint(&call, &service, port, record).await?
         }
-        Route::Endpoint(service, _, endpoint) => {
+        Route::Endpoint(service, port, endpoint) => {
             record.service_host = Some(Arc::clone(&service.host));
-            one_endpoint(&call, &service, &endpoint, record).await?
+            dialled_endpoint(&call, &service, port, &endpoint, record).await?
         }
         Route::Local(local) => {
             record.service_host = snapshot.service(&local.service).map(|service| Arc::clone(&service.host));
@@ -67,7 +119,7 @@ async fn connect_and_relay(
         Route::Passthrough => return Err(ProxyError::NotMeshed(destination)),
     };
     let counted = counted.insert(worker.telemetry.open(record));
-    upstream.relay(&call, client, counted).await
+    upstream.relay(&call, client, counted).await.map(|()| Carried::Bytes)
 }
 
 /// One connection's fixed facts: who calls, by which state, on which worker.
@@ -75,17 +127,19 @@ struct Call<'a> {
     worker: &'a Worker,
     snapshot: &'a Arc<Snapshot>,
     caller: Identity,
+    /// The caller's registration; none for the host itself.
+    index: Option<usize>,
 }
 
-/// The identity of the service whose process opened the connection, else the host's.
+/// The identity of the service whose process opened the connection, with the index of its registration; else the host's.
 async fn who(
     worker: &Worker,
     client: &TcpStream,
     destination: SocketAddr,
     snapshot: &Snapshot,
     record: &mut Record,
-) -> Result<Identity, ProxyError> {
-    let unknown = |error: crate::attribution::CallerUnknown| ProxyError::CallerUnknown(error.to_string());
+) -> Result<(Identity, Option<usize>), ProxyError> {
+    let unknown = |error: attribution::CallerUnknown| ProxyError::CallerUnknown(error.to_string());
     let asked = {
         let mut attributor = worker.attributor.lock().unwrap_or_else(PoisonError::into_inner);
         attributor.who(client, destination, &snapshot.callers).map_err(unknown)?
@@ -95,14 +149,14 @@ async fn who(
         Who::Pending(pending) => Box::pin(pending.resolve(&snapshot.callers)).await.map_err(unknown)?,
     };
     match caller {
-        Caller::Service(index) => {
+        attribution::Caller::Service(index) => {
             let source = &snapshot.sources[index];
             record.source = source.party.clone();
-            Ok(source.identity.clone())
+            Ok((source.identity.clone(), Some(index)))
         }
-        Caller::Host => {
+        attribution::Caller::Host => {
             record.called_by(&snapshot.host_identity);
-            Ok(snapshot.host_identity.clone())
+            Ok((snapshot.host_identity.clone(), None))
         }
     }
 }
@@ -112,7 +166,23 @@ struct Upstream {
     leg: Leg,
     /// Counts at the endpoint for as long as the connection lasts.
     _in_flight: Option<endpoint::InFlight>,
+    /// Counts against the rule's limit for as long.
+    _held: Option<Held>,
+    times: Times,
     delivered: Option<Delivered>,
+}
+
+/// How long a DestinationRule lets a connection be quiet, and last; what it does not say is the agent's.
+#[derive(Clone, Copy, Default)]
+struct Times {
+    idle: Option<Duration>,
+    longest: Option<Duration>,
+}
+
+impl Times {
+    fn of(limits: &Limits) -> Self {
+        Self { idle: limits.tcp_idle_timeout, longest: limits.max_connection_duration }
+    }
 }
 
 enum Leg {
@@ -125,12 +195,12 @@ impl Upstream {
     async fn relay(
         mut self,
         Call { worker, snapshot, .. }: &Call<'_>,
-        client: &TcpStream,
+        client: &mut TcpStream,
         counted: &Arc<Counted>,
     ) -> Result<(), ProxyError> {
-        let entry = worker.open.enter(Arc::clone(counted), self.delivered.take());
+        let entry = worker.open.enter(Some(Arc::clone(counted)), self.delivered.take());
         entry.judge_again(snapshot, &worker.shared.snapshot);
-        let idle = worker.shared.limits.idle_timeout;
+        let idle = self.times.idle.unwrap_or(worker.shared.limits.idle_timeout);
         let relayed = async {
             match &mut self.leg {
                 Leg::Tunnel(stream, _) => relay::client_to_tunnel(client, stream, &counted.meter, idle).await,
@@ -143,7 +213,39 @@ impl Upstream {
             biased;
             reason = entry.until_closed() => Err(reason),
             ended = relayed => ended.map_err(ProxyError::from),
+            () = over(self.times.longest) => Err(ProxyError::TooLong),
         }
+    }
+
+    /// Sends the caller's address ahead, where the rule says so.
+    async fn announce(&mut self, cluster: &Cluster, record: &Record) -> Result<(), ProxyError> {
+        let Some(version) = cluster.policy.proxy_protocol else { return Ok(()) };
+        let header = version.header(record.client, record.destination.unwrap_or(record.client));
+        match &mut self.leg {
+            Leg::Socket(upstream) => upstream.write_all(&header).await.map_err(ProxyError::UpstreamBroke),
+            Leg::Tunnel(stream, _) => stream
+                .send
+                .send_data(header.into(), false)
+                .map_err(|error| ProxyError::UpstreamBroke(io::Error::other(error))),
+        }
+    }
+
+    fn on_socket(upstream: TcpStream) -> Self {
+        Self {
+            leg: Leg::Socket(upstream),
+            _in_flight: None,
+            _held: None,
+            times: Times::default(),
+            delivered: None,
+        }
+    }
+}
+
+/// Ends after the time, if there is one.
+async fn over(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -165,13 +267,31 @@ async fn any_endpoint(
     port: usize,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
-    let endpoints = &service.ports[port].endpoints;
+    let cluster = service.cluster(call.index, port, None).ok_or_else(|| no_endpoint(service))?;
+    let held = cluster.connection()?;
+    let hash = cluster.hash_of_connection(record.client.ip());
     let mut tried = Vec::new();
     let mut last = None;
     while tried.len() < call.worker.shared.limits.max_attempts {
-        let Some(endpoint) = endpoint::pick(endpoints, &tried, rand::random()) else { break };
-        match one_endpoint(call, service, endpoint, record).await {
-            Ok(upstream) => return Ok(upstream),
+        let endpoint = match cluster.pick(&tried, hash, Instant::now(), rand::random()) {
+            Ok(endpoint) => endpoint,
+            Err(NoEndpoint::Unhealthy) => {
+                last = last.or_else(|| Some(ProxyError::AllEjected(service.key.clone())));
+                break;
+            }
+            Err(NoEndpoint::Empty | NoEndpoint::Tried) => break,
+        };
+        let connected = one_endpoint(call, service, cluster, endpoint, record).await;
+        match &connected {
+            Ok(_) => _ = cluster.judge(endpoint, Outcome::Success, Instant::now()),
+            Err(error) if error.is_endpoints_own() => judge_failure(call, cluster, endpoint),
+            Err(_) => {}
+        }
+        match connected {
+            Ok(mut upstream) => {
+                upstream.announce(cluster, record).await?;
+                return Ok(Upstream { _held: Some(held), ..upstream });
+            }
             Err(error) if error.is_endpoints_own() => {
                 tried.push(endpoint.address);
                 last = Some(error);
@@ -179,13 +299,55 @@ async fn any_endpoint(
             Err(error) => return Err(error),
         }
     }
-    Err(last.unwrap_or_else(|| ProxyError::NoEndpoint(service.key.clone())))
+    Err(last.unwrap_or_else(|| no_endpoint(service)))
 }
 
-/// Connects to one endpoint, and remembers how that went.
+fn no_endpoint(service: &ServiceEntry) -> ProxyError {
+    ProxyError::NoEndpoint(service.key.clone())
+}
+
+/// Remembers that an endpoint could not be connected to.
+fn judge_failure(call: &Call<'_>, cluster: &Cluster, endpoint: &Endpoint) {
+    if let Some(ejected) = cluster.judge(endpoint, Outcome::LocalFailure, Instant::now()) {
+        call.worker.telemetry.metrics().ejections.inc();
+        tracing::warn!(
+            service = %cluster.name.host,
+            endpoint = %endpoint.address,
+            cause = ejected.cause.name(),
+            times = ejected.times,
+            "left out: too many failures in a row"
+        );
+    }
+}
+
+/// Connects to the endpoint that was dialled by its own address: the limits of its service hold there too.
+async fn dialled_endpoint(
+    call: &Call<'_>,
+    service: &ServiceEntry,
+    port: u16,
+    endpoint: &Arc<Endpoint>,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    let index = service.ports.iter().position(|entry| entry.port == port);
+    let cluster = index.and_then(|index| service.cluster(call.index, index, None));
+    let cluster = cluster.ok_or_else(|| no_endpoint(service))?;
+    let held = cluster.connection()?;
+    let connected = one_endpoint(call, service, cluster, endpoint, record).await;
+    match &connected {
+        Ok(_) => endpoint.state.succeeded(),
+        Err(error) if error.is_endpoints_own() => endpoint.state.failed(),
+        Err(_) => {}
+    }
+    let mut upstream = connected?;
+    upstream.announce(cluster, record).await?;
+    Ok(Upstream { _held: Some(held), ..upstream })
+}
+
+/// Connects to one endpoint.
 async fn one_endpoint(
     call: &Call<'_>,
     service: &ServiceEntry,
+    cluster: &Cluster,
     endpoint: &Arc<Endpoint>,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
@@ -193,19 +355,25 @@ async fn one_endpoint(
     record.target =
         Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
     record.upstream = Some(endpoint.address);
-    let connected = match &endpoint.transport {
-        Transport::Hbone(agent) => {
-            over_tunnel(call, (*agent, endpoint.address), &service.identity, record).await
+    let connecting = async {
+        match &endpoint.transport {
+            Transport::Hbone(agent) => {
+                over_tunnel(call, (*agent, endpoint.address), &service.identity, record).await
+            }
+            Transport::Plain => without_agent(call, cluster, endpoint.address, record).await,
+            Transport::Local(local) => this_host(call, local, record).await,
         }
-        Transport::Plain => without_agent(call, endpoint.address, record).await,
-        Transport::Local(local) => this_host(call, local, record).await,
     };
-    match &connected {
-        Ok(_) => endpoint.state.succeeded(),
-        Err(error) if error.is_endpoints_own() => endpoint.state.failed(),
-        Err(_) => {}
-    }
-    connected.map(|upstream| Upstream { _in_flight: Some(in_flight), ..upstream })
+    let connected = match cluster.limits().connect_timeout {
+        // Its own time comes on top of the agent's, which is the most there is.
+        Some(time) => tokio::time::timeout(time, connecting).await.unwrap_or_else(|_| {
+            let source = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {time:?}"));
+            Err(ProxyError::Connect { address: endpoint.address, source })
+        }),
+        None => connecting.await,
+    };
+    let times = Times::of(cluster.limits());
+    connected.map(|upstream| Upstream { _in_flight: Some(in_flight), times, ..upstream })
 }
 
 async fn over_tunnel(
@@ -222,7 +390,8 @@ async fn over_tunnel(
     let peer = Peer { credentials: &credentials, source, destination: callee, agent };
     let (stream, place) = worker.pool.open(peer, authority, record.client).await?;
     record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
-    Ok(Upstream { leg: Leg::Tunnel(stream, place), _in_flight: None, delivered: None })
+    let times = Times::default();
+    Ok(Upstream { leg: Leg::Tunnel(stream, place), _in_flight: None, _held: None, times, delivered: None })
 }
 
 /// To a service of this host: no wire, the same policy.
@@ -237,13 +406,14 @@ async fn this_host(
     worker.authorize(local, Some(caller), source_ip, record)?;
     let upstream = worker.deliver(local, record).await?;
     let delivered = Delivered { local: Arc::clone(local), source: Some(caller.clone()), source_ip };
-    Ok(Upstream { leg: Leg::Socket(upstream), _in_flight: None, delivered: Some(delivered) })
+    Ok(Upstream { delivered: Some(delivered), ..Upstream::on_socket(upstream) })
 }
 
 /// To an endpoint without an agent. One that a resource places at a service of this host is that service, under its
 /// policy, and one at the agent's own ports is none.
 async fn without_agent(
     call: &Call<'_>,
+    cluster: &Cluster,
     address: SocketAddr,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
@@ -252,7 +422,17 @@ async fn without_agent(
     }
     match call.snapshot.local(address) {
         Some(local) => this_host(call, local, record).await,
-        None => as_it_was(call, address, record).await,
+        None => match cluster.tls() {
+            None | Some(ClientTls::Disable) => {
+                let upstream = as_it_was(call, address, record).await?;
+                if let (Leg::Socket(socket), Some(keepalive)) = (&upstream.leg, cluster.limits().keepalive) {
+                    socket::keep_alive_as(socket, keepalive).map_err(ProxyError::UpstreamBroke)?;
+                }
+                Ok(upstream)
+            }
+            // What asks for TLS is never sent in plaintext.
+            Some(tls) => Err(ProxyError::NeedsTls { address, mode: tls.mode() }),
+        },
     }
 }
 
@@ -275,5 +455,5 @@ async fn as_it_was(
     if here && snapshot.serves_port(address.port()) {
         return Err(ProxyError::NotMeshed(address));
     }
-    Ok(Upstream { leg: Leg::Socket(upstream), _in_flight: None, delivered: None })
+    Ok(Upstream::on_socket(upstream))
 }

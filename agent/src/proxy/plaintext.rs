@@ -8,30 +8,36 @@ use tokio::net::TcpStream;
 
 use super::Worker;
 use super::error::ProxyError;
+use super::http::bytes;
+use super::http::callee::{self, Arrived};
 use super::open::Delivered;
 use super::relay;
 use super::socket;
 use crate::telemetry::{Counted, Record, Reporter, Security};
 
 /// Carries one captured plaintext connection, and writes its record.
-pub async fn carry(worker: Arc<Worker>, client: TcpStream) {
+pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
     let Ok(address) = client.peer_addr() else { return };
     let mut record = Record::new(Reporter::Destination, socket::canonical(address));
     let mut counted = None;
-    let outcome = judge_and_deliver(&worker, &client, &mut record, &mut counted).await;
+    let outcome = judge_and_deliver(&worker, &mut client, &mut record, &mut counted).await;
+    if let Ok(Some(arrived)) = outcome {
+        return Box::pin(callee::serve(worker, arrived, bytes::of_socket(client), record)).await;
+    }
     if outcome.is_err() {
         relay::reset_on_close(&client);
     }
-    worker.telemetry.finish(&record, counted.as_deref(), &outcome);
+    worker.telemetry.finish(&record, counted.as_deref(), &outcome.map(|_| ()));
 }
 
+/// A connection for a port that speaks HTTP comes back, so that its requests are carried one by one.
 async fn judge_and_deliver(
     worker: &Worker,
-    client: &TcpStream,
+    client: &mut TcpStream,
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
-) -> Result<(), ProxyError> {
-    let _entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
+) -> Result<Option<Arrived>, ProxyError> {
+    let entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
     let destination = socket::original_destination(client).map_err(|_| ProxyError::NotCaptured)?;
     record.destination = Some(destination);
     record.security = Security::None;
@@ -49,15 +55,21 @@ async fn judge_and_deliver(
     let source_ip = record.client.ip();
     worker.authorize(local, None, source_ip, record)?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
-    let upstream = worker.deliver(local, record).await?;
-    let counted = counted.insert(worker.telemetry.open(record));
+    let mut upstream = worker.deliver(local, record).await?;
     let delivered = Delivered { local: Arc::clone(local), source: None, source_ip };
-    let entry = worker.open.enter(Arc::clone(counted), Some(delivered));
+    if local.protocol.is_http() {
+        let (decided_by, program) = (Arc::clone(&snapshot), upstream);
+        return Ok(Some(Arrived { delivered, decided_by, program, entered: Some(entered) }));
+    }
+    let counted = counted.insert(worker.telemetry.open(record));
+    let entry = worker.open.enter(Some(Arc::clone(counted)), Some(delivered));
     entry.judge_again(&snapshot, &worker.shared.snapshot);
     let idle = worker.shared.limits.idle_timeout;
     tokio::select! {
         biased;
         reason = entry.until_closed() => Err(reason),
-        ended = relay::client_to_upstream(client, &upstream, &counted.meter, idle) => ended.map_err(ProxyError::from),
+        ended = relay::client_to_upstream(client, &mut upstream, &counted.meter, idle) => {
+            ended.map_err(ProxyError::from).map(|()| None)
+        }
     }
 }

@@ -2,19 +2,25 @@
 //! reset, and a side that does not read stops the other from being read. Memory follows what moves: an idle
 //! connection holds no buffer.
 
+/// What moved.
+mod meter;
+
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
-use tokio::io::Interest;
+use tokio::io::{AsyncReadExt as _, Interest};
 use tokio::net::TcpStream;
+use tokio::net::tcp::ReadHalf;
 use tokio::task::coop::consume_budget;
+
+pub use meter::Meter;
 
 /// The first read of a connection asks for this much: a small request or a greeting.
 const SMALL_READ: usize = 4 * 1024;
@@ -23,41 +29,10 @@ const MEDIUM_READ: usize = 32 * 1024;
 const MEDIUM_AFTER: u64 = 64 * 1024;
 /// Once a connection has moved `LARGE_AFTER` bytes one way. The most that one direction holds at a time: with a
 /// frame's head it fits four records of TLS.
-const LARGE_READ: usize = 64 * 1024 - 64;
+pub(super) const LARGE_READ: usize = 64 * 1024 - 64;
 const LARGE_AFTER: u64 = 2 * 1024 * 1024;
 /// The most DATA frames written to a socket with one system call.
-const GATHER: usize = 16;
-
-/// What moved on one connection. Read by the telemetry tick while the relay goes on.
-#[derive(Debug, Default)]
-pub struct Meter {
-    from_client: AtomicU64,
-    to_client: AtomicU64,
-}
-
-impl Meter {
-    /// Bytes from the caller to the called side.
-    pub fn bytes_from_client(&self) -> u64 {
-        self.from_client.load(Ordering::Relaxed)
-    }
-
-    /// Bytes from the called side to the caller.
-    pub fn bytes_to_client(&self) -> u64 {
-        self.to_client.load(Ordering::Relaxed)
-    }
-
-    fn sent(&self, bytes: usize) {
-        self.from_client.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    fn answered(&self, bytes: usize) {
-        self.to_client.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    fn moved(&self) -> u64 {
-        self.bytes_from_client() + self.bytes_to_client()
-    }
-}
+pub(super) const GATHER: usize = 16;
 
 /// Which leg broke.
 #[derive(Debug)]
@@ -80,7 +55,7 @@ pub struct TunnelStream {
 
 /// Carries a caller's socket over a tunnel until both directions have ended.
 pub async fn client_to_tunnel(
-    client: &TcpStream,
+    client: &mut TcpStream,
     tunnel: &mut TunnelStream,
     meter: &Meter,
     idle: Duration,
@@ -91,8 +66,9 @@ pub async fn client_to_tunnel(
         Side::Stream(error) => Broken::Upstream(error),
     };
     let TunnelStream { send, receive } = tunnel;
-    let up = async { socket_to_stream(client, send, |n| meter.sent(n)).await.map_err(leg) };
-    let down = async { stream_to_socket(receive, client, |n| meter.answered(n)).await.map_err(leg) };
+    let (read, write) = client.split();
+    let up = async { socket_to_stream(read, send, |n| meter.sent(n)).await.map_err(leg) };
+    let down = async { stream_to_socket(receive, write.as_ref(), |n| meter.answered(n)).await.map_err(leg) };
     let ended = both(up, down, meter, idle).await;
     after(&ended, client, Some(&mut tunnel.send));
     ended
@@ -101,7 +77,7 @@ pub async fn client_to_tunnel(
 /// Delivers a tunnel's stream to the called program's socket until both directions have ended.
 pub async fn tunnel_to_upstream(
     tunnel: &mut TunnelStream,
-    upstream: &TcpStream,
+    upstream: &mut TcpStream,
     meter: &Meter,
     idle: Duration,
 ) -> Result<(), Broken> {
@@ -111,8 +87,9 @@ pub async fn tunnel_to_upstream(
         Side::Socket(error) => Broken::Upstream(error),
     };
     let TunnelStream { send, receive } = tunnel;
-    let up = async { stream_to_socket(receive, upstream, |n| meter.sent(n)).await.map_err(leg) };
-    let down = async { socket_to_stream(upstream, send, |n| meter.answered(n)).await.map_err(leg) };
+    let (read, write) = upstream.split();
+    let up = async { stream_to_socket(receive, write.as_ref(), |n| meter.sent(n)).await.map_err(leg) };
+    let down = async { socket_to_stream(read, send, |n| meter.answered(n)).await.map_err(leg) };
     let ended = both(up, down, meter, idle).await;
     after(&ended, upstream, Some(&mut tunnel.send));
     ended
@@ -120,21 +97,27 @@ pub async fn tunnel_to_upstream(
 
 /// Carries between two sockets of this host until both directions have ended.
 pub async fn client_to_upstream(
-    client: &TcpStream,
-    upstream: &TcpStream,
+    client: &mut TcpStream,
+    upstream: &mut TcpStream,
     meter: &Meter,
     idle: Duration,
 ) -> Result<(), Broken> {
+    let (from_client, to_client) = client.split();
+    let (from_upstream, to_upstream) = upstream.split();
     let up = async {
-        socket_to_socket(client, upstream, |n| meter.sent(n)).await.map_err(|broken| match broken {
-            Ends::From(error) => Broken::Client(error),
-            Ends::To(error) => Broken::Upstream(error),
+        socket_to_socket(from_client, to_upstream.as_ref(), |n| meter.sent(n)).await.map_err(|broken| {
+            match broken {
+                Ends::From(error) => Broken::Client(error),
+                Ends::To(error) => Broken::Upstream(error),
+            }
         })
     };
     let down = async {
-        socket_to_socket(upstream, client, |n| meter.answered(n)).await.map_err(|broken| match broken {
-            Ends::From(error) => Broken::Upstream(error),
-            Ends::To(error) => Broken::Client(error),
+        socket_to_socket(from_upstream, to_client.as_ref(), |n| meter.answered(n)).await.map_err(|broken| {
+            match broken {
+                Ends::From(error) => Broken::Upstream(error),
+                Ends::To(error) => Broken::Client(error),
+            }
         })
     };
     let ended = both(up, down, meter, idle).await;
@@ -213,8 +196,18 @@ fn read_size(moved: u64) -> usize {
     }
 }
 
+/// What has arrived, without waiting; `None` where nothing has. A read that leaves room has taken all that there was,
+/// and the socket is not asked again before the kernel reports more: `try_read` would ask, once for every message.
+async fn read_now(socket: &mut ReadHalf<'_>, buffer: &mut impl BufMut) -> Option<io::Result<usize>> {
+    poll_fn(|cx| match pin!(socket.read_buf(buffer)).poll(cx) {
+        Poll::Ready(read) => Poll::Ready(Some(read)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
 async fn socket_to_stream(
-    socket: &TcpStream,
+    mut socket: ReadHalf<'_>,
     stream: &mut SendStream<Bytes>,
     count: impl Fn(usize),
 ) -> Result<(), Side> {
@@ -228,28 +221,30 @@ async fn socket_to_stream(
         }
         let size = read_size(moved);
         buffer.reserve(size);
-        match socket.try_read_buf(&mut bytes::BufMut::limit(&mut buffer, size)) {
-            Ok(0) => {
+        match read_now(&mut socket, &mut (&mut buffer).limit(size)).await {
+            Some(Ok(0)) => {
                 return stream.send_data(Bytes::new(), true).map_err(|error| Side::Stream(h2_error(error)));
             }
-            Ok(read) => {
+            Some(Ok(read)) => {
                 moved += read as u64;
-                send_all(stream, buffer.split().freeze()).await.map_err(Side::Stream)?;
+                let chunk = buffer.split().freeze();
+                if read < size {
+                    // An idle connection keeps no buffer.
+                    buffer = BytesMut::new();
+                }
+                send_all(stream, chunk).await.map_err(Side::Stream)?;
                 count(read);
                 consume_budget().await;
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // An idle connection keeps no buffer.
-                buffer = BytesMut::new();
-            }
-            Err(error) => return Err(Side::Socket(error)),
+            Some(Err(error)) => return Err(Side::Socket(error)),
+            None => buffer = BytesMut::new(),
         }
     }
 }
 
 /// Hands a chunk to the stream as the peer's window allows. Capacity is asked for only once there is something
 /// to send, so that an idle stream takes nothing of the connection's window.
-async fn send_all(stream: &mut SendStream<Bytes>, mut chunk: Bytes) -> io::Result<()> {
+pub(super) async fn send_all(stream: &mut SendStream<Bytes>, mut chunk: Bytes) -> io::Result<()> {
     while !chunk.is_empty() {
         stream.reserve_capacity(chunk.len());
         let capacity = match stream.capacity() {
@@ -312,14 +307,14 @@ fn gather(
 }
 
 /// Writes all chunks, several a system call, and lets go of each as soon as it is written.
-async fn write_all(socket: &TcpStream, mut chunks: &mut [Bytes]) -> io::Result<usize> {
+pub(super) async fn write_all(socket: &TcpStream, mut chunks: &mut [Bytes]) -> io::Result<usize> {
     let mut total = 0;
     while !chunks.is_empty() {
         let mut slices = [IoSlice::new(&[]); GATHER];
         for (slice, chunk) in slices.iter_mut().zip(chunks.iter()) {
             *slice = IoSlice::new(chunk);
         }
-        match socket.try_write_vectored(&slices[..chunks.len()]) {
+        match socket.try_write_vectored(&slices[..chunks.len().min(GATHER)]) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(mut written) => {
                 total += written;
@@ -340,21 +335,22 @@ async fn write_all(socket: &TcpStream, mut chunks: &mut [Bytes]) -> io::Result<u
     Ok(total)
 }
 
-async fn socket_to_socket(from: &TcpStream, to: &TcpStream, count: impl Fn(usize)) -> Result<(), Ends> {
+async fn socket_to_socket(mut from: ReadHalf<'_>, to: &TcpStream, count: impl Fn(usize)) -> Result<(), Ends> {
     let mut buffer = Vec::new();
     let mut moved = 0;
     loop {
         from.readable().await.map_err(Ends::From)?;
-        buffer.resize(read_size(moved), 0);
-        match from.try_read(&mut buffer) {
-            Ok(0) => {
+        let size = read_size(moved);
+        buffer.reserve(size);
+        match read_now(&mut from, &mut (&mut buffer).limit(size)).await {
+            Some(Ok(0)) => {
                 // As above: a side that is gone both ways says so at the next read.
                 let _ = SockRef::from(to).shutdown(Shutdown::Write);
                 return Ok(());
             }
-            Ok(read) => {
+            Some(Ok(read)) => {
                 moved += read as u64;
-                let mut rest = &buffer[..read];
+                let mut rest = &buffer[..];
                 while !rest.is_empty() {
                     match to.try_write(rest) {
                         Ok(written) => rest = &rest[written..],
@@ -364,16 +360,20 @@ async fn socket_to_socket(from: &TcpStream, to: &TcpStream, count: impl Fn(usize
                         Err(error) => return Err(Ends::To(error)),
                     }
                 }
+                buffer.clear();
+                if read < size {
+                    buffer = Vec::new();
+                }
                 count(read);
                 consume_budget().await;
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => buffer = Vec::new(),
-            Err(error) => return Err(Ends::From(error)),
+            Some(Err(error)) => return Err(Ends::From(error)),
+            None => buffer = Vec::new(),
         }
     }
 }
 
-fn h2_error(error: h2::Error) -> io::Error {
+pub(super) fn h2_error(error: h2::Error) -> io::Error {
     match error.is_io() {
         true => error.into_io().unwrap_or_else(|| io::ErrorKind::ConnectionAborted.into()),
         false => io::Error::new(io::ErrorKind::ConnectionReset, error),

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use baremesh_model::destination_rule::Keepalive;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -44,6 +45,24 @@ pub async fn connect(to: SocketAddr, mark: Mark, timeout: Duration) -> io::Resul
 pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
     SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
+/// As `keep_alive`, as a DestinationRule says. What it does not say is the system's.
+pub fn keep_alive_as(stream: &TcpStream, keepalive: Keepalive) -> io::Result<()> {
+    let Keepalive { probes, time, interval } = keepalive;
+    // The kernel counts in seconds, and refuses none.
+    let seconds = |time: Duration| Duration::from_secs(time.as_secs().max(1));
+    let mut asked = TcpKeepalive::new();
+    if let Some(time) = time {
+        asked = asked.with_time(seconds(time));
+    }
+    if let Some(interval) = interval {
+        asked = asked.with_interval(seconds(interval));
+    }
+    if let Some(probes) = probes {
+        asked = asked.with_retries(probes);
+    }
+    SockRef::from(stream).set_tcp_keepalive(&asked)
 }
 
 /// One of several listeners on the same port, one a worker: the kernel spreads connections over them, and lets

@@ -6,6 +6,8 @@
 mod handshake;
 /// Records: RFC 8446, section 5.
 mod record;
+/// Slices as one sequence.
+mod cursor;
 /// The stream that a tunnel reads and writes.
 mod stream;
 

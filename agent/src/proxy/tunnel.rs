@@ -116,6 +116,11 @@ impl Tunnel {
         ((before as usize) < limit && !self.over.load(Ordering::SeqCst)).then_some(place)
     }
 
+    /// Whether it is over, or due to be replaced.
+    pub fn is_retiring(&self) -> bool {
+        self.over.load(Ordering::Relaxed) || Instant::now() >= self.retire_at
+    }
+
     fn is_unused(&self) -> bool {
         self.active.load(Ordering::SeqCst) == 0
     }

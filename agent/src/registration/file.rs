@@ -243,6 +243,11 @@ pub fn read(path: &Path) -> Result<(Written, LocalService), RegistrationError> {
 /// Reads all registrations of a host, in the order of their files. One that is wrong makes the whole set wrong: a
 /// service that quietly lost its protection would be worse. A directory that does not exist has none.
 pub fn read_all(directory: &Path) -> Result<Vec<Arc<LocalService>>, RegistrationError> {
+    Ok(read_each(directory)?.into_iter().map(|(_, local)| local).collect())
+}
+
+/// The same, each with what its file says.
+pub fn read_each(directory: &Path) -> Result<Vec<(Written, Arc<LocalService>)>, RegistrationError> {
     let file = |source| RegistrationError::File { path: directory.to_owned(), source };
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -262,13 +267,13 @@ pub fn read_all(directory: &Path) -> Result<Vec<Arc<LocalService>>, Registration
         let fault = format!("more than {MAX_SERVICES} registrations");
         return Err(RegistrationError::Content { path: directory.to_owned(), fault });
     }
-    let mut all: Vec<Arc<LocalService>> = Vec::new();
+    let mut all: Vec<(Written, Arc<LocalService>)> = Vec::new();
     for path in paths {
-        let (_, local) = read(&path)?;
-        if let Some(fault) = all.iter().find_map(|other| conflict(other, &local)) {
+        let (written, local) = read(&path)?;
+        if let Some(fault) = all.iter().find_map(|(_, other)| conflict(other, &local)) {
             return Err(RegistrationError::Conflict { path, fault });
         }
-        all.push(Arc::new(local));
+        all.push((written, Arc::new(local)));
     }
     Ok(all)
 }

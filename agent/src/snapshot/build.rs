@@ -11,8 +11,10 @@ use baremesh_model::mesh::{Mesh, MeshError, Parts};
 use baremesh_model::name::TrustDomain;
 use baremesh_model::peer_authentication::mode_of;
 use baremesh_model::service::{Service, ServicePort};
+use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Tunnel, Workload};
 
+use super::views;
 use super::{
     Endpoint, EndpointState, Host, LocalEndpoint, PortEntry, ServiceEntry, Snapshot, Source, Transport,
 };
@@ -41,20 +43,22 @@ impl Snapshot {
         let advertised: HashMap<_, _> =
             local.iter().map(|local| (local.advertised, Arc::clone(local))).collect();
         let known = KnownStates::of(previous);
-        let compile =
-            |service: &Service| Arc::new(service_entry(&mesh, service, &advertised, hbone_port, &known));
+        let callers = views::Callers::new(&mesh, registrations, host, previous);
+        let compile = |service: &Service| {
+            Arc::new(service_entry((&mesh, &callers), service, &advertised, hbone_port, &known))
+        };
         let services: HashMap<_, _> =
             mesh.services.values().map(|service| (service.key.clone(), compile(service))).collect();
         let of_addresses = |service: &Arc<ServiceEntry>| {
             let entry = Arc::clone(service);
             service.addresses.clone().into_iter().map(move |address| (address, Arc::clone(&entry)))
         };
-        let callers = registrations.iter().enumerate();
-        let callers = callers.filter_map(|(index, local)| Some((local.matcher.clone()?, index)));
+        let matched = registrations.iter().enumerate();
+        let matched = matched.filter_map(|(index, local)| Some((local.matcher.clone()?, index)));
         Ok(Self {
             host: host.clone(),
             host_identity: Identity::host(config.trust_domain.clone(), host.name.clone()),
-            callers: CallerTable::new(callers),
+            callers: CallerTable::new(matched),
             virtual_addresses: services.values().flat_map(of_addresses).collect(),
             endpoints: dialled_directly(&mesh, &services),
             captured: captured(&local),
@@ -62,6 +66,7 @@ impl Snapshot {
             unnamed: unnamed(registrations, &local, host),
             sources: registrations.iter().map(|local| source(local, &config.trust_domain)).collect(),
             registrations: registrations.to_vec(),
+            routing: Routing::new(&mesh.virtual_services, &config.domain),
             services,
             advertised,
             mesh: Arc::new(mesh),
@@ -156,6 +161,7 @@ fn local_endpoints(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host
                     labels: labels.clone(),
                     advertised: SocketAddr::new(*address, number),
                     deliver: port.deliver,
+                    protocol: port.protocol,
                     mode,
                     policies: policies.clone(),
                 }));
@@ -167,8 +173,9 @@ fn local_endpoints(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host
 
 fn source(local: &LocalService, trust_domain: &TrustDomain) -> Source {
     let identity = local.identity(trust_domain);
-    let party = Party::registered(&identity, None, &local.labels());
-    Source { identity, party }
+    let labels = local.labels();
+    let party = Party::registered(&identity, None, &labels);
+    Source { identity, labels, party }
 }
 
 /// The states that the previous snapshot's endpoints had, by service and address.
@@ -190,7 +197,7 @@ impl<'a> KnownStates<'a> {
 }
 
 fn service_entry(
-    mesh: &Mesh,
+    (mesh, callers): (&Mesh, &views::Callers<'_>),
     service: &Service,
     advertised: &HashMap<SocketAddr, Arc<LocalEndpoint>>,
     hbone_port: u16,
@@ -223,8 +230,10 @@ fn service_entry(
         endpoints.dedup_by_key(|endpoint| endpoint.address);
         PortEntry { port: port.port.get(), protocol: port.protocol, endpoints }
     };
+    let ports: Vec<PortEntry> = service.ports.iter().map(port).collect();
     ServiceEntry {
-        ports: service.ports.iter().map(port).collect(),
+        views: callers.views(&service.key, &host, &ports),
+        ports,
         identity: mesh.identity_of(service),
         addresses: service.addresses.clone(),
         key: service.key.clone(),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use baremesh_model::balance::{self, Load};
+use baremesh_model::outlier::{Cause, Ejections, Outcome, OutlierDetection, Streaks};
 use baremesh_model::workload::{Labels, Locality};
 
 use super::LocalEndpoint;
@@ -28,7 +28,7 @@ pub enum Transport {
 }
 
 /// One place where a service's connections can go.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Endpoint {
     /// The workload's address and port.
     pub address: SocketAddr,
@@ -47,36 +47,75 @@ pub struct Endpoint {
 }
 
 /// What was learnt of an endpoint. Counts and times only, so that every thread reads and writes it freely.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct EndpointState {
-    active: AtomicU32,
-    failures: AtomicU32,
+    /// Shared by all clusters that the endpoint is in.
+    load: Arc<SharedLoad>,
+    /// Failures in a row: of connects, or packed `Streaks` under outlier detection.
+    failures: AtomicU64,
+    /// Ejections that count towards the next one's length.
+    ejections: AtomicU32,
     /// Milliseconds since the process began, until which the endpoint is left out.
     ejected_until: AtomicU64,
 }
 
+/// What an endpoint has to do, through whichever cluster.
+#[derive(Debug)]
+struct SharedLoad {
+    active: AtomicU32,
+    /// Milliseconds since the process began, at which it was first seen.
+    known_since: u64,
+}
+
 static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-fn now_ms() -> u64 {
-    u64::try_from(BEGAN.elapsed().as_millis()).unwrap_or(u64::MAX)
+/// Milliseconds since the process began.
+pub(super) fn milliseconds(now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(*BEGAN).as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Default for EndpointState {
+    fn default() -> Self {
+        let load = SharedLoad { active: AtomicU32::new(0), known_since: milliseconds(Instant::now()) };
+        Self::with_load(Arc::new(load))
+    }
 }
 
 impl EndpointState {
-    /// Connections in flight.
-    pub fn active(&self) -> u32 {
-        self.active.load(Ordering::Relaxed)
+    fn with_load(load: Arc<SharedLoad>) -> Self {
+        let (failures, ejected_until) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { load, failures, ejections: AtomicU32::new(0), ejected_until }
     }
 
-    /// Counts a connection for as long as the guard lives.
-    pub fn enter(self: &Arc<Self>) -> InFlight {
-        self.active.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
+    /// The state of the same endpoint in a cluster with rules of its own on who is left out.
+    pub(super) fn beside(&self) -> Self {
+        Self::with_load(Arc::clone(&self.load))
+    }
+
+    /// Connections or requests in flight.
+    pub fn active(&self) -> u32 {
+        self.load.active.load(Ordering::Relaxed)
+    }
+
+    /// Counts a connection or a request for as long as the guard lives.
+    pub fn enter(&self) -> InFlight {
+        self.load.active.fetch_add(1, Ordering::Relaxed);
+        InFlight(Arc::clone(&self.load))
+    }
+
+    /// How long it has been known.
+    pub(super) fn age(&self, now: u64) -> Duration {
+        Duration::from_millis(now.saturating_sub(self.load.known_since))
     }
 
     /// Whether the endpoint is left out at the moment.
     pub fn is_ejected(&self) -> bool {
+        self.is_ejected_at(milliseconds(Instant::now()))
+    }
+
+    pub(super) fn is_ejected_at(&self, now: u64) -> bool {
         let until = self.ejected_until.load(Ordering::Relaxed);
-        until != 0 && now_ms() < until
+        until != 0 && now < until
     }
 
     /// A connect succeeded.
@@ -91,15 +130,53 @@ impl EndpointState {
     /// A connect failed: the endpoint is left out for a while.
     pub fn failed(&self) {
         let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let failures = u32::try_from(failures).unwrap_or(u32::MAX);
         let ejection = BASE_EJECTION.saturating_mul(failures).min(MAX_EJECTION);
         let ejection = u64::try_from(ejection.as_millis()).unwrap_or(u64::MAX);
-        self.ejected_until.store(now_ms().saturating_add(ejection), Ordering::Relaxed);
+        let now = milliseconds(Instant::now());
+        self.ejected_until.store(now.saturating_add(ejection), Ordering::Relaxed);
+    }
+
+    /// Counts an outcome under outlier detection; says whether it was one too many.
+    pub(super) fn count(&self, outcome: Outcome, outlier: &OutlierDetection) -> Option<Cause> {
+        let mut before = self.failures.load(Ordering::Relaxed);
+        loop {
+            let (after, cause) = Streaks::unpack(before).after(outcome, outlier);
+            if after.pack() == before {
+                // A success after a success, mostly: nothing is written.
+                return cause;
+            }
+            match self.failures.compare_exchange_weak(
+                before,
+                after.pack(),
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return cause,
+                Err(now) => before = now,
+            }
+        }
+    }
+
+    /// Leaves the endpoint out once more.
+    pub(super) fn eject(&self, outlier: &OutlierDetection, now: u64) -> Ejections {
+        let before = Ejections {
+            count: self.ejections.load(Ordering::Relaxed),
+            until: Duration::from_millis(self.ejected_until.load(Ordering::Relaxed)),
+        };
+        let after = before.another(outlier, Duration::from_millis(now));
+        // It comes back with a clean record: a streak of another kind does not cut its return short.
+        self.failures.store(0, Ordering::Relaxed);
+        self.ejections.store(after.count, Ordering::Relaxed);
+        let until = u64::try_from(after.until.as_millis()).unwrap_or(u64::MAX);
+        self.ejected_until.store(until, Ordering::Relaxed);
+        after
     }
 }
 
-/// One connection in flight at an endpoint.
+/// One connection or request in flight at an endpoint.
 #[derive(Debug)]
-pub struct InFlight(Arc<EndpointState>);
+pub struct InFlight(Arc<SharedLoad>);
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -107,59 +184,25 @@ impl Drop for InFlight {
     }
 }
 
-/// Picks the endpoint for a connection, leaving out those in `tried`. Where every other one is ejected, an ejected
-/// one is better than none.
-pub fn pick<'a>(
-    endpoints: &'a [Arc<Endpoint>],
-    tried: &[SocketAddr],
-    random: u64,
-) -> Option<&'a Arc<Endpoint>> {
-    let load = |index: usize, ejected_too: bool| {
-        let endpoint = &endpoints[index];
-        let out = tried.contains(&endpoint.address) || (!ejected_too && endpoint.state.is_ejected());
-        Load { active: endpoint.state.active(), weight: if out { 0 } else { endpoint.weight } }
-    };
-    balance::pick(endpoints.len(), random, |index| load(index, false))
-        .or_else(|| balance::pick(endpoints.len(), random, |index| load(index, true)))
-        .map(|index| &endpoints[index])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn endpoint(address: &str) -> Arc<Endpoint> {
-        Arc::new(Endpoint {
-            address: address.parse().expect("an address"),
-            transport: Transport::Plain,
-            workload: "w".into(),
-            labels: Labels::new(),
-            locality: Locality::default(),
-            weight: 1,
-            state: Arc::default(),
-        })
-    }
-
-    #[test]
-    fn leaves_out_what_failed_until_nothing_else_is_left() {
-        let endpoints = [endpoint("10.0.0.1:1"), endpoint("10.0.0.2:1")];
-        endpoints[0].state.failed();
-        for random in 0..50 {
-            assert_eq!(pick(&endpoints, &[], random).expect("one").address, endpoints[1].address);
-        }
-        let tried = [endpoints[1].address];
-        assert_eq!(pick(&endpoints, &tried, 1).expect("one").address, endpoints[0].address);
-        assert!(pick(&endpoints, &[endpoints[0].address, endpoints[1].address], 1).is_none());
-        endpoints[0].state.succeeded();
-        assert!(!endpoints[0].state.is_ejected());
-    }
-
     #[test]
     fn counts_what_is_in_flight() {
-        let state = Arc::new(EndpointState::default());
-        let one = state.enter();
-        assert_eq!(state.active(), 1);
+        let state = EndpointState::default();
+        let (one, beside) = (state.enter(), state.beside());
+        assert_eq!((state.active(), beside.active()), (1, 1));
         drop(one);
         assert_eq!(state.active(), 0);
+    }
+
+    #[test]
+    fn a_failed_connect_counts_until_one_succeeds() {
+        let state = EndpointState::default();
+        state.failed();
+        assert!(state.is_ejected() && !state.beside().is_ejected());
+        state.succeeded();
+        assert!(!state.is_ejected());
     }
 }

@@ -15,6 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::requests::RequestMetrics;
 use super::{Reporter, Security};
 use crate::dns::DnsCounters;
 use crate::proxy::error::Reason;
@@ -23,9 +24,9 @@ use crate::proxy::error::Reason;
 pub type Counter = GenericCounter<u64, AtomicU64>;
 
 /// Series of ended connections are dropped when nothing has counted in them for this long.
-const SERIES_IDLE: Duration = Duration::from_secs(15 * 60);
+pub(super) const SERIES_IDLE: Duration = Duration::from_secs(15 * 60);
 /// The most series of connections that a worker remembers; beyond it, the sides are `unknown`.
-const MAX_SERIES: usize = 20_000;
+pub(super) const MAX_SERIES: usize = 20_000;
 
 /// One side of a connection, as labels name it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -89,7 +90,7 @@ pub struct Series {
 
 /// Istio's labels of a TCP series, in its order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TcpLabels {
+pub(super) struct TcpLabels {
     reporter: &'static str,
     source_workload: Arc<str>,
     source_canonical_service: Arc<str>,
@@ -147,6 +148,7 @@ pub struct Metrics {
     failures: Family<FailureLabels, Counter>,
     certificate_expiry: Family<IdentityLabels, Gauge>,
     dns: Family<OutcomeLabels, Counter>,
+    pub(super) requests: RequestMetrics,
     /// Connections open at this moment.
     pub open_connections: Gauge,
     /// Tunnels to other agents that stand at this moment.
@@ -165,17 +167,26 @@ pub struct Metrics {
     pub rejected_configurations: Counter,
     /// Certificate requests that failed; each is tried again.
     pub issue_failures: Counter,
-    /// Access log lines dropped because the writer could not keep up.
+    /// Access log lines dropped because the writer could not keep up, or could not write them.
     pub dropped_log_lines: Counter,
     /// Policies that matched without deciding: AUDIT and dry run.
     pub policy_notes: Counter,
+    /// Copies of requests that were not sent: too many under way, or a body too long to be kept.
+    pub dropped_mirrors: Counter,
+    /// Endpoints that outlier detection left out.
+    pub ejections: Counter,
+    /// Connections to metrics and readiness that were closed unheard, because their host has enough of them.
+    pub refused_scrapes: Counter,
 }
 
 impl Metrics {
     /// All metrics, registered; `cluster` is the mesh's name.
     pub fn new(cluster: &str) -> Arc<Self> {
+        let mut registry = Registry::default();
+        let requests = RequestMetrics::register(&mut registry);
         let metrics = Self {
-            registry: Mutex::default(),
+            registry: Mutex::new(registry),
+            requests,
             cluster: Mutex::new(cluster.into()),
             opened: Family::default(),
             closed: Family::default(),
@@ -195,6 +206,9 @@ impl Metrics {
             issue_failures: Counter::default(),
             dropped_log_lines: Counter::default(),
             policy_notes: Counter::default(),
+            dropped_mirrors: Counter::default(),
+            ejections: Counter::default(),
+            refused_scrapes: Counter::default(),
         };
         metrics.register();
         Arc::new(metrics)
@@ -240,7 +254,10 @@ impl Metrics {
         counter("baremesh_rejected_configurations", "States refused", &self.rejected_configurations);
         counter("baremesh_issue_failures", "Certificate requests that failed", &self.issue_failures);
         counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);
+        counter("baremesh_dropped_mirrors", "Copies of requests not sent", &self.dropped_mirrors);
         counter("baremesh_policy_notes", "AUDIT and dry-run policies that matched", &self.policy_notes);
+        counter("baremesh_ejections", "Endpoints that outlier detection left out", &self.ejections);
+        counter("baremesh_refused_scrapes", "Scrapes and probes refused", &self.refused_scrapes);
     }
 
     /// The mesh's name from now on.
@@ -300,7 +317,7 @@ impl Metrics {
         }
     }
 
-    fn labels(&self, key: &SeriesKey) -> TcpLabels {
+    pub(super) fn labels(&self, key: &SeriesKey) -> TcpLabels {
         let cluster = Arc::clone(&self.cluster.lock().unwrap_or_else(PoisonError::into_inner));
         let unknown: Arc<str> = "unknown".into();
         let or_unknown = |text: &Option<Arc<str>>| text.clone().unwrap_or_else(|| Arc::clone(&unknown));

@@ -24,10 +24,11 @@ const TUNABLES_VARIABLE: &str = "GLIBC_TUNABLES";
 const LONG_ABOUT: &str = "\
 Carry the traffic of this host's services. It puts the capture rules in place, holds the services' certificates, and
 runs until it is told to stop (SIGTERM); then it lets open connections end, for 30 s unless agent.toml says
-otherwise, and takes its rules away.
+otherwise, and takes its rules away. While it is gone, services are refused or let through, as they were registered
+(`service register --when-gone`).
 
 `agent.toml` in the configuration directory may be missing: every setting has a default. The host must have joined a
-mesh (`baremesh join`), or read its resources from files (`[registry] source = \"files\"`).
+mesh (`baremesh join`), or be one by itself (`baremesh init`, and `[registry] source = \"files\"`).
 
 BAREMESH_LOG sets what is logged: `debug`, `info,baremesh_agent::proxy=debug`.";
 

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use baremesh_registry::files::MAX_FILE_BYTES;
 use clap::Args;
 
-use super::place::{Place, changes_json, say_changes, shown};
+use super::place::{Done, Place, changes_json, say_changes, shown};
 use super::{Global, block_on};
 use crate::control::report::{ApplyRequest, Changes, WrittenForm};
 use crate::output::{Output, remark, say, say_json, usage};
 
 const LONG_ABOUT: &str = "\
 Put resources in force: from TOML, or Istio's YAML as it is. A resource that is there already is replaced. The whole
-resulting set is checked first: when something is wrong nothing changes, and the message shows the line.
+resulting set is checked first: when something is wrong with a file nothing of it is applied, and the message shows the
+line. Several files are applied one after the other.
 
 It goes through the control server of this host; on a host without one that reads its resources from files
 (agent.toml: `[registry] source = \"files\"`), into that directory.";
@@ -35,7 +36,7 @@ A policy that lets only `web` call `orders`:
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_help = EXAMPLES)]
 pub struct Apply {
-    /// A file with resources, `-` for the standard input; can be given several times, each is taken whole or not
+    /// A file with resources, `-` for the standard input; can be given several times
     #[arg(short, long = "file", value_name = "FILE", required = true)]
     file: Vec<PathBuf>,
     /// Show what would change, and change nothing
@@ -53,19 +54,18 @@ impl Apply {
         let place = Place::of(&global.directories())?;
         let mut done: Vec<Changes> = Vec::new();
         for request in &requests {
-            let changes = shown(global.output, block_on(place.apply(request)));
-            if changes.is_err() && !done.is_empty() {
-                remark(format_args!("the {} files before {} are applied", done.len(), request.name));
+            let before = if self.dry_run { &[][..] } else { &done };
+            let changes = shown(global.output, block_on(place.apply(request)), &Done::Changed(before))?;
+            // At once: what a later file is refused for does not undo it.
+            if global.output != Output::Json {
+                self.say(&place, &changes)?;
             }
-            done.push(changes?);
+            done.push(changes);
         }
-        if global.output == Output::Json {
-            return say_json(&changes_json(&done));
+        match global.output {
+            Output::Json => say_json(&changes_json(&done)),
+            _ => Ok(()),
         }
-        for changes in &done {
-            self.say(&place, changes)?;
-        }
-        Ok(())
     }
 
     fn request(&self, file: &Path) -> anyhow::Result<ApplyRequest> {

@@ -1,23 +1,30 @@
 //! `baremesh capture`: the rules that bring connections to the agent. What needs the agent's knowledge asks the
 //! agent; what an operator needs in an emergency works without it.
 
+/// What is printed for people.
+mod show;
+
 use std::ffi::OsString;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use baremesh_agent::admin::client::{Socket, SocketError};
-use baremesh_agent::capture::{self, Anchor, Capture as Rules, State, confirm, guard};
+use baremesh_agent::admin::report::capture::{CaptureReport, ChangeReport, PlanReport};
+use baremesh_agent::capture::{self, Anchor, Capture as Rules, confirm, guard};
 use clap::{Args, Subcommand};
 use http::Method;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::{Global, block_on, values};
-use crate::output::{Exit, Output, Said, in_full, remark, say, say_json, table};
+use crate::output::{Exit, Output, Said, in_full, remark, say, say_json};
 
 const LONG_ABOUT: &str = "\
 The nftables rules that bring connections to the agent. All of them live in the tables `inet baremesh` and
-`inet baremesh_anchor`; nothing else is touched, and SSH, DHCP, NTP and the metadata address are never captured.";
+`inet baremesh_anchor`; nothing else is touched, and SSH, DHCP, NTP and the metadata address are never captured.
+
+An agent places them when it starts, unless agent.toml says `[capture] enabled = false`.";
 
 /// Show, place and remove the rules that bring connections to the agent
 #[derive(Debug, Args)]
@@ -29,7 +36,8 @@ pub struct Capture {
 
 #[derive(Debug, Subcommand)]
 enum CaptureVerb {
-    /// Show the rules that the agent would place, as `nft -f` takes them
+    /// Show the rules that the agent would place, as `nft -f` takes them, and after them, as comments, the open connections
+    /// from before the capture with what becomes of each
     Plan,
     /// Have the agent place its rules now
     #[command(
@@ -43,13 +51,13 @@ enum CaptureVerb {
     },
     /// Make rules that were placed with `--confirm` stay
     Confirm,
-    /// Remove every rule, whether or not the agent runs
+    /// Remove every rule, whether or not the agent runs; it leaves them off until `capture apply`, or its next start
     Remove {
         /// Without an agent: leave the anchor table, so that connections through the agent can end in peace
         #[arg(long)]
         keep_anchor: bool,
     },
-    /// Show whether the rules stand, with their counters, whether or not the agent runs
+    /// Show whether the rules stand, with their counters, whether or not the agent runs; exits with 1 unless they do
     Status,
     /// Apply the rules for when the agent is gone, as the unit does after it has stopped
     Gone {
@@ -109,10 +117,10 @@ fn done(output: Output, text: &str) -> anyhow::Result<()> {
 }
 
 fn plan(global: &Global) -> anyhow::Result<()> {
-    let rules = asked(global, Method::GET, "/capture/plan")?;
+    let plan: PlanReport = read(&asked(global, Method::GET, "/capture/plan")?)?;
     match global.output {
-        Output::Json => say_json(&json!({ "rules": rules })),
-        _ => say(rules),
+        Output::Json => say_json(&plan),
+        _ => say(format_args!("{}{}", plan.rules, show::flows(&plan))),
     }
 }
 
@@ -121,12 +129,19 @@ fn apply(global: &Global, limit: Option<Duration>) -> anyhow::Result<()> {
         None => "/capture/apply".to_owned(),
         Some(limit) => format!("/capture/apply?confirm={}", limit.as_secs()),
     };
-    let said = asked(global, Method::POST, &target)?;
-    done(global.output, said.trim_end())?;
+    let change: ChangeReport = read(&asked(global, Method::POST, &target)?)?;
+    match global.output {
+        Output::Json => say_json(&change)?,
+        _ => say(show::change(&change))?,
+    }
     if limit.is_some() {
         remark("to make them stay: baremesh capture confirm");
     }
     Ok(())
+}
+
+fn read<T: DeserializeOwned>(answer: &str) -> anyhow::Result<T> {
+    serde_json::from_str(answer).context("the agent's answer cannot be read: is it of another version?")
 }
 
 /// Through the agent where there is one, so that it does not place them again; by force where it does not answer.
@@ -149,12 +164,8 @@ fn remove(global: &Global, anchor: Anchor) -> anyhow::Result<()> {
 fn ask(global: &Global, method: Method, target: &str) -> anyhow::Result<Option<String>> {
     match asked(global, method, target) {
         Ok(answer) => Ok(Some(answer)),
-        Err(error) => match error.downcast_ref() {
-            Some(SocketError::Connect { source, .. }) if source.kind() != ErrorKind::PermissionDenied => {
-                Ok(None)
-            }
-            _ => Err(error),
-        },
+        Err(error) if error.downcast_ref().is_some_and(SocketError::is_nobody_there) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -165,45 +176,18 @@ fn asked(global: &Global, method: Method, target: &str) -> anyhow::Result<String
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
+/// As the agent sees it where there is one, by one's own look where there is none.
 fn status(global: &Global) -> anyhow::Result<()> {
-    let rules = Rules::new(&global.directories().runtime)?;
-    let status = rules.status()?;
-    let (word, differences) = match &status.state {
-        State::Missing => ("missing", Vec::new()),
-        State::InPlace => ("in place", Vec::new()),
-        State::Altered(differences) => ("altered", differences.clone()),
-        State::Gone => ("the agent is gone: its closed services are refused until it is back", Vec::new()),
-    };
-    if global.output == Output::Json {
-        let counters = status.counters.iter().map(|(name, counter)| {
-            (name.clone(), json!({ "packets": counter.packets, "bytes": counter.bytes }))
-        });
-        let counters: serde_json::Map<_, _> = counters.collect();
-        let routes: Vec<_> = status.routes.iter().map(ToString::to_string).collect();
-        let state = match status.state {
-            State::Missing => "missing",
-            State::InPlace => "in-place",
-            State::Altered(_) => "altered",
-            State::Gone => "gone",
-        };
-        say_json(&json!({
-            "state": state, "differences": differences, "counters": counters, "elements": status.elements,
-            "routes": routes, "unconfirmed": rules.is_unconfirmed(),
-        }))?;
-    } else {
-        say(format_args!("the capture rules: {word}"))?;
-        differences.iter().try_for_each(|difference| say(format_args!("  {difference}")))?;
-        if rules.is_unconfirmed() {
-            say("  a change awaits its confirmation: baremesh capture confirm")?;
+    let report = match ask(global, Method::GET, "/capture/status")? {
+        Some(answer) => read(&answer)?,
+        None => {
+            let rules = Rules::new(&global.directories().runtime)?;
+            CaptureReport::of(&rules.status()?, None, rules.is_unconfirmed())
         }
-        let counters = status.counters.iter();
-        let rows = counters
-            .map(|(name, c)| vec![name.clone(), c.packets.to_string(), c.bytes.to_string()])
-            .collect();
-        say(table(&["COUNTER", "PACKETS", "BYTES"], rows, ""))?;
+    };
+    match global.output {
+        Output::Json => say_json(&report)?,
+        _ => say(show::status(&report))?,
     }
-    match status.state {
-        State::InPlace => Ok(()),
-        _ => Err(Said(Exit::Refused).into()),
-    }
+    if report.state == "in-place" { Ok(()) } else { Err(Said(Exit::Refused).into()) }
 }

@@ -10,7 +10,7 @@ use http::Method;
 use super::{Global, block_on};
 use crate::output::{Output, relative, say, say_json, table, to_unix};
 
-/// Show the certificates that this host's agent holds
+/// Show the certificates that this host's agent holds, and until when they are valid
 #[derive(Debug, Args)]
 pub struct Certs {}
 

@@ -12,7 +12,8 @@ use crate::control::{ControlConfig, default_listeners, serve};
 
 const LONG_ABOUT: &str = "\
 Serve the mesh: let hosts in, issue certificates, and push resources and endpoints to the agents. `baremesh init` makes
-what it needs. Agents go on without it; what stops is change, and after a day the issuing of certificates.
+what it needs. Agents go on without it: what stops is change, and the renewal of certificates, which begin to run out
+after half of their lifetime.
 
 Resources are the files in the configuration directory's `registry/`; they are watched. `apply`, `delete`, `token`,
 `host` and `status` reach it through a Unix socket of this host, which root and the group `baremesh` may use.

@@ -5,7 +5,7 @@ use baremesh_model::name::{Key, Label};
 use baremesh_registry::resource::mesh_config_key;
 use clap::Args;
 
-use super::place::{Place, changes_json, say_changes, shown};
+use super::place::{Done, Place, changes_json, say_changes, shown};
 use super::{Global, block_on, values};
 use crate::control::resources::Mode;
 use crate::output::{Output, remark, say, say_json};
@@ -22,7 +22,7 @@ pub struct Delete {
     /// Service, WorkloadEntry, PeerAuthentication, AuthorizationPolicy, HostGrant or MeshConfig
     #[arg(value_parser = values::kind)]
     kind: Kind,
-    /// Its name
+    /// Its name; of a MeshConfig any, as there is one
     #[arg(value_parser = Label::new)]
     name: Label,
     /// Its namespace
@@ -43,7 +43,7 @@ impl Delete {
         let id = ResourceId { kind: self.kind, key };
         let place = Place::of(&global.directories())?;
         let mode = Mode::of_dry_run(self.dry_run);
-        let changes = shown(global.output, block_on(place.delete(&id, mode)))?;
+        let changes = shown(global.output, block_on(place.delete(&id, mode)), &Done::Changed(&[]))?;
         if global.output == Output::Json {
             return say_json(&changes_json(&[changes]));
         }

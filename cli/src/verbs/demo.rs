@@ -12,7 +12,7 @@ rules and mutual TLS, and a small shop of services whose programs know nothing o
 evidence from the wire and the logs. Then the mesh stays up, with commands to try, until Ctrl-C.
 
 It needs no root where the kernel lets users make namespaces, touches nothing of the machine, and leaves nothing behind.
-Needed are `ip` and `nft`, and `unshare`, `nsenter` and `setpriv` of util-linux.";
+Needed are `ip` and `nft` (Debian's packages iproute2 and nftables), and `unshare`, `nsenter` and `setpriv` (util-linux).";
 
 const EXAMPLES: &str = "\
 Examples:

@@ -7,7 +7,7 @@ use baremesh_registry::format;
 use clap::Args;
 use serde_json::json;
 
-use super::place::{Place, shown};
+use super::place::{Done, Place, shown};
 use super::{Global, block_on, values};
 use crate::control::report::ResourceReport;
 use crate::control::resources::Filter;
@@ -43,7 +43,7 @@ impl Get {
             name: self.name.as_ref().map(ToString::to_string),
         };
         let place = Place::of(&global.directories())?;
-        let found = shown(global.output, block_on(place.list(&filter)))?;
+        let found = shown(global.output, block_on(place.list(&filter)), &Done::Asking)?;
         if let Some(name) = self.name.filter(|_| found.is_empty()) {
             anyhow::bail!(
                 "no resource of that kind is named `{name}` there: `baremesh get` lists what there is"

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use baremesh_agent::config::Directories;
+use baremesh_agent::machine;
 use baremesh_ca::authority::Authority;
 use baremesh_ca::client::CONTROL_PORT;
 use baremesh_ca::file::{PUBLIC, write_atomically};
@@ -25,7 +26,6 @@ use serde_json::json;
 
 use super::Global;
 use super::place::Denied;
-use super::token::host_name;
 use crate::control::{DATABASE, make_directory};
 use crate::output::{Output, remark, say, say_json};
 
@@ -82,7 +82,7 @@ impl Init {
         let aside = Aside::new(&directories)?;
         let token = self.make_authority(aside.path(), &config)?;
         self.move_into_place(&directories, aside.path(), &texts)?;
-        let address = self.address.unwrap_or_else(|| format!("{}:{CONTROL_PORT}", host_name()));
+        let address = self.address.unwrap_or_else(|| format!("{}:{CONTROL_PORT}", machine::name()));
         match global.output {
             Output::Json => say_json(&json!({
                 "trustDomain": config.trust_domain.as_str(),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use baremesh_agent::config::Directories;
+use baremesh_agent::machine;
 use baremesh_agent::membership::{Membership, MembershipError};
 use baremesh_ca::client;
 use baremesh_ca::file::{SECRET, read_secret, write_atomically};
@@ -15,7 +16,6 @@ use clap::Args;
 use serde_json::json;
 
 use super::apply::read;
-use super::token::host_name;
 use super::{Global, block_on};
 use crate::control::make_directory;
 use crate::output::{Output, remark, say, say_json, usage};
@@ -145,36 +145,15 @@ fn key(path: &Path) -> anyhow::Result<PrivateKey> {
 
 /// The machine's own name as one of the mesh.
 fn own_label() -> anyhow::Result<Label> {
-    let name = host_name();
-    label_of(&name).ok_or_else(|| {
+    machine::label().ok_or_else(|| {
+        let name = machine::name();
         usage(format!("the machine's name `{name}` cannot be one of the mesh: give one with --host"))
     })
-}
-
-/// The first part of a name, in lower case, with hyphens in place of what a label cannot have.
-fn label_of(name: &str) -> Option<Label> {
-    let first = name.split('.').next().unwrap_or_default().to_ascii_lowercase();
-    let plain: String =
-        first.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
-    Label::new(plain.trim_matches('-')).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn makes_a_label_of_the_machine_s_name() {
-        let check = |name: &str, expected: Option<&str>| {
-            assert_eq!(label_of(name).map(|label| label.to_string()).as_deref(), expected, "{name}");
-        };
-        check("web1", Some("web1"));
-        check("Web_1.example.com", Some("web-1"));
-        check("_x_", Some("x"));
-        check(&"a".repeat(64), Some(&"a".repeat(63)));
-        check("", None);
-        check("---", None);
-    }
 
     #[test]
     fn the_key_of_an_attempt_is_used_again() {

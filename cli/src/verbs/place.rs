@@ -7,7 +7,7 @@ use anyhow::Context;
 use baremesh_agent::admin::client::{Socket, SocketError};
 use baremesh_agent::config::{AgentConfig, Directories, SourceConfig};
 use baremesh_model::mesh::ResourceId;
-use baremesh_registry::diagnostic::Diagnostic;
+use baremesh_registry::diagnostic::{Code, Diagnostic};
 use baremesh_registry::files::ResourceDirectory;
 use baremesh_registry::set::Refused;
 use http::Method;
@@ -76,8 +76,41 @@ impl From<Refused> for Denied {
     }
 }
 
+/// What the command has done when a refusal ends it.
+pub(super) enum Done<'a> {
+    /// It only asks.
+    Asking,
+    /// These changes, and no others.
+    Changed(&'a [Changes]),
+}
+
+impl Done<'_> {
+    /// How it stands now, for people.
+    fn sentence(&self) -> Option<&'static str> {
+        match self {
+            Self::Asking => None,
+            Self::Changed([]) => Some("nothing was changed"),
+            Self::Changed(_) => Some("nothing more was changed: what is listed above is done"),
+        }
+    }
+
+    /// The same for programs: the changes beside the refusal.
+    fn beside(&self, fault: &Fault) -> anyhow::Result<Value> {
+        let mut answer = serde_json::to_value(fault).context("the refusal cannot be written as JSON")?;
+        if let (Self::Changed(changes), Some(answer)) = (self, answer.as_object_mut()) {
+            answer.insert("changes".to_owned(), changes_json(changes)["changes"].take());
+        }
+        Ok(answer)
+    }
+}
+
+/// Whether a change of the directory failed on the way: the findings then say themselves how it stands.
+fn is_half_done(fault: &Fault) -> bool {
+    fault.findings.iter().any(|finding| finding["code"] == Code::Unreadable.as_str())
+}
+
 /// Shows findings as they are, without `error:` before them, and as JSON to programs.
-pub(super) fn shown<T>(output: Output, result: anyhow::Result<T>) -> anyhow::Result<T> {
+pub(super) fn shown<T>(output: Output, result: anyhow::Result<T>, done: &Done<'_>) -> anyhow::Result<T> {
     let error = match result {
         Ok(value) => return Ok(value),
         Err(error) => error,
@@ -85,15 +118,23 @@ pub(super) fn shown<T>(output: Output, result: anyhow::Result<T>) -> anyhow::Res
     match error.downcast_ref::<Denied>() {
         Some(Denied(fault)) if !fault.findings.is_empty() => {
             match output {
-                Output::Json => say_json(fault)?,
+                Output::Json => say_json(&done.beside(fault)?)?,
                 _ => {
                     remark(&fault.error);
-                    remark("\nerror: nothing was changed");
+                    if let Some(sentence) = done.sentence().filter(|_| !is_half_done(fault)) {
+                        remark(format_args!("\nerror: {sentence}"));
+                    }
                 }
             }
             Err(Said(Exit::Refused).into())
         }
-        _ => Err(error),
+        _ => {
+            // Programs learn what was done before even where nothing can be said of the rest.
+            if let (Done::Changed(before @ [_, ..]), Output::Json) = (done, output) {
+                say_json(&changes_json(before))?;
+            }
+            Err(error)
+        }
     }
 }
 

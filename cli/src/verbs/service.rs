@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
-use baremesh_agent::admin::client::{Socket, SocketError};
+use baremesh_agent::admin::client::Socket;
 use baremesh_agent::attribution::{Uid, uid_of};
 use baremesh_agent::config::Directories;
 use baremesh_agent::registration::LocalService;
@@ -43,11 +43,16 @@ enum ServiceVerb {
 }
 
 const LONG_ABOUT: &str = "\
-Say that a service runs on this host. Others then reach it as NAME.NAMESPACE.mesh.internal (NAME.mesh.internal in the
-namespace `default`), over mutual TLS. Registering it again replaces what was said before.
+Say that a service runs on this host. Other hosts' programs then reach it over mutual TLS as NAME.NAMESPACE.mesh.internal
+(in the namespace `default` also as NAME.mesh.internal; the domain is the mesh's). Registering it again replaces
+everything that was said before.
 
-Name the processes that are the service by --unit, --user or --cgroup: connections that they open then carry the
-service's identity. Without any, others can call the service, and its own calls carry the host's identity.";
+The host must have been granted the service, by its join token (`baremesh token create --service`) or by a HostGrant;
+`baremesh status` says so if it was not.
+
+--unit, --user and --cgroup say which processes are the service when they call others: their connections carry its
+identity. Where several are given, all of them must hold. Without any, others can call the service, and its own calls
+carry the host's identity.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -56,8 +61,8 @@ Examples:
   baremesh service register db --port 5432 --deliver 10.0.3.7:5432        in a container of this host
   baremesh service register web --port 80 --port 443 --protocol http --protocol https --user www-data
 
-Where agents are given names by several options of one kind (--protocol, --port-name, --deliver), they belong to the
-ports in their order; a single --protocol is that of all ports.";
+With several ports, --protocol, --port-name and --deliver are given once for each port, in the order of the ports; a
+single --protocol holds for all of them.";
 
 /// Say that a service runs on this host
 #[derive(Debug, Args)]
@@ -78,13 +83,13 @@ struct Register {
     /// Where the program listens [default: 127.0.0.1 and the target port]
     #[arg(long = "deliver", value_name = "ADDRESS:PORT")]
     deliver: Vec<SocketAddr>,
-    /// The systemd unit that is the service
+    /// The systemd unit whose processes are the service: orders.service
     #[arg(long)]
     unit: Option<String>,
-    /// The user as whom the service runs
+    /// The user as whom the service's processes run
     #[arg(long, value_name = "NAME|UID")]
     user: Option<String>,
-    /// The control group in which the service runs
+    /// The control group in which the service's processes are, as /proc/PID/cgroup shows it after `0::`
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
     /// Its namespace [default: default]
@@ -93,11 +98,11 @@ struct Register {
     /// A label, for selectors of policies; can be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::label)]
     labels: Vec<(String, String)>,
-    /// Where it stands
+    /// Where it stands: eu/west/1a
     #[arg(long, value_name = "REGION/ZONE/SUBZONE")]
     locality: Option<String>,
     /// Its share of the connections, relative to its other endpoints [default: 1]
-    #[arg(long)]
+    #[arg(long, value_name = "NUMBER")]
     weight: Option<NonZeroU32>,
     /// The account in its identity [default: the service's name]
     #[arg(long, value_name = "NAME", value_parser = Label::new)]
@@ -106,9 +111,9 @@ struct Register {
     #[arg(long = "address", value_name = "ADDRESS")]
     addresses: Vec<IpAddr>,
     /// What happens to its connections while the agent is gone: refused, or let through as without a mesh
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t)]
     when_gone: WhenGone,
-    /// Peers that send no server name reach this service at its addresses
+    /// Peers that send no server name (ztunnel) reach this service, where its addresses are those of several
     #[arg(long = "default")]
     default_for_address: bool,
 }
@@ -215,7 +220,7 @@ fn reload(directories: &Directories) -> anyhow::Result<bool> {
     let called = block_on(async { Ok(socket.call(Method::POST, "/reload", Vec::new()).await) })?;
     match called {
         Ok(_) => Ok(true),
-        Err(SocketError::Connect { source, .. }) if source.kind() != std::io::ErrorKind::PermissionDenied => {
+        Err(error) if error.is_nobody_there() => {
             remark("note: no agent runs here; it takes effect when one starts (`systemctl start baremesh`)");
             Ok(false)
         }
@@ -234,14 +239,12 @@ fn say_registered(local: &LocalService) -> anyhow::Result<()> {
 }
 
 fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
-    let directory = directories.services();
-    // As a set first: what the agent would refuse is not to be listed as if all were well.
-    file::read_all(&directory)?;
-    let services = registered(&directory)?;
+    // As a set: what the agent would refuse is not to be listed as if all were well.
+    let services = file::read_each(&directories.services())?;
     if output == Output::Json {
         return say_json(&services.iter().map(|(written, _)| written).collect::<Vec<_>>());
     }
-    let row = |(written, service): &(Written, LocalService)| {
+    let row = |(written, service): &(Written, Arc<LocalService>)| {
         let ports = service.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol));
         let deliver = service.ports.iter().map(|port| port.deliver.to_string());
         vec![
@@ -255,20 +258,6 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
     let empty = "no services: `baremesh service register` adds one";
     let rows = services.iter().map(row).collect();
     say(table(&["SERVICE", "PORTS", "DELIVERED TO", "PROCESSES", "ACCOUNT"], rows, empty))
-}
-
-/// Every registration with what its file says, in the order of their files.
-fn registered(directory: &Path) -> anyhow::Result<Vec<(Written, LocalService)>> {
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", directory.display())),
-    };
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
-    let hidden = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
-    paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml") && !hidden(path));
-    paths.sort();
-    paths.iter().map(|path| Ok(file::read(path)?)).collect()
 }
 
 fn processes(written: &Written) -> String {
@@ -318,6 +307,16 @@ mod tests {
         ] {
             assert!(written(bad).expect_err(bad).contains("times for"), "{bad}");
         }
+    }
+
+    /// The example says by which command it comes about.
+    #[test]
+    fn the_example_is_what_its_command_writes() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/registrations/default.orders.toml");
+        let text = std::fs::read_to_string(path).expect("the example");
+        let command = text.lines().find_map(|line| line.strip_prefix("#   baremesh service register "));
+        let command = written(command.expect("its command")).expect("a registration");
+        assert_eq!(toml::from_str::<Written>(&text).expect("a registration"), command);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use baremesh_agent::machine;
 use baremesh_model::grant::Grant;
 use baremesh_model::name::Label;
 use clap::{Args, Subcommand};
@@ -49,10 +50,10 @@ struct Create {
     /// namespace: default]
     #[arg(long = "service", value_name = "NAME[.NAMESPACE]", value_parser = Grant::parse)]
     services: Vec<Grant>,
-    /// The host that may use it
+    /// The host that may use it, by the name under which it joins [default: any]
     #[arg(long, value_parser = Label::new, conflicts_with = "rejoin")]
     host: Option<Label>,
-    /// The host that may use it to take the place of the one that joined under this name before
+    /// For a host set up anew, or shut out before: it takes the place of the one that joined under this name
     #[arg(long, value_name = "HOST", value_parser = Label::new)]
     rejoin: Option<Label>,
     /// How long it can be used: 90s, 15m, 12h, 7d; 30 days at most
@@ -104,7 +105,7 @@ impl Create {
         let within = in_words(self.expires);
         remark(format_args!("\n{}\nOn the new host, once, within {within}:", about(&order)));
         let name = order.host.map(|host| format!(" --host {host}")).unwrap_or_default();
-        remark(format_args!("  baremesh join {}:{} --token TOKEN{name}", host_name(), answer.port));
+        remark(format_args!("  baremesh join {}:{} --token TOKEN{name}", machine::name(), answer.port));
         Ok(())
     }
 }
@@ -114,11 +115,6 @@ fn about(order: &TokenOrder) -> String {
         true => "It grants no services: the host may call others, and a HostGrant can add some.".to_owned(),
         false => format!("It grants the services {}.", order.services.join(", ")),
     }
-}
-
-/// This machine's name, as the most likely one under which other hosts reach it.
-pub(super) fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn list(socket: &ControlSocket, output: Output) -> anyhow::Result<()> {

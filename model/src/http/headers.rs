@@ -33,9 +33,26 @@ pub enum FieldError {
     TooLong,
 }
 
+/// Looked up a byte of every name that comes.
+const TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let marks = b"!#$%&'*+-.^_`|~";
+    let mut at = 0;
+    while at < 256 {
+        table[at] = (at as u8).is_ascii_alphanumeric();
+        at += 1;
+    }
+    at = 0;
+    while at < marks.len() {
+        table[marks[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
 /// Whether `byte` may stand in a token (RFC 9110, section 5.6.2).
 pub fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[usize::from(byte)]
 }
 
 /// Whether `byte` may stand in a field value (RFC 9110, section 5.5).
@@ -68,6 +85,11 @@ impl Headers {
     /// Names and values in their order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.fields.iter().map(|field| (self.name(*field), self.value(*field)))
+    }
+
+    /// Names and values in their order, for writing them out.
+    pub fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.iter().map(|field| (name_in(&self.text, *field), self.value(*field)))
     }
 
     /// The first value of `name`, which is in lower case.
@@ -109,7 +131,12 @@ impl Headers {
 
     /// Adds a field after all others. The name is turned to lower case.
     pub fn append(&mut self, name: &str, value: &[u8]) -> Result<(), FieldError> {
-        if name.is_empty() || !name.bytes().all(is_token) {
+        self.append_line(name.as_bytes(), value)
+    }
+
+    /// As `append`, for a name as it stands in a message.
+    pub fn append_line(&mut self, name: &[u8], value: &[u8]) -> Result<(), FieldError> {
+        if name.is_empty() || !name.iter().copied().all(is_token) {
             return Err(FieldError::Name);
         }
         if !value.iter().copied().all(is_value) {
@@ -118,7 +145,7 @@ impl Headers {
         let whole = self.text.len() + name.len() + value.len();
         let _ = u32::try_from(whole).map_err(|_| FieldError::TooLong)?;
         let (start, name_length) = (self.text.len() as u32, name.len() as u32);
-        self.text.extend(name.bytes().map(|byte| byte.to_ascii_lowercase()));
+        self.text.extend(name.iter().map(u8::to_ascii_lowercase));
         self.text.extend_from_slice(value);
         self.fields.push(Field { start, name: name_length, value: value.len() as u32 });
         Ok(())
@@ -193,6 +220,7 @@ mod tests {
         let headers = of(&[("Accept", "a"), ("X-B", ""), ("accept", "c")]);
         let all: Vec<_> = headers.iter().collect();
         assert_eq!(all, [("accept", &b"a"[..]), ("x-b", b""), ("accept", b"c")]);
+        assert!(headers.lines().eq(all.iter().map(|(name, value)| (name.as_bytes(), *value))));
         assert_eq!(headers.text("accept").as_deref(), Some("a,c"));
         assert_eq!(headers.get("x-b"), Some(&b""[..]));
         assert_eq!((headers.len(), headers.bytes()), (3, 17));

@@ -257,9 +257,8 @@ fn commit(changes: &[Change]) -> Result<(), Refused> {
     let wanted: Vec<&Change> = changes.iter().filter(|change| rewrites(change)).collect();
     for (done, change) in wanted.iter().enumerate() {
         let Err(error) = put(&change.file, change.after.as_deref()) else { continue };
-        let message = format!("cannot be written: {error}; nothing was changed");
-        let file = change.file.display().to_string();
-        let mut findings = vec![Diagnostic::about_file(&file, Code::Unreadable, message)];
+        let failed = format!("cannot be written: {error}");
+        let mut findings = Vec::new();
         for undone in wanted[..done].iter().rev() {
             if let Err(error) = put(&undone.file, undone.before.as_deref()) {
                 let message = format!("was changed and cannot be changed back: {error}");
@@ -267,6 +266,9 @@ fn commit(changes: &[Change]) -> Result<(), Refused> {
                 findings.push(Diagnostic::about_file(&file, Code::Unreadable, message));
             }
         }
+        let message = if findings.is_empty() { format!("{failed}; nothing was changed") } else { failed };
+        let file = change.file.display().to_string();
+        findings.insert(0, Diagnostic::about_file(&file, Code::Unreadable, message));
         return Err(Refused(findings));
     }
     Ok(())

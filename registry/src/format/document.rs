@@ -12,7 +12,7 @@ use super::findings::Findings;
 use super::source::Span;
 use super::tree::{Entry, Node, Value};
 use super::{
-    authorization_policy, host_grant, kinds, mesh_config, peer_authentication, service, workload_entry,
+    authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, service, workload_entry,
 };
 use crate::diagnostic::{Code, quote};
 use crate::resource::{KINDS, Resource, mesh_config_key};
@@ -44,7 +44,7 @@ pub(super) const OWN_GROUP: &str = "baremesh.io";
 /// The API group that a kind is written under.
 pub(super) fn group_of(kind: Kind) -> &'static str {
     match kind {
-        Kind::WorkloadEntry => "networking.istio.io",
+        Kind::WorkloadEntry | Kind::DestinationRule => "networking.istio.io",
         Kind::PeerAuthentication | Kind::AuthorizationPolicy => "security.istio.io",
         Kind::MeshConfig | Kind::Service | Kind::HostGrant => OWN_GROUP,
     }
@@ -59,6 +59,7 @@ pub(super) fn table_of(kind: Kind) -> &'static [Field] {
         Kind::PeerAuthentication => peer_authentication::FIELDS,
         Kind::AuthorizationPolicy => authorization_policy::FIELDS,
         Kind::HostGrant => host_grant::FIELDS,
+        Kind::DestinationRule => destination_rule::FIELDS,
     }
 }
 
@@ -201,7 +202,8 @@ pub(super) fn decode(document: &Document, findings: &mut Findings) -> Option<Res
     let metadata = metadata(&mut decoder, document)?;
     decoder.findings.about = Some(ResourceId { kind, key: metadata.key.clone() });
     let empty = Node::map(document.span, Vec::new());
-    let needs_spec = matches!(kind, Kind::Service | Kind::WorkloadEntry | Kind::HostGrant);
+    let needs_spec =
+        matches!(kind, Kind::Service | Kind::WorkloadEntry | Kind::HostGrant | Kind::DestinationRule);
     if document.spec.is_none() && needs_spec {
         let message = "`spec` is required: it is missing or empty".to_owned();
         decoder.findings.error(document.span, Code::InvalidValue, message, "");
@@ -225,6 +227,9 @@ fn decode_kind(decoder: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
             Resource::AuthorizationPolicy(authorization_policy::decode(decoder, metadata, spec)?.into())
         }
         Kind::HostGrant => Resource::HostGrant(host_grant::decode(decoder, metadata, spec)?.into()),
+        Kind::DestinationRule => {
+            Resource::DestinationRule(destination_rule::decode(decoder, metadata, spec)?.into())
+        }
     })
 }
 

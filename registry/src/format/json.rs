@@ -14,7 +14,7 @@ use super::document::{self, DRY_RUN, Document, from_manifest, group_of};
 use super::findings::{Findings, Unknown};
 use super::source::{Source, Span};
 use super::tree::{Entry, MAX_DEPTH, MAX_VALUES, Node, Value};
-use super::{authorization_policy, host_grant, mesh_config, peer_authentication, service, workload_entry};
+use super::{authorization_policy, destination_rule, host_grant, mesh_config, peer_authentication, service, workload_entry};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::resource::Resource;
 
@@ -56,6 +56,7 @@ fn encode_spec(resource: &Resource) -> Json {
         Resource::PeerAuthentication(policy) => peer_authentication::encode(policy),
         Resource::AuthorizationPolicy(policy) => authorization_policy::encode(policy),
         Resource::HostGrant(grant) => host_grant::encode(grant),
+        Resource::DestinationRule(rule) => destination_rule::encode(rule),
     }
 }
 

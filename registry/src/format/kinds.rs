@@ -11,9 +11,8 @@ use crate::diagnostic::{Code, quote};
 use crate::resource::KINDS;
 
 /// Kinds that a later version takes.
-pub(super) const LATER_KINDS: [&str; 9] = [
+pub(super) const LATER_KINDS: [&str; 8] = [
     "VirtualService",
-    "DestinationRule",
     "Gateway",
     "ServiceEntry",
     "Sidecar",

@@ -2,7 +2,7 @@
 //! takes the agent's ports gets anything.
 
 use baremesh_tests::{
-    Host, Load, Member, Mesh, Process, exit, exit_code_of, needs_root, output_of, run, wait_until,
+    Host, Load, Member, Mesh, Process, exit, exit_code_of, is_root, needs_root, output_of, run, wait_until,
 };
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ fn state(member: &Member) -> String {
 
 /// A caller, an echo on all addresses of its host as `store`, and a host without an agent.
 fn three(mesh: &Mesh, when_gone: &str) -> (Member, Member, Host) {
-    let (web, store) = (mesh.member("web", 1, &[]), mesh.member("store", 2, &["store"]));
+    let (web, store) = (mesh.member("web", 1, &["web"]), mesh.member("store", 2, &["store"]));
     store.host.serve("echo", ["echo", "[::]:7000"]);
     store.register("store", ["--port", "80:7000", "--when-gone", when_gone]);
     // Where no name server is, a host says so at once, and a name without an agent fails at once.
@@ -191,4 +191,162 @@ fn an_agent_that_dies_is_back_within_seconds() {
         assert!(start.elapsed() < std::time::Duration::from_secs(10), "it took {:?}", start.elapsed());
     }
     assert_eq!(output_of(web.host.shop(["call", "store", "80", "well"])), "well");
+}
+
+#[test]
+fn an_agent_that_lost_its_state_lets_nothing_out_before_it_has_one_again() {
+    let mesh = Mesh::new("lost");
+    let web = mesh.member("web", 1, &["web", "late"]);
+    let store = mesh.member("store", 2, &["store"]);
+    store.host.serve("echo", ["echo", "127.0.0.1:7000"]);
+    store.register("store", ["--port", "7000"]);
+    let bare = mesh.net.host("bare", 9);
+    web.host.serve("own", ["echo", "[::]:81"]);
+    web.register("web", ["--port", "81"]);
+    web.wait_for_endpoints("store.default", 1);
+    let load = Load::start(&web.host, "10.77.0.2", 7000);
+    let (wire, tried) = (mesh.net.capture(), || load.done() + load.failures().len());
+    let wait_for_tries = || {
+        let before = tried();
+        wait_until("calls are tried meanwhile", || tried() > before + 5);
+    };
+    // Twice with the guard's help; then as if the whole group of processes had been killed, so that the old rules stand.
+    for turn in 0..3 {
+        mesh.kill_control();
+        if turn == 2 {
+            output_of(web.host.sh(&format!("kill -KILL $(cat /proc/{}/task/*/children)", web.agent_pid())));
+        }
+        web.kill_agent();
+        wait_for_tries();
+        std::fs::remove_file(web.host.path("/var/lib/baremesh/last-good.state")).expect("a saved state");
+        web.start_without_waiting();
+        wait_until("the agent answers", || web.status().is_some());
+        assert_eq!(
+            (state(&web).as_str(), web.status().expect("a status")["ready"].as_bool()),
+            ("gone", Some(false))
+        );
+        wait_for_tries();
+        // Its own service is closed as well, and so is one that is registered only now.
+        if turn == 0 {
+            web.host.serve("late", ["echo", "[::]:82"]);
+            assert_eq!(call(&bare, "10.77.0.1", "82", "not registered"), exit::DONE);
+            output_of(web.host.baremesh(["service", "register", "late", "--port", "82"]));
+        }
+        for port in ["81", "82"] {
+            assert_eq!(call(&bare, "10.77.0.1", port, "closed"), exit::NO_CONNECTION, "{port}");
+            assert_eq!(call(&web.host, "127.0.0.1", port, "closed"), exit::NO_CONNECTION, "{port}");
+        }
+        let tried_out = run(web.host.baremesh(["capture", "apply", "--confirm", "5s"]));
+        assert!(String::from_utf8_lossy(&tried_out.stderr).contains("knows no state of the mesh yet"));
+        mesh.start_control();
+        web.wait_until_ready();
+        assert_eq!(state(&web), "in-place");
+        load.wait_for_more(5);
+    }
+    let wire = wire.stop().off_loopback();
+    assert!(!wire.contains("call-"), "{}", wire.find("call-").expect("a sighting"));
+}
+
+#[test]
+fn an_agent_that_never_had_a_state_closes_its_own_services_at_once() {
+    let mesh = Mesh::new("never");
+    let bare = mesh.net.host("bare", 9);
+    let web = mesh.net.host("web", 1);
+    web.set_nameserver(mesh.control.v4());
+    output_of(web.baremesh(["join", "10.77.0.200", "--token", &mesh.token(&["web", "free"])]));
+    let web = Member::of(web);
+    for (name, port, when_gone) in [("web", "81", "closed"), ("free", "82", "open")] {
+        web.host.serve(name, ["echo", &format!("[::]:{port}")]);
+        output_of(web.host.baremesh(["service", "register", name, "--port", port, "--when-gone", when_gone]));
+    }
+    mesh.kill_control();
+    assert_eq!(call(&bare, "10.77.0.1", "81", "as before the mesh"), exit::DONE);
+    web.start_without_waiting();
+    wait_until("its rules stand", || state(&web) == "gone");
+    assert_eq!(call(&bare, "10.77.0.1", "81", "closed"), exit::NO_CONNECTION);
+    assert_eq!(call(&bare, "10.77.0.1", "82", "open"), exit::DONE);
+    web.stop_agent();
+    assert_eq!(state(&web), "gone", "it leaves them behind");
+    web.start_without_waiting();
+    mesh.start_control();
+    web.wait_until_ready();
+    assert_eq!(state(&web), "in-place");
+}
+
+/// Connections that are accepted by the kernel for `port` of an agent that takes none, and whose bytes have arrived.
+fn waiting_in_line(host: &Host, port: u16) -> usize {
+    let is_waiting = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let ours = words.get(1).is_some_and(|local| local.ends_with(&format!(":{port:04X}")));
+        ours && words.get(3) == Some(&"01")
+            && words.get(4).is_some_and(|queues| !queues.ends_with(":00000000"))
+    };
+    output_of(host.sh("cat /proc/net/tcp /proc/net/tcp6")).lines().filter(|line| is_waiting(line)).count()
+}
+
+#[test]
+fn callers_of_an_agent_that_is_killed_are_told_at_once() {
+    for when_gone in ["open", "closed"] {
+        let mesh = Mesh::new("told");
+        let (web, store, bare) = three(&mesh, when_gone);
+        web.register("web", ["--port", "81", "--when-gone", when_gone]);
+        let services = web.ask("/services").expect("services");
+        let store_entry =
+            services.as_array().expect("a list").iter().find(|s| s["service"] == "store.default");
+        let virtual_address = store_entry.expect("the store")["addresses"][0].as_str().expect("an address");
+        // The agents stand still: what is opened now waits in line, as what is opened in the moment of their death.
+        let signal = |member: &Member, name: &str| {
+            output_of(member.host.sh(&format!("kill -{name} {}", member.agent_pid())));
+        };
+        [&web, &store].iter().for_each(|member| signal(member, "STOP"));
+        let call = |from: &Host, to: &str, port: &str| {
+            from.spawn("told", from.shop(["call", "--timeout", "60", to, port, "is anybody there?"]))
+        };
+        let outbound = [call(&web.host, virtual_address, "80"), call(&web.host, "10.77.0.2", "7000")];
+        let inbound = [call(&bare, "10.77.0.2", "7000"), call(&bare, "fd77::2", "7000")];
+        wait_until("they wait in line", || {
+            (waiting_in_line(&web.host, 15001), waiting_in_line(&store.host, 15006)) == (2, 2)
+        });
+        let killed = std::time::Instant::now();
+        [&web, &store].iter().for_each(|member| member.kill_agent());
+        for process in outbound.iter().chain(&inbound) {
+            assert_eq!(process.wait().code(), Some(exit::CUT.into()), "{when_gone}: {}", process.stderr());
+        }
+        assert!(killed.elapsed() < std::time::Duration::from_secs(10), "{when_gone}: {:?}", killed.elapsed());
+    }
+}
+
+#[test]
+fn an_agent_whose_port_is_taken_says_by_whom_and_closed_services_stay_closed() {
+    let mesh = Mesh::new("taken");
+    let (web, store, bare) = three(&mesh, "closed");
+    store.kill_agent();
+    wait_until("the guard has closed it", || state(&store) == "gone");
+    let uid = if is_root() { 4711 } else { 0 };
+    // The ports are the guard's until its last moment.
+    let mut taken = None;
+    wait_until("somebody else has the port", || {
+        let mut command =
+            if uid == 0 { store.host.command("baremesh") } else { store.host.command_as(uid, "baremesh") };
+        command.args(["demo-shop", "echo", "[::]:15001"]);
+        let thief = store.host.spawn("thief", command);
+        wait_until("it has the port, or not", || thief.has_said("listening on") || !thief.is_running());
+        taken = Some(thief).filter(|thief| thief.is_running());
+        taken.is_some()
+    });
+    let thief = taken.expect("it was waited for");
+    let agent = store.host.spawn("another-agent", store.host.baremesh(["agent"]));
+    let said = format!("port 15001 is taken by process {} (baremesh) of user {uid}", thief.pid());
+    agent.wait_for_output(&said);
+    assert!(store.host.connect(([127, 0, 0, 1], 15021)).is_err(), "nobody says that it is ready");
+    let refused = || call(&bare, &store.host.v4().to_string(), "7000", "closed") == exit::NO_CONNECTION;
+    assert!(refused());
+    assert_eq!(agent.wait().code(), Some(1));
+    let error = agent.stderr().lines().last().unwrap_or_default().to_owned();
+    assert!(error.starts_with("error: ") && error.contains(&said) && error.contains("agent.toml"), "{error}");
+    assert!(refused() && state(&store) == "gone" && !thief.stdout().contains("connection from"));
+    thief.kill();
+    thief.wait();
+    store.start();
+    wait_until("calls go well again", || call(&web.host, "store", "80", "back") == exit::DONE);
 }

@@ -135,7 +135,7 @@ fn an_operator_plans_tries_confirms_and_removes() {
     assert_eq!((state(&web).as_str(), call()), ("in-place", exit::DONE));
     assert!(capture(&web, &["remove"]).status.success());
     let status = capture(&web, &["status"]);
-    assert!(status.status.code() == Some(1) && String::from_utf8_lossy(&status.stdout).contains("missing"));
+    assert!(status.status.code() == Some(1) && String::from_utf8_lossy(&status.stdout).contains("off: "));
     assert_ne!(call(), exit::DONE);
     assert_eq!(web.status().expect("a status")["ready"], false);
 
@@ -143,6 +143,8 @@ fn an_operator_plans_tries_confirms_and_removes() {
     let tried = Instant::now();
     let applied = capture(&web, &["apply", "--confirm", "2s"]);
     assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+    let said = String::from_utf8_lossy(&applied.stdout).into_owned();
+    assert!(said.contains("in place\nthey are taken back in 2 s unless they are confirmed"), "{said}");
     assert_eq!((state(&web).as_str(), call()), ("in-place", exit::DONE));
     wait_until("the rules have taken themselves back", || state(&web) == "missing");
     assert!(tried.elapsed() >= Duration::from_secs(2));
@@ -166,4 +168,130 @@ fn rules_that_somebody_took_away_are_put_back() {
     // What changes the mesh has them written anew.
     mesh.apply("[[Service]]\nname = \"other\"\nports = [{ port = 80 }]\n[[WorkloadEntry]]\nname = \"other\"\naddress = \"10.77.0.77\"\nlabels = { app = \"other\" }\ntunnel = \"hbone\"\n");
     wait_until("they are as they were", || state(&web) == "in-place");
+}
+
+#[test]
+fn a_plan_lists_the_connections_from_before_the_capture() {
+    let mesh = Mesh::new("before");
+    let web = mesh.member_with("web", 1, &["web"], "[capture]\nenabled = false\n");
+    let (store, bare) = (mesh.member("store", 2, &["store"]), mesh.net.host("bare", 9));
+    // Where a service takes plaintext, connections from before the capture go on.
+    mesh.apply(
+        "[[PeerAuthentication]]\nname = \"store\"\nselector = { matchLabels = { app = \"store\" } }\nmtls.mode = \"PERMISSIVE\"\n",
+    );
+    store.host.serve("echo", ["echo", "[::]:7000"]);
+    web.host.serve("echo", ["echo", "[::]:8100"]);
+    let hold = |host: &Host, to: &str, port: &str| {
+        let held = host.spawn("hold", host.shop(["hold", to, port]));
+        held.wait_for_output("open");
+        held
+    };
+    let outgoing = hold(&web.host, "10.77.0.2", "7000");
+    let (incoming, within) = (hold(&bare, "fd77::1", "8100"), hold(&web.host, "127.0.0.1", "8100"));
+    hold(&bare, "10.77.0.2", "7000");
+    store.register("store", ["--port", "80:7000"]);
+    web.register("web", ["--port", "81:8100"]);
+    web.wait_for_endpoints("store.default", 1);
+
+    let plan = || -> Vec<(String, String, String, u64, String)> {
+        let plan: Value =
+            serde_json::from_str(&output_of(web.host.baremesh(["capture", "plan", "--output", "json"])))
+                .expect("JSON");
+        let text = |flow: &Value, key: &str| flow[key].as_str().unwrap_or_default().to_owned();
+        let flows = plan["flows"].as_array().expect("a list").iter();
+        let row = |flow: &Value| {
+            let uid = flow["uid"].as_u64().expect("a number");
+            (
+                text(flow, "direction"),
+                text(flow, "service"),
+                text(flow, "to"),
+                uid,
+                text(flow, "under_the_rules"),
+            )
+        };
+        flows.map(row).collect()
+    };
+    let row = |direction: &str, service: &str, to: &str, becomes: &str| {
+        (direction.to_owned(), service.to_owned(), to.to_owned(), 0, becomes.to_owned())
+    };
+    let goes_on = row("outgoing", "store.default", "10.77.0.2:7000", "goes-on");
+    let all = [
+        row("incoming", "web.default", "[fd77::1]:8100", "ended"),
+        row("within", "web.default", "127.0.0.1:8100", "ended"),
+        goes_on.clone(),
+    ];
+    assert_eq!(plan(), all);
+    let said = output_of(web.host.sh(
+        "baremesh capture plan | tee /run/baremesh/plan | nft --check --file - && cat /run/baremesh/plan",
+    ));
+    let line = said.lines().find(|line| line.contains("10.77.0.2:7000")).expect("a line for people");
+    assert!(line.starts_with("# ") && line.contains("goes on past the agent"), "{line}");
+    assert_eq!(web.status().expect("a status")["capture"], "off");
+
+    let applied = output_of(web.host.baremesh(["capture", "apply"]));
+    assert_eq!(applied, "the rules are in place");
+    for held in [&incoming, &within] {
+        assert_eq!(held.wait().code(), Some(exit::CUT.into()), "{}", held.stdout());
+    }
+    // What comes through the agent now is not from before, whichever way it was called.
+    let through = [("10.77.0.2", "7000"), ("127.0.0.1", "8100")].map(|(to, port)| hold(&web.host, to, port));
+    // Callers that were cut know it; their service hears of it with its own next packet, and is listed until then.
+    let left: Vec<_> = plan().into_iter().filter(|flow| !all[..2].contains(flow)).collect();
+    assert_eq!((left, plan().len()), (vec![goes_on], 3));
+    assert!(outgoing.is_running() && through.iter().all(|held| held.is_running()));
+    assert_eq!(
+        output_of(web.host.baremesh(["capture", "apply", "--output", "json"])),
+        "{\n  \"change\": \"none\",\n  \"added\": 0,\n  \"removed\": 0,\n  \"without_ipv6\": null,\n  \"taken_back_after_seconds\": null\n}"
+    );
+}
+
+/// What is left after a reboot: disks, but neither rules nor routes nor `/run`; and the network is not up yet.
+fn reboot(host: &Host) {
+    output_of(host.sh("nft delete table inet baremesh; nft delete table inet baremesh_anchor 2>/dev/null
+        for v in 4 6; do ip -$v route flush table local type local protocol 151; done
+        rm -rf /run/baremesh/*; ip link set eth0 down"));
+}
+
+#[test]
+fn a_closed_service_is_closed_from_the_first_packet_after_a_reboot() {
+    let mesh = Mesh::new("reboot");
+    let (store, bare) = (mesh.member("store", 2, &["store"]), mesh.net.host("bare", 9));
+    let echo = store.host.serve("echo", ["echo", "[::]:7000"]);
+    store.register("store", ["--port", "80:7000", "--when-gone", "closed"]);
+    let call = || exit_code_of(bare.shop(["call", "--timeout", "5", "10.77.0.2", "7000", "early"]));
+    // With no rules from the last run it is open until the agent is up: this is what they are for.
+    store.stop_agent();
+    output_of(store.host.sh("cp /run/baremesh/gone.nft /var/lib/baremesh/boot.nft"));
+    reboot(&store.host);
+    output_of(store.host.sh("ip link set eth0 up"));
+    wait_until("the network is up", || call() == exit::DONE);
+
+    let received = || echo.stdout().lines().filter(|line| line.contains("connection from")).count();
+    let before = received();
+    assert!(before > 0);
+
+    // As baremesh-boot.service does, before the network is up; the state may be lost besides.
+    for state_is_lost in [false, true] {
+        reboot(&store.host);
+        output_of(store.host.baremesh(["capture", "gone", "--file", "/var/lib/baremesh/boot.nft"]));
+        output_of(store.host.sh("ip link set eth0 up"));
+        wait_until("the network is up", || store.host.connect((mesh.control.v4(), 15012)).is_ok());
+        assert_eq!((call(), state(&store).as_str()), (exit::NO_CONNECTION, "gone"));
+        mesh.kill_control();
+        if state_is_lost {
+            std::fs::remove_file(store.host.path("/var/lib/baremesh/last-good.state"))
+                .expect("a saved state");
+        }
+        store.start_without_waiting();
+        let expected = if state_is_lost { "gone" } else { "in-place" };
+        wait_until("the agent has looked at its rules", || {
+            store.status().is_some() && state(&store) == expected
+        });
+        assert_ne!(call(), exit::DONE);
+        mesh.start_control();
+        store.wait_until_ready();
+        assert_ne!(call(), exit::DONE);
+        store.stop_agent();
+    }
+    assert_eq!(received(), before, "{}", echo.stdout());
 }

@@ -1,6 +1,6 @@
 //! What is wrong on the command line ends with a code that scripts can trust, and a message that names the way out.
 
-use baremesh_tests::{Host, Mesh, net, run};
+use baremesh_tests::{Host, Mesh, net, output_of, run, wait_until};
 
 /// A command, the code that it ends with, and what it says.
 type Case<'a> = (&'a str, u8, &'a [&'a str]);
@@ -62,6 +62,46 @@ fn a_host_that_is_in_no_mesh_is_told_what_to_do() {
     cases.iter().for_each(|case| check(&host, *case));
 }
 
+/// Without a control server the same is done in the directory itself, and nothing needs to run.
+#[test]
+fn a_refusal_says_what_stands_of_the_files_before_it() {
+    let net = net("cli-files");
+    let host = net.host("web", 1);
+    let own = |file: &str| host.path("/etc/baremesh").join(file);
+    let write = |file: &str, text: &str| std::fs::write(own(file), text).expect("a file of the host");
+    std::fs::create_dir_all(own("registry")).expect("the host's directory");
+    write("agent.toml", "[registry]\nsource = \"files\"\n");
+    for (file, key) in [("a.toml", "port"), ("b.toml", "prot")] {
+        let name = &file[..1];
+        write(file, &format!("[[Service]]\nname = \"{name}\"\nports = [{{ {key} = 80 }}]\n"));
+    }
+    let line =
+        |options: &str| format!("baremesh apply {options} -f /etc/baremesh/a.toml -f /etc/baremesh/b.toml");
+    let check = |options: &str, stdout: &str, stderr: &str| {
+        let output = run(host.sh(&line(options)));
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (said, remarked) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(1), "{options}: {said}{remarked}");
+        assert!(said.contains(stdout), "{options}: {said}");
+        assert!(remarked.contains(stderr), "{options}: {remarked}");
+        said
+    };
+    check("--dry-run", "Service default/a would be created", "nothing was changed");
+    let text = check("-o json --dry-run", "prot", "");
+    assert!(!text.contains("created"), "{text}");
+    check("", "Service default/a created", "nothing more was changed: what is listed above is done");
+    let answer: serde_json::Value = serde_json::from_str(&check("-o json", "prot", "")).expect("one answer");
+    assert_eq!(
+        (&answer["changes"][0]["name"], &answer["changes"][0]["effect"]),
+        (&"a".into(), &"unchanged".into())
+    );
+    write("registry/broken.toml", "[[Service]]\n");
+    let asked = run(host.sh("baremesh get"));
+    let said = String::from_utf8_lossy(&asked.stderr).into_owned();
+    assert!(asked.status.code() == Some(1) && said.contains("broken.toml"), "{said}");
+    assert!(!said.contains("changed"), "who asks changes nothing, and needs no telling: {said}");
+}
+
 #[test]
 fn a_mesh_says_what_it_does_not_do() {
     let mesh = Mesh::new("cli-mesh");
@@ -93,4 +133,28 @@ fn a_mesh_says_what_it_does_not_do() {
     web.configure("[dns]\nmode = \"magic\"\n");
     web.stop_agent();
     check(&web.host, ("agent", 2, &["agent.toml", "line 2"]));
+}
+
+/// The agent reads what is registered before it can be told of more: here there is much time in between, as somebody has
+/// one of its ports.
+#[test]
+fn a_service_that_is_registered_while_the_agent_starts_is_not_forgotten() {
+    let mesh = Mesh::new("cli-start");
+    let web = mesh.member("web", 1, &["web"]);
+    web.stop_agent();
+    let port = web.host.listen((web.host.v4(), 15008));
+    web.start_without_waiting();
+    wait_until("the agent has come as far as its ports", || {
+        !run(web.host.sh("ss --no-header --listening --udp --numeric 'sport = :15053'")).stdout.is_empty()
+    });
+    let registered = run(web.host.baremesh(["service", "register", "web", "--port", "80"]));
+    let said = String::from_utf8_lossy(&registered.stderr).into_owned();
+    assert!(registered.status.success() && said.contains("no agent runs here"), "{said}");
+    drop(port);
+    web.wait_until_ready();
+    wait_until("the agent has the service", || {
+        let services = web.status().map(|status| status["services"].clone()).unwrap_or_default();
+        services[0]["service"] == "web.default" && services[0]["certificate"] == true
+    });
+    assert_eq!(output_of(web.host.baremesh(["service", "list"])).lines().count(), 2);
 }

@@ -1,16 +1,22 @@
 //! `baremesh demo --once` holds what it claims, from the binary alone; and where something is broken, it says so.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use baremesh_tests::{binary, is_root, output_of, run, wait_until};
+use baremesh_tests::{binary, is_root, output_of, run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How many claims there are.
 const CLAIMS: usize = 7;
+/// How long a demo is waited for: longer than it allows itself, so that it says what it waited for.
+const DEMO_BOUND: Duration = Duration::from_secs(330);
+/// How often it is looked at.
+const POLL: Duration = Duration::from_millis(20);
 /// A uid that no machine gives to a person, and so one without a range in /etc/subuid.
 const NOBODY: &str = "65534";
 
@@ -136,7 +142,7 @@ fn it_stays_until_it_is_told_to_end_and_leaves_nothing() {
     bare.expect_nothing_left();
 }
 
-/// A demo that runs, and what it has written so far.
+/// A demo that runs, and what it has written so far, both to standard output and standard error.
 struct Watched {
     child: Child,
     out: tempfile::NamedTempFile,
@@ -146,7 +152,8 @@ impl Watched {
     fn start(bare: &Bare, args: &[&str]) -> Self {
         let out = tempfile::NamedTempFile::new().expect("a file");
         let mut command = bare.command(&[], args);
-        command.stdout(out.reopen().expect("the same file")).stderr(Stdio::null());
+        let append = || OpenOptions::new().append(true).open(out.path()).expect("the same file");
+        command.stdout(append()).stderr(append());
         Self { child: command.spawn().expect("it starts"), out }
     }
 
@@ -156,9 +163,19 @@ impl Watched {
 
     /// What it has written, as soon as `text` is in it.
     #[track_caller]
-    fn said_until(&self, text: &str) -> String {
-        wait_until(&format!("the demo says {text:?}"), || self.said().contains(text));
-        self.said()
+    fn said_until(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + DEMO_BOUND;
+        loop {
+            let ended = self.child.try_wait().expect("it is ours");
+            let said = self.said();
+            if said.contains(text) {
+                return said;
+            }
+            let status = ended.map_or_else(|| "it runs".to_owned(), |status| status.to_string());
+            let late = ended.is_some() || Instant::now() >= deadline;
+            assert!(!late, "the demo does not say {text:?} ({status}), but:\n{said}");
+            thread::sleep(POLL);
+        }
     }
 }
 

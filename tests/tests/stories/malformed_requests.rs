@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use baremesh_tests::{exit, exit_code_of, output_of, run};
+use serde_json::Value;
 
-use crate::pair::{Pair, connections_of};
+use crate::pair::{Pair, WEB_ID, because, connections_of};
 use crate::peer::{authority, certificate_file};
 
 /// What an agent's memory may grow by under all of it.
@@ -38,6 +39,7 @@ const EXPECTED: &[(&str, &[&str])] = &[
     ("empty-continuation-flood", &["goaway 11", "goaway 1", "closed"]),
     ("rapid-reset", &["goaway 11", "closed"]),
     ("rapid-reset-refused", &["goaway 11", "closed"]),
+    ("open-and-reset", &["goaway 11", "closed"]),
     // Answered one by one, or not read any further: either way nothing piles up.
     ("ping-flood", &["open", "closed", "goaway 11"]),
     ("settings-flood", &["open", "closed", "goaway 11"]),
@@ -58,6 +60,7 @@ const LIMITS: &[(&str, u32)] = &[
     ("empty-continuation-flood", 200),
     ("rapid-reset", 1_000),
     ("rapid-reset-refused", 1_000),
+    ("open-and-reset", 5_000),
 ];
 
 /// The memory of a process.
@@ -108,6 +111,11 @@ fn malformed_requests_are_refused_and_other_tunnels_go_on() {
     assert_eq!(outcomes.len(), EXPECTED.len(), "every case is judged: {said}");
 
     assert!(held.is_running(), "{}", held.stdout());
+    let given_up = |line: &Value| {
+        let why = line["connection_termination_details"].as_str().unwrap_or_default();
+        because("flooded")(line) && line["source_principal"] == WEB_ID && why.contains("given up")
+    };
+    pair.store.wait_for_log("who opened and reset", given_up);
     assert_eq!(exit_code_of(pair.call("echo", 7000, "hello")), exit::DONE);
     let grown = memory(pair.store.agent_pid()).saturating_sub(before);
     assert!(grown < MAX_GROWTH, "{grown} bytes more");

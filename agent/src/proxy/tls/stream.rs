@@ -2,16 +2,18 @@
 //! into one buffer that goes to the socket with few system calls. An idle stream holds no buffer.
 
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
+use bytes::BufMut as _;
 use rustls::client::ClientConnectionData;
 use rustls::kernel::KernelConnection;
 use rustls::server::ServerConnectionData;
 use rustls::{AlertDescription, Error, ExtractedSecrets};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::cursor::Cursor;
 use super::record::{ContentType, HEADER, MAX_CONTENT, MAX_PAYLOAD, Opener, Sealer, invalid, whole_record};
 
 /// Ciphertext that is read of the socket at a time, at first and once a read has filled that.
@@ -235,27 +237,32 @@ impl TlsStream {
         }
         let before = self.received.len();
         let room = self.read_size.max(HEADER + MAX_PAYLOAD - before.min(HEADER + MAX_PAYLOAD));
-        loop {
-            // Nothing is held while nothing comes; and this counts against the task's budget, so that a peer which never
-            // falls silent leaves the worker to others in between.
-            ready!(self.socket.poll_read_ready(cx))?;
-            self.received.reserve(room);
-            match self.socket.try_read_buf(&mut bytes::BufMut::limit(&mut self.received, room)) {
-                Ok(0) => return Poll::Ready(Ok(false)),
-                Ok(read) => {
-                    if read == room {
-                        self.read_size = LARGE_READ;
-                    } else if read < SMALL_READ {
-                        self.read_size = SMALL_READ;
-                    }
-                    return Poll::Ready(Ok(true));
+        // Nothing is held while nothing comes; and this counts against the task's budget, so that a peer which never
+        // falls silent leaves the worker to others in between.
+        let filled = match self.socket.poll_read_ready(cx)? {
+            Poll::Ready(()) => {
+                self.received.reserve(room);
+                // A read that leaves room has taken all that there was. The stream knows, and does not ask the socket
+                // again before the kernel reports more, which `try_read` would, once for every message.
+                pin!(self.socket.read_buf(&mut (&mut self.received).limit(room))).poll(cx)?
+            }
+            Poll::Pending => Poll::Pending,
+        };
+        match filled {
+            Poll::Ready(0) => Poll::Ready(Ok(false)),
+            Poll::Ready(read) => {
+                if read == room {
+                    self.read_size = LARGE_READ;
+                } else if read < SMALL_READ {
+                    self.read_size = SMALL_READ;
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if before == 0 && self.read_size == SMALL_READ {
-                        self.let_go();
-                    }
+                Poll::Ready(Ok(true))
+            }
+            Poll::Pending => {
+                if before == 0 && self.read_size == SMALL_READ {
+                    self.let_go();
                 }
-                Err(error) => return Poll::Ready(Err(error)),
+                Poll::Pending
             }
         }
     }
@@ -289,7 +296,7 @@ impl TlsStream {
     fn seal(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let total: usize = slices.iter().map(|slice| slice.len()).sum();
         let total = total.min(WRITE_AT);
-        let mut cursor = Cursor { slices, offset: 0 };
+        let mut cursor = Cursor::new(slices);
         let mut sealed = 0;
         self.outgoing.reserve(total + (total / MAX_CONTENT + 2) * super::record::OVERHEAD);
         while sealed < total {
@@ -301,33 +308,6 @@ impl TlsStream {
             sealed += length;
         }
         Ok(total)
-    }
-}
-
-/// A place in a list of slices.
-struct Cursor<'a, 'b> {
-    slices: &'a [IoSlice<'b>],
-    offset: usize,
-}
-
-impl<'a> Cursor<'a, '_> {
-    /// The next `length` bytes, in parts.
-    fn take(&mut self, mut length: usize) -> impl Iterator<Item = &'a [u8]> {
-        std::iter::from_fn(move || {
-            while length > 0 {
-                let (first, rest) = self.slices.split_first()?;
-                let left: &'a [u8] = &first[self.offset..];
-                if left.is_empty() {
-                    (self.slices, self.offset) = (rest, 0);
-                    continue;
-                }
-                let part = &left[..left.len().min(length)];
-                self.offset += part.len();
-                length -= part.len();
-                return Some(part);
-            }
-            None
-        })
     }
 }
 

@@ -106,11 +106,6 @@ impl Host {
         self.switch.inside.join(&self.name).join(view::BIN)
     }
 
-    /// The line that a person types in another terminal to run `baremesh` with `args` on this host.
-    pub fn line_for(&self, args: &str) -> String {
-        format!("{} {args}", tools::describe(&self.command(self.bin().join("baremesh"))))
-    }
-
     /// A line of shell on this host.
     pub fn sh(&self, line: &str) -> Command {
         let mut command = self.command("sh");

@@ -236,6 +236,11 @@ fn any_host_grant() -> impl Strategy<Value = HostGrant> {
     (any_key(), host, vec(grant, 1..4)).prop_map(|(key, host, services)| HostGrant { key, host, services })
 }
 
+/// Destination rules.
+mod destination_rules;
+
+use destination_rules::any_destination_rule;
+
 pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
     prop_oneof![
         any_mesh_config().prop_map(|value| Resource::MeshConfig(value.into())),
@@ -244,5 +249,6 @@ pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
         any_peer_authentication().prop_map(|value| Resource::PeerAuthentication(value.into())),
         any_authorization_policy().prop_map(|value| Resource::AuthorizationPolicy(value.into())),
         any_host_grant().prop_map(|value| Resource::HostGrant(value.into())),
+        any_destination_rule().prop_map(|value| Resource::DestinationRule(value.into())),
     ]
 }

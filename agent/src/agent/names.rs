@@ -1,0 +1,76 @@
+//! Names of the mesh, answered from the state in force.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use baremesh_model::virtual_address::VirtualRanges;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::prepare::Prepared;
+use super::{AgentError, holder, until};
+use crate::config::{AgentConfig, DnsMode};
+use crate::dns::{self, Dns, DnsConfig, DnsCounters, SocketMark, Upstreams, Zone};
+use crate::proxy::Phase;
+use crate::proxy::socket::Mark;
+use crate::publish::Publisher;
+
+/// Takes the DNS port, unless names are not answered.
+pub fn bind(
+    config: &AgentConfig,
+    prepared: &Prepared,
+    publisher: &Publisher,
+    mark: Mark,
+) -> Result<Option<Dns>, AgentError> {
+    if config.dns == DnsMode::Off {
+        return Ok(None);
+    }
+    let mesh = &prepared.initial.config;
+    let mut settings = DnsConfig::new(mesh.domain.clone(), as_list(&mesh.virtual_ranges));
+    settings.mark = SocketMark(mark.0);
+    if !config.upstreams.is_empty() {
+        settings.upstreams = Upstreams::Fixed(config.upstreams.clone());
+    }
+    if crate::capture::ipv6_is_off().is_some() {
+        settings.ipv6 = dns::Ipv6Answers::Withheld;
+    }
+    let (forwards, backwards) = (publisher.snapshot(), publisher.snapshot());
+    let zone = Zone::new(
+        move |name| forwards.load().find_name(name),
+        move |address| backwards.load().find_address(address),
+    );
+    let listen = [
+        SocketAddr::from((Ipv4Addr::LOCALHOST, config.dns_port)),
+        SocketAddr::from((Ipv6Addr::LOCALHOST, config.dns_port)),
+    ];
+    Dns::bind(&listen, settings, zone).map(Some).map_err(holder::blame(&[config.dns_port]))
+}
+
+/// Answers until the agent closes; what is asked is counted.
+pub fn serve(
+    dns: Dns,
+    publisher: &Arc<Publisher>,
+    phase: watch::Receiver<Phase>,
+) -> (Arc<DnsCounters>, [JoinHandle<()>; 2]) {
+    let counters = dns.counters();
+    let following = tokio::spawn(follow_mesh(dns.settings(), Arc::clone(publisher)));
+    let serving = tokio::spawn(dns.serve(until(phase, Phase::Closing)));
+    (counters, [following, serving])
+}
+
+/// Keeps the DNS server's domain and ranges those of the mesh: a host that has just joined learns them late.
+async fn follow_mesh(settings: dns::Settings, publisher: Arc<Publisher>) {
+    let mut changed = publisher.changed();
+    loop {
+        let snapshot = publisher.snapshot().load_full();
+        let config = &snapshot.mesh.config;
+        settings.set(&config.domain, &as_list(&config.virtual_ranges));
+        if changed.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn as_list(ranges: &VirtualRanges) -> Vec<ipnet::IpNet> {
+    std::iter::once(ranges.v4.into()).chain(ranges.v6.map(Into::into)).collect()
+}

@@ -1,0 +1,86 @@
+//! The agent at work, and its end: goodbye to the source, the drain, the rules for a gone agent, the guard's
+//! dismissal, and everything else.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle as Task;
+
+use super::routes;
+use crate::capture::guard::refuse_all;
+use crate::proxy::Phase;
+use crate::telemetry::access_log::Writing;
+
+/// How long the last lines of the access log may take.
+const LOG_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Everything that runs.
+pub struct Running {
+    /// What the routes answer from.
+    pub agent: Arc<routes::Agent>,
+    /// How far the agent is in stopping.
+    pub phase: watch::Sender<Phase>,
+    /// The data path.
+    pub workers: Vec<JoinHandle<()>>,
+    /// The access log's writer, which ends with the last worker.
+    pub log: Option<Writing>,
+    /// Follows the source; ends when it has said goodbye.
+    pub source: Task<()>,
+    /// Keeps the rules, where there are any.
+    pub keeping: Option<Task<()>>,
+    /// The guard's copies of the listening sockets.
+    pub held: Option<Arc<Vec<OwnedFd>>>,
+    /// Keeps the guard's post, until it is told that the guard is no longer needed.
+    pub guarding: Option<(oneshot::Sender<()>, Task<()>)>,
+    /// What may simply be dropped.
+    pub others: Vec<Task<()>>,
+}
+
+impl Running {
+    /// Stops everything in good order.
+    pub async fn stop(self) {
+        let limit = self.agent.config.drain;
+        tracing::info!(?limit, "draining");
+        self.phase.send_replace(Phase::Draining);
+        // The source says goodbye first, so that no new call comes here while the open ones end.
+        let _ = tokio::time::timeout(limit, self.source).await;
+        self.keeping.inspect(Task::abort);
+        drain(self.workers, &self.phase, limit).await;
+        // The guard's copies outlive the workers', and who waits there has to be told while the rules lead the answer back.
+        self.held.iter().for_each(|sockets| refuse_all(sockets));
+        if let Some(steward) = &self.agent.steward
+            && let Err(error) = steward.leave().await
+        {
+            tracing::error!(%error, "the capture rules could not be exchanged for those of a gone agent");
+        }
+        if let Some((relieve, guarding)) = self.guarding {
+            let _ = relieve.send(());
+            // A panic there has been reported already.
+            let _ = guarding.await;
+        }
+        self.phase.send_replace(Phase::Closing);
+        self.others.iter().for_each(Task::abort);
+        if let Some(log) = self.log {
+            log.finish(LOG_PATIENCE).await;
+        }
+        tracing::info!("baremesh agent stopped");
+    }
+}
+
+/// Lets open connections end, for `limit` at most; then they are closed.
+async fn drain(workers: Vec<JoinHandle<()>>, phase: &watch::Sender<Phase>, limit: Duration) {
+    let join = tokio::task::spawn_blocking(move || {
+        for worker in workers {
+            let _ = worker.join();
+        }
+    });
+    tokio::pin!(join);
+    if tokio::time::timeout(limit, &mut join).await.is_err() {
+        tracing::warn!("connections are still open at the end of the drain time: they are closed");
+        phase.send_replace(Phase::Closing);
+        let _ = join.await;
+    }
+}

@@ -1,0 +1,265 @@
+//! Starting, from the top to the bottom of `start`: what can be refused is read and checked, the ports are taken, and
+//! then what runs is started, the rules last.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle as Task;
+
+use super::guard_post::GuardPost;
+use super::prepare::{self, Source};
+use super::running::Running;
+use super::{AgentError, doing, holder, names, routes, until};
+use crate::attribution::Cgroups;
+use crate::capture::Capture;
+use crate::config::{AccessLogTarget, AgentConfig};
+use crate::credentials::Credentials;
+use crate::identity::{Rotation, RotationStatus};
+use crate::proxy::socket::Mark;
+use crate::proxy::{Limits, Listeners, Phase, Shared, Worker};
+use crate::publish::Publisher;
+use crate::registration::file;
+use crate::steward::{Mode, Steward};
+use crate::telemetry::Telemetry;
+use crate::telemetry::access_log::{self, AccessLog, Writing};
+use crate::telemetry::metrics::Metrics;
+
+/// How long the agent waits for its ports.
+const PORTS_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Starts the agent, or nothing.
+pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
+    let limits = limits_within(&config, raise_descriptor_limit());
+    let prepared = Box::pin(prepare::prepare(&config)).await?;
+    let metrics = Metrics::new(prepared.initial.config.name.as_str());
+    let publisher = Publisher::new(
+        (prepared.initial.clone(), prepared.version),
+        prepared.registrations.clone(),
+        (prepared.host.clone(), config.ports.hbone),
+        Arc::clone(&metrics),
+    )
+    .map_err(AgentError::State)?;
+    let mark = prepare::mark(&config);
+
+    let dns = names::bind(&config, &prepared, &publisher, mark)?;
+    let listeners = bind_listeners(&config, mark).await?;
+    let capture = prepare::capture(&config)?;
+    let guard = capture.as_ref().map(|capture| GuardPost::start(capture, &listeners)).transpose()?;
+    let sockets = routes::Sockets::bind(&config).await?;
+    // Who registered a service since `prepare` read them found no socket to tell this agent by.
+    let registrations = file::read_all(&config.directories.services())?;
+    publisher.take_registrations(registrations).map_err(AgentError::State)?;
+
+    let phase = watch::Sender::new(Phase::Running);
+    let credentials = Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&prepared.bundle), [])));
+    let rotation = Rotation {
+        issuer: prepared.issuer,
+        node: prepared.node,
+        bundle: prepared.bundle,
+        directory: config.directories.state.join("certificates"),
+        published: Arc::clone(&credentials),
+        wanted: publisher.wanted(),
+        status: Arc::new(Mutex::new(RotationStatus::default())),
+        metrics: Arc::clone(&metrics),
+    };
+    let rotation_status = Arc::clone(&rotation.status);
+    let mut others = vec![tokio::spawn(rotation.start().run())];
+    let shared = Shared {
+        snapshot: publisher.snapshot(),
+        snapshot_changed: publisher.changed(),
+        credentials: Arc::clone(&credentials),
+        phase: phase.subscribe(),
+        cgroups: Cgroups::of_system(),
+        connections: Arc::default(),
+        mark,
+        ports: config.ports,
+        limits,
+        outbound: config.outbound,
+    };
+    tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
+    let (lines, log) = start_access_log(&config.access_log)?;
+    let tally = lines.tally();
+    let workers = start_workers(listeners, &shared, &metrics, &lines)?;
+    // From here on the workers alone have ends of the log: it ends with them.
+    drop(lines);
+    let dns = dns.map(|dns| {
+        let (counters, tasks) = names::serve(dns, &publisher, phase.subscribe());
+        others.extend(tasks);
+        counters
+    });
+    let steward = capture.map(|capture| make_steward(capture, &config, &publisher, &metrics));
+    let (connected, source) = start_source(prepared.source, &publisher, &metrics, phase.subscribe());
+    let agent = Arc::new(routes::Agent {
+        config,
+        publisher,
+        credentials,
+        rotation: rotation_status,
+        steward,
+        connected,
+        metrics,
+        dns,
+        log: tally,
+        phase: phase.subscribe(),
+    });
+    others.extend(sockets.serve(&agent));
+    let keeping = match &agent.steward {
+        Some(steward) => Some(keep_rules(steward).await?),
+        None => None,
+    };
+    let held = guard.as_ref().map(GuardPost::sockets);
+    let guarding = guard.map(|post| {
+        let (relieve, relieved) = oneshot::channel();
+        (relieve, tokio::spawn(post.keep(relieved)))
+    });
+    others.push(tokio::spawn(routes::tell_service_manager(Arc::clone(&agent))));
+    tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), "baremesh agent runs");
+    Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, others })
+}
+
+/// As many descriptors as the host allows: a connection takes one or two. Returns how many there are.
+fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "the limit on open descriptors could not be raised");
+    }
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// The limits of the data path, with no more connections than there are descriptors for.
+fn limits_within(config: &AgentConfig, descriptors: u64) -> Limits {
+    let limits = config.limits.within(descriptors);
+    if limits.max_connections < config.limits.max_connections {
+        tracing::warn!(
+            max_connections = config.limits.max_connections,
+            lowered_to = limits.max_connections,
+            descriptors,
+            "fewer connections are taken at once than `max_connections`: raise LimitNOFILE of the unit, or lower it"
+        );
+    }
+    limits
+}
+
+/// Learns the cgroups that are there, so that the first connections of running services do not wait for it.
+async fn learn_cgroups(cgroups: Arc<Cgroups>) {
+    match cgroups.learn().await {
+        Ok(count) => tracing::debug!(count, "cgroups are known"),
+        // Where no service is registered by unit or cgroup, nobody misses them; else connections are refused, with this.
+        Err(error) => tracing::info!(%error, "not all cgroups are known yet"),
+    }
+}
+
+/// Takes the ports, waiting a little for the guard of an agent that has just died to let go of them.
+async fn bind_listeners(config: &AgentConfig, mark: Mark) -> Result<Vec<Listeners>, AgentError> {
+    let until = tokio::time::Instant::now() + PORTS_PATIENCE;
+    let ports = [config.ports.outbound, config.ports.inbound, config.ports.hbone];
+    let mut told = false;
+    loop {
+        let bound: io::Result<Vec<_>> =
+            (0..config.workers).map(|_| Listeners::bind(config.ports, mark)).collect();
+        match bound {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tokio::time::Instant::now() < until => {
+                if !std::mem::replace(&mut told, true) {
+                    let holders = holder::holders(&ports).unwrap_or_else(|| error.to_string());
+                    tracing::warn!(holders, limit = ?PORTS_PATIENCE, "waiting for the agent's ports");
+                }
+                tokio::time::sleep(PORTS_PATIENCE / 100).await;
+            }
+            bound => return bound.map_err(holder::blame(&ports)),
+        }
+    }
+}
+
+fn start_access_log(target: &AccessLogTarget) -> Result<(AccessLog, Option<Writing>), AgentError> {
+    let out: Box<dyn io::Write + Send> = match target {
+        AccessLogTarget::Off => return Ok((AccessLog::off(), None)),
+        AccessLogTarget::Stdout => Box::new(io::stdout()),
+        AccessLogTarget::File(path) => {
+            let file = std::fs::File::options().create(true).append(true).open(path);
+            Box::new(file.map_err(doing(format!("opening the access log {}", path.display())))?)
+        }
+    };
+    let (log, writing) = access_log::start(out).map_err(doing("starting the access log"))?;
+    Ok((log, Some(writing)))
+}
+
+/// Each worker is a thread with a runtime of its own.
+fn start_workers(
+    listeners: Vec<Listeners>,
+    shared: &Shared,
+    metrics: &Arc<Metrics>,
+    log: &AccessLog,
+) -> Result<Vec<JoinHandle<()>>, AgentError> {
+    let start = |(index, listeners): (usize, Listeners)| {
+        let shared = shared.clone();
+        let telemetry = Telemetry::new(Arc::clone(metrics), log.clone());
+        let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+        let work = move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return tracing::error!(%error, "a worker has no runtime"),
+            };
+            let ran = runtime.block_on(async move {
+                let worker = Worker::new(shared, telemetry).map_err(io::Error::other)?;
+                worker.run(listeners).await
+            });
+            if let Err(error) = ran {
+                tracing::error!(%error, "a worker stopped");
+            }
+        };
+        thread.spawn(work).map_err(doing("starting a worker"))
+    };
+    listeners.into_iter().enumerate().map(start).collect()
+}
+
+fn make_steward(
+    capture: Capture,
+    config: &AgentConfig,
+    publisher: &Arc<Publisher>,
+    metrics: &Arc<Metrics>,
+) -> Arc<Steward> {
+    let settings = prepare::capture_settings(config);
+    let mode = if config.capture { Mode::Keep } else { Mode::Off };
+    Steward::new((capture, mode), Arc::clone(publisher), settings, Arc::clone(metrics))
+}
+
+/// Puts the rules in place, where they are wanted, and keeps them in step from then on.
+async fn keep_rules(steward: &Arc<Steward>) -> Result<Task<()>, AgentError> {
+    if steward.mode() == Mode::Keep {
+        steward.keep_from_now().await?;
+    }
+    Ok(tokio::spawn(Arc::clone(steward).keep()))
+}
+
+/// Starts following the source. The receiver tells whether it is in reach; the task ends when it has said goodbye.
+fn start_source(
+    source: Source,
+    publisher: &Arc<Publisher>,
+    metrics: &Arc<Metrics>,
+    leaving: watch::Receiver<Phase>,
+) -> (watch::Receiver<bool>, Task<()>) {
+    let connected = watch::Sender::new(matches!(source, Source::Files(_)));
+    let receiver = connected.subscribe();
+    metrics.registry_connected.set(i64::from(*receiver.borrow()));
+    let publisher = Arc::clone(publisher);
+    let metrics = Arc::clone(metrics);
+    let task = tokio::spawn(async move {
+        match source {
+            Source::Files(files) => {
+                tokio::select! {
+                    () = files.follow(publisher) => {}
+                    () = until(leaving, Phase::Draining) => {}
+                }
+            }
+            Source::Control(control) => {
+                control.follow(publisher, connected, metrics, until(leaving, Phase::Draining)).await;
+            }
+        }
+    });
+    (receiver, task)
+}

@@ -1,0 +1,506 @@
+//! One attempt: a request goes out on one connection, its body behind it as it comes, and the answer comes back. The
+//! two directions go on at once, since an answer may come before the request is whole.
+
+use std::future::{pending, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use baremesh_model::http::{Headers, RequestHead, ResponseHead};
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use tokio::sync::Notify;
+
+use super::body::{Answer, BodyError, Received, Sink, Source, framing_of};
+use super::grpc::MessageCount;
+use super::h1::{Asked, Frame, Framing, Hop, HttpLimits};
+use super::h2 as http2;
+use super::upstream::Connection;
+
+/// The most of a request's body that is kept to be sent again; a longer one is sent once.
+pub const REPLAY_LIMIT: usize = 64 * 1024;
+
+/// Where an attempt goes.
+pub enum Leg<'a> {
+    /// A connection of HTTP/1.
+    Http1(&'a mut Connection),
+    /// A connection of HTTP/2.
+    Http2(SendRequest<Bytes>),
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum Attempt {
+    /// The answer has gone to the caller whole.
+    Answered,
+    /// The answer is not for the caller: another attempt is to be made.
+    Again,
+    /// Nothing has gone to the caller.
+    Failed(Failure),
+    /// The answer broke off.
+    BrokeOff(Failure),
+}
+
+/// What went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// The upstream closed or reset; whether any byte of an answer had come.
+    UpstreamClosed,
+    /// The upstream refused the stream unseen (RFC 9113, section 8.7).
+    RefusedStream,
+    /// The upstream answered what is no HTTP.
+    UpstreamMalformed(&'static str),
+    /// The time for the request with all its attempts ran out.
+    Timeout,
+    /// The time for one attempt ran out.
+    PerTryTimeout,
+    /// The caller went away.
+    CallerGone,
+    /// The caller's body is malformed.
+    CallerMalformed(&'static str),
+}
+
+/// What is to become of an answer's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes to the caller.
+    Relay,
+    /// Another attempt is made.
+    Again,
+}
+
+/// Whether a request could be sent again from its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replay {
+    /// All that came of it is kept.
+    Possible,
+    /// Too much of it has come.
+    Impossible,
+}
+
+/// A request's body on its way, and what of it is kept for further attempts.
+pub struct Upload<'a> {
+    source: Source<'a>,
+    /// How the body ends, and whether another protocol is to follow.
+    hop: Hop,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    trailers: Option<Headers>,
+    /// When all of it had come; time limits count from there.
+    whole_at: Option<Instant>,
+    /// Bytes that came from the caller.
+    pub bytes: u64,
+    /// gRPC messages among them, where it is gRPC.
+    pub messages: Option<MessageCount>,
+}
+
+impl<'a> Upload<'a> {
+    /// The body that comes from `source`.
+    pub fn new(source: Source<'a>, hop: Hop) -> Self {
+        let is_whole = matches!(hop.framing, Framing::None | Framing::Length(0));
+        Self {
+            source,
+            hop,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            trailers: None,
+            whole_at: is_whole.then(Instant::now),
+            bytes: 0,
+            messages: None,
+        }
+    }
+
+    /// Whether the request can be sent again from its start.
+    pub fn can_replay(&self) -> bool {
+        self.kept_bytes as u64 == self.bytes
+    }
+
+    /// Whether all of the body has come.
+    pub fn is_whole(&self) -> bool {
+        self.whole_at.is_some()
+    }
+
+    /// Whether `timeout` has run out since all of it had come.
+    pub fn is_overdue(&self, timeout: Option<Duration>) -> bool {
+        timeout.zip(self.whole_at).is_some_and(|(timeout, whole_at)| whole_at.elapsed() >= timeout)
+    }
+
+    /// The same body for another request, if all of it is kept.
+    pub fn copy(&self) -> Option<Upload<'static>> {
+        (self.is_whole() && self.can_replay()).then(|| Upload {
+            source: Source::Over,
+            hop: Hop { upgrade: false, ..self.hop },
+            kept: self.kept.clone(),
+            kept_bytes: self.kept_bytes,
+            trailers: self.trailers.clone(),
+            whole_at: self.whole_at,
+            bytes: self.bytes,
+            messages: None,
+        })
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        self.bytes += data.len() as u64;
+        if self.kept_bytes + data.len() <= REPLAY_LIMIT && self.kept_bytes as u64 + data.len() as u64 == self.bytes {
+            self.kept_bytes += data.len();
+            self.kept.push(data.clone());
+        } else {
+            self.kept.clear();
+            self.kept_bytes = 0;
+        }
+    }
+
+    /// Sends what is kept and what comes, and then watches whether the caller stays. Ends with a failure alone.
+    async fn pump(&mut self, sink: &mut Sink<'_>, progress: &Progress) -> Failure {
+        let closed = |_: std::io::Error| Failure::UpstreamClosed;
+        if self.hop.upgrade {
+            if let Err(failure) = sink.flush().await.map_err(closed) {
+                return failure;
+            }
+            progress.switched.notified().await;
+            self.source.upgrade();
+            self.whole_at = None;
+        }
+        for data in self.kept.clone() {
+            if let Err(failure) = sink.data(data).await.map_err(closed) {
+                return failure;
+            }
+        }
+        while self.whole_at.is_none() {
+            match self.source.frame().await {
+                Ok(Some(Frame::Data(data))) => {
+                    self.keep(&data);
+                    if !self.can_replay() {
+                        progress.is_beyond_replay.store(true, Ordering::Relaxed);
+                    }
+                    if let Some(messages) = &mut self.messages {
+                        messages.count(&data);
+                    }
+                    if let Err(failure) = sink.data(data).await.map_err(closed) {
+                        return failure;
+                    }
+                }
+                Ok(Some(Frame::Trailers(trailers))) => self.trailers = Some(trailers),
+                Ok(None) => self.whole_at = Some(Instant::now()),
+                Err(BodyError::Broken(_)) => return Failure::CallerGone,
+                Err(BodyError::Malformed(why)) => return Failure::CallerMalformed(why),
+            }
+        }
+        progress.whole.notify_one();
+        if let Err(failure) = sink.finish(self.trailers.as_ref()).await.map_err(closed) {
+            return failure;
+        }
+        if self.hop.upgrade {
+            sink.shutdown();
+            return pending().await;
+        }
+        progress.is_sent.store(true, Ordering::Relaxed);
+        self.source.gone().await;
+        Failure::CallerGone
+    }
+}
+
+/// What the two directions of an attempt tell each other.
+#[derive(Default)]
+struct Progress {
+    /// All of the request was sent.
+    is_sent: AtomicBool,
+    /// The upstream has granted another protocol.
+    switched: Notify,
+    /// All of the request has come.
+    whole: Notify,
+    /// More of the request has come than is kept.
+    is_beyond_replay: AtomicBool,
+}
+
+impl Progress {
+    fn replay(&self) -> Replay {
+        match self.is_beyond_replay.load(Ordering::Relaxed) {
+            true => Replay::Impossible,
+            false => Replay::Possible,
+        }
+    }
+}
+
+/// What came back.
+#[derive(Debug, Default)]
+pub struct Download {
+    /// Bytes of the answer's body.
+    pub bytes: u64,
+    /// gRPC messages among them, where it is gRPC.
+    pub messages: Option<MessageCount>,
+    /// The gRPC status of the trailers.
+    pub grpc_status: Option<u16>,
+    /// When the first byte of the answer was there.
+    pub first_byte: Option<Instant>,
+    /// The whole of the request was sent and the whole of the answer read: the connection can be used again.
+    pub is_clean: bool,
+}
+
+/// The upstream's side of an answer.
+enum Incoming<'a> {
+    Http1(&'a mut super::h1::Reader, Asked),
+    Http2(Option<ResponseFuture>, Option<Received>),
+}
+
+impl Incoming<'_> {
+    /// The next head, interim ones included.
+    async fn head(&mut self, head: &mut ResponseHead) -> Result<Framing, Failure> {
+        match self {
+            Self::Http1(reader, asked) => {
+                let hop = reader.response(head, *asked).await.map_err(BodyError::from)?;
+                Ok(hop.framing)
+            }
+            Self::Http2(future, received) => {
+                let Some(waiting) = future else { return Err(Failure::UpstreamClosed) };
+                let next = poll_fn(|cx| match waiting.poll_informational(cx) {
+                    Poll::Ready(Some(interim)) => Poll::Ready(interim.map(Err)),
+                    _ => std::pin::Pin::new(&mut *waiting).poll(cx).map(|final_one| final_one.map(Ok)),
+                });
+                let malformed = Failure::UpstreamMalformed;
+                match next.await.map_err(|error| refusal(&error))? {
+                    Err(interim) => {
+                        let (parts, ()) = interim.into_parts();
+                        http2::read_response(&parts, head, &HttpLimits::default()).map_err(malformed)?;
+                        Ok(Framing::None)
+                    }
+                    Ok(response) => {
+                        *future = None;
+                        let (parts, body) = response.into_parts();
+                        http2::read_response(&parts, head, &HttpLimits::default()).map_err(malformed)?;
+                        let body = received.insert(Received::new(body));
+                        Ok(framing_of(&head.headers, body))
+                    }
+                }
+            }
+        }
+    }
+
+    fn body(&mut self) -> Option<Source<'_>> {
+        match self {
+            Self::Http1(reader, _) => Some(Source::Http1(reader)),
+            Self::Http2(_, received) => received.as_mut().map(Source::Http2),
+        }
+    }
+}
+
+fn refusal(error: &h2::Error) -> Failure {
+    match error.reason() {
+        Some(h2::Reason::REFUSED_STREAM) => Failure::RefusedStream,
+        Some(h2::Reason::PROTOCOL_ERROR) if error.is_library() => {
+            Failure::UpstreamMalformed("http2.protocol_error")
+        }
+        _ => Failure::UpstreamClosed,
+    }
+}
+
+impl From<BodyError> for Failure {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Broken(_) => Self::UpstreamClosed,
+            BodyError::Malformed(why) => Self::UpstreamMalformed(why),
+        }
+    }
+}
+
+/// What an attempt is made with.
+pub struct Order<'a> {
+    /// The head as the upstream is to see it.
+    pub head: &'a RequestHead,
+    /// How long this attempt may take, from when all of the request has come.
+    pub per_try: Option<Duration>,
+    /// How long the request may take with all its attempts, from then too.
+    pub overall: Option<Duration>,
+}
+
+/// Makes one attempt. `judge` sees the final answer's head before the caller does, may change it, and decides whether the
+/// caller sees it.
+pub async fn attempt(
+    leg: Leg<'_>,
+    order: Order<'_>,
+    upload: &mut Upload<'_>,
+    answer: &mut Answer<'_>,
+    download: &mut Download,
+    judge: &mut (dyn FnMut(&mut ResponseHead, Replay) -> Verdict + Send),
+) -> Attempt {
+    let Order { head, per_try, overall } = order;
+    let (hop, whole_at) = (upload.hop, upload.whole_at);
+    let (mut stream, mut incoming, mut sink);
+    match leg {
+        Leg::Http1(connection) => {
+            connection.served += 1;
+            // What follows an upgrade is no message's body.
+            let framing = if hop.upgrade { Framing::Upgraded } else { hop.framing };
+            if connection.writer.request(head, &Hop { framing, ..hop.to_upstream() }).is_err() {
+                return Attempt::Failed(Failure::CallerMalformed("http1.invalid_request"));
+            }
+            sink = Sink::Http1(&mut connection.writer);
+            incoming = Incoming::Http1(&mut connection.reader, Asked::by(head, &hop));
+        }
+        Leg::Http2(sender) => {
+            let request = match http2::request(head) {
+                Ok(request) => request,
+                Err(why) => return Attempt::Failed(Failure::CallerMalformed(why)),
+            };
+            let mut sender = match sender.ready().await {
+                Ok(sender) => sender,
+                Err(error) => return Attempt::Failed(refusal(&error)),
+            };
+            let is_over = upload.is_whole() && upload.kept.is_empty() && upload.trailers.is_none();
+            match sender.send_request(request, is_over) {
+                Ok((future, send)) => {
+                    stream = send;
+                    sink = if is_over { Sink::Over } else { Sink::Http2(&mut stream) };
+                    incoming = Incoming::Http2(Some(future), None);
+                }
+                Err(error) => return Attempt::Failed(refusal(&error)),
+            }
+        }
+    }
+    let progress = Progress::default();
+    if !upload.can_replay() {
+        progress.is_beyond_replay.store(true, Ordering::Relaxed);
+    }
+    let outcome = {
+        let mut pump = pin!(upload.pump(&mut sink, &progress));
+        let mut timeout = pin!(time_out(whole_at, (per_try, overall), &progress.whole));
+        let mut response = ResponseHead::default();
+        let framing = loop {
+            let next = tokio::select! {
+                biased;
+                next = incoming.head(&mut response) => next,
+                // A peer that answers early and closes is heard out first.
+                failure = &mut pump => match failure {
+                    Failure::UpstreamClosed => incoming.head(&mut response).await,
+                    failure => Err(failure),
+                },
+                failure = &mut timeout => Err(failure),
+                () = answer.gone() => Err(Failure::CallerGone),
+            };
+            download.first_byte.get_or_insert_with(Instant::now);
+            match next {
+                Ok(_) if (100..200).contains(&response.status) && response.status != 101 => {
+                    if answer.interim(&response).await.is_err() {
+                        return Attempt::Failed(Failure::CallerGone);
+                    }
+                }
+                Ok(framing) => break framing,
+                Err(failure) => return Attempt::Failed(failure),
+            }
+        };
+        if judge(&mut response, progress.replay()) == Verdict::Again {
+            return Attempt::Again;
+        }
+        if answer.head(&response, framing).is_err() {
+            return Attempt::BrokeOff(Failure::CallerGone);
+        }
+        if framing == Framing::Upgraded {
+            progress.switched.notify_one();
+        }
+        download.grpc_status = grpc_status(&response.headers);
+        let mut relayed = pin!(relay(&mut incoming, answer, framing, download));
+        tokio::select! {
+            biased;
+            ended = &mut relayed => ended,
+            failure = &mut pump => match failure {
+                // What is left of the answer may still come.
+                Failure::UpstreamClosed => tokio::select! {
+                    ended = &mut relayed => ended,
+                    failure = &mut timeout => Err(failure),
+                },
+                failure => Err(failure),
+            },
+            failure = &mut timeout => Err(failure),
+        }
+    };
+    match outcome {
+        Ok(()) => {
+            download.is_clean = progress.is_sent.load(Ordering::Relaxed);
+            Attempt::Answered
+        }
+        Err(failure) => Attempt::BrokeOff(failure),
+    }
+}
+
+/// Carries the answer's body to the caller.
+async fn relay(
+    incoming: &mut Incoming<'_>,
+    answer: &mut Answer<'_>,
+    framing: Framing,
+    download: &mut Download,
+) -> Result<(), Failure> {
+    let gone = |_: std::io::Error| Failure::CallerGone;
+    let Some(mut body) = incoming.body() else { return Ok(()) };
+    let mut sink = answer.body();
+    if matches!(framing, Framing::None | Framing::Length(0)) {
+        return sink.finish(None).await.map_err(gone);
+    }
+    loop {
+        let next = {
+            let mut frame = pin!(body.frame());
+            // What is there already leaves in one piece with the head.
+            match poll_fn(|cx| Poll::Ready(frame.as_mut().poll(cx))).await {
+                Poll::Ready(next) => next,
+                Poll::Pending => {
+                    sink.flush().await.map_err(gone)?;
+                    frame.await
+                }
+            }
+        };
+        match next? {
+            Some(Frame::Data(data)) => {
+                download.bytes += data.len() as u64;
+                if let Some(messages) = &mut download.messages {
+                    messages.count(&data);
+                }
+                sink.data(data).await.map_err(gone)?;
+            }
+            Some(Frame::Trailers(trailers)) => {
+                download.grpc_status = grpc_status(&trailers).or(download.grpc_status);
+                return sink.finish(Some(&trailers)).await.map_err(gone);
+            }
+            None => {
+                sink.finish(None).await.map_err(gone)?;
+                if framing == Framing::Upgraded {
+                    sink.shutdown();
+                }
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// The status of a gRPC call; the specification knows 0 to 16.
+fn grpc_status(headers: &Headers) -> Option<u16> {
+    let text = headers.get("grpc-status")?;
+    std::str::from_utf8(text).ok()?.parse().ok().filter(|status| *status <= 16)
+}
+
+/// Ends when time has run out, with which.
+async fn time_out(
+    whole_at: Option<Instant>,
+    (per_try, overall): (Option<Duration>, Option<Duration>),
+    whole: &Notify,
+) -> Failure {
+    if per_try.is_none() && overall.is_none() {
+        return pending().await;
+    }
+    let since = match whole_at {
+        Some(at) => at,
+        None => {
+            whole.notified().await;
+            Instant::now()
+        }
+    };
+    let now = Instant::now();
+    let end = overall.map(|overall| since + overall);
+    let end_of_try = per_try.map(|per_try| now + per_try);
+    let (at, failure) = match (end, end_of_try) {
+        (Some(end), Some(of_try)) if of_try < end => (of_try, Failure::PerTryTimeout),
+        (Some(end), _) => (end, Failure::Timeout),
+        (None, of_try) => (of_try.unwrap_or(now), Failure::PerTryTimeout),
+    };
+    tokio::time::sleep_until(at.into()).await;
+    failure
+}

@@ -1,0 +1,286 @@
+//! Bodies, whichever version of HTTP they come in and leave by. A body is pulled frame by frame, and a frame is pulled
+//! only when the one before has been taken: that is all the back-pressure there is.
+
+use std::future::{pending, poll_fn};
+use std::io;
+
+use baremesh_model::http::{Headers, ResponseHead, Version};
+use bytes::{Buf, Bytes};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+
+use super::h1::{self, Frame, Framing, H1Error, Hop, HttpLimits, Persistence};
+use super::h2 as http2;
+use crate::proxy::relay::h2_error;
+
+/// Why a body does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The connection broke, or the peer reset the stream.
+    #[error(transparent)]
+    Broken(#[from] io::Error),
+    /// It is not HTTP.
+    #[error("{0}")]
+    Malformed(&'static str),
+}
+
+impl From<H1Error> for BodyError {
+    fn from(error: H1Error) -> Self {
+        match error {
+            H1Error::Io(error) => Self::Broken(error),
+            H1Error::Truncated => Self::Broken(io::ErrorKind::UnexpectedEof.into()),
+            other => Self::Malformed(other.detail()),
+        }
+    }
+}
+
+impl From<h2::Error> for BodyError {
+    fn from(error: h2::Error) -> Self {
+        Self::Broken(h2_error(error))
+    }
+}
+
+/// The body of a stream of HTTP/2.
+pub struct Received {
+    stream: RecvStream,
+    /// Bytes handed out whose window has not been given back.
+    held: usize,
+}
+
+impl Received {
+    /// The body of `stream`.
+    pub fn new(stream: RecvStream) -> Self {
+        Self { stream, held: 0 }
+    }
+
+    /// Whether nothing follows.
+    pub fn is_over(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
+        // Asking for the next frame says that the one before is done with.
+        let held = std::mem::take(&mut self.held);
+        // Fails only on a stream that is gone, which the next poll says with its reason.
+        let _ = self.stream.flow_control().release_capacity(held);
+        loop {
+            match poll_fn(|cx| self.stream.poll_data(cx)).await {
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(Ok(data)) => {
+                    self.held = data.len();
+                    return Ok(Some(Frame::Data(data)));
+                }
+                Some(Err(error)) => return Err(error.into()),
+                None => break,
+            }
+        }
+        let Some(fields) = poll_fn(|cx| self.stream.poll_trailers(cx)).await? else { return Ok(None) };
+        let mut trailers = Headers::default();
+        http2::read_fields(&fields, &mut trailers, &HttpLimits::default()).map_err(BodyError::Malformed)?;
+        Ok(Some(Frame::Trailers(trailers)))
+    }
+}
+
+/// Where a body comes from.
+pub enum Source<'a> {
+    /// A connection of HTTP/1.
+    Http1(&'a mut h1::Reader),
+    /// A stream of HTTP/2.
+    Http2(&'a mut Received),
+    /// Nothing more comes.
+    Over,
+}
+
+impl Source<'_> {
+    /// The next frame; nothing after the last. Dropping the future loses nothing.
+    pub async fn frame(&mut self) -> Result<Option<Frame>, BodyError> {
+        match self {
+            Self::Http1(reader) => Ok(reader.body().await?),
+            Self::Http2(received) => received.frame().await,
+            Self::Over => Ok(None),
+        }
+    }
+
+    /// Ends when the peer has gone. Over HTTP/2 the way back tells.
+    pub async fn gone(&mut self) {
+        match self {
+            // However it went.
+            Self::Http1(reader) => _ = reader.closed().await,
+            Self::Http2(_) | Self::Over => pending().await,
+        }
+    }
+
+    /// From here on the bytes are another protocol's.
+    pub fn upgrade(&mut self) {
+        if let Self::Http1(reader) = self {
+            reader.upgrade();
+        }
+    }
+}
+
+/// Where a body goes.
+pub enum Sink<'a> {
+    /// A connection of HTTP/1.
+    Http1(&'a mut h1::Writer),
+    /// A stream of HTTP/2.
+    Http2(&'a mut SendStream<Bytes>),
+    /// The head said already that nothing comes.
+    Over,
+}
+
+impl Sink<'_> {
+    /// Writes what was held back to leave in one piece with what comes after.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Http1(writer) => writer.flush().await,
+            Self::Http2(_) | Self::Over => Ok(()),
+        }
+    }
+
+    /// Says that nothing more comes of an upgraded connection; the other direction goes on.
+    pub fn shutdown(&mut self) {
+        if let Self::Http1(writer) = self {
+            // A peer that has gone both ways is told by what it sends.
+            let _ = writer.bytes().shutdown();
+        }
+    }
+
+    /// Writes bytes of the body.
+    pub async fn data(&mut self, data: Bytes) -> io::Result<()> {
+        match self {
+            Self::Http1(writer) => writer.data(data).await,
+            Self::Http2(stream) => send_all(stream, data).await,
+            Self::Over => Ok(()),
+        }
+    }
+
+    /// Ends the body.
+    pub async fn finish(&mut self, trailers: Option<&Headers>) -> io::Result<()> {
+        match self {
+            Self::Http1(writer) => writer.finish(trailers).await,
+            Self::Http2(stream) => match trailers {
+                Some(trailers) => stream.send_trailers(http2::fields(trailers)).map_err(h2_error),
+                None => stream.send_data(Bytes::new(), true).map_err(h2_error),
+            },
+            Self::Over => Ok(()),
+        }
+    }
+}
+
+/// Hands bytes to a stream as the peer's window allows.
+async fn send_all(stream: &mut SendStream<Bytes>, mut data: Bytes) -> io::Result<()> {
+    while data.has_remaining() {
+        stream.reserve_capacity(data.len());
+        let capacity = match poll_fn(|cx| stream.poll_capacity(cx)).await {
+            Some(Ok(capacity)) => capacity,
+            Some(Err(error)) => return Err(h2_error(error)),
+            None => return Err(io::ErrorKind::ConnectionReset.into()),
+        };
+        stream.send_data(data.split_to(capacity.min(data.len())), false).map_err(h2_error)?;
+    }
+    Ok(())
+}
+
+/// The caller's side of an answer.
+pub enum Answer<'a> {
+    /// A connection of HTTP/1.
+    Http1 {
+        /// Where it is written.
+        writer: &'a mut h1::Writer,
+        /// What the caller speaks.
+        version: Version,
+        /// What becomes of the connection after it.
+        persistence: &'a mut Persistence,
+    },
+    /// A stream of HTTP/2.
+    Http2 {
+        /// Where the head is sent.
+        respond: &'a mut SendResponse<Bytes>,
+        /// Where the body is sent, once the head has been.
+        stream: Option<SendStream<Bytes>>,
+        /// The head said that nothing follows.
+        is_over: bool,
+    },
+    /// Nobody waits for it.
+    Nobody,
+}
+
+impl Answer<'_> {
+    /// Ends when the caller has reset the stream. Over HTTP/1 the end of its connection tells.
+    pub async fn gone(&mut self) {
+        match self {
+            Self::Http1 { .. } | Self::Nobody => pending().await,
+            // However it went.
+            Self::Http2 { respond, .. } => _ = poll_fn(|cx| respond.poll_reset(cx)).await,
+        }
+    }
+
+    /// Sends an interim answer (1xx).
+    pub async fn interim(&mut self, head: &ResponseHead) -> io::Result<()> {
+        match self {
+            Self::Http1 { version: Version::Http10, .. } | Self::Nobody => Ok(()),
+            Self::Http1 { writer, .. } => {
+                let hop = Hop { framing: Framing::None, persistence: Persistence::Keep, upgrade: false };
+                writer.response(head, &hop)?;
+                writer.flush().await
+            }
+            Self::Http2 { respond, .. } => respond.send_informational(http2::response(head)).map_err(h2_error),
+        }
+    }
+
+    /// Sends the head of the final answer. Over HTTP/1 it leaves with what comes after it, or at a flush.
+    pub fn head(&mut self, head: &ResponseHead, framing: Framing) -> io::Result<()> {
+        match self {
+            Self::Http1 { writer, version, persistence } => {
+                let hop = Hop::to_client(*version, **persistence, framing);
+                if matches!(hop.framing, Framing::UntilClose | Framing::Upgraded) {
+                    **persistence = Persistence::Close;
+                }
+                writer.response(head, &hop)
+            }
+            Self::Http2 { respond, stream, is_over } => {
+                *is_over = matches!(framing, Framing::None | Framing::Length(0));
+                *stream = Some(respond.send_response(http2::response(head), *is_over).map_err(h2_error)?);
+                Ok(())
+            }
+            Self::Nobody => Ok(()),
+        }
+    }
+
+    /// The sink for the body, once the head has been sent.
+    pub fn body(&mut self) -> Sink<'_> {
+        match self {
+            Self::Http1 { writer, .. } => Sink::Http1(writer),
+            Self::Http2 { stream: Some(stream), is_over: false, .. } => Sink::Http2(stream),
+            Self::Http2 { .. } | Self::Nobody => Sink::Over,
+        }
+    }
+
+    /// Breaks an answer off: a caller never takes it for a whole one.
+    pub fn abort(&mut self) {
+        match self {
+            Self::Http1 { writer, persistence, .. } => {
+                **persistence = Persistence::Close;
+                writer.bytes().reset();
+            }
+            Self::Http2 { stream: Some(stream), .. } => stream.send_reset(Reason::INTERNAL_ERROR),
+            Self::Http2 { respond, .. } => respond.send_reset(Reason::INTERNAL_ERROR),
+            Self::Nobody => {}
+        }
+    }
+
+    /// Whether the caller speaks HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        matches!(self, Self::Http2 { .. })
+    }
+}
+
+/// How the body of an HTTP/2 message ends.
+pub fn framing_of(headers: &Headers, body: &Received) -> Framing {
+    let length = headers.get("content-length").and_then(|value| std::str::from_utf8(value).ok());
+    match length.and_then(|text| text.parse().ok()) {
+        _ if body.is_over() => Framing::None,
+        Some(length) => Framing::Length(length),
+        None => Framing::Chunked,
+    }
+}

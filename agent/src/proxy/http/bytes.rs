@@ -1,0 +1,369 @@
+//! Bytes from and to a socket or a stream in a tunnel, pulled by who needs them: what is not read is not acknowledged, so
+//! that a slow reader slows the writer at the other end. A side that waits holds no buffer.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use h2::{Reason, RecvStream, SendStream};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::super::relay::{self, GATHER, TunnelStream};
+
+/// The most that is read ahead of a peer that is only asked whether it is still there.
+pub const READ_AHEAD: usize = 16 * 1024;
+/// Writes into a tunnel up to this size become one DATA frame: copying them costs less than the head of a frame.
+const MERGE: usize = 4 * 1024;
+/// How long a peer that was answered before it had finished is listened to, so that the answer reaches it: the kernel
+/// resets a connection that is closed with unread input, and the reset overtakes the answer.
+pub const LINGER: Duration = Duration::from_secs(2);
+/// The most that is read and thrown away meanwhile.
+pub const LINGER_BYTES: usize = 256 * 1024;
+
+/// The reading half of a connection.
+pub enum ByteReader {
+    /// Of a program's socket.
+    Socket(Arc<TcpStream>),
+    /// Of a stream in a tunnel, with what came and was not taken yet.
+    Tunnel(RecvStream, Bytes),
+}
+
+/// The writing half of a connection. Nothing is closed by dropping it: a socket that was not `settle`d resets, since an
+/// end that nobody said would be taken for a whole one.
+pub enum ByteWriter {
+    /// Of a program's socket.
+    Socket(Arc<TcpStream>),
+    /// Of a stream in a tunnel.
+    Tunnel(SendStream<Bytes>),
+}
+
+/// Both halves of a program's socket. Until the writer is `settle`d, closing it resets it.
+pub fn of_socket(socket: TcpStream) -> (ByteReader, ByteWriter) {
+    relay::reset_on_close(&socket);
+    let socket = Arc::new(socket);
+    (ByteReader::Socket(Arc::clone(&socket)), ByteWriter::Socket(socket))
+}
+
+/// Both halves of a stream in a tunnel.
+pub fn of_tunnel(stream: TunnelStream) -> (ByteReader, ByteWriter) {
+    (ByteReader::Tunnel(stream.receive, Bytes::new()), ByteWriter::Tunnel(stream.send))
+}
+
+impl ByteReader {
+    /// Reads at most `most` bytes behind those in `buffer`, and says how many: 0 once nothing more comes. Nothing is lost
+    /// when the future is dropped. While nothing comes, an empty buffer lets go of its memory.
+    pub async fn read_some(&mut self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_some(cx, buffer, most)).await
+    }
+
+    /// Reads at most `most` bytes, without copying them where that can be; empty once nothing more comes. `spare` is
+    /// empty, and is the memory that a socket is read into.
+    pub async fn read_bytes(&mut self, spare: &mut BytesMut, most: usize) -> io::Result<Bytes> {
+        debug_assert!(spare.is_empty(), "what was read before comes first");
+        poll_fn(|cx| match self {
+            Self::Tunnel(stream, pending) => {
+                if !ready!(poll_pending(stream, pending, cx))? {
+                    return Poll::Ready(Ok(Bytes::new()));
+                }
+                let part = pending.split_to(pending.len().min(most));
+                release(stream, part.len());
+                Poll::Ready(Ok(part))
+            }
+            Self::Socket(_) => {
+                ready!(self.poll_some(cx, spare, most))?;
+                Poll::Ready(Ok(spare.split().freeze()))
+            }
+        })
+        .await
+    }
+
+    /// Ends when the peer will send nothing more: `Ok` if it said so itself, the error if it broke off. What comes until
+    /// then is kept in `buffer`; a peer that sends more than `READ_AHEAD` is taken to be there, and is not looked at again.
+    pub async fn closed(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
+        poll_fn(|cx| {
+            while buffer.len() < READ_AHEAD {
+                let most = READ_AHEAD - buffer.len();
+                if ready!(self.poll_some(cx, buffer, most))? == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Whether a connection that nothing is expected on is as it was left: nothing has come, and it has not ended. Only
+    /// while nothing else waits for it.
+    pub fn is_quiet(&mut self, buffer: &mut BytesMut) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        buffer.is_empty() && self.poll_some(&mut cx, buffer, READ_AHEAD).is_pending()
+    }
+
+    /// As `read_some`.
+    pub fn poll_some(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut BytesMut,
+        most: usize,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket(socket) => {
+                // Asked first, so that who waits holds no buffer.
+                if buffer.is_empty() && socket.poll_read_ready(cx)?.is_pending() {
+                    *buffer = BytesMut::new();
+                    return Poll::Pending;
+                }
+                buffer.reserve(most);
+                poll_socket(socket, cx, buffer, most)
+            }
+            Self::Tunnel(stream, pending) => {
+                if !ready!(poll_pending(stream, pending, cx))? {
+                    return Poll::Ready(Ok(0));
+                }
+                let part = pending.split_to(pending.len().min(most));
+                buffer.extend_from_slice(&part);
+                release(stream, part.len());
+                Poll::Ready(Ok(part.len()))
+            }
+        }
+    }
+}
+
+fn poll_socket(
+    socket: &TcpStream,
+    cx: &mut Context<'_>,
+    into: &mut impl BufMut,
+    most: usize,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(socket.poll_read_ready(cx))?;
+        let mut read = 0;
+        let tried = socket.try_io(Interest::READABLE, || {
+            read = socket.try_read_buf(&mut (&mut *into).limit(most))?;
+            // A short read has emptied the socket (epoll(7)): the next one waits without asking the kernel in vain.
+            if read > 0 && read < most { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match tried {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
+            Err(_) if read == 0 => {}
+            _ => return Poll::Ready(Ok(read)),
+        }
+    }
+}
+
+/// Waits until something of a stream is there; whether there is, and not its end.
+fn poll_pending(
+    stream: &mut RecvStream,
+    pending: &mut Bytes,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<bool>> {
+    while pending.is_empty() {
+        match ready!(stream.poll_data(cx)) {
+            Some(Ok(frame)) => *pending = frame,
+            Some(Err(error)) => return Poll::Ready(Err(relay::h2_error(error))),
+            None => return Poll::Ready(Ok(false)),
+        }
+    }
+    Poll::Ready(Ok(true))
+}
+
+/// Lets the peer send as much again as was taken.
+fn release(stream: &mut RecvStream, taken: usize) {
+    // An error means that the stream is gone, which the next poll says with its reason.
+    let _ = stream.flow_control().release_capacity(taken);
+}
+
+impl ByteWriter {
+    /// Writes all of `parts`, in as few system calls or frames as it takes. None of them is empty.
+    pub async fn write_all(&mut self, parts: &mut [Bytes]) -> io::Result<()> {
+        debug_assert!(
+            !parts.iter().any(Bytes::is_empty),
+            "writing nothing looks like a socket that takes nothing"
+        );
+        match self {
+            Self::Socket(socket) => relay::write_all(socket, parts).await.map(|_| ()),
+            Self::Tunnel(stream) => {
+                let total = parts.iter().map(Bytes::len).sum();
+                if parts.len() > 1 && total <= MERGE {
+                    let mut merged = BytesMut::with_capacity(total);
+                    parts.iter().for_each(|part| merged.extend_from_slice(part));
+                    return relay::send_all(stream, merged.freeze()).await;
+                }
+                for part in parts {
+                    relay::send_all(stream, std::mem::take(part)).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Says that nothing more comes. The other direction goes on.
+    pub fn shutdown(&mut self) -> io::Result<()> {
+        match self {
+            Self::Socket(socket) => SockRef::from(&**socket).shutdown(Shutdown::Write),
+            Self::Tunnel(stream) => stream.send_data(Bytes::new(), true).map_err(relay::h2_error),
+        }
+    }
+
+    /// Everything was said and heard: a socket's close will be an orderly one.
+    pub fn settle(&self) {
+        if let Self::Socket(socket) = self {
+            // Fails only on a socket that is gone already.
+            let _ = SockRef::from(&**socket).set_linger(None);
+        }
+    }
+
+    /// Breaks the connection off, so that the peer does not take what it has for all there is.
+    pub fn reset(&mut self) {
+        match self {
+            Self::Socket(socket) => relay::reset_on_close(socket),
+            Self::Tunnel(stream) => stream.send_reset(Reason::CANCEL),
+        }
+    }
+}
+
+/// Says what is left to say and listens until the peer has heard it, at most for `LINGER`: the end of a connection that
+/// was answered before its sender had finished.
+pub async fn linger(reader: &mut ByteReader, writer: &mut ByteWriter) {
+    if writer.shutdown().is_err() {
+        return;
+    }
+    let drained = async {
+        let (mut buffer, mut left) = (BytesMut::new(), LINGER_BYTES);
+        while left > 0 {
+            match reader.read_some(&mut buffer, left.min(READ_AHEAD)).await {
+                Ok(read) if read > 0 => left -= read,
+                _ => return,
+            }
+            buffer.clear();
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, drained).await;
+    writer.settle();
+}
+
+/// Both halves as one stream, for protocols that are read and written by others.
+pub struct Joined {
+    reader: ByteReader,
+    writer: ByteWriter,
+    /// What was read before, from the start on.
+    buffer: BytesMut,
+}
+
+impl Joined {
+    /// One stream of both halves, which starts with what was read already.
+    pub fn new(reader: ByteReader, writer: ByteWriter, buffer: BytesMut) -> Self {
+        Self { reader, writer, buffer }
+    }
+}
+
+impl AsyncRead for Joined {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self { reader, buffer, .. } = &mut *self;
+        if !buffer.is_empty() {
+            let part = buffer.len().min(into.remaining());
+            into.put_slice(&buffer[..part]);
+            buffer.advance(part);
+            if buffer.is_empty() {
+                *buffer = BytesMut::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        match reader {
+            ByteReader::Socket(socket) => {
+                let most = into.remaining();
+                poll_socket(socket, cx, into, most).map_ok(|_| ())
+            }
+            ByteReader::Tunnel(stream, pending) => {
+                if ready!(poll_pending(stream, pending, cx))? {
+                    let part = pending.split_to(pending.len().min(into.remaining()));
+                    into.put_slice(&part);
+                    release(stream, part.len());
+                }
+                Poll::Ready(Ok(()))
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Joined {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, part: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(part)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let parts = &parts[..parts.len().min(GATHER)];
+        match &mut self.writer {
+            ByteWriter::Socket(socket) => loop {
+                ready!(socket.poll_write_ready(cx))?;
+                match socket.try_write_vectored(parts) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    done => return Poll::Ready(done),
+                }
+            },
+            ByteWriter::Tunnel(stream) => {
+                let total: usize = parts.iter().map(|part| part.len()).sum();
+                if total == 0 {
+                    return Poll::Ready(Ok(0));
+                }
+                stream.reserve_capacity(total.min(relay::LARGE_READ));
+                let capacity = ready!(poll_capacity(stream, cx))?;
+                let mut frame = BytesMut::with_capacity(capacity.min(total));
+                for part in parts {
+                    let room = capacity - frame.len();
+                    frame.extend_from_slice(&part[..part.len().min(room)]);
+                }
+                let written = frame.len();
+                stream.send_data(frame.freeze(), false).map_err(relay::h2_error)?;
+                Poll::Ready(Ok(written))
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let ended = self.writer.shutdown();
+        self.writer.settle();
+        Poll::Ready(ended)
+    }
+}
+
+/// Waits until a stream may send something.
+fn poll_capacity(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    loop {
+        let capacity = stream.capacity();
+        if capacity > 0 {
+            return Poll::Ready(Ok(capacity));
+        }
+        match ready!(stream.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Poll::Ready(Err(relay::h2_error(error))),
+            None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,199 @@
+//! The calling side of HTTP: what becomes of each request that a program of this host makes. It is routed, held to the
+//! limits of whom it is for, sent, judged, sent again if that may help, and recorded.
+
+/// What is to become of a request, decided before anything is done.
+pub mod plan;
+/// Reaching an endpoint.
+mod dial;
+/// Attempts, until one is for the caller.
+mod tries;
+/// Copies for other services.
+mod mirror;
+
+pub use mirror::MAX_COPIES;
+
+use std::sync::Arc;
+
+use baremesh_model::http::RequestHead;
+use baremesh_model::identity::Identity;
+use baremesh_model::name::Key;
+use baremesh_model::virtual_service::{AbortStatus, CorsDecision, RouteOptions};
+
+use self::plan::{Asked, Forward, Plan};
+use super::attempt::Download;
+use super::downstream::Exchange;
+use super::grpc::MessageCount;
+use super::reply::Reply;
+use crate::proxy::Worker;
+use crate::snapshot::Snapshot;
+use crate::telemetry::Record;
+use crate::telemetry::request_record::{LoggedFields, RequestRecord};
+use crate::telemetry::requests::RequestProtocol;
+
+/// The request's number by which logs and traces of several hosts come together (Envoy's name).
+const REQUEST_ID: &str = "x-request-id";
+
+/// A connection of a program of this host to a service.
+pub struct Caller {
+    /// The worker that serves it.
+    pub worker: Arc<Worker>,
+    /// Who calls.
+    identity: Identity,
+    /// The service and the port that were dialled.
+    dialled: (Key, u16),
+    peers: Record,
+}
+
+impl Caller {
+    /// A connection of `identity` to a port of a service.
+    pub fn new(worker: Arc<Worker>, identity: Identity, dialled: (Key, u16), peers: Record) -> Self {
+        Self { worker, identity, dialled, peers }
+    }
+
+    /// Carries a request to wherever its route says.
+    pub async fn carry(&self, mut exchange: Exchange<'_>) {
+        let snapshot = self.worker.shared.snapshot.load_full();
+        let mut record = self.record(&mut exchange);
+        let asked = Asked { identity: &self.identity, service: &self.dialled.0, port: self.dialled.1 };
+        match plan::plan(&snapshot, asked, exchange.head, rand::random()) {
+            Plan::Answer(reply) => exchange.reply(&reply, &mut record).await,
+            Plan::Forward(forward) => {
+                record.peers.service_host = Some(Arc::clone(&forward.service.host));
+                record.route = forward.route.and_then(|route| route.name()).map(Into::into);
+                self.forward(&snapshot, &forward, &mut exchange, &mut record).await;
+            }
+        }
+        self.finish(record, &exchange);
+    }
+
+    /// Answers a request that is not carried.
+    pub async fn refuse(&self, mut exchange: Exchange<'_>, reply: Reply) {
+        let mut record = self.record(&mut exchange);
+        exchange.reply(&reply, &mut record).await;
+        self.finish(record, &exchange);
+    }
+
+    fn record(&self, exchange: &mut Exchange<'_>) -> RequestRecord {
+        let head = &mut *exchange.head;
+        if !head.headers.contains(REQUEST_ID) {
+            // A UUID has no character that a field may not have.
+            let _ = head.headers.set(REQUEST_ID, uuid(rand::random()).as_bytes());
+        }
+        let mut record = RequestRecord::new(self.peers.again(), head);
+        record.fields = LoggedFields::of(head);
+        if record.protocol == RequestProtocol::Grpc {
+            exchange.upload.messages = Some(MessageCount::default());
+        }
+        record
+    }
+
+    fn finish(&self, mut record: RequestRecord, exchange: &Exchange<'_>) {
+        record.uploaded(&exchange.upload);
+        self.worker.telemetry.finish_request(&record);
+    }
+
+    /// What a route does before anything is sent, and then the sending.
+    async fn forward(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        forward: &Forward<'_>,
+        exchange: &mut Exchange<'_>,
+        record: &mut RequestRecord,
+    ) {
+        let none = RouteOptions::default();
+        let options = forward.route.map_or(&none, |route| &route.route.options);
+        let mut origin = None;
+        if let Some(cors) = &options.cors {
+            match cors.decide(exchange.head) {
+                CorsDecision::None => {}
+                CorsDecision::Actual(asked) => origin = Some((cors, asked.to_vec())),
+                CorsDecision::Preflight(asked) => {
+                    let (asked, mut reply) = (asked.to_vec(), Reply::new(200, "", "-", "cors_response"));
+                    cors.preflight_fields(&asked, &mut reply.headers);
+                    return exchange.reply(&reply, record).await;
+                }
+                CorsDecision::Ignored => {
+                    return exchange.reply(&Reply::new(200, "", "-", "cors_response"), record).await;
+                }
+            }
+        }
+        if let Some(fault) = &options.fault {
+            let decision = fault.decide(rand::random(), rand::random());
+            if let Some(delay) = decision.delay {
+                record.flags = "DI";
+                tokio::time::sleep(delay).await;
+            }
+            if let Some(status) = decision.abort {
+                return exchange.reply(&aborted(status), record).await;
+            }
+        }
+        let _request = match forward.cluster.request() {
+            Ok(held) => held,
+            Err(_) => return exchange.reply(&Reply::overflow(), record).await,
+        };
+        let mut download = Download::default();
+        if record.protocol == RequestProtocol::Grpc {
+            download.messages = Some(MessageCount::default());
+        }
+        prepare(exchange.head, forward);
+        let copies = self.copies(snapshot, options, exchange.head);
+        // A request with a body is copied when all of it has come.
+        let is_whole = exchange.upload.is_whole();
+        if is_whole {
+            self.send_copies(copies.as_ref(), exchange);
+        }
+        let to_caller = tries::ToCaller { forward, options, origin, cookie: None };
+        self.try_until_answered(snapshot, to_caller, (exchange, &mut download), record).await;
+        if !is_whole {
+            self.send_copies(copies.as_ref(), exchange);
+        }
+    }
+}
+
+/// What the called side sees: path, authority and fields as the route says.
+fn prepare(head: &mut RequestHead, forward: &Forward<'_>) {
+    let (Some(route), Some(to)) = (forward.route, forward.to) else { return };
+    let authority = route.route.authority(to).map(str::to_owned);
+    if let Some(path) = route.route.options.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
+        let before = head.target.clone();
+        path.apply(head, route.path);
+        // What a request asked for stays visible to who it is rewritten for (Envoy's name).
+        let _ = head.headers.set("x-envoy-original-path", before.as_bytes());
+    }
+    if let Some(rules) = &route.route.options.headers {
+        rules.request.apply(&mut head.headers);
+    }
+    to.headers.request.apply(&mut head.headers);
+    if let Some(authority) = authority {
+        head.authority = authority;
+    }
+}
+
+fn aborted(status: AbortStatus) -> Reply {
+    let (status, grpc_status) = match status {
+        AbortStatus::Http(status) => (status, None),
+        AbortStatus::Grpc(status) => (200, Some(u16::from(status.code()))),
+    };
+    Reply { grpc_status, ..Reply::new(status, "fault filter abort", "FI", "fault_filter_abort") }
+}
+
+/// A random UUID (RFC 9562, section 5.4).
+fn uuid(random: u128) -> String {
+    let bits = random & !(0xf << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+    let part = |shift: u32, digits: usize| {
+        let mask = (1_u128 << (4 * digits)) - 1;
+        format!("{:0digits$x}", bits >> shift & mask)
+    };
+    [part(96, 8), part(80, 4), part(64, 4), part(48, 4), part(0, 12)].join("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_random_uuids() {
+        assert_eq!(uuid(0), "00000000-0000-4000-8000-000000000000");
+        assert_eq!(uuid(u128::MAX), "ffffffff-ffff-4fff-bfff-ffffffffffff");
+    }
+}

@@ -1,0 +1,128 @@
+//! Reaching one endpoint: over a tunnel where an agent is there, by a socket where none is, on this host under the
+//! policies of the service itself.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use baremesh_model::identity::Identity;
+
+use super::Caller;
+use crate::proxy::error::ProxyError;
+use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
+use crate::proxy::http::upstream::{UpstreamKey, Via};
+use crate::proxy::relay;
+use crate::proxy::socket;
+use crate::proxy::tunnel::{Peer, Place};
+use crate::snapshot::{Endpoint, LocalEndpoint, Snapshot, Transport};
+use crate::telemetry::{Record, Security};
+
+/// Both directions to an endpoint, with the place in the tunnel that they take.
+pub struct Dialled {
+    /// What comes back.
+    pub reader: ByteReader,
+    /// What is sent.
+    pub writer: ByteWriter,
+    /// The stream's place in its tunnel.
+    pub place: Option<Place>,
+}
+
+impl Dialled {
+    fn socket(stream: tokio::net::TcpStream) -> Self {
+        let (reader, writer) = bytes::of_socket(stream);
+        Self { reader, writer, place: None }
+    }
+}
+
+/// The endpoint of an attempt, with what must hold before anything is sent there.
+pub struct Target<'a> {
+    /// The state that the request is decided by.
+    pub snapshot: &'a Snapshot,
+    /// The endpoint.
+    pub endpoint: &'a Arc<Endpoint>,
+    /// The identity that it must show.
+    pub identity: &'a Identity,
+    /// How long a connect may take.
+    pub connect_timeout: Duration,
+}
+
+impl Caller {
+    /// Which kept connections may carry a request there.
+    pub(super) fn key(&self, target: &Target<'_>) -> UpstreamKey {
+        UpstreamKey {
+            source: self.identity.clone(),
+            destination: target.identity.clone(),
+            address: target.endpoint.address,
+            via: match target.endpoint.transport {
+                Transport::Hbone(agent) => Via::Tunnel(agent),
+                Transport::Plain | Transport::Local(_) => Via::Socket,
+            },
+        }
+    }
+
+    /// Decides what a kept connection cannot vouch for: a service of this host is asked for every request.
+    pub(super) fn admit(&self, target: &Target<'_>, record: &mut Record) -> Result<(), ProxyError> {
+        record.security = match target.endpoint.transport {
+            Transport::Hbone(_) => Security::MutualTls,
+            Transport::Plain | Transport::Local(_) => Security::None,
+        };
+        match self.local(target) {
+            Some(local) => self.worker.authorize(local, Some(&self.identity), self.peers.client.ip(), record),
+            None if self.worker.is_own(target.snapshot, target.endpoint.address) => {
+                Err(ProxyError::NotMeshed(target.endpoint.address))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The service of this host that the endpoint is. One without an agent that a resource places here is that, too.
+    fn local<'a>(&self, target: &'a Target<'_>) -> Option<&'a Arc<LocalEndpoint>> {
+        match &target.endpoint.transport {
+            Transport::Local(local) => Some(local),
+            Transport::Plain => target.snapshot.local(target.endpoint.address),
+            Transport::Hbone(_) => None,
+        }
+    }
+
+    /// Connects to the endpoint.
+    pub(super) async fn dial(&self, target: &Target<'_>, record: &mut Record) -> Result<Dialled, ProxyError> {
+        let address = target.endpoint.address;
+        if let Some(local) = self.local(target) {
+            return Ok(Dialled::socket(self.worker.deliver(local, record).await?));
+        }
+        match target.endpoint.transport {
+            Transport::Hbone(agent) => self.over_tunnel(target, (agent, address), record).await,
+            Transport::Plain | Transport::Local(_) => self.in_plaintext(target, address).await,
+        }
+    }
+
+    async fn over_tunnel(
+        &self,
+        target: &Target<'_>,
+        (agent, authority): (SocketAddr, SocketAddr),
+        record: &mut Record,
+    ) -> Result<Dialled, ProxyError> {
+        let credentials = self.worker.shared.credentials.load_full();
+        let source = credentials
+            .of(&self.identity, SystemTime::now())
+            .ok_or_else(|| ProxyError::NoCertificate(self.identity.to_string()))?;
+        let peer = Peer { credentials: &credentials, source, destination: target.identity, agent };
+        let (stream, place) = self.worker.pool.open(peer, authority, self.peers.client).await?;
+        record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
+        let (reader, writer) = bytes::of_tunnel(stream);
+        Ok(Dialled { reader, writer, place: Some(place) })
+    }
+
+    async fn in_plaintext(&self, target: &Target<'_>, address: SocketAddr) -> Result<Dialled, ProxyError> {
+        let stream = socket::connect(address, self.worker.shared.mark, target.connect_timeout)
+            .await
+            .inspect(relay::reset_on_close)
+            .map_err(|source| ProxyError::Connect { address, source })?;
+        // Both ends at one address: this host, under an address that was not known to be its own.
+        let here = stream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address.ip());
+        if here && target.snapshot.serves_port(address.port()) {
+            return Err(ProxyError::NotMeshed(address));
+        }
+        Ok(Dialled::socket(stream))
+    }
+}

@@ -1,0 +1,105 @@
+//! Copies of requests for other services: sent and forgotten. They take nothing from the original, neither time nor its
+//! fate; when there are too many of them, further ones are dropped and counted.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use baremesh_model::http::RequestHead;
+use baremesh_model::virtual_service::{Destination, RouteOptions};
+
+use super::Caller;
+use super::dial::Target;
+use super::plan::{self, Asked};
+use crate::proxy::http::attempt::{Download, Leg, Order, Upload, Verdict, attempt};
+use crate::proxy::http::body::Answer;
+use crate::proxy::http::downstream::Exchange;
+use crate::proxy::http::upstream::Connection;
+use crate::snapshot::Snapshot;
+
+/// Copies that a worker has under way; further ones are dropped.
+pub const MAX_COPIES: usize = 128;
+/// How long a copy may take.
+const COPY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Copies that a request's route asks for.
+pub(super) struct Copies {
+    to: Vec<Destination>,
+    head: RequestHead,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Caller {
+    /// The copies that the route asks for, of a request as the original's service sees it.
+    pub(super) fn copies(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        options: &RouteOptions,
+        head: &RequestHead,
+    ) -> Option<Copies> {
+        let drawn = options.mirrors.iter().filter(|mirror| mirror.percentage.takes(rand::random()));
+        let to: Vec<Destination> = drawn.map(|mirror| mirror.destination.clone()).collect();
+        if to.is_empty() {
+            return None;
+        }
+        let mut head = head.clone();
+        let (host, port) = match head.authority.rsplit_once(':') {
+            Some((_, port)) if head.host().len() < head.authority.len() => (head.host(), format!(":{port}")),
+            _ => (head.host(), String::new()),
+        };
+        // Whoever logs hosts can tell copies apart (Envoy's suffix).
+        head.authority = format!("{host}-shadow{port}");
+        Some(Copies { to, head, snapshot: Arc::clone(snapshot) })
+    }
+
+    /// Sends copies, each in a task of its own. A request whose body was not kept whole has none.
+    pub(super) fn send_copies(&self, copies: Option<&Copies>, exchange: &Exchange<'_>) {
+        let Some(copies) = copies else { return };
+        for to in &copies.to {
+            let place = Arc::clone(&self.worker.copies).try_acquire_owned();
+            let (Ok(place), Some(upload)) = (place, exchange.upload.copy()) else {
+                self.worker.telemetry.metrics().dropped_mirrors.inc();
+                continue;
+            };
+            let caller = Self::new(
+                Arc::clone(&self.worker),
+                self.identity.clone(),
+                self.dialled.clone(),
+                self.peers.again(),
+            );
+            let (to, head, snapshot) = (to.clone(), copies.head.clone(), Arc::clone(&copies.snapshot));
+            tokio::spawn(async move {
+                caller.send_copy(&snapshot, &to, head, upload).await;
+                drop(place);
+            });
+        }
+    }
+
+    async fn send_copy(
+        self,
+        snapshot: &Snapshot,
+        to: &Destination,
+        head: RequestHead,
+        mut upload: Upload<'static>,
+    ) {
+        let asked = Asked { identity: &self.identity, service: &self.dialled.0, port: self.dialled.1 };
+        let caller = snapshot.caller(&self.identity);
+        let Some((service, _, cluster)) = plan::destination(snapshot, asked, caller, to) else { return };
+        let Ok(endpoint) = cluster.pick(&[], None, Instant::now(), rand::random()) else { return };
+        let connect_timeout = cluster.limits().connect_timeout.unwrap_or(COPY_TIMEOUT);
+        let target = Target { snapshot, endpoint, identity: &service.identity, connect_timeout };
+        let mut peers = self.peers.again();
+        if self.admit(&target, &mut peers).is_err() {
+            return;
+        }
+        let sent = async {
+            let Ok(dialled) = self.dial(&target, &mut peers).await else { return };
+            let mut connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, None));
+            let order = Order { head: &head, per_try: None, overall: None };
+            let (leg, mut answer) = (Leg::Http1(&mut connection), Answer::Nobody);
+            let mut judge = |_: &mut _, _| Verdict::Relay;
+            // What it is answered is for nobody.
+            let _ = attempt(leg, order, &mut upload, &mut answer, &mut Download::default(), &mut judge).await;
+        };
+        let _ = tokio::time::timeout(COPY_TIMEOUT, sent).await;
+    }
+}

@@ -1,0 +1,155 @@
+//! What is to become of a request: a pure function of the state in force, the request and a draw. The data path does what
+//! it says, and `explain` shows it.
+
+use std::sync::Arc;
+
+use baremesh_model::http::RequestHead;
+use baremesh_model::identity::Identity;
+use baremesh_model::name::{Key, Label};
+use baremesh_model::virtual_service::{
+    Caller, Gateway, HostName, HttpAction, Incoming, RouteMatch, Routed, Routes, WeightedDestination,
+};
+use baremesh_model::workload::Labels;
+
+use crate::proxy::http::reply::Reply;
+use crate::snapshot::{Cluster, ServiceEntry, Snapshot};
+
+/// Who asks, and where the connection was going.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Who calls.
+    pub identity: &'a Identity,
+    /// The service that was dialled.
+    pub service: &'a Key,
+    /// Its port.
+    pub port: u16,
+}
+
+/// What is to become of a request.
+#[derive(Debug)]
+pub enum Plan<'a> {
+    /// The agent answers.
+    Answer(Reply),
+    /// It is sent on.
+    Forward(Forward<'a>),
+}
+
+/// Where a request is sent, and by which route.
+#[derive(Debug, Clone, Copy)]
+pub struct Forward<'a> {
+    /// The service.
+    pub service: &'a Arc<ServiceEntry>,
+    /// The index of its port.
+    pub port: usize,
+    /// The endpoints, of the whole service or of a subset.
+    pub cluster: &'a Arc<Cluster>,
+    /// The route; none: the service's own.
+    pub route: Option<RouteMatch<'a>>,
+    /// The route's destination that the draw took.
+    pub to: Option<&'a WeightedDestination>,
+}
+
+/// Decides. A request names a service in its authority; one that does not is for the service that was dialled.
+pub fn plan<'a>(snapshot: &'a Snapshot, asked: Asked<'_>, head: &RequestHead, random: u64) -> Plan<'a> {
+    let from = asked.identity.namespace();
+    let caller = snapshot.caller(asked.identity);
+    let named = named(snapshot, head, from).filter(|service| service.port_index(asked.port).is_some());
+    let Some(service) = named.or_else(|| snapshot.service(asked.service)) else {
+        return Plan::Answer(Reply::no_route());
+    };
+    let none = Labels::new();
+    let labels = caller.map_or(&none, |index| &snapshot.sources[index].labels);
+    let gateway = Gateway::Mesh;
+    let incoming = Incoming {
+        head,
+        port: asked.port,
+        caller: Caller { gateway: &gateway, namespace: from, labels },
+    };
+    let routed = match routes(snapshot, head, from, service) {
+        Some(routes) => routes.http(incoming),
+        None => Routed::Unconcerned,
+    };
+    match routed {
+        Routed::NoRoute => Plan::Answer(Reply::no_route()),
+        Routed::Unconcerned => {
+            let Some(port) = service.port_index(asked.port) else {
+                return Plan::Answer(Reply::no_route());
+            };
+            match service.cluster(caller, port, None) {
+                Some(cluster) => Plan::Forward(Forward { service, port, cluster, route: None, to: None }),
+                None => Plan::Answer(Reply::no_healthy_upstream()),
+            }
+        }
+        Routed::Route(route) => match &route.route.action {
+            HttpAction::Redirect(redirect) => {
+                let location = redirect.location(head, asked.port, route.path);
+                let mut reply = Reply::new(redirect.status.code(), "", "-", "direct_response");
+                // A location is made of what may stand in a head.
+                let _ = reply.headers.set("location", location.as_bytes());
+                Plan::Answer(reply)
+            }
+            HttpAction::Respond(response) => Plan::Answer(Reply {
+                body: response.body.clone().unwrap_or_default(),
+                ..Reply::new(response.status, "", "-", "direct_response")
+            }),
+            HttpAction::Forward(split) => {
+                let to = &split.all()[split.pick(random)];
+                forward(snapshot, (asked, caller), route, to)
+            }
+        },
+    }
+}
+
+/// Where a route's destination leads.
+fn forward<'a>(
+    snapshot: &'a Snapshot,
+    (asked, caller): (Asked<'_>, Option<usize>),
+    route: RouteMatch<'a>,
+    to: &'a WeightedDestination,
+) -> Plan<'a> {
+    match destination(snapshot, asked, caller, &to.destination) {
+        Some((service, port, cluster)) => {
+            Plan::Forward(Forward { service, port, cluster, route: Some(route), to: Some(to) })
+        }
+        // A route may name what there is not, or not yet (Envoy's answer for a cluster that it does not know).
+        None => Plan::Answer(Reply::new(503, "", "NC", "cluster_not_found")),
+    }
+}
+
+/// The endpoints that a destination of a route names.
+pub fn destination<'a>(
+    snapshot: &'a Snapshot,
+    asked: Asked<'_>,
+    caller: Option<usize>,
+    to: &baremesh_model::virtual_service::Destination,
+) -> Option<(&'a Arc<ServiceEntry>, usize, &'a Arc<Cluster>)> {
+    let service = snapshot.service_of_host(&to.host)?;
+    let declared = snapshot.mesh.services.get(&service.key)?;
+    let port = service.port_index(to.port_of(declared, asked.port))?;
+    let cluster = service.cluster(caller, port, to.subset.as_deref())?;
+    Some((service, port, cluster))
+}
+
+/// The service that the request's authority names.
+fn named<'a>(snapshot: &'a Snapshot, head: &RequestHead, from: &Label) -> Option<&'a Arc<ServiceEntry>> {
+    let key = Key::resolve(head.host(), from, &snapshot.mesh.config.domain).ok()?;
+    snapshot.service(&key)
+}
+
+/// The routes that hold: those of the name in the authority, else those of the service.
+fn routes<'a>(
+    snapshot: &'a Snapshot,
+    head: &RequestHead,
+    from: &Label,
+    service: &ServiceEntry,
+) -> Option<&'a Arc<Routes>> {
+    if snapshot.routing.is_empty() {
+        return None;
+    }
+    let domain = &snapshot.mesh.config.domain;
+    let written = HostName::resolve(head.host(), from, domain);
+    snapshot
+        .routing
+        .on_mesh(from, &written)
+        .or_else(|| snapshot.routing.on_mesh(from, &HostName::of_service(&service.key, domain)))
+}

@@ -1,0 +1,401 @@
+//! One attempt after the other, until an answer is for the caller: endpoint, connection, request, judgement.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::bytes::BytesMut;
+use baremesh_model::destination_rule::{Algorithm, H2Upgrade};
+use baremesh_model::http::{ResponseHead, Version};
+use baremesh_model::outlier::Outcome;
+use baremesh_model::service::Protocol;
+use baremesh_model::virtual_service::{
+    CorsPolicy, EndpointChoice, RetryPolicy, RouteOptions, Sent, TryOutcome,
+};
+
+use super::Caller;
+use super::dial::Target;
+use super::plan::Forward;
+use crate::proxy::error::ProxyError;
+use crate::proxy::http::attempt::{Attempt, Download, Failure, Leg, Order, Replay, Verdict, attempt};
+use crate::proxy::http::bytes::Joined;
+use crate::proxy::http::downstream::Exchange;
+use crate::proxy::http::reply::Reply;
+use crate::proxy::http::upstream::{Connection, Lent, ShareError};
+use crate::snapshot::{Endpoint, NoEndpoint, Snapshot};
+use crate::telemetry::metrics::Party;
+use crate::telemetry::request_record::RequestRecord;
+
+/// How the caller sees an answer.
+pub(super) struct ToCaller<'a> {
+    pub(super) forward: &'a Forward<'a>,
+    pub(super) options: &'a RouteOptions,
+    /// The origin that a CORS policy lets read the answer.
+    pub(super) origin: Option<(&'a CorsPolicy, Vec<u8>)>,
+    /// The cookie by which its next request finds the same endpoint.
+    pub(super) cookie: Option<String>,
+}
+
+/// Why an attempt came to nothing.
+enum Miss {
+    /// No connection was had.
+    NotConnected(ProxyError),
+    /// A limit was reached.
+    Overflow,
+    /// There is no endpoint to try.
+    NoEndpoint,
+    /// It was sent, and this became of it.
+    Failed(Failure),
+}
+
+/// What one attempt came to.
+enum Tried {
+    Answered,
+    BrokeOff(Failure),
+    /// The answer is one to try again on.
+    Again,
+    Missed(Miss),
+}
+
+/// One attempt's connection.
+enum Line {
+    Kept(Connection),
+    Fresh(Connection),
+    Shared(Lent),
+}
+
+impl Caller {
+    /// Makes attempts until one is for the caller, and answers it with why if none is.
+    pub(super) async fn try_until_answered(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        mut to_caller: ToCaller<'_>,
+        (exchange, download): (&mut Exchange<'_>, &mut Download),
+        record: &mut RequestRecord,
+    ) {
+        let default = RetryPolicy::default();
+        let policy = to_caller.options.retries.as_ref().unwrap_or(&default);
+        let forward = to_caller.forward;
+        let hash = self.hash(&mut to_caller, exchange);
+        let to_caller = &to_caller;
+        let choice = if hash.is_some() { EndpointChoice::Hashed } else { EndpointChoice::Free };
+        let mut tried: Vec<SocketAddr> = Vec::new();
+        let mut retrying = None;
+        loop {
+            record.attempts += 1;
+            // A number may stand in a field.
+            let count = record.attempts.to_string();
+            let _ = exchange.head.headers.set("x-envoy-attempt-count", count.as_bytes());
+            let exclude = if policy.ignores_previous_hosts(choice) { &*tried } else { &[] };
+            let endpoint = match forward.cluster.pick(exclude, hash, Instant::now(), rand::random()) {
+                Err(NoEndpoint::Tried) => forward.cluster.pick(&[], hash, Instant::now(), rand::random()),
+                picked => picked,
+            };
+            let may_retry = record.attempts <= policy.attempts;
+            let outcome = match endpoint {
+                Ok(endpoint) => {
+                    tried.push(endpoint.address);
+                    let judged = if may_retry { Some(policy) } else { None };
+                    let ended =
+                        self.try_once(snapshot, (to_caller, judged, endpoint), (exchange, download), record).await;
+                    self.judge(forward, endpoint, &ended, record.status);
+                    ended
+                }
+                Err(_) => Tried::Missed(Miss::NoEndpoint),
+            };
+            drop(retrying.take());
+            let miss = match outcome {
+                Tried::Answered => {
+                    record.answered(download);
+                    if record.attempts > 1 && !may_retry && is_retriable(policy, record.status) {
+                        record.flags = "URX";
+                    }
+                    return;
+                }
+                Tried::BrokeOff(failure) => {
+                    exchange.answer.abort();
+                    return record.broke_off(failure, download);
+                }
+                Tried::Again => None,
+                Tried::Missed(miss) => Some(miss),
+            };
+            let wanted = miss.as_ref().is_none_or(|miss| worth_another(policy, miss));
+            let again = wanted
+                && may_retry
+                && exchange.upload.can_replay()
+                && !exchange.upload.is_overdue(to_caller.timeout(exchange));
+            match (again.then(|| forward.cluster.retry()), miss) {
+                (Some(Ok(held)), _) => retrying = Some(held),
+                (Some(Err(_)), miss) | (None, miss) => {
+                    let reply = reply_to(miss.as_ref(), record.attempts);
+                    if let Some(Miss::NotConnected(error)) = &miss {
+                        record.fault = Some(error.to_string());
+                    }
+                    return exchange.reply(&reply, record).await;
+                }
+            }
+            tokio::time::sleep(policy.backoff(record.attempts, rand::random())).await;
+        }
+    }
+
+    async fn try_once(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        (to_caller, retries, endpoint): (&ToCaller<'_>, Option<&RetryPolicy>, &Arc<Endpoint>),
+        (exchange, download): (&mut Exchange<'_>, &mut Download),
+        record: &mut RequestRecord,
+    ) -> Tried {
+        let forward = to_caller.forward;
+        let limits = forward.cluster.limits();
+        let _in_flight = endpoint.state.enter();
+        let target = Target {
+            snapshot,
+            endpoint,
+            identity: &forward.service.identity,
+            connect_timeout: limits.connect_timeout.unwrap_or(self.worker.shared.limits.connect_timeout),
+        };
+        let workload = Some(Arc::clone(&endpoint.workload));
+        record.peers.target = Party::registered(target.identity, workload, &endpoint.labels);
+        record.peers.upstream = Some(endpoint.address);
+        if let Err(error) = self.admit(&target, &mut record.peers) {
+            return Tried::Missed(Miss::NotConnected(error));
+        }
+        let over_http2 = speaks_http2(forward, exchange.head.version);
+        let per_try = to_caller.options.retries.as_ref().and_then(|retries| retries.per_try_timeout);
+        let overall = to_caller.timeout(exchange);
+        // A kept connection may have been closed by the endpoint while the request was on its way: it is then sent anew.
+        for is_first in [true, false] {
+            let line = match self.line(&target, forward, (over_http2, is_first), record).await {
+                Ok(line) => line,
+                Err(miss) => return Tried::Missed(miss),
+            };
+            let started = Instant::now();
+            let mut status = 0;
+            let mut judge = |head: &mut ResponseHead, replay: Replay| {
+                status = head.status;
+                let again = replay == Replay::Possible
+                    && retries.is_some_and(|policy| policy.retries_on(TryOutcome::Answered(head)));
+                if again {
+                    return Verdict::Again;
+                }
+                to_caller.finish(head, started.elapsed());
+                Verdict::Relay
+            };
+            let Exchange { head, upload, answer } = &mut *exchange;
+            let order = Order { head, per_try, overall };
+            let (mut line, was_kept) = match line {
+                Line::Kept(connection) => (Line::Kept(connection), true),
+                line => (line, false),
+            };
+            let leg = match &mut line {
+                Line::Kept(connection) | Line::Fresh(connection) => Leg::Http1(connection),
+                Line::Shared(lent) => Leg::Http2(lent.sender.clone()),
+            };
+            let ended = attempt(leg, order, upload, answer, download, &mut judge).await;
+            record.status = status;
+            record.upstream_time = download.first_byte.map(|first| first.saturating_duration_since(started));
+            match ended {
+                Attempt::Failed(Failure::UpstreamClosed)
+                    if was_kept && exchange.head.is_idempotent() && exchange.upload.can_replay() => {}
+                ended => {
+                    self.put_back(&target, line, download, limits.max_requests_per_connection);
+                    return match ended {
+                        Attempt::Answered => Tried::Answered,
+                        Attempt::Again => Tried::Again,
+                        Attempt::BrokeOff(failure) => Tried::BrokeOff(failure),
+                        Attempt::Failed(failure) => Tried::Missed(Miss::Failed(failure)),
+                    };
+                }
+            }
+        }
+        Tried::Missed(Miss::Failed(Failure::UpstreamClosed))
+    }
+
+    /// A connection for one request: a kept one, or a new one within the limits.
+    async fn line(
+        &self,
+        target: &Target<'_>,
+        forward: &Forward<'_>,
+        (over_http2, may_be_kept): (bool, bool),
+        record: &mut RequestRecord,
+    ) -> Result<Line, Miss> {
+        let key = self.key(target);
+        let upstreams = &self.worker.upstreams;
+        if over_http2 {
+            let connect = async {
+                let held = forward.cluster.connection().map_err(|_| Miss::Overflow)?;
+                let dialled =
+                    self.dial(target, &mut record.peers).await.map_err(Miss::NotConnected)?;
+                let io = Joined::new(dialled.reader, dialled.writer, BytesMut::new());
+                Ok((io, (dialled.place, Some(held))))
+            };
+            let address = target.endpoint.address;
+            let lent = upstreams.share(&key, connect).await.map_err(|error| match error {
+                ShareError::Connect(miss) => miss,
+                ShareError::Handshake(source) => Miss::NotConnected(ProxyError::Connect { address, source }),
+                ShareError::Full => Miss::Overflow,
+            })?;
+            return Ok(Line::Shared(lent));
+        }
+        let mut waiting = None;
+        loop {
+            let freed = upstreams.freed();
+            tokio::pin!(freed);
+            // Listened to before looking, so that what is freed in between is heard.
+            freed.as_mut().enable();
+            if let Some(kept) = upstreams.take(&key).filter(|_| may_be_kept) {
+                record.peers.peer_serial = kept.peer_serial();
+                return Ok(Line::Kept(kept));
+            }
+            if let Ok(held) = forward.cluster.connection() {
+                let dialled = self.dial(target, &mut record.peers).await.map_err(Miss::NotConnected)?;
+                let connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, Some(held)));
+                return Ok(Line::Fresh(connection));
+            }
+            // Every connection that the rule allows is in use: one waits for it, within the rule's bound on that.
+            if waiting.is_none() {
+                waiting = Some(forward.cluster.pending().map_err(|_| Miss::Overflow)?);
+            }
+            freed.await;
+        }
+    }
+
+    fn put_back(&self, target: &Target<'_>, line: Line, download: &Download, most_requests: u32) {
+        match line {
+            Line::Kept(connection) | Line::Fresh(connection) => {
+                if download.is_clean && connection.can_be_kept() && connection.served < most_requests {
+                    self.worker.upstreams.keep(self.key(target), connection);
+                } else {
+                    drop(connection);
+                    self.worker.upstreams.tell_freed();
+                }
+            }
+            Line::Shared(lent) => {
+                if lent.served() >= most_requests {
+                    lent.retire();
+                }
+            }
+        }
+    }
+
+    /// Remembers how an endpoint did.
+    fn judge(&self, forward: &Forward<'_>, endpoint: &Endpoint, tried: &Tried, status: u16) {
+        let outcome = match tried {
+            Tried::Answered | Tried::Again => Outcome::of_status(status),
+            Tried::BrokeOff(Failure::CallerGone | Failure::CallerMalformed(_))
+            | Tried::Missed(Miss::Failed(Failure::CallerGone | Failure::CallerMalformed(_)))
+            | Tried::Missed(Miss::Overflow | Miss::NoEndpoint) => return,
+            Tried::Missed(Miss::NotConnected(error)) if !error.is_endpoints_own() => return,
+            Tried::BrokeOff(_) | Tried::Missed(_) => Outcome::LocalFailure,
+        };
+        let ejected = forward.cluster.judge(endpoint, outcome, Instant::now());
+        if let Some(ejected) = ejected {
+            tracing::warn!(
+                service = %forward.service.key, endpoint = %endpoint.address, cause = ?ejected.cause,
+                times = ejected.times, "an endpoint is left out for failing"
+            );
+        }
+    }
+
+    /// The hash that a rule's balancer goes by. A caller without the cookie that is hashed is given one.
+    fn hash(&self, to_caller: &mut ToCaller<'_>, exchange: &Exchange<'_>) -> Option<u64> {
+        let Algorithm::ConsistentHash(hash) = &to_caller.forward.cluster.policy.load_balancer.algorithm else {
+            return None;
+        };
+        let found = hash.key.of_request(exchange.head, self.peers.client.ip());
+        found.or_else(|| {
+            let (hash, cookie) = hash.key.generates()?.generate(rand::random());
+            to_caller.cookie = Some(cookie);
+            Some(hash)
+        })
+    }
+}
+
+impl ToCaller<'_> {
+    /// The time for a request with all its attempts.
+    fn timeout(&self, exchange: &Exchange<'_>) -> Option<Duration> {
+        match self.forward.route {
+            Some(route) => route.route.timeout(exchange.head),
+            None => exchange.head.is_grpc().then(|| baremesh_model::grpc::timeout_of(exchange.head)).flatten(),
+        }
+    }
+
+    /// The answer's head as the caller is to see it.
+    fn finish(&self, head: &mut ResponseHead, took: Duration) {
+        let took = took.as_millis().to_string();
+        // A number may stand in a field.
+        let _ = head.headers.set("x-envoy-upstream-service-time", took.as_bytes());
+        if let Some(cookie) = &self.cookie {
+            // Its parts were checked where they were read.
+            let _ = head.headers.append("set-cookie", cookie.as_bytes());
+        }
+        if let Some(rules) = &self.options.headers {
+            rules.response.apply(&mut head.headers);
+        }
+        if let Some(to) = self.forward.to {
+            to.headers.response.apply(&mut head.headers);
+        }
+        if let Some((cors, origin)) = &self.origin {
+            cors.mark_answer(origin, &mut head.headers);
+        }
+    }
+}
+
+/// Whether the endpoint is spoken to in HTTP/2.
+fn speaks_http2(forward: &Forward<'_>, callers: Version) -> bool {
+    let limits = forward.cluster.limits();
+    let by_port = matches!(forward.service.ports[forward.port].protocol, Protocol::Http2 | Protocol::Grpc);
+    match limits.h2_upgrade {
+        _ if limits.use_client_protocol => callers == Version::Http2,
+        H2Upgrade::Upgrade => true,
+        H2Upgrade::Default | H2Upgrade::DoNotUpgrade => by_port,
+    }
+}
+
+fn worth_another(policy: &RetryPolicy, miss: &Miss) -> bool {
+    let outcome = match miss {
+        Miss::NotConnected(error) if error.is_endpoints_own() => TryOutcome::NotConnected,
+        Miss::Failed(Failure::RefusedStream) => TryOutcome::RefusedStream,
+        Miss::Failed(Failure::UpstreamClosed | Failure::UpstreamMalformed(_)) => {
+            TryOutcome::Reset(Sent::Something)
+        }
+        Miss::Failed(Failure::PerTryTimeout) => TryOutcome::TimedOut,
+        Miss::Overflow => TryOutcome::Overflow,
+        Miss::NotConnected(_)
+        | Miss::NoEndpoint
+        | Miss::Failed(Failure::Timeout | Failure::CallerGone | Failure::CallerMalformed(_)) => return false,
+    };
+    policy.retries_on(outcome)
+}
+
+fn is_retriable(policy: &RetryPolicy, status: u16) -> bool {
+    let head = ResponseHead { status, ..ResponseHead::default() };
+    policy.retries_on(TryOutcome::Answered(&head))
+}
+
+/// What the caller is told where no attempt was for it.
+fn reply_to(miss: Option<&Miss>, attempts: u32) -> Reply {
+    let mut reply = match miss {
+        Some(Miss::NoEndpoint) => Reply::no_healthy_upstream(),
+        Some(Miss::Overflow) => Reply::overflow(),
+        Some(Miss::NotConnected(ProxyError::Denied(_) | ProxyError::DeniedByPeer(_))) => Reply::denied(),
+        Some(Miss::NotConnected(_)) => Reply::connect_failed(),
+        Some(Miss::Failed(Failure::UpstreamClosed | Failure::RefusedStream)) => Reply::upstream_closed(),
+        Some(Miss::Failed(Failure::UpstreamMalformed(_))) => Reply::upstream_malformed(),
+        Some(Miss::Failed(Failure::PerTryTimeout)) => Reply::upstream_timeout("upstream_per_try_timeout"),
+        Some(Miss::Failed(Failure::Timeout)) => Reply::upstream_timeout("response_timeout"),
+        Some(Miss::Failed(Failure::CallerGone)) => Reply::caller_gone(),
+        Some(Miss::Failed(Failure::CallerMalformed(details))) => Reply::malformed(400, details),
+        // The budget of retries is spent, and the answer is gone.
+        None => Reply::overflow(),
+    };
+    if attempts > 1 {
+        reply.flags = match reply.flags {
+            "UF" => "UF,URX",
+            "UC" => "UC,URX",
+            "UT" => "UT,URX",
+            flags => flags,
+        };
+    }
+    reply
+}

@@ -1,0 +1,271 @@
+//! The asking side of HTTP: a connection of a program of this host, or a stream that another agent opened. Its requests
+//! are read one by one, or side by side over HTTP/2, and each is handed to the side that carries it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use baremesh_model::http::{RequestHead, ResponseHead};
+use ::bytes::{Bytes, BytesMut};
+use h2::RecvStream;
+use h2::server::SendResponse;
+
+use super::attempt::{Download, Failure, Upload};
+use super::body::{Answer, Received, Source, framing_of};
+use super::bytes::{self, ByteReader, ByteWriter, Joined};
+use super::callee::Callee;
+use super::caller::Caller;
+use super::h1::{self, Framing, HEAD_TIMEOUT, Hop, HttpLimits, Persistence};
+use super::h2 as http2;
+use super::reply::Reply;
+use crate::proxy::tunnel::until_dead;
+use crate::proxy::{Phase, Worker};
+use crate::telemetry::request_record::RequestRecord;
+use crate::telemetry::requests::RequestProtocol;
+
+/// The bytes that every HTTP/2 client sends first (RFC 9113, section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Who carries the requests of a connection.
+pub enum Side {
+    /// The caller's agent: it routes.
+    Caller(Box<Caller>),
+    /// The called side's agent: it delivers.
+    Callee(Box<Callee>),
+}
+
+/// One request, and the way back.
+pub struct Exchange<'a> {
+    /// The request's head, as it came.
+    pub head: &'a mut RequestHead,
+    /// Its body.
+    pub upload: Upload<'a>,
+    /// The way back.
+    pub answer: Answer<'a>,
+}
+
+impl Exchange<'_> {
+    /// Answers in the agent's own name.
+    pub async fn reply(&mut self, reply: &Reply, record: &mut RequestRecord) {
+        let is_grpc = record.protocol == RequestProtocol::Grpc;
+        record.replied(reply);
+        if reply.status == 0 {
+            return self.answer.abort();
+        }
+        let mut head = ResponseHead::default();
+        reply.head(&mut head, is_grpc);
+        let body = if is_grpc { Bytes::new() } else { Bytes::copy_from_slice(&reply.body) };
+        record.sizes.response_bytes = body.len() as u64;
+        let framing = match (&*self.head.method, body.len()) {
+            ("HEAD", _) => Framing::None,
+            (_, length) => Framing::Length(length as u64),
+        };
+        let sent = async {
+            self.answer.head(&head, framing)?;
+            let mut sink = self.answer.body();
+            if framing != Framing::None && !body.is_empty() {
+                sink.data(body).await?;
+            }
+            sink.finish(None).await
+        };
+        if sent.await.is_err() {
+            record.flags = "DC";
+        }
+    }
+}
+
+impl RequestRecord {
+    /// The agent answered itself.
+    fn replied(&mut self, reply: &Reply) {
+        let is_grpc = self.protocol == RequestProtocol::Grpc;
+        self.status = if is_grpc && reply.status != 0 { 200 } else { reply.status };
+        self.grpc_status = is_grpc.then(|| reply.grpc_status());
+        (self.flags, self.details) = (reply.flags, reply.details);
+    }
+
+    /// The answer has gone to the caller.
+    pub(super) fn answered(&mut self, download: &Download) {
+        self.sizes.response_bytes = download.bytes;
+        self.sizes.response_messages = download.messages.map_or(0, |count| count.messages);
+        self.grpc_status = download.grpc_status;
+    }
+
+    /// The answer broke off, the caller saw its head.
+    pub(super) fn broke_off(&mut self, failure: Failure, download: &Download) {
+        self.answered(download);
+        (self.flags, self.details) = match failure {
+            Failure::CallerGone | Failure::CallerMalformed(_) => ("DC", "downstream_remote_disconnect"),
+            Failure::Timeout => ("UT", "response_timeout"),
+            Failure::PerTryTimeout => ("UT", "upstream_per_try_timeout"),
+            Failure::UpstreamMalformed(details) => ("UPE", details),
+            Failure::UpstreamClosed | Failure::RefusedStream => {
+                ("UC", "upstream_reset_after_response_started{connection_termination}")
+            }
+        };
+    }
+
+    /// What of the request has come.
+    pub(super) fn uploaded(&mut self, upload: &Upload<'_>) {
+        self.sizes.request_bytes = upload.bytes;
+        self.sizes.request_messages = upload.messages.map_or(0, |count| count.messages);
+        self.sizes.duration = self.peers.started.elapsed();
+    }
+}
+
+impl Side {
+    fn worker(&self) -> &Arc<Worker> {
+        match self {
+            Self::Caller(caller) => &caller.worker,
+            Self::Callee(callee) => &callee.worker,
+        }
+    }
+
+    async fn carry(&self, exchange: Exchange<'_>) {
+        match self {
+            Self::Caller(caller) => caller.carry(exchange).await,
+            Self::Callee(callee) => callee.carry(exchange).await,
+        }
+    }
+
+    /// Answers a request that is not carried at all.
+    async fn refuse(&self, exchange: Exchange<'_>, reply: Reply) {
+        match self {
+            Self::Caller(caller) => caller.refuse(exchange, reply).await,
+            Self::Callee(callee) => callee.refuse(exchange, reply).await,
+        }
+    }
+}
+
+/// Serves a connection until it ends, in the version of HTTP that its first bytes show.
+pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) {
+    let idle = side.worker().shared.limits.idle_timeout;
+    let mut buffer = BytesMut::new();
+    let first = async {
+        while PREFACE.starts_with(&buffer) && buffer.len() < PREFACE.len() {
+            if reader.read_some(&mut buffer, PREFACE.len()).await.unwrap_or(0) == 0 {
+                return false;
+            }
+        }
+        true
+    };
+    if !tokio::time::timeout(idle, first).await.unwrap_or(false) {
+        return writer.settle();
+    }
+    if buffer.starts_with(PREFACE) {
+        serve_http2(side, Joined::new(reader, writer, buffer)).await;
+    } else {
+        let reader = h1::Reader::with(reader, HttpLimits::default(), buffer);
+        serve_http1(&side, reader, h1::Writer::new(writer)).await;
+    }
+}
+
+async fn serve_http1(side: &Side, mut reader: h1::Reader, mut writer: h1::Writer) {
+    let worker = side.worker();
+    let mut phase = worker.shared.phase.clone();
+    let mut head = RequestHead::default();
+    loop {
+        tokio::select! {
+            biased;
+            begins = reader.begins() => if !begins.unwrap_or(false) { break },
+            _ = phase.wait_for(|phase| *phase >= Phase::Draining) => break,
+            () = tokio::time::sleep(worker.shared.limits.idle_timeout) => break,
+        }
+        let read = match tokio::time::timeout(HEAD_TIMEOUT, reader.request(&mut head)).await {
+            Ok(Ok(None)) => break,
+            Ok(Ok(Some(hop))) => Ok(hop),
+            Ok(Err(error)) => match error.status() {
+                Some(status) => Err(Reply::malformed(status, error.detail())),
+                None => return,
+            },
+            Err(_) => Err(Reply::malformed(408, "request_header_timeout")),
+        };
+        let closing = Hop { framing: Framing::None, persistence: Persistence::Close, upgrade: false };
+        let hop = *read.as_ref().unwrap_or(&closing);
+        let mut persistence = match *phase.borrow() {
+            Phase::Running => hop.persistence,
+            Phase::Draining | Phase::Closing => Persistence::Close,
+        };
+        let version = head.version;
+        let exchange = Exchange {
+            head: &mut head,
+            upload: Upload::new(Source::Http1(&mut reader), hop),
+            answer: Answer::Http1 { writer: &mut writer, version, persistence: &mut persistence },
+        };
+        match read {
+            Ok(_) => side.carry(exchange).await,
+            Err(reply) => side.refuse(exchange, reply).await,
+        }
+        // A request that was answered before it was whole leaves bytes that are no next request.
+        if persistence == Persistence::Close || !reader.is_over() || !writer.is_over() {
+            break;
+        }
+    }
+    if writer.flush().await.is_ok() && writer.is_over() {
+        bytes::linger(reader.bytes(), writer.bytes()).await;
+    }
+}
+
+async fn serve_http2(side: Arc<Side>, io: Joined) {
+    let limits = HttpLimits::default();
+    let worker = Arc::clone(side.worker());
+    let handshake = http2::server(&limits).handshake::<_, Bytes>(io);
+    let Ok(Ok(mut connection)) =
+        tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await
+    else {
+        return;
+    };
+    let mut phase = worker.shared.phase.clone();
+    let dead = until_dead(connection.ping_pong());
+    tokio::pin!(dead);
+    let mut leaving = false;
+    // Looked at once a period, instead of a timer armed at every request.
+    let idle = worker.shared.limits.idle_timeout;
+    let mut quiet_since = Instant::now();
+    let streams = Arc::new(());
+    loop {
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    let (side, counted) = (Arc::clone(&side), Arc::clone(&streams));
+                    quiet_since = Instant::now();
+                    tokio::spawn(async move {
+                        carry_stream(&side, request, respond).await;
+                        drop(counted);
+                    });
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "a connection of HTTP/2 ended");
+                    return;
+                }
+                None => return,
+            },
+            _ = phase.wait_for(|phase| *phase >= Phase::Draining), if !leaving => {
+                leaving = true;
+                connection.graceful_shutdown();
+            }
+            () = tokio::time::sleep(idle), if !leaving => {
+                if Arc::strong_count(&streams) == 1 && quiet_since.elapsed() >= idle {
+                    leaving = true;
+                    connection.graceful_shutdown();
+                }
+            }
+            () = &mut dead => return,
+        }
+    }
+}
+
+async fn carry_stream(side: &Side, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let (parts, body) = request.into_parts();
+    let mut head = RequestHead::default();
+    let read = http2::read_request(&parts, &mut head, &HttpLimits::default());
+    let mut received = Received::new(body);
+    let framing = framing_of(&head.headers, &received);
+    let hop = Hop { framing, persistence: Persistence::Keep, upgrade: false };
+    let exchange = Exchange {
+        head: &mut head,
+        upload: Upload::new(Source::Http2(&mut received), hop),
+        answer: Answer::Http2 { respond: &mut respond, stream: None, is_over: false },
+    };
+    match read {
+        Ok(()) => side.carry(exchange).await,
+        Err(_) => side.refuse(exchange, Reply::malformed(400, "http2.invalid.header.field")).await,
+    }
+}

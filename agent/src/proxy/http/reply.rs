@@ -1,0 +1,156 @@
+//! Answers that the agent gives itself, in the words that Envoy uses, because dashboards and clients know them. A gRPC
+//! call gets its status in the trailers' place, with HTTP 200 (the gRPC specification, "Responses").
+
+use std::sync::Arc;
+
+use baremesh_model::http::{Headers, ResponseHead};
+
+/// What a caller is told, and what the record says of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The status.
+    pub status: u16,
+    /// The body, plain text unless `headers` say otherwise.
+    pub body: Arc<[u8]>,
+    /// Envoy's response flags, or `-`.
+    pub flags: &'static str,
+    /// Envoy's response code details.
+    pub details: &'static str,
+    /// Fields besides those of every answer.
+    pub headers: Headers,
+    /// The gRPC status, where another than the HTTP status stands for.
+    pub grpc_status: Option<u16>,
+}
+
+impl Reply {
+    /// An answer with a text.
+    pub fn new(status: u16, body: &str, flags: &'static str, details: &'static str) -> Self {
+        let body = body.as_bytes().into();
+        Self { status, body, flags, details, headers: Headers::default(), grpc_status: None }
+    }
+
+    /// The request was malformed, or over a limit.
+    pub fn malformed(status: u16, details: &'static str) -> Self {
+        Self::new(status, "", "DPE", details)
+    }
+
+    /// A policy refuses the request, here or at the called side's agent.
+    pub fn denied() -> Self {
+        Self::new(403, "RBAC: access denied", "UAEX", "rbac_access_denied")
+    }
+
+    /// No route takes the request.
+    pub fn no_route() -> Self {
+        Self::new(404, "", "NR", "route_not_found")
+    }
+
+    /// No endpoint is healthy.
+    pub fn no_healthy_upstream() -> Self {
+        Self::new(503, "no healthy upstream", "UH", "no_healthy_upstream")
+    }
+
+    /// Nobody is there to be answered.
+    pub fn caller_gone() -> Self {
+        Self::new(0, "", "DC", "downstream_remote_disconnect")
+    }
+
+    /// A limit of a DestinationRule's connection pool, or the agent's own, is reached.
+    pub fn overflow() -> Self {
+        let body = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
+        let mut reply = Self::new(503, body, "UO", "upstream_reset_before_response_started{overflow}");
+        // A constant that may stand in a field.
+        let _ = reply.headers.set("x-envoy-overloaded", b"true");
+        reply
+    }
+
+    /// No connection to the upstream came about.
+    pub fn connect_failed() -> Self {
+        let body = "upstream connect error or disconnect/reset before headers. reset reason: connection failure";
+        Self::new(503, body, "UF", "upstream_reset_before_response_started{connection_failure}")
+    }
+
+    /// The upstream closed before it answered.
+    pub fn upstream_closed() -> Self {
+        let body =
+            "upstream connect error or disconnect/reset before headers. reset reason: connection termination";
+        Self::new(503, body, "UC", "upstream_reset_before_response_started{connection_termination}")
+    }
+
+    /// The upstream answered something that is no HTTP.
+    pub fn upstream_malformed() -> Self {
+        let body = "upstream connect error or disconnect/reset before headers. reset reason: protocol error";
+        Self::new(502, body, "UPE", "upstream_reset_before_response_started{protocol_error}")
+    }
+
+    /// The upstream did not answer in time.
+    pub fn upstream_timeout(details: &'static str) -> Self {
+        Self::new(504, "upstream request timeout", "UT", details)
+    }
+
+    /// The head, for a gRPC call or for HTTP. The body goes with HTTP alone.
+    pub fn head(&self, head: &mut ResponseHead, is_grpc: bool) {
+        head.clear();
+        // What stands here is made of constants, numbers and encoded text: all of it may stand in a field.
+        let mut set = |name: &str, value: &[u8]| _ = head.headers.set(name, value);
+        if is_grpc {
+            set("content-type", b"application/grpc");
+            set("grpc-status", self.grpc_status().to_string().as_bytes());
+            if !self.body.is_empty() {
+                set("grpc-message", percent_encoded(&self.body).as_bytes());
+            }
+        } else if !self.body.is_empty() {
+            set("content-type", b"text/plain");
+        }
+        for (name, value) in self.headers.iter() {
+            set(name, value);
+        }
+        set("server", b"baremesh");
+        head.status = if is_grpc { 200 } else { self.status };
+    }
+
+    /// The gRPC status that stands for this answer.
+    pub fn grpc_status(&self) -> u16 {
+        self.grpc_status.unwrap_or(match self.status {
+            400 => 13,
+            401 => 16,
+            403 => 7,
+            404 => 12,
+            429 | 502..=504 => 14,
+            _ => 2,
+        })
+    }
+}
+
+/// `grpc-message` (the gRPC specification): printable ASCII but the percent sign stands for itself.
+fn percent_encoded(text: &[u8]) -> String {
+    use std::fmt::Write as _;
+    text.iter().copied().fold(String::with_capacity(text.len()), |mut out, byte| {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(char::from(byte)),
+            _ => _ = write!(out, "%{byte:02X}"),
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_calls_get_their_status_with_http_200() {
+        let mut head = ResponseHead::default();
+        Reply::no_healthy_upstream().head(&mut head, true);
+        assert_eq!(head.status, 200);
+        assert_eq!(head.headers.text("grpc-status").as_deref(), Some("14"));
+        assert_eq!(head.headers.text("grpc-message").as_deref(), Some("no healthy upstream"));
+        Reply::no_healthy_upstream().head(&mut head, false);
+        assert_eq!(head.status, 503);
+        assert!(!head.headers.contains("grpc-status"));
+    }
+
+    #[test]
+    fn messages_are_encoded() {
+        assert_eq!(percent_encoded("a b%\n\u{e4}".as_bytes()), "a b%25%0A%C3%A4");
+    }
+}

@@ -1,0 +1,128 @@
+//! Tunnels over a pipe in memory, with the clock in the test's hand.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use h2::client::{ResponseFuture, SendRequest};
+use http::{Method, Response};
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::proxy::inbound::builder;
+
+/// What a tunnel's peer sees of it.
+struct Peer {
+    sender: SendRequest<Bytes>,
+    connection: JoinHandle<Result<(), h2::Error>>,
+    served: JoinHandle<Result<(), Flooded>>,
+    /// Streams that were taken so far.
+    taken: Arc<AtomicUsize>,
+    phase: watch::Sender<Phase>,
+}
+
+/// Answers every stream with 200 and keeps it until the peer resets it.
+async fn hold(taken: Arc<AtomicUsize>, mut respond: SendResponse<Bytes>) -> Ended {
+    let Ok(mut stream) = respond.send_response(Response::new(()), false) else { return Ended::GivenUp };
+    taken.fetch_add(1, Ordering::Relaxed);
+    let _ = poll_fn(|cx| stream.poll_reset(cx)).await;
+    Ended::GivenUp
+}
+
+impl Peer {
+    async fn new(expiry: Duration) -> Self {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let phase = watch::Sender::new(Phase::Running);
+        let life = Life { expiry: Instant::now() + expiry, phase: phase.subscribe() };
+        let taken = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&taken);
+        let served = tokio::spawn(async move {
+            let connection = builder().handshake(far).await.expect("a handshake");
+            serve(connection, life, move |_, respond| hold(Arc::clone(&counter), respond)).await
+        });
+        let (sender, connection) = h2::client::handshake(near).await.expect("a handshake");
+        Self { sender, connection: tokio::spawn(connection), served, taken, phase }
+    }
+
+    /// Opens a stream, and waits for its 200.
+    async fn open(&mut self) -> Result<(ResponseFuture, h2::SendStream<Bytes>), h2::Error> {
+        let request = Request::builder().method(Method::CONNECT).uri("10.0.0.1:80").body(());
+        let mut sender = self.sender.clone().ready().await?;
+        let (mut response, stream) = sender.send_request(request.expect("a request"), false)?;
+        let answer = (&mut response).await?;
+        assert_eq!(answer.status(), 200);
+        Ok((response, stream))
+    }
+
+    /// Opens streams and resets each once it was answered, until the tunnel ends; says how many those were.
+    async fn flood(&mut self, most: usize) -> usize {
+        for opened in 0..most {
+            let Ok((_, mut stream)) = self.open().await else { return opened };
+            stream.send_reset(Reason::CANCEL);
+        }
+        most
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_opens_and_resets_without_end_loses_its_tunnel() {
+    let mut peer = Peer::new(Duration::from_secs(86_400)).await;
+    let opened = peer.flood(10_000).await;
+    assert!((MAX_GIVEN_UP as usize..1_000).contains(&opened), "{opened}");
+    assert_eq!(peer.served.await.expect("no panic"), Err(Flooded("streams given up at once")));
+    let told = peer.connection.await.expect("no panic").expect_err("an error").reason();
+    assert_eq!(told, Some(Reason::ENHANCE_YOUR_CALM));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_up_now_and_then_is_forgiven() {
+    let mut peer = Peer::new(Duration::from_secs(86_400)).await;
+    for _ in 0..50 {
+        assert_eq!(peer.flood(100).await, 100);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    assert_eq!(peer.taken.load(Ordering::Relaxed), 5_000);
+    assert!(!peer.served.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_nobody_uses_is_closed_and_one_in_use_is_not() {
+    let mut peer = Peer::new(Duration::from_secs(86_400)).await;
+    let held = peer.open().await.expect("a stream");
+    tokio::time::sleep(IDLE * 3).await;
+    assert!(!peer.served.is_finished(), "a stream is open, though nothing moves on it");
+    drop(held);
+    tokio::time::sleep(IDLE / 2).await;
+    assert!(!peer.served.is_finished(), "it was used a moment ago");
+    tokio::time::sleep(IDLE).await;
+    assert!(peer.served.is_finished());
+    assert_eq!(peer.served.await.expect("no panic"), Ok(()));
+    peer.connection.await.expect("no panic").expect("told in good order");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_drain_and_a_certificates_end_leave_open_streams_alone() {
+    for (expiry, phase) in [(10, Phase::Running), (86_400, Phase::Draining)] {
+        let mut peer = Peer::new(Duration::from_secs(expiry)).await;
+        let (response, mut held) = peer.open().await.expect("a stream");
+        peer.phase.send_replace(phase);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert!(!peer.served.is_finished() && peer.open().await.is_err(), "{phase:?}: no new ones");
+        held.send_reset(Reason::CANCEL);
+        drop((response, held));
+        assert_eq!(peer.served.await.expect("no panic"), Ok(()), "{phase:?}");
+    }
+}
+
+#[test]
+fn forgiveness_goes_by_the_time_that_passed() {
+    let start = Instant::now();
+    let mut given_up = GivenUp::new(start);
+    let burst = |given_up: &mut GivenUp, now| (1..=1_000).find(|_| given_up.another(now) == Patience::Over);
+    assert_eq!(burst(&mut given_up, start), Some(MAX_GIVEN_UP + 1));
+    assert_eq!(burst(&mut given_up, start + FORGIVEN_EVERY * 11), Some(11), "the eleventh is too many again");
+    let later = start + Duration::from_secs(3600);
+    assert_eq!(burst(&mut given_up, later), Some(MAX_GIVEN_UP + 1), "no more than all is forgiven");
+    let mut steady = GivenUp::new(start);
+    let at = |step: u32| start + FORGIVEN_EVERY * step;
+    assert!((0..100_000).all(|step| steady.another(at(step)) == Patience::Left));
+}

@@ -1,0 +1,196 @@
+//! What a route asks of a request.
+
+use std::sync::Arc;
+
+use super::scope::{Caller, Scope};
+use super::url::MatchedPath;
+use crate::http::RequestHead;
+use crate::string_match::{Case, StringMatch};
+
+/// A request as routing sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Incoming<'a> {
+    /// The head.
+    pub head: &'a RequestHead,
+    /// The port that was dialled.
+    pub port: u16,
+    /// Who asks.
+    pub caller: Caller<'a>,
+}
+
+/// One block of `match`: everything that it asks for must hold. A default one takes every request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HttpMatch {
+    /// The block's name, for records.
+    pub name: Option<Arc<str>>,
+    /// The caller, the gateway and the port.
+    pub scope: Scope,
+    /// The path, without the query.
+    pub uri: Option<StringMatch>,
+    /// Whether case counts in `uri`.
+    pub uri_case: Case,
+    /// The scheme.
+    pub scheme: Option<StringMatch>,
+    /// The method, whose case counts.
+    pub method: Option<StringMatch>,
+    /// The authority as it came, with its port if it had one; case counts.
+    pub authority: Option<StringMatch>,
+    /// Fields that must be there and match, by names in lower case.
+    pub headers: Vec<(Arc<str>, StringMatch)>,
+    /// Fields that must not match, by names in lower case; one that is not there counts as empty.
+    pub without_headers: Vec<(Arc<str>, StringMatch)>,
+    /// Parameters of the query that must be there and match, the first of a name; as they came, without decoding.
+    pub query_params: Vec<(Arc<str>, StringMatch)>,
+}
+
+impl HttpMatch {
+    /// Whether a request matches, and with which part of its path.
+    pub fn matches(&self, request: Incoming<'_>) -> Option<MatchedPath> {
+        let Incoming { head, port, caller } = request;
+        let asked = |asked: &Option<StringMatch>, text: &str| asked.as_ref().is_none_or(|a| a.matches(text));
+        let matches = self.scope.holds_for_requests(caller, port)
+            && self.uri.as_ref().is_none_or(|uri| uri.matches_in(head.path(), self.uri_case))
+            && asked(&self.scheme, head.scheme.name())
+            && asked(&self.method, &head.method)
+            && asked(&self.authority, &head.authority)
+            && self.headers.iter().all(|(name, asked)| has_header(head, name, asked))
+            && !self.without_headers.iter().any(|(name, asked)| has_unwanted_header(head, name, asked))
+            && self.query_params.iter().all(|(name, asked)| has_parameter(head, name, asked));
+        matches.then(|| self.matched_path())
+    }
+
+    fn matched_path(&self) -> MatchedPath {
+        match &self.uri {
+            Some(StringMatch::Prefix(prefix)) => MatchedPath::Prefix(prefix.len()),
+            Some(StringMatch::Exact(_) | StringMatch::Regex(_)) => MatchedPath::Whole,
+            Some(StringMatch::Present) | None => MatchedPath::Prefix(1),
+        }
+    }
+}
+
+fn has_header(head: &RequestHead, name: &str, asked: &StringMatch) -> bool {
+    head.headers.text(name).is_some_and(|value| asked.matches(&value))
+}
+
+fn has_unwanted_header(head: &RequestHead, name: &str, asked: &StringMatch) -> bool {
+    match (head.headers.text(name), asked) {
+        (None, StringMatch::Present) => false,
+        (value, asked) => asked.matches(value.as_deref().unwrap_or("")),
+    }
+}
+
+fn has_parameter(head: &RequestHead, name: &str, asked: &StringMatch) -> bool {
+    let parameters = head.query().into_iter().flat_map(|query| query.split('&'));
+    let mut parameters = parameters.map(|part| part.split_once('=').unwrap_or((part, "")));
+    parameters.find(|(key, _)| *key == name).is_some_and(|(_, value)| asked.matches(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::Label;
+    use crate::re2::Re2;
+    use crate::virtual_service::Gateway;
+    use crate::workload::Labels;
+
+    fn exact(text: &str) -> StringMatch {
+        StringMatch::Exact(text.into())
+    }
+
+    fn prefix(text: &str) -> StringMatch {
+        StringMatch::Prefix(text.into())
+    }
+
+    fn regex(text: &str) -> StringMatch {
+        StringMatch::Regex(Re2::new(text).expect("an expression"))
+    }
+
+    fn get(target: &str, fields: &[(&str, &str)]) -> RequestHead {
+        let (method, authority, target) = ("GET".into(), "b:80".into(), target.into());
+        let mut head = RequestHead { method, authority, target, ..RequestHead::default() };
+        for (name, value) in fields {
+            head.headers.append(name, value.as_bytes()).expect("a field");
+        }
+        head
+    }
+
+    fn check(asked: &HttpMatch, head: &RequestHead, expected: bool) {
+        let (namespace, labels) = (Label::new("shop").expect("a label"), Labels::new());
+        let caller = Caller { gateway: &Gateway::Mesh, namespace: &namespace, labels: &labels };
+        let found = asked.matches(Incoming { head, port: 80, caller });
+        assert_eq!(found.is_some(), expected, "{asked:?} on {} {head:?}", head.target);
+    }
+
+    #[test]
+    fn parts_of_the_url_and_the_method() {
+        let with = |change: fn(&mut HttpMatch)| {
+            let mut asked = HttpMatch::default();
+            change(&mut asked);
+            asked
+        };
+        check(&HttpMatch::default(), &get("/", &[]), true);
+        check(&with(|m| m.uri = Some(exact("/one"))), &get("/one?x=/y", &[]), true);
+        check(&with(|m| m.uri = Some(exact("/one"))), &get("/one/", &[]), false);
+        check(&with(|m| m.uri = Some(prefix("/v2"))), &get("/v2example", &[]), true);
+        check(&with(|m| m.uri = Some(prefix("/v2/"))), &get("/v2", &[]), false);
+        check(&with(|m| m.uri = Some(regex("/v[0-9]"))), &get("/v2?a", &[]), true);
+        check(&with(|m| m.uri = Some(regex("/v[0-9]"))), &get("/v22", &[]), false);
+        let ignoring = with(|m| (m.uri, m.uri_case) = (Some(exact("/TWO")), Case::Ignored));
+        check(&ignoring, &get("/two", &[]), true);
+        check(&with(|m| m.scheme = Some(exact("http"))), &get("/", &[]), true);
+        check(&with(|m| m.scheme = Some(exact("https"))), &get("/", &[]), false);
+        check(&with(|m| m.method = Some(exact("GET"))), &get("/", &[]), true);
+        check(&with(|m| m.method = Some(exact("get"))), &get("/", &[]), false);
+        check(&with(|m| m.authority = Some(exact("b:80"))), &get("/", &[]), true);
+        check(&with(|m| m.authority = Some(exact("b"))), &get("/", &[]), false);
+        check(&with(|m| m.scope.port = 81.try_into().ok()), &get("/", &[]), false);
+    }
+
+    #[test]
+    fn headers_must_be_there() {
+        let asked = |asked| HttpMatch { headers: vec![("x".into(), asked)], ..HttpMatch::default() };
+        check(&asked(exact("a")), &get("/", &[("X", "a")]), true);
+        check(&asked(exact("a")), &get("/", &[("x", "A")]), false);
+        check(&asked(exact("a,b")), &get("/", &[("x", "a"), ("x", "b")]), true);
+        check(&asked(exact("")), &get("/", &[]), false);
+        check(&asked(regex(".*")), &get("/", &[]), false);
+        check(&asked(StringMatch::Present), &get("/", &[("x", "")]), true);
+        check(&asked(StringMatch::Present), &get("/", &[]), false);
+    }
+
+    #[test]
+    fn unwanted_headers_count_as_empty_where_they_are_missing() {
+        let asked = |asked| HttpMatch { without_headers: vec![("x".into(), asked)], ..HttpMatch::default() };
+        check(&asked(exact("jason")), &get("/", &[("x", "jason")]), false);
+        check(&asked(exact("jason")), &get("/", &[("x", "other")]), true);
+        check(&asked(exact("jason")), &get("/", &[]), true);
+        check(&asked(regex(".*")), &get("/", &[("x", "jason")]), false);
+        check(&asked(regex(".*")), &get("/", &[]), false);
+        check(&asked(StringMatch::Present), &get("/", &[("x", "")]), false);
+        check(&asked(StringMatch::Present), &get("/", &[]), true);
+    }
+
+    #[test]
+    fn the_first_parameter_of_a_name_counts() {
+        let asked = |asked| HttpMatch { query_params: vec![("t".into(), asked)], ..HttpMatch::default() };
+        check(&asked(exact("a")), &get("/?x=1&t=a&t=b", &[]), true);
+        check(&asked(exact("b")), &get("/?t=a&t=b", &[]), false);
+        check(&asked(exact("a b")), &get("/?t=a%20b", &[]), false);
+        check(&asked(StringMatch::Present), &get("/?t=", &[]), true);
+        check(&asked(StringMatch::Present), &get("/?t", &[]), true);
+        check(&asked(StringMatch::Present), &get("/?tt=1", &[]), false);
+        check(&asked(StringMatch::Present), &get("/", &[]), false);
+    }
+
+    #[test]
+    fn everything_asked_for_must_hold() {
+        let asked = HttpMatch {
+            uri: Some(prefix("/v2")),
+            headers: vec![("a".into(), exact("1")), ("b".into(), exact("2"))],
+            ..HttpMatch::default()
+        };
+        check(&asked, &get("/v2", &[("a", "1"), ("b", "2")]), true);
+        check(&asked, &get("/v2", &[("a", "1")]), false);
+        check(&asked, &get("/v1", &[("a", "1"), ("b", "2")]), false);
+    }
+}
