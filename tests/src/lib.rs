@@ -15,6 +15,7 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 mod hosts;
+mod http;
 mod load;
 mod mesh;
 mod root_only;
@@ -22,6 +23,7 @@ mod root_only;
 pub use baremesh::demo::hosts::{Pcap, Privilege, WAIT_BOUND};
 pub use baremesh::demo::shop::exit;
 pub use hosts::{Capture, Host, Net, Process};
+pub use http::{Answer, Instance, Requests, told_by};
 pub use load::{Load, errors_of, wait_for_errors};
 pub use mesh::{Member, Mesh};
 pub use root_only::is_left_out;

@@ -103,6 +103,26 @@ impl Mesh {
         fs::write(&file, toml).expect("the control host's runtime directory");
         output_of(self.control.baremesh(["apply", "-f", "/run/baremesh/story.toml"]))
     }
+
+    /// Puts resources in force, and waits until every host has them.
+    #[track_caller]
+    pub fn enforce(&self, toml: &str) {
+        self.apply(toml);
+        self.wait_until_in_force();
+    }
+
+    /// Waits until every host that is connected has the newest state in force.
+    #[track_caller]
+    pub fn wait_until_in_force(&self) {
+        let socket = self.control.path("/run/baremesh/control.sock");
+        wait_until("every host has the newest state", || {
+            let status = get(&socket, "/status").unwrap_or_default();
+            let newest = status["stateVersion"].as_u64();
+            let hosts = status["hosts"].as_array().cloned().unwrap_or_default();
+            let mut connected = hosts.iter().filter(|host| host["connected"] == true);
+            newest.is_some() && connected.all(|host| host["acked"].as_u64() >= newest)
+        });
+    }
 }
 
 impl Member {
@@ -168,7 +188,13 @@ impl Member {
     /// Registers a service as an operator would, and waits until it has its certificate.
     #[track_caller]
     pub fn register<const N: usize>(&self, name: &str, arguments: [&str; N]) {
-        let command = ["service", "register", name].into_iter().chain(arguments);
+        self.register_with(name, &arguments);
+    }
+
+    /// As `register`, with as many arguments as there happen to be.
+    #[track_caller]
+    pub fn register_with(&self, name: &str, arguments: &[&str]) {
+        let command = ["service", "register", name].into_iter().chain(arguments.iter().copied());
         output_of(self.host.baremesh(command));
         let key = if name.contains('.') { name.to_owned() } else { format!("{name}.default") };
         wait_until("the registered service has its certificate", || {

@@ -4,6 +4,8 @@
 mod pair;
 #[path = "stories/peer.rs"]
 mod peer;
+#[path = "stories/town.rs"]
+mod town;
 #[path = "stories/signer.rs"]
 mod signer;
 #[path = "stories/raw_peer.rs"]
@@ -41,6 +43,20 @@ mod enrolment;
 mod files;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
+#[path = "stories/http_limits.rs"]
+mod http_limits;
+#[path = "stories/http_messages.rs"]
+mod http_messages;
+#[path = "stories/http_patience.rs"]
+mod http_patience;
+#[path = "stories/http_retries.rs"]
+mod http_retries;
+#[path = "stories/http_routing.rs"]
+mod http_routing;
+#[path = "stories/http_streams.rs"]
+mod http_streams;
+#[path = "stories/http_try.rs"]
+mod http_try;
 #[path = "stories/identities.rs"]
 mod identities;
 #[path = "stories/impersonation.rs"]
@@ -65,8 +81,6 @@ mod strict_and_permissive;
 mod survives_exhaustion;
 #[path = "stories/tcp_is_tcp.rs"]
 mod tcp_is_tcp;
-#[path = "stories/http_try.rs"]
-mod http_try;
 #[path = "stories/telemetry.rs"]
 mod telemetry;
 #[path = "stories/virtual_addresses.rs"]
