@@ -17,6 +17,8 @@ mod batch;
 mod command;
 /// A change that takes itself back unless it is confirmed.
 pub mod confirm;
+/// How full the table of tracked connections is.
+pub mod conntrack;
 /// Open connections from before the capture.
 pub mod flows;
 /// The rules for when the agent is gone.
@@ -40,6 +42,8 @@ mod status;
 
 #[cfg(test)]
 mod apply_tests;
+#[cfg(test)]
+mod conntrack_tests;
 #[cfg(test)]
 mod golden_tests;
 #[cfg(test)]

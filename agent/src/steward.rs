@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::capture::conntrack::Tracked;
 use crate::capture::{
     Anchor, Applied, Capture, CaptureError, CapturePlan, Change, State, Status, apply_gone,
 };
@@ -216,6 +217,9 @@ impl Steward {
                     changed.mark_unchanged();
                 }
                 () = tokio::time::sleep(wait) => {}
+            }
+            if let Some(tracked) = Tracked::read().filter(|tracked| tracked.is_nearly_full()) {
+                tracing::error!(tracked.entries, tracked.limit, "{tracked}");
             }
             match self.mode() {
                 Mode::Keep => {}

@@ -20,6 +20,7 @@ use crate::admin::report::{
     CertificateReport, EndpointReport, LocalServiceReport, ServiceReport, SourceReport, StatusReport,
 };
 use crate::admin::server::{self, AdminSocket, Administer, Answer, json, text, with};
+use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
 use crate::dns::DnsCounters;
@@ -292,6 +293,9 @@ fn service_report(service: &crate::snapshot::ServiceEntry) -> ServiceReport {
 /// What works, but perhaps not as meant.
 fn warnings(snapshot: &Snapshot) -> Vec<String> {
     let mut warnings = Vec::new();
+    warnings.extend(
+        Tracked::read().filter(|tracked| tracked.is_nearly_full()).map(|tracked| tracked.to_string()),
+    );
     for address in &snapshot.host.addresses {
         let here = || snapshot.local_endpoints().filter(|local| local.advertised.ip() == *address);
         if here().next().is_some() && snapshot.unnamed(*address).is_none() {

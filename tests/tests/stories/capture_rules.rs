@@ -244,3 +244,54 @@ fn a_plan_lists_the_connections_from_before_the_capture() {
         "{\n  \"change\": \"none\",\n  \"added\": 0,\n  \"removed\": 0,\n  \"without_ipv6\": null,\n  \"taken_back_after_seconds\": null\n}"
     );
 }
+
+/// What is left after a reboot: disks, but neither rules nor routes nor `/run`; and the network is not up yet.
+fn reboot(host: &Host) {
+    output_of(host.sh("nft delete table inet baremesh; nft delete table inet baremesh_anchor 2>/dev/null
+        for v in 4 6; do ip -$v route flush table local type local protocol 151; done
+        rm -rf /run/baremesh/*; ip link set eth0 down"));
+}
+
+#[test]
+fn a_closed_service_is_closed_from_the_first_packet_after_a_reboot() {
+    let mesh = Mesh::new("reboot");
+    let (store, bare) = (mesh.member("store", 2, &["store"]), mesh.net.host("bare", 9));
+    let echo = store.host.serve("echo", ["echo", "[::]:7000"]);
+    store.register("store", ["--port", "80:7000", "--when-gone", "closed"]);
+    let call = || exit_code_of(bare.shop(["call", "--timeout", "5", "10.77.0.2", "7000", "early"]));
+    // With no rules from the last run it is open until the agent is up: this is what they are for.
+    store.stop_agent();
+    output_of(store.host.sh("cp /run/baremesh/gone.nft /var/lib/baremesh/boot.nft"));
+    reboot(&store.host);
+    output_of(store.host.sh("ip link set eth0 up"));
+    wait_until("the network is up", || call() == exit::DONE);
+
+    let received = || echo.stdout().lines().filter(|line| line.contains("connection from")).count();
+    let before = received();
+    assert!(before > 0);
+
+    // As baremesh-boot.service does, before the network is up; the state may be lost besides.
+    for state_is_lost in [false, true] {
+        reboot(&store.host);
+        output_of(store.host.baremesh(["capture", "gone", "--file", "/var/lib/baremesh/boot.nft"]));
+        output_of(store.host.sh("ip link set eth0 up"));
+        wait_until("the network is up", || store.host.connect((mesh.control.v4(), 15012)).is_ok());
+        assert_eq!((call(), state(&store).as_str()), (exit::NO_CONNECTION, "gone"));
+        mesh.kill_control();
+        if state_is_lost {
+            std::fs::remove_file(store.host.path("/var/lib/baremesh/last-good.state"))
+                .expect("a saved state");
+        }
+        store.start_without_waiting();
+        let expected = if state_is_lost { "gone" } else { "in-place" };
+        wait_until("the agent has looked at its rules", || {
+            store.status().is_some() && state(&store) == expected
+        });
+        assert_ne!(call(), exit::DONE);
+        mesh.start_control();
+        store.wait_until_ready();
+        assert_ne!(call(), exit::DONE);
+        store.stop_agent();
+    }
+    assert_eq!(received(), before, "{}", echo.stdout());
+}
