@@ -14,7 +14,7 @@ use rustls_pki_types::CertificateDer;
 use crate::clock::{in_words, whole_seconds};
 use crate::file::{self, FileError};
 use crate::key::PublicKey;
-use crate::leaf::serial_text;
+use crate::leaf::{Serial, serial_text, write_generation};
 use crate::tls::{BundleError, TrustBundle};
 
 /// Taking over a certificate authority that exists already.
@@ -222,6 +222,30 @@ impl Authority {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<SignedLeaf, AuthorityError> {
+        self.sign_with(profile::random_serial(), key, identity, (lifetime, now))
+    }
+
+    /// As `sign`, for a node credential: its serial number tells which of the hosts that joined under the name, one
+    /// after another, it is of.
+    pub(crate) fn sign_node(
+        &self,
+        key: &PublicKey,
+        identity: &Identity,
+        generation: u32,
+        times: (Duration, SystemTime),
+    ) -> Result<SignedLeaf, AuthorityError> {
+        let mut serial = profile::random_serial();
+        write_generation(&mut serial, generation);
+        self.sign_with(serial, key, identity, times)
+    }
+
+    fn sign_with(
+        &self,
+        serial: Serial,
+        key: &PublicKey,
+        identity: &Identity,
+        (lifetime, now): (Duration, SystemTime),
+    ) -> Result<SignedLeaf, AuthorityError> {
         if identity.trust_domain() != &self.trust_domain {
             let (identity, trust_domain) = (identity.clone(), self.trust_domain.clone());
             return Err(AuthorityError::OtherTrustDomain { identity, trust_domain });
@@ -231,7 +255,6 @@ impl Authority {
             return Err(AuthorityError::Expired(self.directory.join(files::ROOT_KEY)));
         }
         let not_before = profile::backdated(now);
-        let serial = profile::random_serial();
         let params = profile::leaf(identity, &serial, (not_before, not_after))?;
         let leaf = params.signed_by(key.info(), &self.issuing.issuer)?;
         let mut chain = vec![leaf.into()];

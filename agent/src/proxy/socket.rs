@@ -1,7 +1,7 @@
 //! The agent's own sockets: marked, so that the capture rules let them pass, and without delay.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
@@ -31,8 +31,21 @@ impl Mark {
 
 /// Connects.
 pub async fn connect(to: SocketAddr, mark: Mark, timeout: Duration) -> io::Result<TcpStream> {
+    connect_from(None, to, mark, timeout).await
+}
+
+/// Connects, from one of this host's addresses where one is named.
+pub async fn connect_from(
+    from: Option<IpAddr>,
+    to: SocketAddr,
+    mark: Mark,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     mark.put_on(&SockRef::from(&socket))?;
+    if let Some(from) = from {
+        socket.bind(SocketAddr::new(from, 0))?;
+    }
     let stream = tokio::time::timeout(timeout, socket.connect(to))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {timeout:?}")))??;

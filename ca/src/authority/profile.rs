@@ -12,6 +12,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::clock::{to_date, whole_seconds};
 use crate::key::fill_random;
+use crate::leaf::Serial;
 
 /// How long a root is valid.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(3_650 * 86_400);
@@ -19,8 +20,6 @@ pub const ROOT_LIFETIME: Duration = Duration::from_secs(3_650 * 86_400);
 pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 /// How far before its making a certificate becomes valid, so that a peer whose clock is behind takes it.
 pub const BACKDATE: Duration = Duration::from_secs(120);
-/// Random bytes in a serial number. RFC 5280, section 4.1.2.2, allows 20 bytes at most.
-const SERIAL_LENGTH: usize = 16;
 
 /// A certificate that can sign, fresh from the press.
 pub(super) struct Made {
@@ -97,8 +96,8 @@ pub(super) fn backdated(now: SystemTime) -> SystemTime {
 }
 
 /// 128 random bits.
-pub(super) fn random_serial() -> [u8; SERIAL_LENGTH] {
-    let mut serial = [0; SERIAL_LENGTH];
+pub(super) fn random_serial() -> Serial {
+    let mut serial = Serial::default();
     fill_random(&mut serial);
     serial
 }

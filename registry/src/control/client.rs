@@ -247,12 +247,16 @@ where
     }
 
     fn note(&mut self, results: Vec<Outcome>) {
-        let refused =
-            || results.iter().filter_map(|result| Some((&result.service, result.refused.as_ref()?)));
-        let again = refused().next().map(|_| Instant::now() + REGISTER_AGAIN);
+        let faulty = || results.iter().filter_map(|result| Some((result, result.fault()?)));
+        let again = faulty().next().map(|_| Instant::now() + REGISTER_AGAIN);
         if self.followed.link.borrow().registrations.as_ref() != Some(&results) {
-            for (service, reason) in refused() {
-                tracing::error!(service, reason, "the registration was refused");
+            for (Outcome { service, refused, .. }, reason) in faulty() {
+                match refused {
+                    Some(_) => tracing::error!(service, reason, "the registration was refused"),
+                    None => {
+                        tracing::warn!(service, reason, "the service is registered without some addresses");
+                    }
+                }
             }
         }
         self.again = again;
