@@ -107,7 +107,14 @@ impl ControlSource {
         let mut link = self.followed.link();
         let watching = async {
             while link.changed().await.is_ok() {
-                let is_connected = link.borrow_and_update().connected;
+                let (is_connected, version) = {
+                    let link = link.borrow_and_update();
+                    (link.connected, link.version)
+                };
+                // Of nothing but a state that is in force.
+                if version > 0 {
+                    publisher.confirm(version);
+                }
                 connected.send_replace(is_connected);
                 metrics.registry_connected.set(i64::from(is_connected));
             }

@@ -94,7 +94,7 @@ impl Core {
         let here = catalog.hosts().iter().filter(|(_, host)| !host.departed);
         for host in here.map(|(host, _)| host.clone()).collect::<Vec<_>>() {
             catalog.mark(&host, true);
-            leases.renew(&host, now);
+            leases.take_up(&host, now);
         }
         let (resources, agents) = (BTreeMap::new(), BTreeMap::new());
         let catalog = Arc::new(catalog);

@@ -109,7 +109,8 @@ impl fmt::Debug for Control {
 }
 
 impl Control {
-    /// Takes up the stored records. Every host that has not said goodbye gets one full lease.
+    /// Takes up the stored records. Every host that has not said goodbye gets one full lease, and
+    /// `RETURN_WAIT` at least.
     pub async fn open(store: Store, settings: Settings) -> Result<Self, ControlError> {
         let loading = tokio::task::spawn_blocking(move || store.load().map(|records| (store, records)));
         let (store, records) = loading.await.map_err(|_| ControlError::Stopping)??;
