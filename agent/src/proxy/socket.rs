@@ -90,3 +90,23 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only who administers the network may mark; without that, the reason is told.
+    #[tokio::test]
+    async fn connections_carry_the_mark_and_come_from_where_they_should() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let to = listener.local_addr().expect("an address");
+        let patience = Duration::from_secs(60);
+        let from = IpAddr::from([127, 0, 0, 9]);
+        let plain = connect_from(Some(from), to, Mark(None), patience).await.expect("connected");
+        assert_eq!(plain.local_addr().expect("an address").ip(), from);
+        match connect(to, Mark(Some(77)), patience).await {
+            Ok(marked) => assert_eq!(SockRef::from(&marked).mark().expect("read"), 77),
+            Err(error) => assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}"),
+        }
+    }
+}

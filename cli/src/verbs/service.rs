@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use baremesh_agent::admin::client::{Socket, SocketError};
 use baremesh_agent::attribution::{Uid, uid_of};
-use baremesh_agent::config::Directories;
+use baremesh_agent::config::{AgentConfig, Directories};
 use baremesh_agent::registration::LocalService;
 use baremesh_agent::registration::file::{self, Written, WrittenPort, WrittenWhenGone};
 use baremesh_model::name::{Key, Label, default_namespace};
@@ -128,7 +128,8 @@ impl Service {
         match self.verb {
             ServiceVerb::Register(register) => {
                 let written = register.written()?;
-                let local = file::register(&directories.services(), &written)?;
+                let ssh_ports = AgentConfig::load(directories.clone())?.ssh_ports;
+                let local = file::register(&directories.services(), &written, &ssh_ports)?;
                 let reloaded = reload(&directories)?;
                 match global.output {
                     Output::Json => {
@@ -236,7 +237,7 @@ fn say_registered(local: &LocalService) -> anyhow::Result<()> {
 fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
     let directory = directories.services();
     // As a set first: what the agent would refuse is not to be listed as if all were well.
-    file::read_all(&directory)?;
+    file::read_all(&directory, &AgentConfig::load(directories.clone())?.ssh_ports)?;
     let services = registered(&directory)?;
     if output == Output::Json {
         return say_json(&services.iter().map(|(written, _)| written).collect::<Vec<_>>());
