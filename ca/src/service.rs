@@ -195,8 +195,9 @@ impl CaService {
     }
 
     fn maintain_if_due(&self, now: SystemTime) {
-        let due = now >= *self.next_maintenance.lock().unwrap_or_else(PoisonError::into_inner);
-        if due {
+        let next = *self.next_maintenance.lock().unwrap_or_else(PoisonError::into_inner);
+        // Further away than it was ever put: the clock has been set back since.
+        if now >= next || next > now + MAINTENANCE_INTERVAL {
             // An error is logged there, and shows again in the signature that it prevents.
             let _ = self.maintain(now);
         }

@@ -25,15 +25,16 @@ pub const BACKDATE: Duration = Duration::from_secs(120);
 pub(super) struct Made {
     pub(super) certificate: CertificateDer<'static>,
     pub(super) issuer: Issuer<'static, KeyPair>,
+    pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
 }
 
 pub(super) fn make_root(now: SystemTime) -> Result<Made, rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let not_after = whole_seconds(now + ROOT_LIFETIME);
-    let params = authority("root", BasicConstraints::Unconstrained, (backdated(now), not_after));
+    let (not_before, not_after) = (backdated(now), whole_seconds(now + ROOT_LIFETIME));
+    let params = authority("root", BasicConstraints::Unconstrained, (not_before, not_after));
     let certificate = params.self_signed(&key)?.into();
-    Ok(Made { certificate, issuer: Issuer::new(params, key), not_after })
+    Ok(Made { certificate, issuer: Issuer::new(params, key), not_before, not_after })
 }
 
 /// An intermediate that signs leaves only, and does not outlive its signer.
@@ -43,11 +44,12 @@ pub(super) fn make_intermediate(
     now: SystemTime,
 ) -> Result<Made, rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let not_before = backdated(now);
     let not_after = whole_seconds(now + INTERMEDIATE_LIFETIME).min(signer_not_after);
-    let mut params = authority("intermediate", BasicConstraints::Constrained(0), (backdated(now), not_after));
+    let mut params = authority("intermediate", BasicConstraints::Constrained(0), (not_before, not_after));
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, signer)?.into();
-    Ok(Made { certificate, issuer: Issuer::new(params, key), not_after })
+    Ok(Made { certificate, issuer: Issuer::new(params, key), not_before, not_after })
 }
 
 fn authority(

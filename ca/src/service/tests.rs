@@ -318,6 +318,42 @@ fn the_ledger_files_hold_no_secret_and_are_nobody_elses() {
     }
 }
 
+/// Looking after the authority is due once an hour of the clock on the wall, and after that clock was set back.
+#[test]
+fn a_clock_set_back_does_not_put_off_looking_after_the_authority() {
+    let place = Place::new();
+    let service = place.service();
+    let ahead = now() + 400 * DAY;
+    joined(&service, "h1", &[], ahead);
+    let issued = || joined(&service, "h2", &[], now());
+    let node = issued();
+    let (chain, bundle) = (service.control_certificate(now()).expect("issued").chain, service.bundle());
+    let verifier = crate::tls::PeerVerifier::new(Arc::new(bundle.expect("a bundle")));
+    let verified = verifier.verify(&chain[0], &chain[1..], crate::tls::Purpose::Server, now());
+    assert!(verified.is_ok(), "the intermediate that was made too early is replaced: {verified:?}");
+    assert_eq!(service.check_node(&node), Ok(label("h2")));
+}
+
+/// A token is good for its time by the clock of the authority, whatever that does, and never for two hosts.
+#[test]
+fn a_clock_that_jumps_lets_no_second_host_in() {
+    let place = Place::new();
+    let service = place.service();
+    let token = token(&service, TokenHost::Any, &[], now());
+    let (key, other) = (PrivateKey::generate().expect("a key"), PrivateKey::generate().expect("a key"));
+    let at = |host: &str, key: &PrivateKey, when| {
+        let joined = service.join(&join_request(&token, host, key), when);
+        joined.map(|_| "ok").unwrap_or_else(|refusal| refusal.code())
+    };
+    assert_eq!(at("h1", &key, now() + 2 * DAY), "token_expired", "ahead");
+    assert_eq!(at("h1", &key, now() - 2 * DAY), "ok", "behind: it lasts longer, by as much as the clock is");
+    for when in [now() - 3 * DAY, now(), now() + 2 * DAY] {
+        assert_eq!(at("h2", &other, when), "token_used");
+        assert_eq!(at("h1", &other, when), "token_used");
+    }
+    assert_eq!(at("h1", &key, now() - 3 * DAY), "ok", "the same key gets the same answer");
+}
+
 #[test]
 fn a_clock_set_back_does_not_lock_hosts_out() {
     let place = Place::new();
