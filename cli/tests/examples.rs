@@ -1,6 +1,7 @@
 //! What `examples/` shows of a host's own files is read as the agent reads it. Resources are `baremesh analyze`'s.
 
 use std::collections::BTreeSet;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -56,7 +57,7 @@ fn agent_toml_shows_every_key_at_its_default() {
 #[test]
 fn registrations_are_taken_each_and_together() {
     let directory = examples().join("registrations");
-    let all = file::read_all(&directory).expect("they hold together");
+    let all = file::read_all(&directory, &BTreeSet::new()).expect("they hold together");
     assert_eq!(all.len(), fs::read_dir(&directory).expect("a directory").count());
     for service in all {
         let Key { namespace, name } = &service.key;
