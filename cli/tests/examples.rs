@@ -1,7 +1,6 @@
 //! What `examples/` shows of a host's own files is read as the agent reads it. Resources are `baremesh analyze`'s.
 
 use std::collections::BTreeSet;
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
