@@ -109,6 +109,15 @@ impl Publisher {
         self.publish(&mut inputs, (Arc::new(mesh), version), registrations)
     }
 
+    /// What is in force is the source's state of this version: it says so where nothing changed, after it counted anew.
+    pub fn confirm(&self, version: u64) {
+        let mut inputs = self.lock();
+        if inputs.version != version {
+            inputs.version = version;
+            note(&self.metrics, &inputs);
+        }
+    }
+
     /// Takes new registrations of this host.
     pub fn take_registrations(&self, registrations: Vec<Arc<LocalService>>) -> Result<(), String> {
         let mut inputs = self.lock();
@@ -185,4 +194,28 @@ fn note(metrics: &Metrics, inputs: &Inputs) {
     metrics.snapshot_version.set(i64::try_from(inputs.version).unwrap_or(i64::MAX));
     let taken = inputs.taken.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     metrics.snapshot_taken.set(i64::try_from(taken).unwrap_or(i64::MAX));
+}
+
+#[cfg(test)]
+mod tests {
+    use baremesh_model::mesh::Parts;
+    use baremesh_model::name::Label;
+
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_source_s_where_nothing_changed_too() {
+        let mesh = Mesh::assemble(Parts::default()).expect("a mesh");
+        let host = Host { name: Label::new("h1").expect("a label"), addresses: Vec::new() };
+        let metrics = Metrics::new("mesh");
+        let publisher =
+            Publisher::new((mesh, 57), Vec::new(), (host, 15008), metrics.clone()).expect("published");
+        let (before, changed) = (publisher.published(), publisher.changed());
+        // The control server has restarted, and counts anew.
+        publisher.confirm(12);
+        let after = publisher.published();
+        assert_eq!((after.version, metrics.snapshot_version.get()), (12, 12));
+        assert_eq!(after.taken, before.taken, "nothing new was taken");
+        assert!(!changed.has_changed().expect("published"));
+    }
 }

@@ -51,7 +51,7 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
     let guard = capture.as_ref().map(|capture| GuardPost::start(capture, &listeners)).transpose()?;
     let sockets = routes::Sockets::bind(&config).await?;
     // Who registered a service since `prepare` read them found no socket to tell this agent by.
-    let registrations = file::read_all(&config.directories.services())?;
+    let registrations = file::read_all(&config.directories.services(), &config.ssh_ports)?;
     publisher.take_registrations(registrations).map_err(AgentError::State)?;
 
     let phase = watch::Sender::new(Phase::Running);
