@@ -25,6 +25,7 @@ use crate::credentials::Credentials;
 use crate::dns::{self, Dns, DnsConfig, SocketMark, Upstreams, Zone};
 use crate::identity::{Rotation, RotationStatus};
 use crate::membership::MembershipError;
+use crate::originate::Originations;
 use crate::proxy::socket::Mark;
 use crate::proxy::{Listeners, Phase, Shared, Worker};
 use crate::publish::Publisher;
@@ -78,10 +79,12 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let descriptors = raise_descriptor_limit();
     let prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
+    let originations = Arc::new(Originations::new(config.directories.config.join("credentials")));
     let publisher = Publisher::new(
         (prepared.initial.clone(), prepared.version),
         prepared.registrations.clone(),
         (prepared.host.clone(), config.ports.hbone),
+        Arc::clone(&originations),
         Arc::clone(&metrics),
     )
     .map_err(AgentError::State)?;
@@ -111,6 +114,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         snapshot: publisher.snapshot(),
         snapshot_changed: publisher.changed(),
         credentials: Arc::clone(&credentials),
+        originations,
         phase: phase.subscribe(),
         cgroups: Cgroups::of_system(),
         connections: Arc::default(),
@@ -158,6 +162,7 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let (relieve, relieved) = tokio::sync::oneshot::channel();
     let guarding = guard.map(|post| tokio::spawn(post.keep(relieved)));
     let reporting = tokio::spawn(routes::tell_service_manager(Arc::clone(&agent)));
+    let rereading = tokio::spawn(Arc::clone(&publisher).reread_certificates());
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = config.workers, "baremesh agent runs");
 
     until_told_to_stop(&agent).await?;
@@ -178,7 +183,9 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         let _ = guarding.await;
     }
     phase.send_replace(Phase::Closing);
-    for task in [rotating, reporting].into_iter().chain(dns_serving).chain(dns_following).chain(serving) {
+    for task in
+        [rotating, reporting, rereading].into_iter().chain(dns_serving).chain(dns_following).chain(serving)
+    {
         task.abort();
     }
     tracing::info!("baremesh agent stopped");

@@ -21,6 +21,8 @@ pub mod identity;
 pub mod source;
 /// A new state coming into force.
 pub mod publish;
+/// TLS towards endpoints without an agent.
+pub mod originate;
 /// The data path.
 pub mod proxy;
 /// Which local process's connection this is, as the kernel says.

@@ -43,6 +43,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::attribution::{Attributor, Cgroups};
 use crate::capture::Outbound;
 use crate::credentials::Credentials;
+use crate::originate::Originations;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
 use open::OpenConnections;
@@ -132,6 +133,8 @@ pub struct Shared {
     pub snapshot_changed: watch::Receiver<u64>,
     /// The certificates in force.
     pub credentials: Arc<ArcSwap<Credentials>>,
+    /// TLS towards endpoints without an agent.
+    pub originations: Arc<Originations>,
     /// How far the agent is in stopping.
     pub phase: watch::Receiver<Phase>,
     /// Places of cgroups.
