@@ -5,7 +5,7 @@ import re
 import subprocess
 
 # The kinds that this version takes.
-KINDS = {"Service", "WorkloadEntry", "PeerAuthentication", "AuthorizationPolicy"}
+KINDS = {"Service", "WorkloadEntry", "PeerAuthentication", "AuthorizationPolicy", "DestinationRule"}
 
 # What our message says where it does not use the words of the case.
 SAME_THING = {
@@ -76,7 +76,10 @@ def run_validation(report, cases, binary, _scratch):
         file = cases / "validation" / case["file"].rsplit("/", 1)[1]
         if file not in left:
             left[file] = documents(file.read_text())
-        document = next(((k, n, t) for k, n, t in left[file] if (k, n) == (kind, name)), None)
+        # Where documents share a name, the fault that one of them states says which is meant.
+        named = [found for found in left[file] if found[:2] == (kind, name)]
+        stating = [found for found in named if expected and expected in stated_fault(found[2])]
+        document = next(iter(stating or named), None)
         if document is None:
             report.failed(label, f"{file.name} has no such document")
             continue
@@ -89,6 +92,11 @@ def run_validation(report, cases, binary, _scratch):
             judge(report, binary, (kind, name, expected), text)
         except (Unexpected, subprocess.TimeoutExpired) as error:
             report.failed(label, error)
+
+
+def stated_fault(text):
+    stated = re.search(r"^_err:\s*(.*)$", text, re.MULTILINE)
+    return stated.group(1) if stated else ""
 
 
 def judge(report, binary, case, text):
@@ -112,6 +120,8 @@ def refusal_fault(errors, expected):
     plain = lambda text: re.sub(r"[`'\"]", "", text).lower()  # noqa: E731
     if not errors:
         return f"accepted; expected was: {expected}"
+    # Our paths begin below `spec`.
+    expected = expected.removeprefix("spec.")
     if any(plain(expected) in plain(finding["message"]) for finding in errors):
         return None
     return f"refused for something else than {expected!r}: {[finding['message'] for finding in errors]}"

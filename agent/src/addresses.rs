@@ -9,6 +9,11 @@ use if_addrs::{Interface, get_if_addrs};
 /// A destination of TEST-NET-1 (RFC 5737): asked about as a route, never sent to.
 const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 
+/// Every address of this machine at which others might reach it.
+pub fn own() -> io::Result<Vec<IpAddr>> {
+    Ok(get_if_addrs()?.iter().filter(|interface| is_usable(interface)).map(Interface::ip).collect())
+}
+
 /// The addresses of the interface that leads to `towards`, IPv4 first. Without such a route, those of the first
 /// interface that has any.
 pub fn detect(towards: Option<SocketAddr>) -> io::Result<Vec<IpAddr>> {

@@ -111,29 +111,64 @@ impl Credentials {
 /// be reached is checked against the certificate that was shown.
 #[derive(Debug)]
 struct ByServerName {
-    named: HashMap<String, Arc<CertifiedKey>>,
-    unnamed: Option<Arc<CertifiedKey>>,
-    valid_until: HashMap<String, (SystemTime, SystemTime)>,
+    named: HashMap<String, Arc<Credential>>,
+    unnamed: Option<Arc<Credential>>,
 }
 
 impl ByServerName {
     fn new(credentials: &Credentials, unnamed: Option<&Arc<Credential>>) -> Self {
-        let named = |held: &Arc<Credential>| (held.identity.server_name(), Arc::clone(&held.key));
-        let validity =
-            |held: &Arc<Credential>| (held.identity.server_name(), (held.not_before, held.not_after));
-        Self {
-            named: credentials.services().map(named).collect(),
-            unnamed: unnamed.map(|held| Arc::clone(&held.key)),
-            valid_until: credentials.services().map(validity).collect(),
-        }
+        let named = |held: &Arc<Credential>| (held.identity.server_name(), Arc::clone(held));
+        Self { named: credentials.services().map(named).collect(), unnamed: unnamed.cloned() }
+    }
+
+    /// What a peer is shown that asks for `name`, or for nobody in particular: never what has ended, or has not begun.
+    fn choose(&self, name: Option<&str>, now: SystemTime) -> Option<Arc<CertifiedKey>> {
+        let chosen = match name {
+            Some(name) => self.named.get(name),
+            None => self.unnamed.as_ref(),
+        };
+        chosen.filter(|credential| credential.is_valid(now)).map(|credential| Arc::clone(&credential.key))
     }
 }
 
 impl ResolvesServerCert for ByServerName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let Some(name) = hello.server_name() else { return self.unnamed.clone() };
-        let now = SystemTime::now();
-        let (from, until) = self.valid_until.get(name)?;
-        (*from <= now && now < *until).then(|| self.named.get(name).cloned()).flatten()
+        self.choose(hello.server_name(), SystemTime::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use baremesh_ca::authority::Authority;
+    use baremesh_ca::local::LocalIssuer;
+    use baremesh_model::grant::Grant;
+    use baremesh_model::name::{Label, TrustDomain};
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_shown_before_or_after_its_time_whatever_name_is_asked_for() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        let domain = TrustDomain::new("td").expect("a domain");
+        let authority = Authority::create(&place.path().join("ca"), &domain, now).expect("an authority");
+        let bundle = Arc::new(authority.bundle().expect("a bundle"));
+        let (host, grants) =
+            (Label::new("h1").expect("a label"), vec![Grant::parse("*.*").expect("a grant")]);
+        let issuer = LocalIssuer::new(authority, host, grants, hour);
+        let web = Identity::parse("spiffe://td/ns/default/sa/web").expect("an identity");
+        let issued = issuer.issue(std::slice::from_ref(&web), now).remove(0).expect("issued");
+        let held = Arc::new(Credential::new(&issued).expect("a credential"));
+        let credentials = Credentials::new(bundle, [held.clone()]);
+        let name = web.server_name();
+        let (with, without) =
+            (ByServerName::new(&credentials, Some(&held)), ByServerName::new(&credentials, None));
+        for (at, valid) in [(now, true), (now + 2 * hour, false), (now - hour, false)] {
+            assert_eq!(with.choose(Some(&name), at).is_some(), valid, "named, {at:?}");
+            assert_eq!(with.choose(None, at).is_some(), valid, "unnamed, {at:?}");
+            assert!(with.choose(Some("db.default.td"), at).is_none() && without.choose(None, at).is_none());
+        }
     }
 }

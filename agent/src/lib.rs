@@ -25,6 +25,8 @@ pub mod source;
 pub mod publish;
 /// Shares of what there is a limited number of.
 mod share;
+/// TLS towards endpoints without an agent.
+pub mod originate;
 /// The data path.
 pub mod proxy;
 /// Which local process's connection this is, as the kernel says.

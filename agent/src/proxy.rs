@@ -46,6 +46,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::attribution::{Attributor, Cgroups};
 use crate::capture::Outbound;
 use crate::credentials::Credentials;
+use crate::originate::Originations;
 use crate::share::Shares;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
@@ -137,6 +138,8 @@ pub struct Shared {
     pub snapshot_changed: watch::Receiver<u64>,
     /// The certificates in force.
     pub credentials: Arc<ArcSwap<Credentials>>,
+    /// TLS towards endpoints without an agent.
+    pub originations: Arc<Originations>,
     /// How far the agent is in stopping.
     pub phase: watch::Receiver<Phase>,
     /// Places of cgroups.

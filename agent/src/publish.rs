@@ -9,6 +9,7 @@ use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use tokio::sync::watch;
 
+use crate::originate::{Originations, REREAD};
 use crate::registration::LocalService;
 use crate::snapshot::{Host, Snapshot};
 use crate::telemetry::metrics::Metrics;
@@ -28,6 +29,7 @@ pub struct Publisher {
     host: Host,
     hbone_port: u16,
     snapshot: Arc<ArcSwap<Snapshot>>,
+    originations: Arc<Originations>,
     changed: watch::Sender<u64>,
     wanted: watch::Sender<Vec<Identity>>,
     registered: watch::Sender<Vec<Arc<LocalService>>>,
@@ -51,10 +53,12 @@ impl Publisher {
         (mesh, version): (Mesh, u64),
         registrations: Vec<Arc<LocalService>>,
         (host, hbone_port): (Host, u16),
+        originations: Arc<Originations>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, String> {
         let snapshot = Snapshot::build(&mesh, &registrations, &host, hbone_port, None);
         let snapshot = snapshot.map_err(|error| error.to_string())?;
+        originations.load(&snapshot);
         let wanted = watch::Sender::new(snapshot.identities());
         let inputs = Inputs {
             mesh: Arc::new(mesh),
@@ -69,6 +73,7 @@ impl Publisher {
             host,
             hbone_port,
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
+            originations,
             changed: watch::Sender::new(0),
             wanted,
             registered: watch::Sender::new(registrations),
@@ -84,6 +89,22 @@ impl Publisher {
     /// Told at every change.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Reads the certificates that rules name again, once in a while, for ever.
+    pub async fn reread_certificates(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(REREAD).await;
+            let publisher = Arc::clone(&self);
+            let reading = move || {
+                // No other state comes into force meanwhile.
+                let _inputs = publisher.lock();
+                publisher.originations.load(&publisher.snapshot.load());
+            };
+            if let Err(error) = tokio::task::spawn_blocking(reading).await {
+                tracing::error!(%error, "certificates of DestinationRules were not read again");
+            }
+        }
     }
 
     /// The identities that the host needs.
@@ -107,6 +128,15 @@ impl Publisher {
         let mut inputs = self.lock();
         let registrations = inputs.registrations.clone();
         self.publish(&mut inputs, (Arc::new(mesh), version), registrations)
+    }
+
+    /// What is in force is the source's state of this version: it says so where nothing changed, after it counted anew.
+    pub fn confirm(&self, version: u64) {
+        let mut inputs = self.lock();
+        if inputs.version != version {
+            inputs.version = version;
+            note(&self.metrics, &inputs);
+        }
     }
 
     /// Takes new registrations of this host.
@@ -138,6 +168,8 @@ impl Publisher {
         match Snapshot::build(&mesh, &registrations, &self.host, self.hbone_port, Some(&previous)) {
             Ok(snapshot) => {
                 let identities = snapshot.identities();
+                // Before it is in force: a call by it finds what it needs.
+                self.originations.load(&snapshot);
                 self.snapshot.store(Arc::new(snapshot));
                 *inputs = Inputs {
                     mesh,
@@ -185,4 +217,28 @@ fn note(metrics: &Metrics, inputs: &Inputs) {
     metrics.snapshot_version.set(i64::try_from(inputs.version).unwrap_or(i64::MAX));
     let taken = inputs.taken.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     metrics.snapshot_taken.set(i64::try_from(taken).unwrap_or(i64::MAX));
+}
+
+#[cfg(test)]
+mod tests {
+    use baremesh_model::mesh::Parts;
+    use baremesh_model::name::Label;
+
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_source_s_where_nothing_changed_too() {
+        let mesh = Mesh::assemble(Parts::default()).expect("a mesh");
+        let host = Host { name: Label::new("h1").expect("a label"), addresses: Vec::new() };
+        let metrics = Metrics::new("mesh");
+        let publisher =
+            Publisher::new((mesh, 57), Vec::new(), (host, 15008), metrics.clone()).expect("published");
+        let (before, changed) = (publisher.published(), publisher.changed());
+        // The control server has restarted, and counts anew.
+        publisher.confirm(12);
+        let after = publisher.published();
+        assert_eq!((after.version, metrics.snapshot_version.get()), (12, 12));
+        assert_eq!(after.taken, before.taken, "nothing new was taken");
+        assert!(!changed.has_changed().expect("published"));
+    }
 }

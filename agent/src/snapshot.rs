@@ -18,7 +18,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use baremesh_model::authorization::{Connection, Decision, PolicySet};
-use baremesh_model::destination_rule::MergedRule;
+use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label};
@@ -283,6 +283,14 @@ impl Snapshot {
     /// A service by its key.
     pub fn service(&self, key: &Key) -> Option<&Arc<ServiceEntry>> {
         self.services.get(key)
+    }
+
+    /// The TLS that rules ask for towards endpoints without an agent; not each once.
+    pub fn originations(&self) -> impl Iterator<Item = &ClientTls> {
+        let views = self.services.values().flat_map(|service| &service.views.views);
+        let clusters = views.flat_map(|view| &view.ports).flat_map(PortView::clusters);
+        let asked = clusters.filter_map(|cluster| cluster.tls());
+        asked.filter(|tls| matches!(tls, ClientTls::Simple(_) | ClientTls::Mutual(..)))
     }
 
     /// Every service, in no order.

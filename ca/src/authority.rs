@@ -14,7 +14,7 @@ use rustls_pki_types::CertificateDer;
 use crate::clock::{in_words, whole_seconds};
 use crate::file::{self, FileError};
 use crate::key::PublicKey;
-use crate::leaf::serial_text;
+use crate::leaf::{Serial, serial_text, write_generation};
 use crate::tls::{BundleError, TrustBundle};
 
 /// Taking over a certificate authority that exists already.
@@ -115,6 +115,7 @@ struct Issuing {
     /// The issuing certificate first; without the root.
     chain: Vec<CertificateDer<'static>>,
     issuer: Issuer<'static, KeyPair>,
+    not_before: SystemTime,
     not_after: SystemTime,
 }
 
@@ -169,11 +170,13 @@ impl Authority {
         Ok(authority)
     }
 
-    /// Replaces the intermediate when less than `INTERMEDIATE_RENEWAL` is left of it. Without the key that signed
+    /// Replaces the intermediate when less than `INTERMEDIATE_RENEWAL` is left of it, or when it is not valid yet. Without the key that signed
     /// it, says so, and fails once it has expired.
     pub fn maintain(&mut self, now: SystemTime) -> Result<Maintenance, AuthorityError> {
         let left = self.issuing.not_after.duration_since(now).unwrap_or_default();
-        if left > INTERMEDIATE_RENEWAL {
+        // Made while the clock was ahead, and the clock is right again.
+        let premature = now < self.issuing.not_before;
+        if left > INTERMEDIATE_RENEWAL && !premature {
             return Ok(Maintenance::Current);
         }
         let path = self.directory.join(files::ROOT_KEY);
@@ -181,7 +184,10 @@ impl Authority {
             Ok(pem) => self.replace_intermediate(&path, &pem, now),
             Err(error) if !error.is_missing() => Err(error.into()),
             Err(_) if left.is_zero() => Err(AuthorityError::Expired(path)),
-            Err(_) => Ok(Maintenance::Expiring { left, advice: advice(&path, left) }),
+            Err(_) => {
+                let advice = if premature { premature_advice(&path) } else { advice(&path, left) };
+                Ok(Maintenance::Expiring { left, advice })
+            }
         }
     }
 
@@ -209,7 +215,8 @@ impl Authority {
         whole.push(self.root.clone());
         adopt::probe(&whole, made.issuer.key(), &self.trust_domain, now)?;
         files::write_issuing(&self.directory, &chain, made.issuer.key())?;
-        self.issuing = Issuing { chain, issuer: made.issuer, not_after: made.not_after };
+        let (not_before, not_after) = (made.not_before, made.not_after);
+        self.issuing = Issuing { chain, issuer: made.issuer, not_before, not_after };
         Ok(Maintenance::Replaced)
     }
 
@@ -222,6 +229,30 @@ impl Authority {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<SignedLeaf, AuthorityError> {
+        self.sign_with(profile::random_serial(), key, identity, (lifetime, now))
+    }
+
+    /// As `sign`, for a node credential: its serial number tells which of the hosts that joined under the name, one
+    /// after another, it is of.
+    pub(crate) fn sign_node(
+        &self,
+        key: &PublicKey,
+        identity: &Identity,
+        generation: u32,
+        times: (Duration, SystemTime),
+    ) -> Result<SignedLeaf, AuthorityError> {
+        let mut serial = profile::random_serial();
+        write_generation(&mut serial, generation);
+        self.sign_with(serial, key, identity, times)
+    }
+
+    fn sign_with(
+        &self,
+        serial: Serial,
+        key: &PublicKey,
+        identity: &Identity,
+        (lifetime, now): (Duration, SystemTime),
+    ) -> Result<SignedLeaf, AuthorityError> {
         if identity.trust_domain() != &self.trust_domain {
             let (identity, trust_domain) = (identity.clone(), self.trust_domain.clone());
             return Err(AuthorityError::OtherTrustDomain { identity, trust_domain });
@@ -231,7 +262,6 @@ impl Authority {
             return Err(AuthorityError::Expired(self.directory.join(files::ROOT_KEY)));
         }
         let not_before = profile::backdated(now);
-        let serial = profile::random_serial();
         let params = profile::leaf(identity, &serial, (not_before, not_after))?;
         let leaf = params.signed_by(key.info(), &self.issuing.issuer)?;
         let mut chain = vec![leaf.into()];
@@ -271,6 +301,15 @@ fn advice(path: &Path, left: Duration) -> String {
         "the intermediate certificate expires in {}: put the key of the certificate that signed it at {} (mode 0600) and it \
          is replaced within the hour; take the key away again afterwards",
         in_words(left),
+        path.display()
+    )
+}
+
+fn premature_advice(path: &Path) -> String {
+    format!(
+        "the intermediate certificate is not valid yet: it was made while this machine's clock was ahead, or the clock is \
+         behind now. If the clock is right, put the key of the certificate that signed it at {} (mode 0600) and it is \
+         replaced within the hour",
         path.display()
     )
 }

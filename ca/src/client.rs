@@ -4,6 +4,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -140,7 +141,7 @@ pub async fn join(
     host: &Label,
     key: &PrivateKey,
 ) -> Result<Joined, ClientError> {
-    let stream = connect(address, join_client_config(token.root())).await?;
+    let stream = connect(address, &*plain_dial(), join_client_config(token.root())).await?;
     let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let time = to_verification_time(SystemTime::now());
     let pinned = pinned_bundle(shown, token.root(), time)
@@ -159,12 +160,22 @@ pub async fn join(
     Ok(Joined { host: answer.host, node, bundle: (*bundle).clone(), domain: answer.domain })
 }
 
+/// How a connection to an address is opened.
+pub type Dial =
+    dyn Fn(SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>> + Send + Sync;
+
 /// Asks one control server for certificates.
-#[derive(Debug)]
 pub struct Client {
     address: String,
     bundle: Arc<TrustBundle>,
     config: ClientConfig,
+    dial: Arc<Dial>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("address", &self.address).finish_non_exhaustive()
+    }
 }
 
 impl Client {
@@ -173,7 +184,12 @@ impl Client {
         let control = Identity::control(bundle.trust_domain().clone());
         let mut config = client_config(credential, bundle.clone(), Expected::exactly(control));
         config.enable_sni = false;
-        Self { address, bundle, config }
+        Self { address, bundle, config, dial: plain_dial() }
+    }
+
+    /// Opens connections by `dial`, which marks them perhaps, from now on.
+    pub fn dialing(self, dial: Arc<Dial>) -> Self {
+        Self { dial, ..self }
     }
 
     /// Asks for a certificate with a fresh key for each identity, at most `MAX_BATCH`: one answer each, in order.
@@ -188,7 +204,7 @@ impl Client {
             .map(|(identity, key)| Ok(IssueItem { identity: identity.clone(), request: key.request()? }));
         let items = items.collect::<Result<Vec<_>, KeyError>>()?;
         let body = caller::issue(&items).ok_or_else(unreadable)?;
-        let stream = connect(&self.address, self.config.clone()).await?;
+        let stream = connect(&self.address, &*self.dial, self.config.clone()).await?;
         let answer = call(&self.address, stream, CERTIFICATES_PATH, body).await?;
         let answers = caller::issued(&answer, &items).ok_or_else(unreadable)?;
         let answers = answers.into_iter().zip(items.iter().zip(&keys));
@@ -232,8 +248,16 @@ fn unreadable() -> ClientError {
     )
 }
 
-async fn connect(address: &str, config: ClientConfig) -> Result<TlsStream<TcpStream>, ClientError> {
-    let stream = connect_tcp(address).await?;
+fn plain_dial() -> Arc<Dial> {
+    Arc::new(|address| Box::pin(TcpStream::connect(address)))
+}
+
+async fn connect(
+    address: &str,
+    dial: &Dial,
+    config: ClientConfig,
+) -> Result<TlsStream<TcpStream>, ClientError> {
+    let stream = connect_tcp(address, dial).await?;
     let handshake = TlsConnector::from(Arc::new(config)).connect(placeholder_server_name(), stream);
     let reason = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(stream)) => return Ok(stream),
@@ -243,10 +267,10 @@ async fn connect(address: &str, config: ClientConfig) -> Result<TlsStream<TcpStr
     Err(ClientError::Handshake { address: address.to_owned(), reason })
 }
 
-async fn connect_tcp(address: &str) -> Result<TcpStream, ClientError> {
+async fn connect_tcp(address: &str, dial: &Dial) -> Result<TcpStream, ClientError> {
     let mut last = None;
     for candidate in resolve(address).await?.into_iter().take(MAX_ADDRESSES) {
-        let attempt = timeout(CONNECT_TIMEOUT, TcpStream::connect(candidate)).await;
+        let attempt = timeout(CONNECT_TIMEOUT, dial(candidate)).await;
         let reason = match attempt.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(stream) => {
                 stream.set_nodelay(true).ok();

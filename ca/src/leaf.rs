@@ -41,6 +41,30 @@ pub struct LeafFacts {
     pub not_after: SystemTime,
 }
 
+/// A serial number. RFC 5280, section 4.1.2.2, allows 20 bytes at most.
+pub(crate) type Serial = [u8; 16];
+
+/// The first byte of a serial number that tells a generation.
+const GENERATION_FOLLOWS: u8 = 1;
+
+/// Makes a random serial number tell a generation; 88 bits of it stay random.
+pub(crate) fn write_generation(serial: &mut Serial, generation: u32) {
+    serial[0] = GENERATION_FOLLOWS;
+    serial[1..5].copy_from_slice(&generation.to_be_bytes());
+}
+
+impl LeafFacts {
+    /// Of a node credential: how often the host's name had been taken over when it was issued. The authority alone
+    /// chooses serial numbers. 0 where the serial number tells none.
+    pub fn generation(&self) -> u32 {
+        let serial = u128::from_str_radix(&self.serial, 16).unwrap_or_default().to_be_bytes();
+        match serial {
+            [GENERATION_FOLLOWS, a, b, c, d, ..] => u32::from_be_bytes([a, b, c, d]),
+            _ => 0,
+        }
+    }
+}
+
 /// Which purposes a leaf's extended key usage names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Purposes {
@@ -148,6 +172,26 @@ mod tests {
                 matches!(peer_identity(&with_names(&[uri(bad)])), Err(LeafError::NoIdentity(_))),
                 "{bad}"
             );
+        }
+    }
+
+    #[test]
+    fn a_serial_number_tells_its_generation_or_none() {
+        let mut facts = LeafFacts {
+            identity: Identity::parse("spiffe://td/ns/nodes/sa/h1").expect("an identity"),
+            serial: String::new(),
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::UNIX_EPOCH,
+        };
+        for generation in [0, 1, 256, u32::MAX] {
+            let mut serial = [0xab; 16];
+            write_generation(&mut serial, generation);
+            facts.serial = serial_text(&serial);
+            assert_eq!(facts.generation(), generation, "{}", facts.serial);
+        }
+        for foreign in ["", "aff", "zz", &"ff".repeat(16), &"11".repeat(20)] {
+            facts.serial = foreign.to_owned();
+            assert_eq!(facts.generation(), 0, "{foreign}");
         }
     }
 

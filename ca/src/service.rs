@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime};
 
-use baremesh_model::grant::Grant;
+use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::identity::Identity;
 use baremesh_model::name::{Domain, Label, TrustDomain};
 use rustls_pki_types::CertificateDer;
 
-use crate::authority::{Authority, AuthorityError, BACKDATE, Maintenance, SignedLeaf};
+use crate::authority::{Authority, AuthorityError, Maintenance, SignedLeaf};
 use crate::issued::Issued;
 use crate::key::{PrivateKey, PublicKey};
 use crate::leaf::LeafFacts;
-use crate::ledger::{AuditRecord, Invitation, Ledger, Outcome, TokenHost};
+use crate::ledger::{AuditRecord, HostRecord, Invitation, Ledger, Outcome, TokenHost};
 use crate::tls::{Fingerprint, TrustBundle};
 use crate::token::Token;
 
@@ -64,6 +64,8 @@ pub struct TokenRequest {
     pub host: TokenHost,
     /// Which services that host may have.
     pub grants: Vec<Grant>,
+    /// Which addresses it may announce besides those that it speaks from.
+    pub addresses: Vec<AddressGrant>,
     /// How long it can be redeemed; `TOKEN_LIFETIME` is the usual choice, `MAX_TOKEN_LIFETIME` the most.
     pub lifetime: Duration,
     /// Who makes it, for the audit.
@@ -110,12 +112,12 @@ impl CaService {
 
     /// Makes a join token. Its secret leaves this process with the answer and is not kept.
     pub fn create_token(&self, request: TokenRequest, now: SystemTime) -> Result<Token, Refusal> {
-        let TokenRequest { host, grants, lifetime, who } = request;
+        let TokenRequest { host, grants, addresses, lifetime, who } = request;
         if lifetime.is_zero() || lifetime > MAX_TOKEN_LIFETIME {
             return Err(Refusal::TokenLifetime);
         }
         let token = Token::mint(Fingerprint::of(self.authority().root()));
-        let invitation = Invitation { host, grants, expires_at: now + lifetime };
+        let invitation = Invitation { host, grants, addresses, expires_at: now + lifetime };
         self.ledger.create_token(token.id(), &token.secret_hash(), &invitation, now)?;
         self.ledger.audit(&AuditRecord {
             at: now,
@@ -143,8 +145,13 @@ impl CaService {
     }
 
     /// Which host a verified node credential stands for, if it still does: the host must have joined, not be
-    /// revoked, and the credential must not be from before it joined last.
+    /// revoked, and its name not have been taken over since the credential was issued.
     pub fn check_node(&self, peer: &LeafFacts) -> Result<Label, Refusal> {
+        Ok(self.node(peer)?.name)
+    }
+
+    /// As `check_node`, with what is known of the host.
+    fn node(&self, peer: &LeafFacts) -> Result<HostRecord, Refusal> {
         let not_a_node = || Refusal::NotANode(peer.identity.clone());
         let host = peer.identity.as_node().ok_or_else(not_a_node)?;
         if peer.identity.trust_domain() != self.authority().trust_domain() {
@@ -154,11 +161,12 @@ impl CaService {
         if record.revoked {
             return Err(Refusal::HostRevoked(host.clone()));
         }
-        // Both times are of this authority's clock, and a credential is backdated by exactly `BACKDATE`.
-        if peer.not_before + BACKDATE < record.joined_at {
+        // Told by a count and not by the time: a thief may renew in the very second in which the host joins anew, and
+        // clocks are set back. A later generation than the ledger's is one that a restored backup has forgotten.
+        if peer.generation() < record.generation {
             return Err(Refusal::Superseded(host.clone()));
         }
-        Ok(host.clone())
+        Ok(record)
     }
 
     /// The control server's own certificate with a fresh key. Its chain ends with the root, so that a host that
@@ -187,8 +195,9 @@ impl CaService {
     }
 
     fn maintain_if_due(&self, now: SystemTime) {
-        let due = now >= *self.next_maintenance.lock().unwrap_or_else(PoisonError::into_inner);
-        if due {
+        let next = *self.next_maintenance.lock().unwrap_or_else(PoisonError::into_inner);
+        // Further away than it was ever put: the clock has been set back since.
+        if now >= next || next > now + MAINTENANCE_INTERVAL {
             // An error is logged there, and shows again in the signature that it prevents.
             let _ = self.maintain(now);
         }
@@ -204,9 +213,20 @@ impl CaService {
 
     fn sign(&self, key: &PublicKey, identity: &Identity, now: SystemTime) -> Result<SignedLeaf, Refusal> {
         self.maintain_if_due(now);
-        let lifetime =
-            if identity.as_node().is_some() { NODE_LIFETIME } else { self.settings.workload_lifetime };
-        Ok(self.authority().sign(key, identity, lifetime, now)?)
+        Ok(self.authority().sign(key, identity, self.settings.workload_lifetime, now)?)
+    }
+
+    /// Signs the node credential of a host of that generation.
+    fn sign_node(
+        &self,
+        key: &PublicKey,
+        host: &Label,
+        generation: u32,
+        now: SystemTime,
+    ) -> Result<SignedLeaf, Refusal> {
+        self.maintain_if_due(now);
+        let identity = Identity::node(self.trust_domain(), host.clone());
+        Ok(self.authority().sign_node(key, &identity, generation, (NODE_LIFETIME, now))?)
     }
 
     /// Logs and records a refusal. That the record fails must not turn the refusal into something else.

@@ -83,8 +83,13 @@ pub(crate) fn bundle(authority: &Authority) -> Arc<TrustBundle> {
 }
 
 pub(crate) fn token(service: &CaService, host: TokenHost, services: &[&str], at: SystemTime) -> Token {
-    let request =
-        TokenRequest { host, grants: grants(services), lifetime: TOKEN_LIFETIME, who: "test".to_owned() };
+    let request = TokenRequest {
+        host,
+        grants: grants(services),
+        addresses: Vec::new(),
+        lifetime: TOKEN_LIFETIME,
+        who: "test".to_owned(),
+    };
     service.create_token(request, at).expect("a token")
 }
 

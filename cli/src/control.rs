@@ -21,6 +21,8 @@ mod in_force;
 mod listener;
 /// What hosts ask for.
 mod calls;
+/// Which addresses are a host's.
+mod addresses;
 /// The administration socket.
 mod socket;
 /// What operators ask for.
@@ -231,12 +233,13 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
 }
 
 fn settings_of(config: &ControlConfig, grants: &Arc<GrantBook>) -> Settings {
-    let grants = grants.clone();
+    let (grants, of_addresses) = (grants.clone(), grants.clone());
     Settings {
         lease: config.lease,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         format: Format { read_service, write_service, read_workload, write_workload },
         allowed: Arc::new(move |host, identity| grants.allows(host, identity)),
+        addresses: Arc::new(move |host, address| of_addresses.covers(host, address)),
     }
 }
 

@@ -56,7 +56,7 @@ fn agent_toml_shows_every_key_at_its_default() {
 #[test]
 fn registrations_are_taken_each_and_together() {
     let directory = examples().join("registrations");
-    let all = file::read_all(&directory).expect("they hold together");
+    let all = file::read_all(&directory, &BTreeSet::new()).expect("they hold together");
     assert_eq!(all.len(), fs::read_dir(&directory).expect("a directory").count());
     for service in all {
         let Key { namespace, name } = &service.key;

@@ -1,8 +1,12 @@
-//! Grants: which service identities a host may be given. The certificate authority checks them at every
-//! request, so a host that is taken over can pose as its own services and as nothing else.
+//! Grants: which service identities a host may be given, and which addresses it may announce besides those that it
+//! speaks from. The certificate authority and the control server check them at every request, so a host that is
+//! taken over can pose as its own services, at its own addresses, and as nothing else.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
+
+use ipnet::IpNet;
 
 use crate::identity::Identity;
 use crate::name::NameError;
@@ -45,6 +49,46 @@ impl FromStr for Grant {
 impl fmt::Display for Grant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.service_account, self.namespace)
+    }
+}
+
+/// Why a text is no grant of addresses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no address and no block of such: write 10.0.0.7, 10.0.0.0/24 or fd00::/64")]
+pub struct AddressGrantError(pub String);
+
+/// Addresses that a host may announce although it is not seen to speak from them: one, or a block, written as
+/// `10.0.0.7`, `10.0.0.0/24` or `fd00::/64`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AddressGrant(IpNet);
+
+impl AddressGrant {
+    /// Reads an address or a block. Bits of a block beyond its prefix are of no meaning.
+    pub fn parse(text: &str) -> Result<Self, AddressGrantError> {
+        let address = text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
+        let block = address.or_else(|_| text.parse::<IpNet>());
+        block.map(|block| Self(block.trunc())).map_err(|_| AddressGrantError(text.to_owned()))
+    }
+
+    /// Whether the address is granted.
+    pub fn covers(&self, address: IpAddr) -> bool {
+        self.0.contains(&address.to_canonical())
+    }
+}
+
+impl FromStr for AddressGrant {
+    type Err = AddressGrantError;
+    fn from_str(text: &str) -> Result<Self, AddressGrantError> {
+        Self::parse(text)
+    }
+}
+
+impl fmt::Display for AddressGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.prefix_len() == self.0.max_prefix_len() {
+            true => write!(f, "{}", self.0.addr()),
+            false => write!(f, "{}", self.0),
+        }
     }
 }
 
@@ -106,6 +150,28 @@ mod tests {
     fn refuses_what_no_label_could_match() {
         for bad in ["", ".", "a.", ".a", "A", "a.b.c", "a/b", "a b"] {
             assert!(Grant::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_granted_one_by_one_or_in_blocks() {
+        for (grant, address, expected) in [
+            ("10.0.0.7", "10.0.0.7", true),
+            ("10.0.0.7", "10.0.0.8", false),
+            ("10.0.0.7", "::ffff:10.0.0.7", true),
+            ("10.0.0.7/24", "10.0.0.9", true),
+            ("10.0.0.0/24", "10.0.1.0", false),
+            ("0.0.0.0/0", "fd00::7", false),
+            ("fd00::/64", "fd00::7", true),
+            ("fd00::/64", "fd00:0:0:1::7", false),
+        ] {
+            let granted = AddressGrant::parse(grant).expect(grant);
+            assert_eq!(granted.covers(address.parse().expect(address)), expected, "{grant} on {address}");
+            assert_eq!(AddressGrant::parse(&granted.to_string()), Ok(granted));
+        }
+        assert_eq!(AddressGrant::parse("fd00::7/64").map(|grant| grant.to_string()), Ok("fd00::/64".into()));
+        for bad in ["", "10.0.0", "10.0.0.0/33", "orders", "10.0.0.1-9", "10.0.0.1 "] {
+            assert!(AddressGrant::parse(bad).is_err(), "{bad}");
         }
     }
 }

@@ -24,6 +24,8 @@ pub mod decision;
 pub mod digest;
 /// Who is there: one lease a host.
 pub mod leases;
+/// Whose address it is.
+pub mod ownership;
 /// What a host says it runs.
 pub mod registration;
 /// The keyed, versioned map that is pushed.

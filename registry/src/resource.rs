@@ -2,7 +2,7 @@
 
 use baremesh_model::authorization::AuthorizationPolicy;
 use baremesh_model::destination_rule::DestinationRule;
-use baremesh_model::grant::Grant;
+use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::mesh::{Kind, ResourceId};
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Key, Label, default_namespace};
@@ -76,15 +76,17 @@ pub const KINDS: [Kind; 7] = [
     Kind::DestinationRule,
 ];
 
-/// Which services a host may be issued identities for.
+/// Which services a host may be issued identities for, and which addresses it may announce. It grants something.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostGrant {
     /// Namespace and name of the resource.
     pub key: Key,
     /// The hosts that it is for.
     pub host: HostPattern,
-    /// What they may be, at least one.
+    /// What they may be.
     pub services: Vec<Grant>,
+    /// Where else than at the addresses that they speak from they may say that they are.
+    pub addresses: Vec<AddressGrant>,
 }
 
 /// Hosts by name: exact, `web-*`, `*-eu` or `*`.

@@ -13,6 +13,8 @@ mod raw_peer;
 #[path = "stories/impostor.rs"]
 mod impostor;
 
+#[path = "stories/addresses.rs"]
+mod addresses;
 #[path = "stories/agent_killed.rs"]
 mod agent_killed;
 #[path = "stories/calls_by_name.rs"]

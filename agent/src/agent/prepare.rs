@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use baremesh_ca::authority::Authority;
-use baremesh_ca::client::{CONTROL_PORT, Client};
+use baremesh_ca::client::{CONNECT_TIMEOUT, CONTROL_PORT, Client};
 use baremesh_ca::local::LocalIssuer;
 use baremesh_ca::service::WORKLOAD_LIFETIME;
 use baremesh_ca::tls::TrustBundle;
@@ -22,7 +22,7 @@ use crate::identity::rotation::Node;
 use crate::identity::{Issuer, NodeCredential};
 use crate::machine;
 use crate::membership::Membership;
-use crate::proxy::socket::Mark;
+use crate::proxy::socket::{self, Mark};
 use crate::registration::{LocalService, file};
 use crate::snapshot::Host;
 use crate::snapshot::plan::CaptureSettings;
@@ -59,7 +59,7 @@ pub struct Prepared {
 
 /// Reads and checks it all.
 pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
-    let registrations = file::read_all(&config.directories.services())?;
+    let registrations = file::read_all(&config.directories.services(), &config.ssh_ports)?;
     match (&config.source, Membership::load(&config.directories.node())) {
         (SourceConfig::Files(directory), Err(_)) if config.directories.authority().exists() => {
             own_mesh(config, directory, registrations)
@@ -93,6 +93,9 @@ async fn member(
     let credential = NodeCredential::new(&membership.node).map_err(state)?;
     let resolver: Arc<dyn rustls::client::ResolvesClientCert> = Arc::clone(&credential) as _;
     let client = Client::new(membership.control.clone(), Arc::clone(&membership.bundle), resolver);
+    let own = mark(config);
+    // As the stream of the state is: with everything captured, the agent's own calls would come back to it.
+    let client = client.dialing(Arc::new(move |to| Box::pin(socket::connect(to, own, CONNECT_TIMEOUT))));
     let source = match source {
         Source::Control(control) => {
             Source::Control(Box::new(control.with(Arc::clone(&credential) as _, mark(config))))

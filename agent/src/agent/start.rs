@@ -19,6 +19,7 @@ use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig};
 use crate::credentials::Credentials;
 use crate::identity::{Rotation, RotationStatus};
+use crate::originate::Originations;
 use crate::proxy::socket::Mark;
 use crate::proxy::{Limits, Listeners, Phase, Shared, Worker};
 use crate::publish::Publisher;
@@ -36,10 +37,12 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
     let limits = limits_within(&config, raise_descriptor_limit());
     let prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
+    let originations = Arc::new(Originations::new(config.directories.config.join("credentials")));
     let publisher = Publisher::new(
         (prepared.initial.clone(), prepared.version),
         prepared.registrations.clone(),
         (prepared.host.clone(), config.ports.hbone),
+        Arc::clone(&originations),
         Arc::clone(&metrics),
     )
     .map_err(AgentError::State)?;
@@ -51,7 +54,7 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
     let guard = capture.as_ref().map(|capture| GuardPost::start(capture, &listeners)).transpose()?;
     let sockets = routes::Sockets::bind(&config).await?;
     // Who registered a service since `prepare` read them found no socket to tell this agent by.
-    let registrations = file::read_all(&config.directories.services())?;
+    let registrations = file::read_all(&config.directories.services(), &config.ssh_ports)?;
     publisher.take_registrations(registrations).map_err(AgentError::State)?;
 
     let phase = watch::Sender::new(Phase::Running);
@@ -72,6 +75,7 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         snapshot: publisher.snapshot(),
         snapshot_changed: publisher.changed(),
         credentials: Arc::clone(&credentials),
+        originations,
         phase: phase.subscribe(),
         cgroups: Cgroups::of_system(),
         connections: Arc::default(),
@@ -116,6 +120,7 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         (relieve, tokio::spawn(post.keep(relieved)))
     });
     others.push(tokio::spawn(routes::tell_service_manager(Arc::clone(&agent))));
+    others.push(tokio::spawn(Arc::clone(&agent.publisher).reread_certificates()));
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), "baremesh agent runs");
     Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, others })
 }

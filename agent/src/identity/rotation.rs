@@ -369,4 +369,46 @@ mod tests {
         assert_eq!((rotating.failures, rotating.retry_at), (0, None), "all is well again");
         assert!(rotating.status().missing.is_empty());
     }
+
+    const LIFE: Duration = Duration::from_secs(4 * 3600);
+
+    /// The clock on the wall may stand anywhere when it is looked at next: after a jump, or a suspend.
+    #[tokio::test]
+    async fn a_clock_that_jumps_is_followed_and_what_it_leaves_is_neither_shown_nor_kept() {
+        let place = tempfile::tempdir().expect("a directory");
+        let domain = TrustDomain::new("td").expect("a domain");
+        let directory = place.path().join("ca");
+        let authority = Authority::create(&directory, &domain, SystemTime::now()).expect("an authority");
+        let bundle = Arc::new(authority.bundle().expect("a bundle"));
+        let (host, grants) =
+            (Label::new("h1").expect("a label"), vec![Grant::parse("*.*").expect("a grant")]);
+        let issuer = LocalIssuer::new(authority, host, grants, LIFE);
+        let web = Identity::parse("spiffe://td/ns/default/sa/web").expect("an identity");
+        let published = Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&bundle), [])));
+        let rotation = Rotation {
+            issuer: Issuer::Local(Arc::new(Mutex::new(issuer))),
+            node: None,
+            bundle,
+            directory: place.path().join("certificates"),
+            published: Arc::clone(&published),
+            wanted: watch::channel(vec![web.clone()]).1,
+            status: Arc::default(),
+            metrics: Metrics::new("mesh"),
+        };
+        let mut rotating = rotation.start();
+        rotating.ask(std::slice::from_ref(&web)).await;
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        for (at, due, shown) in [
+            (now, false, true),
+            (now + hour, false, true),
+            (now + 3 * hour, true, true),
+            (now + 5 * hour, true, false),
+            (now - hour, true, false),
+        ] {
+            assert_eq!(!rotating.due(at).is_empty(), due, "{at:?}");
+            assert_eq!(published.load().of(&web, at).is_some(), shown, "{at:?}");
+            // However far away the renewal seems, the clock is looked at soon.
+            assert!(rotating.until_next(at) <= LOOK, "{at:?}");
+        }
+    }
 }

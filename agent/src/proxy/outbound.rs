@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use baremesh_model::destination_rule::{ClientTls, Limits};
+use baremesh_model::destination_rule::{ClientTls, Limits, ServerCheck};
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
 use baremesh_model::service::Protocol;
 use baremesh_model::outlier::Outcome;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use super::http::caller::Caller;
 use super::http::downstream::{self, Side};
@@ -24,6 +25,7 @@ use super::socket;
 use super::tunnel::{Peer, Place};
 use crate::attribution::{self, Who};
 use crate::capture::Outbound;
+use crate::originate::{self, OriginationError};
 use crate::snapshot::cluster::Held;
 use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot};
 use crate::snapshot::{Transport, endpoint};
@@ -189,6 +191,8 @@ enum Leg {
     /// The place in the tunnel is held for as long as the stream lives.
     Tunnel(TunnelStream, #[allow(dead_code)] Place),
     Socket(TcpStream),
+    /// Of the called side's own, without an agent.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Upstream {
@@ -207,6 +211,9 @@ impl Upstream {
                 Leg::Socket(upstream) => {
                     relay::client_to_upstream(client, upstream, &counted.meter, idle).await
                 }
+                Leg::Tls(upstream) => {
+                    Box::pin(relay::client_to_tls(client, upstream, &counted.meter, idle)).await
+                }
             }
         };
         tokio::select! {
@@ -223,6 +230,7 @@ impl Upstream {
         let header = version.header(record.client, record.destination.unwrap_or(record.client));
         match &mut self.leg {
             Leg::Socket(upstream) => upstream.write_all(&header).await.map_err(ProxyError::UpstreamBroke),
+            Leg::Tls(upstream) => upstream.write_all(&header).await.map_err(ProxyError::UpstreamBroke),
             Leg::Tunnel(stream, _) => stream
                 .send
                 .send_data(header.into(), false)
@@ -230,14 +238,8 @@ impl Upstream {
         }
     }
 
-    fn on_socket(upstream: TcpStream) -> Self {
-        Self {
-            leg: Leg::Socket(upstream),
-            _in_flight: None,
-            _held: None,
-            times: Times::default(),
-            delivered: None,
-        }
+    fn on(leg: Leg) -> Self {
+        Self { leg, _in_flight: None, _held: None, times: Times::default(), delivered: None }
     }
 }
 
@@ -390,8 +392,7 @@ async fn over_tunnel(
     let peer = Peer { credentials: &credentials, source, destination: callee, agent };
     let (stream, place) = worker.pool.open(peer, authority, record.client).await?;
     record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
-    let times = Times::default();
-    Ok(Upstream { leg: Leg::Tunnel(stream, place), _in_flight: None, _held: None, times, delivered: None })
+    Ok(Upstream::on(Leg::Tunnel(stream, place)))
 }
 
 /// To a service of this host: no wire, the same policy.
@@ -406,7 +407,7 @@ async fn this_host(
     worker.authorize(local, Some(caller), source_ip, record)?;
     let upstream = worker.deliver(local, record).await?;
     let delivered = Delivered { local: Arc::clone(local), source: Some(caller.clone()), source_ip };
-    Ok(Upstream { delivered: Some(delivered), ..Upstream::on_socket(upstream) })
+    Ok(Upstream { delivered: Some(delivered), ..Upstream::on(Leg::Socket(upstream)) })
 }
 
 /// To an endpoint without an agent. One that a resource places at a service of this host is that service, under its
@@ -422,18 +423,44 @@ async fn without_agent(
     }
     match call.snapshot.local(address) {
         Some(local) => this_host(call, local, record).await,
-        None => match cluster.tls() {
-            None | Some(ClientTls::Disable) => {
-                let upstream = as_it_was(call, address, record).await?;
-                if let (Leg::Socket(socket), Some(keepalive)) = (&upstream.leg, cluster.limits().keepalive) {
-                    socket::keep_alive_as(socket, keepalive).map_err(ProxyError::UpstreamBroke)?;
-                }
-                Ok(upstream)
+        None => {
+            if let Some(tls @ ClientTls::IstioMutual) = cluster.tls() {
+                // What asks for TLS is never sent in plaintext.
+                return Err(ProxyError::NeedsTls { address, mode: tls.mode() });
             }
-            // What asks for TLS is never sent in plaintext.
-            Some(tls) => Err(ProxyError::NeedsTls { address, mode: tls.mode() }),
-        },
+            let upstream = as_it_was(call, address, record).await?;
+            if let (Leg::Socket(socket), Some(keepalive)) = (&upstream.leg, cluster.limits().keepalive) {
+                socket::keep_alive_as(socket, keepalive).map_err(ProxyError::UpstreamBroke)?;
+            }
+            match (cluster.tls(), upstream.leg) {
+                (Some(ClientTls::Simple(server) | ClientTls::Mutual(_, server)), Leg::Socket(socket)) => {
+                    Box::pin(in_tls(call, cluster, server, socket)).await
+                }
+                (_, leg) => Ok(Upstream { leg, ..upstream }),
+            }
+        }
     }
+}
+
+/// The called side's own TLS, as the DestinationRule says.
+async fn in_tls(
+    Call { worker, .. }: &Call<'_>,
+    cluster: &Cluster,
+    server: &ServerCheck,
+    socket: TcpStream,
+) -> Result<Upstream, ProxyError> {
+    let address = socket.peer_addr().map_err(ProxyError::UpstreamBroke)?;
+    let failed = |source| ProxyError::Handshake { address, source };
+    let tls =
+        cluster.tls().map_or(Err(OriginationError::NotLoaded), |tls| worker.shared.originations.of(tls));
+    let config = tls.map_err(|error| failed(io::Error::other(error)))?;
+    let name = server.sni.as_ref().unwrap_or(&cluster.name.host);
+    let handshake = originate::connect(config, name, socket);
+    let stream = tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake)
+        .await
+        .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
+        .map_err(failed)?;
+    Ok(Upstream::on(Leg::Tls(stream)))
 }
 
 /// Plaintext, as without a mesh.
@@ -455,5 +482,5 @@ async fn as_it_was(
     if here && snapshot.serves_port(address.port()) {
         return Err(ProxyError::NotMeshed(address));
     }
-    Ok(Upstream::on_socket(upstream))
+    Ok(Upstream::on(Leg::Socket(upstream)))
 }

@@ -15,10 +15,11 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt as _, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
 use tokio::task::coop::consume_budget;
+use tokio_rustls::client::TlsStream;
 
 pub use meter::Meter;
 
@@ -123,6 +124,52 @@ pub async fn client_to_upstream(
     let ended = both(up, down, meter, idle).await;
     after(&ended, client, None);
     after(&ended, upstream, None);
+    ended
+}
+
+/// Carries between a caller's socket and a server that is reached over TLS until both directions have ended. A server that
+/// is gone without a word of farewell has broken off (RFC 8446, section 6.1): what came may not be all.
+pub async fn client_to_tls(
+    client: &TcpStream,
+    tls: &mut TlsStream<TcpStream>,
+    meter: &Meter,
+    idle: Duration,
+) -> Result<(), Broken> {
+    let (mut receive, mut send) = tokio::io::split(&mut *tls);
+    let up = async {
+        let mut buffer = Vec::new();
+        loop {
+            client.readable().await.map_err(Broken::Client)?;
+            buffer.resize(MEDIUM_READ, 0);
+            match client.try_read(&mut buffer) {
+                Ok(0) => return send.shutdown().await.map_err(Broken::Upstream),
+                Ok(read) => {
+                    send.write_all(&buffer[..read]).await.map_err(Broken::Upstream)?;
+                    send.flush().await.map_err(Broken::Upstream)?;
+                    meter.sent(read);
+                    consume_budget().await;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => buffer = Vec::new(),
+                Err(error) => return Err(Broken::Client(error)),
+            }
+        }
+    };
+    let down = async {
+        let mut buffer = vec![0; MEDIUM_READ];
+        loop {
+            let read = receive.read(&mut buffer).await.map_err(Broken::Upstream)?;
+            if read == 0 {
+                // As below: a side that is gone both ways says so at the next read.
+                let _ = SockRef::from(client).shutdown(Shutdown::Write);
+                return Ok(());
+            }
+            let mut chunk = [Bytes::copy_from_slice(&buffer[..read])];
+            meter.answered(write_all(client, &mut chunk).await.map_err(Broken::Client)?);
+        }
+    };
+    let ended = both(up, down, meter, idle).await;
+    after(&ended, client, None);
+    after(&ended, tls.get_ref().0, None);
     ended
 }
 

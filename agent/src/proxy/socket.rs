@@ -1,7 +1,7 @@
 //! The agent's own sockets: marked, so that the capture rules let them pass, and without delay.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use baremesh_model::destination_rule::Keepalive;
@@ -32,8 +32,21 @@ impl Mark {
 
 /// Connects.
 pub async fn connect(to: SocketAddr, mark: Mark, timeout: Duration) -> io::Result<TcpStream> {
+    connect_from(None, to, mark, timeout).await
+}
+
+/// Connects, from one of this host's addresses where one is named.
+pub async fn connect_from(
+    from: Option<IpAddr>,
+    to: SocketAddr,
+    mark: Mark,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     mark.put_on(&SockRef::from(&socket))?;
+    if let Some(from) = from {
+        socket.bind(SocketAddr::new(from, 0))?;
+    }
     let stream = tokio::time::timeout(timeout, socket.connect(to))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {timeout:?}")))??;
@@ -95,4 +108,24 @@ pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
 /// IPv4-mapped IPv6 addresses as IPv4.
 pub fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Only who administers the network may mark; without that, the reason is told.
+    #[tokio::test]
+    async fn connections_carry_the_mark_and_come_from_where_they_should() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let to = listener.local_addr().expect("an address");
+        let patience = Duration::from_secs(60);
+        let from = IpAddr::from([127, 0, 0, 9]);
+        let plain = connect_from(Some(from), to, Mark(None), patience).await.expect("connected");
+        assert_eq!(plain.local_addr().expect("an address").ip(), from);
+        match connect(to, Mark(Some(77)), patience).await {
+            Ok(marked) => assert_eq!(SockRef::from(&marked).mark().expect("read"), 77),
+            Err(error) => assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}"),
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! Registration files: one TOML file a service below the host's services directory. What callers are matched by and
 //! where connections are delivered stands here and nowhere else; the control server cannot change it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
@@ -47,7 +47,7 @@ pub enum RegistrationError {
         /// What is wrong, with the line where it stands.
         fault: String,
     },
-    /// Two registrations exclude each other.
+    /// Two registrations exclude each other, or one and what the host is told otherwise.
     #[error("{path}: {fault}")]
     Conflict {
         /// The later of the two files.
@@ -240,14 +240,21 @@ pub fn read(path: &Path) -> Result<(Written, LocalService), RegistrationError> {
     Ok((written, local))
 }
 
-/// Reads all registrations of a host, in the order of their files. One that is wrong makes the whole set wrong: a
-/// service that quietly lost its protection would be worse. A directory that does not exist has none.
-pub fn read_all(directory: &Path) -> Result<Vec<Arc<LocalService>>, RegistrationError> {
-    Ok(read_each(directory)?.into_iter().map(|(_, local)| local).collect())
+/// Reads all registrations of a host, in the order of their files, beside the ports of its sshd. One that is wrong makes
+/// the whole set wrong: a service that quietly lost its protection would be worse. A directory that does not exist has
+/// none.
+pub fn read_all(
+    directory: &Path,
+    ssh_ports: &BTreeSet<u16>,
+) -> Result<Vec<Arc<LocalService>>, RegistrationError> {
+    Ok(read_each(directory, ssh_ports)?.into_iter().map(|(_, local)| local).collect())
 }
 
 /// The same, each with what its file says.
-pub fn read_each(directory: &Path) -> Result<Vec<(Written, Arc<LocalService>)>, RegistrationError> {
+pub fn read_each(
+    directory: &Path,
+    ssh_ports: &BTreeSet<u16>,
+) -> Result<Vec<(Written, Arc<LocalService>)>, RegistrationError> {
     let file = |source| RegistrationError::File { path: directory.to_owned(), source };
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -270,12 +277,27 @@ pub fn read_each(directory: &Path) -> Result<Vec<(Written, Arc<LocalService>)>, 
     let mut all: Vec<(Written, Arc<LocalService>)> = Vec::new();
     for path in paths {
         let (written, local) = read(&path)?;
+        if let Some(fault) = at_ssh(&local, ssh_ports) {
+            return Err(RegistrationError::Conflict { path, fault });
+        }
         if let Some(fault) = all.iter().find_map(|(_, other)| conflict(other, &local)) {
             return Err(RegistrationError::Conflict { path, fault });
         }
         all.push((written, Arc::new(local)));
     }
     Ok(all)
+}
+
+/// Why a registration cannot stand on a host whose sshd has these ports besides 22: they are never captured, so nothing
+/// would protect the service, and who administers the host would be locked out if they were.
+fn at_ssh(local: &LocalService, ssh_ports: &BTreeSet<u16>) -> Option<String> {
+    let mut ports = local.ports.iter().flat_map(|port| [port.target_port.get(), port.deliver.port()]);
+    let taken = ports.find(|port| ssh_ports.contains(port))?;
+    Some(format!(
+        "{} has port {taken}, which is SSH's (`ssh_ports` in agent.toml) and never meshed: give it another, or take the \
+         port out of `ssh_ports`",
+        local.key
+    ))
 }
 
 /// Why two registrations cannot stand side by side.
@@ -310,11 +332,19 @@ fn conflict(other: &LocalService, new: &LocalService) -> Option<String> {
 }
 
 /// Registers a service: checks it beside the others, then writes its file. Registering it again replaces it.
-pub fn register(directory: &Path, written: &Written) -> Result<LocalService, RegistrationError> {
+pub fn register(
+    directory: &Path,
+    written: &Written,
+    ssh_ports: &BTreeSet<u16>,
+) -> Result<LocalService, RegistrationError> {
     let fault = |fault| RegistrationError::Content { path: directory.to_owned(), fault };
     let local = LocalService::try_from(written).map_err(fault)?;
     let path = path_of(directory, &local.key);
-    for other in read_all(directory)? {
+    if let Some(fault) = at_ssh(&local, ssh_ports) {
+        return Err(RegistrationError::Conflict { path, fault });
+    }
+    // Another one at a port of SSH is not this one's fault: the agent says so.
+    for other in read_all(directory, &BTreeSet::new())? {
         if let Some(fault) =
             Some(&other).filter(|other| other.key != local.key).and_then(|o| conflict(o, &local))
         {
@@ -378,9 +408,36 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_registered_at_a_port_of_ssh() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let ssh = BTreeSet::from([2222, 2223]);
+        for (ports, refused) in [
+            ("{ port = 2222 }", true),
+            ("{ port = 80, targetPort = 2223 }", true),
+            ("{ port = 80, deliver = \"127.0.0.1:2222\" }", true),
+            ("{ port = 81 }, { port = 80, targetPort = 2222 }", true),
+            ("{ port = 2222, targetPort = 8080 }", false),
+        ] {
+            let written: Written =
+                toml::from_str(&format!("name = \"a\"\nports = [{ports}]")).expect("a registration");
+            let registered = register(directory.path(), &written, &ssh).map_err(|error| error.to_string());
+            assert_eq!(registered.is_err(), refused, "{ports}: {registered:?}");
+            assert!(registered.err().is_none_or(|error| error.contains("`ssh_ports` in agent.toml")));
+            // Registered before the port was SSH's, or by hand.
+            register(directory.path(), &written, &BTreeSet::new()).expect("registered");
+            let read = read_all(directory.path(), &ssh).map_err(|error| error.to_string());
+            assert_eq!(read.is_err(), refused, "{ports}: {read:?}");
+        }
+    }
+
+    #[test]
     fn a_set_is_taken_whole_or_not_at_all() {
         let directory = tempfile::tempdir().expect("a directory");
         let read = |toml: &str| toml::from_str::<Written>(toml).expect("a registration");
+        let (none, register) = (BTreeSet::new(), |directory: &Path, written: &Written| {
+            register(directory, written, &BTreeSet::new())
+        });
+        let read_all = |directory: &Path| read_all(directory, &none);
         let orders = read("name = \"orders\"\nports = [{ port = 8080 }]\nuser = 7");
         register(directory.path(), &orders).expect("registered");
         let same_port = read("name = \"web\"\nports = [{ port = 8080 }]");

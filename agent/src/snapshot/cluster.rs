@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use baremesh_model::balance::locality::{self, Choice, Health};
 use baremesh_model::balance::{Balancer, Draw, FULL, Load, Member};
-use baremesh_model::destination_rule::{Algorithm, ClientTls, EffectivePolicy, Limits};
+use baremesh_model::destination_rule::{Algorithm, ClientTls, EffectivePolicy, HashKey, Limits};
 use baremesh_model::name::Key;
 use baremesh_model::outlier::{Cause, Outcome};
 
@@ -132,12 +132,17 @@ impl Cluster {
         self.policy.tls.as_ref()
     }
 
-    /// The hash of a connection that is not HTTP's, where the rule has its balancer hash the caller's address.
-    pub fn hash_of_connection(&self, source: IpAddr) -> Option<u64> {
+    /// What a consistent hash is taken of, where the rule has one: `HashKey::of_request` is the hash of a request.
+    pub fn hash_key(&self) -> Option<&HashKey> {
         match &self.policy.load_balancer.algorithm {
-            Algorithm::ConsistentHash(hash) => hash.key.of_connection(source),
+            Algorithm::ConsistentHash(hash) => Some(&hash.key),
             _ => None,
         }
+    }
+
+    /// The hash of a connection that is not HTTP's, where the rule has its balancer hash the caller's address.
+    pub fn hash_of_connection(&self, source: IpAddr) -> Option<u64> {
+        self.hash_key().and_then(|key| key.of_connection(source))
     }
 
     /// The endpoint for a connection or request, leaving out those in `tried`. `hash` is that of its key, where it has

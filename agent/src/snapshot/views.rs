@@ -31,7 +31,7 @@ pub(super) struct Callers<'a> {
     callers: Vec<From>,
     rules: Rules,
     /// Clusters of the previous snapshot, which lend what was learnt.
-    known: HashMap<&'a ClusterName, &'a Arc<Cluster>>,
+    known: HashMap<&'a ClusterName, Vec<&'a Arc<Cluster>>>,
 }
 
 /// What tells views of one service apart.
@@ -68,17 +68,18 @@ impl<'a> Callers<'a> {
         let services = previous.into_iter().flat_map(Snapshot::services);
         let views = services.flat_map(|service| &service.views.views);
         let clusters = views.flat_map(|view| view.ports.iter().flat_map(PortView::clusters));
-        Self {
-            callers,
-            rules: Rules::new(&mesh.destination_rules, &config.domain, &config.root_namespace),
-            known: clusters.map(|cluster| (&cluster.name, cluster)).collect(),
+        let mut known: HashMap<_, Vec<_>> = HashMap::new();
+        for cluster in clusters {
+            known.entry(&cluster.name).or_default().push(cluster);
         }
+        let rules = Rules::new(&mesh.destination_rules, &config.domain, &config.root_namespace);
+        Self { callers, rules, known }
     }
 
     /// The views of a service.
     pub(super) fn views(&self, service: &Key, host: &Arc<str>, ports: &[PortEntry]) -> Views {
         if self.rules.is_empty() {
-            let view = self.view(&Kind { rule: None, place: None }, host, ports);
+            let view = self.view(&Kind { rule: None, place: None }, &[], host, ports);
             return Views { views: vec![view], of_caller: Vec::new() };
         }
         let mut kinds: Vec<Kind<'_>> = Vec::new();
@@ -94,11 +95,15 @@ impl<'a> Callers<'a> {
             });
             of_caller.push(u32::try_from(index).unwrap_or(0));
         }
-        let views = kinds.iter().map(|kind| self.view(kind, host, ports)).collect();
+        let mut views = Vec::with_capacity(kinds.len());
+        for kind in &kinds {
+            views.push(self.view(kind, &views, host, ports));
+        }
         Views { views, of_caller }
     }
 
-    fn view(&self, kind: &Kind<'_>, host: &Arc<str>, ports: &[PortEntry]) -> View {
+    /// One view; what was learnt is shared with `others` of the same service.
+    fn view(&self, kind: &Kind<'_>, others: &[View], host: &Arc<str>, ports: &[PortEntry]) -> View {
         let rules: Arc<[Key]> = kind.rule.map(|rule| rule.keys.clone()).unwrap_or_default().into();
         let port = |port: &PortEntry| {
             let cluster = |subset: Option<&Subset>| {
@@ -108,7 +113,10 @@ impl<'a> Callers<'a> {
                     subset: subset.map(|subset| Arc::clone(&subset.name)),
                     rules: Arc::clone(&rules),
                 };
-                Arc::new(self.cluster(name, kind, subset, port))
+                let others = others.iter().flat_map(|view| &view.ports).flat_map(PortView::clusters);
+                let shared = others.filter(|other| other.name == name);
+                let known = shared.chain(self.known.get(&name).into_iter().flatten().copied()).collect();
+                Arc::new(cluster(name, (kind, subset), port, known))
             };
             let subsets = kind.rule.map(|rule| &*rule.subsets).unwrap_or_default();
             PortView {
@@ -118,36 +126,38 @@ impl<'a> Callers<'a> {
         };
         View { rule: kind.rule.cloned(), ports: ports.iter().map(port).collect() }
     }
+}
 
-    fn cluster(
-        &self,
-        name: ClusterName,
-        kind: &Kind<'_>,
-        subset: Option<&Subset>,
-        port: &PortEntry,
-    ) -> Cluster {
-        let policy = kind
-            .rule
-            .map(|rule| rule.policy.effective(subset.and_then(|subset| subset.policy.as_ref()), port.port));
-        let policy = policy.unwrap_or_default();
-        let known = self.known.get(&name).copied();
-        let labels = subset.map(|subset| &subset.labels);
-        let inside =
-            |endpoint: &&Arc<Endpoint>| labels.is_none_or(|labels| selects(labels, &endpoint.labels));
-        let endpoints: Vec<Arc<Endpoint>> = port.endpoints.iter().filter(inside).cloned().collect();
-        let endpoints = if policy.outlier.is_some() { judged_apart(endpoints, known) } else { endpoints };
-        let sorted = grouped(&endpoints, kind.place, &policy);
-        let (mut ordered, mut groups) = (Vec::new(), Vec::new());
-        for (index, group) in sorted.into_iter().enumerate() {
-            let start = ordered.len();
-            ordered.extend(group.members.into_iter().map(|member| Arc::clone(&endpoints[member])));
-            let table = table(&ordered[start..], &policy, known.and_then(|known| known.groups().get(index)));
-            let range = start..ordered.len();
-            groups.push(Group { priority: group.priority, weight: group.weight, range, table });
-        }
-        let state = known.map(|known| Arc::clone(known.state())).unwrap_or_default();
-        Cluster::new(name, policy, ordered, groups, state)
+/// The cluster of a port, or of one of its subsets. `known` are those that lend what was learnt: of other callers of this
+/// host, and of the state before.
+fn cluster(
+    name: ClusterName,
+    (kind, subset): (&Kind<'_>, Option<&Subset>),
+    port: &PortEntry,
+    known: Vec<&Arc<Cluster>>,
+) -> Cluster {
+    let policy = kind
+        .rule
+        .map(|rule| rule.policy.effective(subset.and_then(|subset| subset.policy.as_ref()), port.port));
+    let policy = policy.unwrap_or_default();
+    let labels = subset.map(|subset| &subset.labels);
+    let inside = |endpoint: &&Arc<Endpoint>| labels.is_none_or(|labels| selects(labels, &endpoint.labels));
+    let endpoints: Vec<Arc<Endpoint>> = port.endpoints.iter().filter(inside).cloned().collect();
+    let endpoints = if policy.outlier.is_some() { judged_apart(endpoints, &known) } else { endpoints };
+    let (mut ordered, mut groups) = (Vec::new(), Vec::new());
+    for group in grouped(&endpoints, kind.place, &policy) {
+        let start = ordered.len();
+        ordered.extend(group.members.into_iter().map(|member| Arc::clone(&endpoints[member])));
+        let table = table(&ordered[start..], &policy, &known);
+        groups.push(Group {
+            priority: group.priority,
+            weight: group.weight,
+            range: start..ordered.len(),
+            table,
+        });
     }
+    let state = known.first().map(|known| Arc::clone(known.state())).unwrap_or_default();
+    Cluster::new(name, policy, ordered, groups, state)
 }
 
 /// Whether where a caller stands makes a difference under a rule.
@@ -164,10 +174,11 @@ fn place_counts(rule: &MergedRule) -> bool {
 }
 
 /// The endpoints with a record of their own on who is left out: another cluster may judge them by other rules.
-fn judged_apart(endpoints: Vec<Arc<Endpoint>>, known: Option<&Arc<Cluster>>) -> Vec<Arc<Endpoint>> {
+fn judged_apart(endpoints: Vec<Arc<Endpoint>>, known: &[&Arc<Cluster>]) -> Vec<Arc<Endpoint>> {
     let known: HashMap<SocketAddr, &Arc<Endpoint>> = known
+        .iter()
+        .rev()
         .filter(|known| known.policy.outlier.is_some())
-        .into_iter()
         .flat_map(|known| known.endpoints().iter().map(|endpoint| (endpoint.address, endpoint)))
         .collect();
     let apart = |endpoint: Arc<Endpoint>| {
@@ -200,18 +211,21 @@ fn grouped(
     locality::groups(&places, caller, setting, policy.outlier.is_some())
 }
 
-/// The table of a group; the previous one where nothing has changed.
-fn table(endpoints: &[Arc<Endpoint>], policy: &EffectivePolicy, known: Option<&Group>) -> Arc<Table> {
+/// The table of a group; one that is known where it is of the same endpoints.
+fn table(endpoints: &[Arc<Endpoint>], policy: &EffectivePolicy, known: &[&Arc<Cluster>]) -> Arc<Table> {
     let member = |endpoint: &Arc<Endpoint>| Member {
         id: hash::of_endpoint(endpoint.address),
         weight: endpoint.weight,
     };
     let members: Box<[Member]> = endpoints.iter().map(member).collect();
     let algorithm = &policy.load_balancer.algorithm;
-    let same = |group: &&Group| group.table.members == members && group.table.algorithm == *algorithm;
-    if let Some(known) = known.filter(same) {
-        return Arc::clone(&known.table);
+    let mut tables = known.iter().flat_map(|known| known.groups()).map(|group| &group.table);
+    match tables.find(|table| table.members == members && table.algorithm == *algorithm) {
+        Some(known) => Arc::clone(known),
+        None => Arc::new(Table {
+            balancer: Balancer::new(algorithm, &members),
+            algorithm: algorithm.clone(),
+            members,
+        }),
     }
-    let balancer = Balancer::new(algorithm, &members);
-    Arc::new(Table { algorithm: algorithm.clone(), members, balancer })
 }

@@ -146,6 +146,7 @@ pub(super) fn probe(
     let issuing = Issuing {
         chain: chain.iter().filter(|above| **above != root).cloned().collect(),
         issuer: Issuer::from_ca_cert_der(&chain[0], KeyPair::try_from(key.serialized_der())?)?,
+        not_before: now,
         not_after: now + PROBE_LIFETIME,
     };
     let authority =

@@ -107,7 +107,9 @@ pub(super) fn read_issuing(directory: &Path) -> Result<Issuing, AuthorityError> 
         }
     };
     let issuer = Issuer::from_ca_cert_der(&chain[0], key)?;
-    Ok(Issuing { chain, issuer, not_after })
+    let parsed = parse(&chain[0]).map_err(|error| content(&path, &error))?;
+    let not_before = from_unix(parsed.validity().not_before.timestamp());
+    Ok(Issuing { chain, issuer, not_before, not_after })
 }
 
 fn read_matching_key(

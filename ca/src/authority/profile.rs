@@ -12,6 +12,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::clock::{to_date, whole_seconds};
 use crate::key::fill_random;
+use crate::leaf::Serial;
 
 /// How long a root is valid.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(3_650 * 86_400);
@@ -19,22 +20,21 @@ pub const ROOT_LIFETIME: Duration = Duration::from_secs(3_650 * 86_400);
 pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_secs(365 * 86_400);
 /// How far before its making a certificate becomes valid, so that a peer whose clock is behind takes it.
 pub const BACKDATE: Duration = Duration::from_secs(120);
-/// Random bytes in a serial number. RFC 5280, section 4.1.2.2, allows 20 bytes at most.
-const SERIAL_LENGTH: usize = 16;
 
 /// A certificate that can sign, fresh from the press.
 pub(super) struct Made {
     pub(super) certificate: CertificateDer<'static>,
     pub(super) issuer: Issuer<'static, KeyPair>,
+    pub(super) not_before: SystemTime,
     pub(super) not_after: SystemTime,
 }
 
 pub(super) fn make_root(now: SystemTime) -> Result<Made, rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let not_after = whole_seconds(now + ROOT_LIFETIME);
-    let params = authority("root", BasicConstraints::Unconstrained, (backdated(now), not_after));
+    let (not_before, not_after) = (backdated(now), whole_seconds(now + ROOT_LIFETIME));
+    let params = authority("root", BasicConstraints::Unconstrained, (not_before, not_after));
     let certificate = params.self_signed(&key)?.into();
-    Ok(Made { certificate, issuer: Issuer::new(params, key), not_after })
+    Ok(Made { certificate, issuer: Issuer::new(params, key), not_before, not_after })
 }
 
 /// An intermediate that signs leaves only, and does not outlive its signer.
@@ -44,11 +44,12 @@ pub(super) fn make_intermediate(
     now: SystemTime,
 ) -> Result<Made, rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let not_before = backdated(now);
     let not_after = whole_seconds(now + INTERMEDIATE_LIFETIME).min(signer_not_after);
-    let mut params = authority("intermediate", BasicConstraints::Constrained(0), (backdated(now), not_after));
+    let mut params = authority("intermediate", BasicConstraints::Constrained(0), (not_before, not_after));
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, signer)?.into();
-    Ok(Made { certificate, issuer: Issuer::new(params, key), not_after })
+    Ok(Made { certificate, issuer: Issuer::new(params, key), not_before, not_after })
 }
 
 fn authority(
@@ -97,8 +98,8 @@ pub(super) fn backdated(now: SystemTime) -> SystemTime {
 }
 
 /// 128 random bits.
-pub(super) fn random_serial() -> [u8; SERIAL_LENGTH] {
-    let mut serial = [0; SERIAL_LENGTH];
+pub(super) fn random_serial() -> Serial {
+    let mut serial = Serial::default();
     fill_random(&mut serial);
     serial
 }

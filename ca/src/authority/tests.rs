@@ -124,6 +124,27 @@ fn opens_without_the_root_key_and_replaces_the_intermediate_with_it() {
     assert_eq!(reopened.issuing_not_after(), authority.issuing_not_after());
 }
 
+/// A machine that started with its clock a year ahead, and has been told the time since.
+#[test]
+fn an_intermediate_that_was_made_while_the_clock_was_ahead_is_replaced() {
+    let place = Place::new();
+    let ahead = now() + 400 * DAY;
+    place.authority();
+    let directory = place.path("ca");
+    let mut authority = Authority::open(&directory, ahead).expect("opened, and the intermediate replaced");
+    assert!(verified(&authority, &sign(&authority, DAY, now()).expect("signed"), now()).is_err());
+    let (key, vault) = (directory.join("root.key"), place.path("vault.key"));
+    fs::rename(&key, &vault).expect("moved");
+    let Maintenance::Expiring { advice, .. } = authority.maintain(now()).expect("advice") else {
+        panic!("it must warn");
+    };
+    assert!(advice.contains("not valid yet") && advice.contains("root.key"), "{advice}");
+    fs::rename(&vault, &key).expect("moved back");
+    assert_eq!(authority.maintain(now()).expect("replaced"), Maintenance::Replaced);
+    assert_eq!(authority.maintain(now()).expect("current"), Maintenance::Current);
+    assert!(verified(&authority, &sign(&authority, DAY, now()).expect("signed"), now()).is_ok());
+}
+
 #[test]
 fn finishes_a_replacement_that_a_crash_cut_short() {
     let place = Place::new();

@@ -215,3 +215,17 @@ fn adds_the_port_where_none_is_written() {
         assert_eq!(with_port(written), meant);
     }
 }
+
+/// What opens the connection may mark it, so that it is nobody else's to carry.
+#[tokio::test]
+async fn connections_are_opened_as_the_caller_says() {
+    let refused: Arc<Dial> = Arc::new(|_| Box::pin(async { Err(io::Error::other("not by me")) }));
+    let place = Place::new();
+    let service = place.service();
+    let bundle = Arc::new(service.bundle().expect("a bundle"));
+    let node = issue(&place.authority(), &identity("ns/nodes/sa/h1"), now());
+    let credential = single_certificate(node.certified_key().expect("a key"));
+    let client = Client::new("127.0.0.1:1".to_owned(), bundle, credential).dialing(refused);
+    let error = client.issue(&[identity("ns/hosts/sa/h1")]).await.expect_err("refused").to_string();
+    assert!(error.contains("not by me") && error.contains("127.0.0.1:1"), "{error}");
+}

@@ -1,13 +1,14 @@
 //! Hosts that joined: what each may be, and the key of its node credential.
 
+use std::str::FromStr;
 use std::time::SystemTime;
 
-use baremesh_model::grant::Grant;
+use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::name::Label;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::{Ledger, LedgerError};
-use crate::clock::{from_unix, to_unix};
+use crate::clock::from_unix;
 
 /// A host that joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,15 +17,19 @@ pub struct HostRecord {
     pub name: Label,
     /// Which services its token granted to it.
     pub grants: Vec<Grant>,
+    /// Which addresses its token granted to it besides those that it speaks from.
+    pub addresses: Vec<AddressGrant>,
     /// The fingerprint of its node credential's public key.
     pub key: [u8; 32],
-    /// When it joined last. Node credentials from before are refused.
+    /// When it joined last.
     pub joined_at: SystemTime,
+    /// How often its name was taken over by joining anew. Node credentials of an earlier generation are refused.
+    pub generation: u32,
     /// Whether an operator shut it out.
     pub revoked: bool,
 }
 
-const COLUMNS: &str = "name, grants, key, joined_at, revoked";
+const COLUMNS: &str = "name, grants, addresses, key, joined_at, generation, revoked";
 
 impl Ledger {
     /// The host of this name, if it joined.
@@ -49,18 +54,18 @@ impl Ledger {
         })
     }
 
-    /// Notes that the host's node credential was renewed with another key. Should the clock have been set back
-    /// since the host joined, the time of joining moves with it; otherwise the new credential would look older.
+    /// Notes that the node credential of a host of that generation was renewed with another key. One that was taken
+    /// over meanwhile keeps the key of its successor.
     pub(crate) fn renew_node(
         &self,
         name: &Label,
         key: &[u8; 32],
-        now: SystemTime,
+        generation: u32,
     ) -> Result<(), LedgerError> {
         self.write(|connection| {
             connection.execute(
-                "UPDATE hosts SET key = ?2, joined_at = min(joined_at, ?3) WHERE name = ?1",
-                params![name.as_str(), key, to_unix(now)],
+                "UPDATE hosts SET key = ?2 WHERE name = ?1 AND generation = ?3",
+                params![name.as_str(), key, generation],
             )?;
             Ok(())
         })
@@ -74,22 +79,23 @@ pub(super) fn find(connection: &Connection, name: &Label) -> Result<Option<HostR
 
 fn read(row: &Row<'_>) -> Result<HostRecord, LedgerError> {
     let name: String = row.get("name")?;
-    let grants: String = row.get("grants")?;
+    let (grants, addresses): (String, String) = (row.get("grants")?, row.get("addresses")?);
     Ok(HostRecord {
         name: Label::new(&name).map_err(|_| LedgerError::Corrupt("host name"))?,
-        grants: grants_from_text(&grants)?,
+        grants: from_lines(&grants)?,
+        addresses: from_lines(&addresses)?,
         key: row.get("key")?,
         joined_at: from_unix(row.get("joined_at")?),
+        generation: row.get("generation")?,
         revoked: row.get("revoked")?,
     })
 }
 
 /// Grants stand one a line; no grant holds a line feed.
-pub(super) fn grants_to_text(grants: &[Grant]) -> String {
-    grants.iter().map(Grant::to_string).collect::<Vec<_>>().join("\n")
+pub(super) fn to_lines<T: ToString>(grants: &[T]) -> String {
+    grants.iter().map(T::to_string).collect::<Vec<_>>().join("\n")
 }
 
-pub(super) fn grants_from_text(text: &str) -> Result<Vec<Grant>, LedgerError> {
-    let parsed: Result<_, _> = text.lines().map(Grant::parse).collect();
-    parsed.map_err(|_| LedgerError::Corrupt("grant"))
+pub(super) fn from_lines<T: FromStr>(text: &str) -> Result<Vec<T>, LedgerError> {
+    text.lines().map(|line| line.parse().map_err(|_| LedgerError::Corrupt("grant"))).collect()
 }

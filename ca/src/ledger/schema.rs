@@ -8,7 +8,8 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::LedgerError;
 
 /// Step `n` makes version `n + 1` of version `n`. Steps are appended, never changed. Times are seconds since 1970.
-const STEPS: [&str; 1] = ["
+pub(super) const STEPS: [&str; 2] = [
+    "
     CREATE TABLE tokens (
         id TEXT PRIMARY KEY,
         secret_hash BLOB NOT NULL,
@@ -46,7 +47,14 @@ const STEPS: [&str; 1] = ["
         outcome TEXT NOT NULL,
         reason TEXT NOT NULL
     ) STRICT;
-"];
+",
+    // How often a host's name was taken over, and the addresses that tokens grant, one a line.
+    "
+    ALTER TABLE hosts ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE hosts ADD COLUMN addresses TEXT NOT NULL DEFAULT '';
+    ALTER TABLE tokens ADD COLUMN addresses TEXT NOT NULL DEFAULT '';
+",
+];
 
 /// The version that this program writes.
 pub(super) const VERSION: i64 = STEPS.len() as i64;

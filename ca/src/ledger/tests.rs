@@ -13,7 +13,12 @@ fn ledger(place: &Place) -> Ledger {
 }
 
 fn invite(ledger: &Ledger, id: &str, host: TokenHost) {
-    let invitation = Invitation { host, grants: grants(&[&format!("{id}.shop")]), expires_at: now() + DAY };
+    let invitation = Invitation {
+        host,
+        grants: grants(&[&format!("{id}.shop")]),
+        addresses: vec![format!("10.0.0.{}", id.as_bytes()[0]).parse().expect("an address")],
+        expires_at: now() + DAY,
+    };
     ledger.create_token(id, &SECRET_HASH, &invitation, now()).expect("a token");
 }
 
@@ -30,6 +35,9 @@ fn refusal(result: Result<Redeemed, RedeemError>) -> TokenRefusal {
 
 fn names(ledger: &Ledger, host: &str) -> Vec<String> {
     let host = ledger.host(&label(host)).expect("read").expect("joined");
+    let addresses: Vec<String> = host.addresses.iter().map(ToString::to_string).collect();
+    let expected = host.grants.iter().map(|grant| format!("10.0.0.{}", grant.to_string().as_bytes()[0]));
+    assert_eq!(addresses, expected.collect::<Vec<_>>(), "addresses go with the services");
     host.grants.iter().map(ToString::to_string).collect()
 }
 
@@ -39,9 +47,9 @@ fn redeems_once_and_answers_the_same_key_again_for_a_while() {
     let ledger = ledger(&place);
     invite(&ledger, "t", TokenHost::Any);
     let start = now();
-    assert_eq!(ledger.redeem(&attempt("t", "h1", 1), start).expect("redeemed"), Redeemed::ToIssue);
+    assert_eq!(ledger.redeem(&attempt("t", "h1", 1), start).expect("redeemed"), Redeemed::ToIssue(0));
     // A crash came before the answer: the same key may still be issued to.
-    assert_eq!(ledger.redeem(&attempt("t", "h1", 1), start + MINUTE).expect("again"), Redeemed::ToIssue);
+    assert_eq!(ledger.redeem(&attempt("t", "h1", 1), start + MINUTE).expect("again"), Redeemed::ToIssue(0));
     ledger.keep_answer("t", b"chain").expect("kept");
     let answered = Redeemed::Answered(b"chain".to_vec());
     assert_eq!(ledger.redeem(&attempt("t", "h1", 1), start + 9 * MINUTE).expect("again"), answered);
@@ -161,6 +169,21 @@ fn bounds_its_records() {
     ledger.lock().execute("UPDATE audit SET id = id - ?1 WHERE id = ?1", [AUDIT_KEPT]).expect("moved");
     ledger.audit(&line).expect("recorded");
     assert_eq!(count("audit"), 4, "the oldest went when the newest came");
+}
+
+#[test]
+fn brings_the_first_schema_up_to_date() {
+    let place = Place::new();
+    let first = Connection::open(place.path("control.db")).expect("a file");
+    first.execute_batch(schema::STEPS[0]).expect("the first schema");
+    first
+        .execute_batch(
+            "INSERT INTO hosts VALUES ('h1', 'a.shop', zeroblob(32), 1, 0); PRAGMA user_version = 1",
+        )
+        .expect("a host");
+    drop(first);
+    let host = ledger(&place).host(&label("h1")).expect("read").expect("kept");
+    assert_eq!((host.generation, host.addresses.len(), host.grants.len()), (0, 0, 1));
 }
 
 #[test]

@@ -4,11 +4,11 @@
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use baremesh_model::grant::Grant;
+use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::name::Label;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::hosts::{HostRecord, find, grants_from_text, grants_to_text};
+use super::hosts::{HostRecord, find, from_lines, to_lines};
 use super::records::{AuditRecord, Outcome, append};
 use super::{Ledger, LedgerError};
 use crate::clock::{from_unix, in_words, to_unix};
@@ -49,6 +49,8 @@ pub struct Invitation {
     pub host: TokenHost,
     /// Which services that host may have.
     pub grants: Vec<Grant>,
+    /// Which addresses it may announce besides those that it speaks from.
+    pub addresses: Vec<AddressGrant>,
     /// Until when.
     pub expires_at: SystemTime,
 }
@@ -133,8 +135,9 @@ impl From<rusqlite::Error> for RedeemError {
 /// What a redemption came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Redeemed {
-    /// The certificate is still to be issued: for the first time, or because a crash came between.
-    ToIssue,
+    /// The certificate is still to be issued, to a host of this generation: for the first time, or because a crash
+    /// came between.
+    ToIssue(u32),
     /// The answer that was given before.
     Answered(Vec<u8>),
 }
@@ -154,7 +157,9 @@ struct PastRedemption {
 
 enum Step {
     Redeem,
-    Repeat(Option<Vec<u8>>),
+    Repeat(Vec<u8>),
+    /// Redeemed already, and never signed for.
+    Resume(u32),
 }
 
 /// Whether `attempt` may redeem `token`, given who holds the host's name.
@@ -175,7 +180,12 @@ fn decide(
         let recent = now.duration_since(past.at).unwrap_or_default() <= REDEEM_AGAIN;
         return match holder {
             Some(holder) if holder.revoked => Err(TokenRefusal::HostRevoked(holder.name.clone())),
-            Some(_) if same && recent => Ok(Step::Repeat(past.answer)),
+            Some(holder) if same && recent => match past.answer {
+                Some(answer) => Ok(Step::Repeat(answer)),
+                // Who took the name over since is another.
+                None if holder.key == attempt.key => Ok(Step::Resume(holder.generation)),
+                None => Err(TokenRefusal::Used),
+            },
             _ => Err(TokenRefusal::Used),
         };
     }
@@ -199,19 +209,20 @@ impl Ledger {
         invitation: &Invitation,
         now: SystemTime,
     ) -> Result<(), LedgerError> {
-        let Invitation { host, grants, expires_at } = invitation;
+        let Invitation { host, grants, addresses, expires_at } = invitation;
         self.write(|connection| {
             connection.execute(
-                "INSERT INTO tokens (id, secret_hash, created_at, expires_at, grants, host, rejoin)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                "INSERT INTO tokens (id, secret_hash, created_at, expires_at, grants, host, rejoin, addresses)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
                 params![
                     id,
                     secret_hash,
                     to_unix(now),
                     to_unix(*expires_at),
-                    grants_to_text(grants),
+                    to_lines(grants),
                     host.name().map(Label::as_str),
-                    host.is_rejoin()
+                    host.is_rejoin(),
+                    to_lines(addresses)
                 ],
             )?;
             let before = to_unix(now).saturating_sub(TOKENS_KEPT.as_secs() as i64);
@@ -228,14 +239,13 @@ impl Ledger {
             let invitation = token.as_ref().map(|token| token.invitation.clone());
             let holder = find(connection, &attempt.host)?;
             match decide(token, holder.as_ref(), attempt, now)? {
-                Step::Repeat(Some(answer)) => return Ok(Redeemed::Answered(answer)),
-                Step::Repeat(None) => return Ok(Redeemed::ToIssue),
+                Step::Repeat(answer) => return Ok(Redeemed::Answered(answer)),
+                Step::Resume(generation) => return Ok(Redeemed::ToIssue(generation)),
                 Step::Redeem => {}
             }
             let invitation = invitation.ok_or(TokenRefusal::Unknown)?;
             mark_redeemed(connection, attempt, now)?;
-            admit(connection, attempt, &invitation, holder, now)?;
-            Ok(Redeemed::ToIssue)
+            Ok(Redeemed::ToIssue(admit(connection, attempt, &invitation, holder, now)?))
         })
     }
 
@@ -285,24 +295,36 @@ fn mark_redeemed(connection: &Connection, attempt: &Redemption, now: SystemTime)
     append(connection, &record)
 }
 
-/// Writes the host. One that joins anew loses what it had; one that comes again with its own key keeps it.
+/// Writes the host, and returns its generation. One that joins anew loses what it had, its node credentials too; one
+/// that comes again with its own key keeps it.
 fn admit(
     connection: &Connection,
     attempt: &Redemption,
     invitation: &Invitation,
     holder: Option<HostRecord>,
     now: SystemTime,
-) -> rusqlite::Result<()> {
-    let kept = holder.filter(|_| !invitation.host.is_rejoin()).map(|host| host.grants).unwrap_or_default();
-    let mut grants: Vec<Grant> = kept;
-    grants.extend(invitation.grants.iter().cloned());
-    grants.sort();
-    grants.dedup();
+) -> rusqlite::Result<u32> {
+    let before = holder.as_ref().map_or(0, |host| host.generation);
+    let generation = before.saturating_add(u32::from(invitation.host.is_rejoin()));
+    let (grants, addresses) = match holder.filter(|_| !invitation.host.is_rejoin()) {
+        Some(host) => (host.grants, host.addresses),
+        None => Default::default(),
+    };
+    let grants = to_lines(&with(grants, &invitation.grants));
+    let addresses = to_lines(&with(addresses, &invitation.addresses));
     connection.execute(
-        "INSERT OR REPLACE INTO hosts (name, grants, key, joined_at, revoked) VALUES (?1, ?2, ?3, ?4, 0)",
-        params![attempt.host.as_str(), grants_to_text(&grants), attempt.key, to_unix(now)],
+        "INSERT OR REPLACE INTO hosts (name, grants, addresses, key, joined_at, generation, revoked)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, 0)",
+        params![attempt.host.as_str(), grants, addresses, attempt.key, to_unix(now), generation],
     )?;
-    Ok(())
+    Ok(generation)
+}
+
+fn with<T: Ord + Clone>(mut had: Vec<T>, more: &[T]) -> Vec<T> {
+    had.extend(more.iter().cloned());
+    had.sort();
+    had.dedup();
+    had
 }
 
 fn find_token(connection: &Connection, id: &str) -> Result<Option<TokenRow>, LedgerError> {
@@ -318,7 +340,7 @@ fn read(row: &Row<'_>) -> Result<TokenRow, LedgerError> {
         (Some(name), false) => TokenHost::Only(name),
         (Some(name), true) => TokenHost::Rejoin(name),
     };
-    let grants: String = row.get("grants")?;
+    let (grants, addresses): (String, String) = (row.get("grants")?, row.get("addresses")?);
     let redeemed = match row.get::<_, Option<i64>>("redeemed_at")? {
         None => None,
         Some(at) => Some(PastRedemption {
@@ -328,7 +350,7 @@ fn read(row: &Row<'_>) -> Result<TokenRow, LedgerError> {
             answer: row.get("answer")?,
         }),
     };
-    let grants = grants_from_text(&grants)?;
-    let invitation = Invitation { host, grants, expires_at: from_unix(row.get("expires_at")?) };
+    let (grants, addresses) = (from_lines(&grants)?, from_lines(&addresses)?);
+    let invitation = Invitation { host, grants, addresses, expires_at: from_unix(row.get("expires_at")?) };
     Ok(TokenRow { secret_hash: row.get("secret_hash")?, invitation, redeemed })
 }

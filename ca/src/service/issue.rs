@@ -11,7 +11,7 @@ use super::{CaService, Refusal};
 use crate::authority::SignedLeaf;
 use crate::key::PublicKey;
 use crate::leaf::LeafFacts;
-use crate::ledger::IssueRecord;
+use crate::ledger::{HostRecord, IssueRecord};
 
 /// How many certificates one request asks for at most.
 pub const MAX_BATCH: usize = 64;
@@ -65,36 +65,40 @@ impl CaService {
         now: SystemTime,
     ) -> Result<Vec<Result<SignedLeaf, Refusal>>, Refusal> {
         let admitted = self.admit(node, request);
-        let host = admitted.inspect_err(|refusal| {
+        let node = admitted.inspect_err(|refusal| {
             self.note_refusal(&node.identity.principal(), "issue", refusal, now);
         })?;
-        let grants = self.grants_of(&host)?;
+        let grants = self.grants_of(&node.name)?;
         let answers: Vec<_> =
-            request.items.iter().map(|item| self.issue_one(&host, &grants, item, now)).collect();
-        self.record(&host, request, &answers, now)?;
+            request.items.iter().map(|item| self.issue_one(&node, &grants, item, now)).collect();
+        self.record(&node.name, request, &answers, now)?;
         Ok(answers)
     }
 
-    fn admit(&self, node: &LeafFacts, request: &IssueRequest) -> Result<Label, Refusal> {
-        let host = self.check_node(node)?;
+    fn admit(&self, node: &LeafFacts, request: &IssueRequest) -> Result<HostRecord, Refusal> {
+        let node = self.node(node)?;
         let wanted = request.items.len();
-        if (1..=MAX_BATCH).contains(&wanted) { Ok(host) } else { Err(Refusal::BatchSize(wanted)) }
+        if (1..=MAX_BATCH).contains(&wanted) { Ok(node) } else { Err(Refusal::BatchSize(wanted)) }
     }
 
     fn issue_one(
         &self,
-        host: &Label,
+        node: &HostRecord,
         grants: &[Grant],
         item: &IssueItem,
         now: SystemTime,
     ) -> Result<SignedLeaf, Refusal> {
+        let host = &node.name;
         let signed = authorise(host, grants, &self.trust_domain(), &item.identity)
             .and_then(|()| Ok(PublicKey::from_request(&item.request)?))
             .and_then(|key| {
-                let signed = self.sign(&key, &item.identity, now)?;
-                if item.identity.as_node().is_some() {
-                    self.ledger.renew_node(host, &key.fingerprint(), now)?;
+                if item.identity.as_node().is_none() {
+                    return self.sign(&key, &item.identity, now);
                 }
+                // Of the generation that was checked: should the host join anew at this moment, what is signed here
+                // is of the one before.
+                let signed = self.sign_node(&key, host, node.generation, now)?;
+                self.ledger.renew_node(host, &key.fingerprint(), node.generation)?;
                 Ok(signed)
             });
         signed.inspect_err(|refusal| {

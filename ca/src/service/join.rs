@@ -70,7 +70,7 @@ impl CaService {
         })?;
         let chain = match redeemed {
             Redeemed::Answered(pem) => chain_from_pem(&pem).ok_or(Refusal::Unavailable)?,
-            Redeemed::ToIssue => self.issue_node(&attempt, &key, now)?,
+            Redeemed::ToIssue(generation) => self.issue_node(&attempt, &key, generation, now)?,
         };
         Ok(JoinAnswer {
             host: request.host.clone(),
@@ -85,10 +85,11 @@ impl CaService {
         &self,
         attempt: &Redemption,
         key: &PublicKey,
+        generation: u32,
         now: SystemTime,
     ) -> Result<Vec<CertificateDer<'static>>, Refusal> {
         let identity = Identity::node(self.trust_domain(), attempt.host.clone());
-        let signed = self.sign(key, &identity, now)?;
+        let signed = self.sign_node(key, &attempt.host, generation, now)?;
         let record = IssueRecord {
             serial: signed.serial,
             identity: identity.to_string(),

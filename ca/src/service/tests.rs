@@ -179,6 +179,75 @@ fn only_the_current_node_credential_of_a_joined_host_counts() {
     assert_eq!(service.check_node(&new), Err(Refusal::HostRevoked(label("h1"))));
 }
 
+/// What a renewal of the node credential by `node` comes to.
+fn renewed(service: &CaService, node: &LeafFacts, at: SystemTime) -> LeafFacts {
+    let key = PrivateKey::generate().expect("a key").request().expect("a request");
+    let items = vec![IssueItem { identity: node.identity.clone(), request: key }];
+    let answers = service.issue(node, &IssueRequest { items }, at).expect("answers");
+    peer_leaf_facts(&answers[0].as_ref().expect("issued").chain[0]).expect("facts")
+}
+
+fn rejoined(service: &CaService, host: &str, at: SystemTime) -> LeafFacts {
+    let token = token(service, TokenHost::Rejoin(label(host)), &[], at);
+    let key = PrivateKey::generate().expect("a key");
+    let answer = service.join(&join_request(&token, host, &key), at).expect("rejoined");
+    peer_leaf_facts(&answer.chain[0]).expect("facts")
+}
+
+/// Certificates and the ledger count whole seconds, and all of this is within one.
+#[test]
+fn a_thief_s_renewal_counts_for_nothing_after_a_rejoin_however_close_in_time() {
+    let place = Place::new();
+    let service = place.service();
+    let mut stolen = joined(&service, "h1", &[], now());
+    for (rejoin, minutes_later) in [(1, 0), (2, 0), (3, 30)] {
+        // The thief's clock matters as little as the authority's, which is set back here by up to half an hour.
+        let (thief_s, ours) = (now() + minutes_later * MINUTE, now());
+        let renewal = renewed(&service, &stolen, thief_s);
+        let host = rejoined(&service, "h1", ours);
+        assert_eq!(service.check_node(&renewal), Err(Refusal::Superseded(label("h1"))), "rejoin {rejoin}");
+        assert_eq!(service.check_node(&stolen), Err(Refusal::Superseded(label("h1"))), "rejoin {rejoin}");
+        assert_eq!(service.check_node(&host), Ok(label("h1")), "rejoin {rejoin}");
+        stolen = renewed(&service, &host, ours);
+        assert_eq!(service.check_node(&stolen), Ok(label("h1")), "a renewal of its own counts");
+    }
+}
+
+#[test]
+fn a_renewal_that_was_checked_before_a_rejoin_and_signed_after_counts_for_nothing() {
+    let place = Place::new();
+    let service = place.service();
+    let stolen = joined(&service, "h1", &[], now());
+    let checked = service.node(&stolen).expect("a member");
+    let host = rejoined(&service, "h1", now());
+    let key = PrivateKey::generate().expect("a key").public();
+    let signed = service.sign_node(&key, &checked.name, checked.generation, now()).expect("signed");
+    service.ledger().renew_node(&checked.name, &key.fingerprint(), checked.generation).expect("noted");
+    let facts = peer_leaf_facts(&signed.chain[0]).expect("facts");
+    assert_eq!(service.check_node(&facts), Err(Refusal::Superseded(label("h1"))));
+    assert_eq!(service.check_node(&host), Ok(label("h1")));
+    let record = service.ledger().host(&label("h1")).expect("read").expect("joined");
+    assert_ne!(record.key, key.fingerprint(), "the successor's key stays");
+}
+
+#[test]
+fn a_token_that_was_cut_off_while_joining_is_not_taken_up_after_another_took_the_name() {
+    let place = Place::new();
+    let service = place.service();
+    let token = token(&service, TokenHost::Any, &[], now());
+    let key = PrivateKey::generate().expect("a key");
+    let attempt = crate::ledger::Redemption {
+        token: token.id().to_owned(),
+        secret_hash: token.secret_hash(),
+        host: label("h1"),
+        key: key.public().fingerprint(),
+    };
+    service.ledger().redeem(&attempt, now()).expect("redeemed, and nothing signed");
+    rejoined(&service, "h1", now());
+    let refused = service.join(&join_request(&token, "h1", &key), now()).expect_err("refused");
+    assert_eq!(refused, Refusal::Token(TokenRefusal::Used));
+}
+
 #[test]
 fn renewed_node_credentials_outlast_workloads() {
     let place = Place::new();
@@ -200,7 +269,13 @@ fn tokens_cannot_outlast_their_limit() {
     let place = Place::new();
     let service = place.service();
     for lifetime in [Duration::ZERO, MAX_TOKEN_LIFETIME + MINUTE] {
-        let request = TokenRequest { host: TokenHost::Any, grants: Vec::new(), lifetime, who: "x".into() };
+        let request = TokenRequest {
+            host: TokenHost::Any,
+            grants: Vec::new(),
+            addresses: Vec::new(),
+            lifetime,
+            who: "x".into(),
+        };
         assert_eq!(service.create_token(request, now()).expect_err("refused"), Refusal::TokenLifetime);
     }
 }
@@ -241,6 +316,42 @@ fn the_ledger_files_hold_no_secret_and_are_nobody_elses() {
         let mode = std::fs::metadata(place.path(name)).expect("a file").permissions().mode() & 0o7777;
         assert_eq!(mode, 0o600, "{name}");
     }
+}
+
+/// Looking after the authority is due once an hour of the clock on the wall, and after that clock was set back.
+#[test]
+fn a_clock_set_back_does_not_put_off_looking_after_the_authority() {
+    let place = Place::new();
+    let service = place.service();
+    let ahead = now() + 400 * DAY;
+    joined(&service, "h1", &[], ahead);
+    let issued = || joined(&service, "h2", &[], now());
+    let node = issued();
+    let (chain, bundle) = (service.control_certificate(now()).expect("issued").chain, service.bundle());
+    let verifier = crate::tls::PeerVerifier::new(Arc::new(bundle.expect("a bundle")));
+    let verified = verifier.verify(&chain[0], &chain[1..], crate::tls::Purpose::Server, now());
+    assert!(verified.is_ok(), "the intermediate that was made too early is replaced: {verified:?}");
+    assert_eq!(service.check_node(&node), Ok(label("h2")));
+}
+
+/// A token is good for its time by the clock of the authority, whatever that does, and never for two hosts.
+#[test]
+fn a_clock_that_jumps_lets_no_second_host_in() {
+    let place = Place::new();
+    let service = place.service();
+    let token = token(&service, TokenHost::Any, &[], now());
+    let (key, other) = (PrivateKey::generate().expect("a key"), PrivateKey::generate().expect("a key"));
+    let at = |host: &str, key: &PrivateKey, when| {
+        let joined = service.join(&join_request(&token, host, key), when);
+        joined.map(|_| "ok").unwrap_or_else(|refusal| refusal.code())
+    };
+    assert_eq!(at("h1", &key, now() + 2 * DAY), "token_expired", "ahead");
+    assert_eq!(at("h1", &key, now() - 2 * DAY), "ok", "behind: it lasts longer, by as much as the clock is");
+    for when in [now() - 3 * DAY, now(), now() + 2 * DAY] {
+        assert_eq!(at("h2", &other, when), "token_used");
+        assert_eq!(at("h1", &other, when), "token_used");
+    }
+    assert_eq!(at("h1", &key, now() - 3 * DAY), "ok", "the same key gets the same answer");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use baremesh_ca::protocol::{CERTIFICATES_PATH, Call, JOIN_PATH, MAX_BODY, answer
 use baremesh_ca::service::Refusal;
 use baremesh_ca::tls::LeafFacts;
 use baremesh_model::name::Label;
+use baremesh_registry::control::ownership::ADDRESSES_PATH;
 use baremesh_registry::control::stream::{StreamReader, StreamWriter};
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
@@ -15,9 +16,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 use serde_json::json;
 use tokio::time::timeout;
 
+use super::addresses::spoken_from;
 use super::limits::{BODY_TIMEOUT, network_of};
 use super::listener::Caller;
-use super::{Server, stopped};
+use super::{Server, addresses, stopped};
 
 /// The path of the control protocol.
 pub(super) const STATE_PATH: &str = "/v1/state";
@@ -29,10 +31,9 @@ pub(super) async fn handle(
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
-    if request.uri().path() == STATE_PATH {
-        state(&server, &caller, request, respond).await;
-    } else {
-        call(&server, caller, request, respond).await;
+    match request.uri().path() {
+        STATE_PATH => state(&server, &caller, request, respond).await,
+        _ => call(&server, caller, request, respond).await,
     }
 }
 
@@ -44,7 +45,8 @@ async fn call(
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, body) = request.into_parts();
-    if serves(head.uri.path()) && !within_rate(server, &caller, head.uri.path()) {
+    let served = serves(head.uri.path()) || head.uri.path() == ADDRESSES_PATH;
+    if served && !within_rate(server, &caller, head.uri.path()) {
         return send(&mut respond, too_many());
     }
     let body = match timeout(BODY_TIMEOUT, collect(body)).await {
@@ -57,6 +59,10 @@ async fn call(
     };
     // Held until the answer is there: calls wait for one disk, and more at once would only take memory.
     let Ok(_permit) = server.limits.calls.acquire().await else { return };
+    if head.uri.path() == ADDRESSES_PATH {
+        let response = addresses::answer(server, &caller, &head.method, &body).await;
+        return send(&mut respond, response);
+    }
     let blocking = server.clone();
     let answered = tokio::task::spawn_blocking(move || {
         let (method, path) = (&head.method, head.uri.path());
@@ -88,6 +94,7 @@ fn within_rate(server: &Server, caller: &Caller, path: &str) -> bool {
     let (limits, now) = (&server.limits, Instant::now());
     match node {
         Some(host) if path == CERTIFICATES_PATH => limits.issuing.allow(host.clone(), now),
+        Some(host) if path == ADDRESSES_PATH => limits.showing.allow(host.clone(), now),
         Some(host) if path == STATE_PATH => limits.following.allow(host.clone(), now),
         _ => limits.joining.allow(network_of(caller.address), now),
     }
@@ -117,7 +124,7 @@ fn send(respond: &mut SendResponse<Bytes>, response: Response<Bytes>) {
     }
 }
 
-fn refused(status: StatusCode, code: &str, message: &str) -> Response<Bytes> {
+pub(super) fn refused(status: StatusCode, code: &str, message: &str) -> Response<Bytes> {
     let mut response = Response::new(json!({ "code": code, "message": message }).to_string().into());
     *response.status_mut() = status;
     let json = HeaderValue::from_static("application/json");
@@ -160,7 +167,7 @@ async fn state(
     tracing::info!(%host, from = %caller.address, "connected");
     let mut stop = server.stop.clone();
     tokio::select! {
-        ended = server.control.connect(host.clone(), reader, writer) => match ended {
+        ended = server.control.connect(host.clone(), spoken_from(caller.address), reader, writer) => match ended {
             Ok(()) => tracing::info!(%host, "disconnected"),
             Err(error) => tracing::info!(%host, "disconnected: {error}"),
         },

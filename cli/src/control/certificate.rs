@@ -19,6 +19,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 struct Held {
     key: Arc<CertifiedKey>,
     renew_at: SystemTime,
+    not_before: SystemTime,
     not_after: SystemTime,
 }
 
@@ -26,7 +27,20 @@ impl Held {
     fn obtain(ca: &CaService, now: SystemTime) -> anyhow::Result<Self> {
         let issued = ca.control_certificate(now)?;
         let left = issued.not_after.duration_since(now).unwrap_or_default();
-        Ok(Self { key: issued.certified_key()?, renew_at: now + left / 2, not_after: issued.not_after })
+        let (not_before, not_after) = (issued.not_before, issued.not_after);
+        Ok(Self { key: issued.certified_key()?, renew_at: now + left / 2, not_before, not_after })
+    }
+
+    fn is_valid(&self, now: SystemTime) -> bool {
+        self.not_before <= now && now <= self.not_after
+    }
+
+    /// How long it serves still; not at all when it was made while the clock was ahead.
+    fn left(&self, now: SystemTime) -> Duration {
+        match self.is_valid(now) {
+            true => self.renew_at.duration_since(now).unwrap_or_default(),
+            false => Duration::ZERO,
+        }
     }
 }
 
@@ -57,9 +71,8 @@ impl OwnCertificate {
     /// Renews it for as long as the server runs.
     pub(super) async fn keep(self: Arc<Self>) {
         loop {
-            let left = self.renew_at().duration_since(SystemTime::now()).unwrap_or_default();
-            sleep(left.clamp(PAUSE, LOOK)).await;
-            if SystemTime::now() < self.renew_at() {
+            sleep(self.left().clamp(PAUSE, LOOK)).await;
+            if !self.left().is_zero() {
                 continue;
             }
             match obtain(self.ca.clone()).await {
@@ -73,8 +86,8 @@ impl OwnCertificate {
         }
     }
 
-    fn renew_at(&self) -> SystemTime {
-        self.held.read().unwrap_or_else(PoisonError::into_inner).renew_at
+    fn left(&self) -> Duration {
+        self.held.read().unwrap_or_else(PoisonError::into_inner).left(SystemTime::now())
     }
 }
 
@@ -85,6 +98,37 @@ async fn obtain(ca: Arc<CaService>) -> anyhow::Result<Held> {
 impl ResolvesServerCert for OwnCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        (SystemTime::now() <= held.not_after).then(|| held.key.clone())
+        held.is_valid(SystemTime::now()).then(|| held.key.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use baremesh_ca::authority::Authority;
+    use baremesh_ca::ledger::Ledger;
+    use baremesh_ca::service::Settings;
+    use baremesh_model::name::TrustDomain;
+
+    use super::*;
+
+    #[test]
+    fn is_renewed_at_half_life_and_whenever_the_clock_leaves_it() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        let domain = TrustDomain::new("mesh.test").expect("a domain");
+        let authority = Authority::create(&place.path().join("ca"), &domain, now).expect("an authority");
+        let ledger = Ledger::open(&place.path().join("control.db")).expect("a ledger");
+        let settings = Settings { workload_lifetime: 4 * hour, domain: None };
+        let held = Held::obtain(&CaService::new(authority, ledger, settings), now).expect("issued");
+        for (at, valid, due) in [
+            (now, true, false),
+            (now - Duration::from_secs(60), true, false),
+            (now + hour, true, false),
+            (now + 3 * hour, true, true),
+            (now + 5 * hour, false, true),
+            (now - hour, false, true),
+        ] {
+            assert_eq!((held.is_valid(at), held.left(at).is_zero()), (valid, due), "{at:?}");
+        }
     }
 }

@@ -1,12 +1,14 @@
-//! Which services each host may have: what its token granted, and what `HostGrant` resources grant to its name. Kept
-//! in memory, because every registration asks; made anew when a host joins, is shut out, or resources change.
+//! Which services and addresses each host may have: what its token granted, and what `HostGrant` resources grant to
+//! its name. Kept in memory, because every registration asks; made anew when a host joins, is shut out, or resources
+//! change.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use baremesh_ca::ledger::LedgerError;
 use baremesh_ca::service::CaService;
-use baremesh_model::grant::Grant;
+use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Label;
 use baremesh_registry::resource::HostGrant;
@@ -15,7 +17,25 @@ use baremesh_registry::resource::HostGrant;
 pub(super) struct GrantBook {
     ca: Arc<CaService>,
     resources: Mutex<Vec<HostGrant>>,
-    hosts: RwLock<BTreeMap<Label, Vec<Grant>>>,
+    hosts: RwLock<BTreeMap<Label, Granted>>,
+}
+
+/// What one host may have.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Granted {
+    pub(super) services: Vec<Grant>,
+    pub(super) addresses: Vec<AddressGrant>,
+}
+
+impl Granted {
+    fn add(&mut self, services: &[Grant], addresses: &[AddressGrant]) {
+        self.services.extend_from_slice(services);
+        self.services.sort();
+        self.services.dedup();
+        self.addresses.extend_from_slice(addresses);
+        self.addresses.sort();
+        self.addresses.dedup();
+    }
 }
 
 impl GrantBook {
@@ -46,16 +66,15 @@ impl GrantBook {
     fn renew(&self, resources: &[HostGrant]) -> Result<(), LedgerError> {
         let (mut by_resource, mut all) = (BTreeMap::new(), BTreeMap::new());
         for host in self.ca.ledger().hosts()? {
-            let granted = resources.iter().filter(|grant| grant.host.matches(&host.name));
-            let granted: Vec<Grant> = granted.flat_map(|grant| grant.services.iter().cloned()).collect();
-            if !host.revoked {
-                let mut grants = host.grants;
-                grants.extend(granted.iter().cloned());
-                grants.sort();
-                grants.dedup();
-                all.insert(host.name.clone(), grants);
+            let mut granted = Granted::default();
+            for grant in resources.iter().filter(|grant| grant.host.matches(&host.name)) {
+                granted.add(&grant.services, &grant.addresses);
             }
-            by_resource.insert(host.name, granted);
+            by_resource.insert(host.name.clone(), granted.services.clone());
+            if !host.revoked {
+                granted.add(&host.grants, &host.addresses);
+                all.insert(host.name, granted);
+            }
         }
         self.ca.set_grants(by_resource);
         *self.hosts.write().unwrap_or_else(PoisonError::into_inner) = all;
@@ -65,11 +84,17 @@ impl GrantBook {
     /// Whether a host may have an identity.
     pub(super) fn allows(&self, host: &Label, identity: &Identity) -> bool {
         let hosts = self.hosts.read().unwrap_or_else(PoisonError::into_inner);
-        hosts.get(host).is_some_and(|grants| grants.iter().any(|grant| grant.allows(identity)))
+        hosts.get(host).is_some_and(|granted| granted.services.iter().any(|grant| grant.allows(identity)))
+    }
+
+    /// Whether a host may say that it is at an address from which it does not speak.
+    pub(super) fn covers(&self, host: &Label, address: IpAddr) -> bool {
+        let hosts = self.hosts.read().unwrap_or_else(PoisonError::into_inner);
+        hosts.get(host).is_some_and(|granted| granted.addresses.iter().any(|grant| grant.covers(address)))
     }
 
     /// What a host may have, as lists show it.
-    pub(super) fn of(&self, host: &Label) -> Vec<Grant> {
+    pub(super) fn of(&self, host: &Label) -> Granted {
         self.hosts.read().unwrap_or_else(PoisonError::into_inner).get(host).cloned().unwrap_or_default()
     }
 }

@@ -42,6 +42,8 @@ const MAX_CALLS: usize = 32;
 const ISSUING_A_MINUTE: u32 = 60;
 /// Times in a minute that one host may begin to follow the state; an agent pauses between attempts.
 const FOLLOWING_A_MINUTE: u32 = 60;
+/// Times in a minute that one host may ask about its addresses; an agent asks once for each when it connects.
+const SHOWING_A_MINUTE: u32 = 240;
 /// Joins from one address in a minute: a rack of new hosts behind one gateway is welcome, a guesser is not.
 const JOINS_A_MINUTE: u32 = 120;
 /// Hosts or addresses that rates are remembered of.
@@ -54,6 +56,7 @@ pub(super) struct Limits {
     pub(super) calls: Semaphore,
     pub(super) issuing: Rates<Label>,
     pub(super) following: Rates<Label>,
+    pub(super) showing: Rates<Label>,
     pub(super) joining: Rates<IpAddr>,
     hosts: Arc<Mutex<HashMap<Label, usize>>>,
 }
@@ -66,6 +69,7 @@ impl Default for Limits {
             calls: Semaphore::new(MAX_CALLS),
             issuing: Rates::new(ISSUING_A_MINUTE),
             following: Rates::new(FOLLOWING_A_MINUTE),
+            showing: Rates::new(SHOWING_A_MINUTE),
             joining: Rates::new(JOINS_A_MINUTE),
             hosts: Arc::default(),
         }

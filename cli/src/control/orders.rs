@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use baremesh_ca::ledger::{AuditRecord, HostRecord, Outcome, TokenHost, TokenRecord};
 use baremesh_ca::service::{Refusal, TOKEN_LIFETIME, TokenRequest};
-use baremesh_model::grant::Grant;
+use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::mesh::ResourceId;
 use baremesh_model::name::{Key, Label};
 use baremesh_registry::diagnostic::Diagnostic;
@@ -213,6 +213,8 @@ fn create_token(server: &Server, wanted: &TokenOrder, who: String) -> Result<Val
     let bad = |error: String| Denial::new(StatusCode::BAD_REQUEST, error);
     let grants = wanted.services.iter().map(|service| Grant::parse(service));
     let grants = grants.collect::<Result<Vec<_>, _>>().map_err(|error| bad(error.to_string()))?;
+    let addresses = wanted.addresses.iter().map(|address| AddressGrant::parse(address));
+    let addresses = addresses.collect::<Result<Vec<_>, _>>().map_err(|error| bad(error.to_string()))?;
     let host = wanted.host.as_deref().map(Label::new).transpose().map_err(|error| bad(error.to_string()))?;
     let host = match (host, wanted.rejoin) {
         (Some(host), true) => TokenHost::Rejoin(host),
@@ -222,7 +224,7 @@ fn create_token(server: &Server, wanted: &TokenOrder, who: String) -> Result<Val
     };
     let lifetime = wanted.expires_seconds.map_or(TOKEN_LIFETIME, Duration::from_secs);
     let now = SystemTime::now();
-    let token = server.ca.create_token(TokenRequest { host, grants, lifetime, who }, now)?;
+    let token = server.ca.create_token(TokenRequest { host, grants, addresses, lifetime, who }, now)?;
     told(TokenAnswer {
         token: token.reveal(),
         id: token.id().to_owned(),
@@ -243,6 +245,7 @@ fn tokens(server: &Server) -> Result<Value, Denial> {
             host: host.map(|host| host.to_string()),
             rejoin,
             services: record.invitation.grants.iter().map(ToString::to_string).collect(),
+            addresses: record.invitation.addresses.iter().map(ToString::to_string).collect(),
             expires_at: to_unix(record.invitation.expires_at),
             redeemed_by: record.redeemed_by.map(|host| host.to_string()),
         }
@@ -261,11 +264,15 @@ fn delete_token(server: &Server, id: &str, who: &str) -> Result<Value, Denial> {
 }
 
 fn hosts(server: &Server) -> Result<Value, Denial> {
-    let report = |record: HostRecord| HostReport {
-        services: server.grants.of(&record.name).iter().map(ToString::to_string).collect(),
-        name: record.name.to_string(),
-        joined_at: to_unix(record.joined_at),
-        revoked: record.revoked,
+    let report = |record: HostRecord| {
+        let granted = server.grants.of(&record.name);
+        HostReport {
+            services: granted.services.iter().map(ToString::to_string).collect(),
+            addresses: granted.addresses.iter().map(ToString::to_string).collect(),
+            name: record.name.to_string(),
+            joined_at: to_unix(record.joined_at),
+            revoked: record.revoked,
+        }
     };
     told(server.ca.ledger().hosts()?.into_iter().map(report).collect::<Vec<_>>())
 }
@@ -309,14 +316,19 @@ fn status(server: &Server) -> Result<Value, Denial> {
         host.acked = (known.acked > 0).then_some(known.acked);
         host.nack = known.nack.map(|nack| format!("version {}: {}", nack.version, nack.reason));
         host.lease_seconds = known.lease.map(|lease| lease.as_secs());
-        let accepted = known.registrations.into_iter().map(|registration| RegistrationStatus {
-            service: registration.service.to_string(),
-            held: registration.held,
+        let (refused, without): (Vec<_>, Vec<_>) =
+            known.refused.into_iter().partition(|outcome| outcome.refused.is_some());
+        let accepted = known.registrations.into_iter().map(|registration| {
+            let service = registration.service.to_string();
+            let without = without.iter().find(|outcome| outcome.service == service);
+            let without = without.and_then(|outcome| outcome.without.clone());
+            RegistrationStatus { service, held: registration.held, without }
         });
-        let refused = known
-            .refused
-            .into_iter()
-            .map(|outcome| RegistrationStatus { service: outcome.service, held: outcome.refused });
+        let refused = refused.into_iter().map(|outcome| RegistrationStatus {
+            service: outcome.service,
+            held: outcome.refused,
+            without: None,
+        });
         host.registrations = accepted.chain(refused).collect();
     }
     let in_force = server.in_force.borrow().clone();

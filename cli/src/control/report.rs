@@ -99,6 +99,9 @@ pub struct TokenOrder {
     /// Which services the host may have, as globs.
     #[serde(default)]
     pub services: Vec<String>,
+    /// Which addresses it may announce besides those that it speaks from, single or in blocks.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// Which host may redeem it; any, where none is named.
     #[serde(default)]
     pub host: Option<String>,
@@ -136,6 +139,9 @@ pub struct TokenReport {
     pub rejoin: bool,
     /// Which services the host may have.
     pub services: Vec<String>,
+    /// Which addresses it may announce besides those that it speaks from.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// Seconds since 1970 until which it can be redeemed.
     pub expires_at: u64,
     /// Who redeemed it.
@@ -150,6 +156,9 @@ pub struct HostReport {
     pub name: String,
     /// Which services it may have, by its token and by HostGrants.
     pub services: Vec<String>,
+    /// Which addresses it may announce besides those that it speaks from, by the same.
+    #[serde(default)]
+    pub addresses: Vec<String>,
     /// Seconds since 1970 at which it joined last.
     pub joined_at: u64,
     /// Whether an operator shut it out.
@@ -208,8 +217,11 @@ pub struct HostStatus {
 pub struct RegistrationStatus {
     /// `name.namespace`.
     pub service: String,
-    /// Why it is not published, where resources contradict it.
+    /// Why it is not published, where it was refused or resources contradict it.
     pub held: Option<String>,
+    /// Why it is published without some of its addresses, where it is.
+    #[serde(default)]
+    pub without: Option<String>,
 }
 
 /// Every answer but 200.

@@ -8,6 +8,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use super::place::ControlSocket;
+use super::token::granted;
 use super::{Global, block_on};
 use crate::control::report::HostReport;
 use crate::output::{Output, relative, remark, say, say_json, table};
@@ -62,11 +63,11 @@ fn list(socket: &ControlSocket, output: Output) -> anyhow::Result<()> {
     }
     let now = SystemTime::now();
     let row = |host: &HostReport| {
-        let services = if host.services.is_empty() { "-".to_owned() } else { host.services.join(" ") };
+        let services = granted(&host.services, &host.addresses);
         let state = if host.revoked { "shut out" } else { "member" };
         vec![host.name.clone(), state.to_owned(), relative(host.joined_at, now), services]
     };
     let rows = hosts.iter().map(row).collect();
     let empty = "no host has joined: `baremesh token create` makes a token with which one can";
-    say(table(&["HOST", "STATE", "JOINED", "MAY RUN"], rows, empty))
+    say(table(&["HOST", "STATE", "JOINED", "GRANTS"], rows, empty))
 }

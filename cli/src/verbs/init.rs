@@ -15,7 +15,7 @@ use baremesh_ca::file::{PUBLIC, write_atomically};
 use baremesh_ca::ledger::{Ledger, TokenHost};
 use baremesh_ca::service::{CaService, Settings, TOKEN_LIFETIME, TokenRequest};
 use baremesh_ca::token::Token;
-use baremesh_model::grant::Grant;
+use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::mesh::{Kind, ResourceId};
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Domain, Key, Label, TrustDomain};
@@ -67,6 +67,10 @@ pub struct Init {
     /// A service that the first host to join may run; can be given several times, `*` for any run of characters
     #[arg(long = "service", value_name = "NAME[.NAMESPACE]", value_parser = Grant::parse)]
     services: Vec<Grant>,
+    /// An address or CIDR block at which that host may say that it is, although it does not speak to this one from
+    /// there (NAT, a container); can be given several times
+    #[arg(long = "grant-address", value_name = "ADDRESS|CIDR", value_parser = AddressGrant::parse)]
+    granted_addresses: Vec<AddressGrant>,
     /// Where hosts reach this one, for the line that is printed [default: this machine's name, port 15012]
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
@@ -156,9 +160,13 @@ impl Init {
         };
         let ledger = Ledger::open(&aside.join(DATABASE))?;
         let service = CaService::new(authority, ledger, Settings::default());
-        let grants = self.services.clone();
-        let request =
-            TokenRequest { host: TokenHost::Any, grants, lifetime: TOKEN_LIFETIME, who: "init".to_owned() };
+        let request = TokenRequest {
+            host: TokenHost::Any,
+            grants: self.services.clone(),
+            addresses: self.granted_addresses.clone(),
+            lifetime: TOKEN_LIFETIME,
+            who: "init".to_owned(),
+        };
         Ok(service.create_token(request, now)?)
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use baremesh_agent::admin::client::Socket;
 use baremesh_agent::attribution::{Uid, uid_of};
-use baremesh_agent::config::Directories;
+use baremesh_agent::config::{AgentConfig, Directories};
 use baremesh_agent::registration::LocalService;
 use baremesh_agent::registration::file::{self, Written, WrittenPort, WrittenWhenGone};
 use baremesh_model::name::{Key, Label, default_namespace};
@@ -133,7 +133,8 @@ impl Service {
         match self.verb {
             ServiceVerb::Register(register) => {
                 let written = register.written()?;
-                let local = file::register(&directories.services(), &written)?;
+                let ssh_ports = AgentConfig::load(directories.clone())?.ssh_ports;
+                let local = file::register(&directories.services(), &written, &ssh_ports)?;
                 let reloaded = reload(&directories)?;
                 match global.output {
                     Output::Json => {
@@ -240,7 +241,8 @@ fn say_registered(local: &LocalService) -> anyhow::Result<()> {
 
 fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
     // As a set: what the agent would refuse is not to be listed as if all were well.
-    let services = file::read_each(&directories.services())?;
+    let ssh_ports = AgentConfig::load(directories.clone())?.ssh_ports;
+    let services = file::read_each(&directories.services(), &ssh_ports)?;
     if output == Output::Json {
         return say_json(&services.iter().map(|(written, _)| written).collect::<Vec<_>>());
     }

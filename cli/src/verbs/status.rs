@@ -150,9 +150,13 @@ fn host_row(host: &HostStatus, newest: u64) -> Vec<String> {
         (None, Some(version)) => format!("version {version}"),
         (None, None) => dash(),
     };
-    let services = host.registrations.iter().map(|registration| match &registration.held {
-        None => registration.service.clone(),
-        Some(reason) => format!("{} (not published: {reason})", registration.service),
+    let services = host.registrations.iter().map(|registration| {
+        let service = &registration.service;
+        match (&registration.held, &registration.without) {
+            (None, None) => service.clone(),
+            (Some(reason), _) => format!("{service} (not published: {reason})"),
+            (None, Some(reason)) => format!("{service} (without some addresses: {reason})"),
+        }
     });
     let services: Vec<_> = services.collect();
     vec![

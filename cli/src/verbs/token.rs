@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use baremesh_agent::machine;
-use baremesh_model::grant::Grant;
+use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::name::Label;
 use clap::{Args, Subcommand};
 use http::Method;
@@ -39,6 +39,7 @@ Examples:
   baremesh token create --service orders.shop           a host that runs `orders` of the namespace `shop`
   baremesh token create --service 'web-*' --host web1   for the host web1 alone
   baremesh token create --rejoin web1                   for web1 set up anew, or shut out before
+  baremesh token create --service db --address 203.0.113.7    for a host behind NAT, which others reach there
 
 The token is shown once. It works for one host, once, within its time.";
 
@@ -50,6 +51,10 @@ struct Create {
     /// namespace: default]
     #[arg(long = "service", value_name = "NAME[.NAMESPACE]", value_parser = Grant::parse)]
     services: Vec<Grant>,
+    /// An address or CIDR block at which the host may say that it is, although it does not speak to the control server
+    /// from there (NAT, a container); can be given several times
+    #[arg(long = "address", value_name = "ADDRESS|CIDR", value_parser = AddressGrant::parse)]
+    addresses: Vec<AddressGrant>,
     /// The host that may use it, by the name under which it joins [default: any]
     #[arg(long, value_parser = Label::new, conflicts_with = "rejoin")]
     host: Option<Label>,
@@ -92,6 +97,7 @@ impl Create {
         let rejoin = self.rejoin.is_some();
         let order = TokenOrder {
             services: self.services.iter().map(ToString::to_string).collect(),
+            addresses: self.addresses.iter().map(ToString::to_string).collect(),
             host: self.host.or(self.rejoin).map(|host| host.to_string()),
             rejoin,
             expires_seconds: Some(self.expires.as_secs()),
@@ -111,10 +117,20 @@ impl Create {
 }
 
 fn about(order: &TokenOrder) -> String {
-    match order.services.is_empty() {
+    let services = match order.services.is_empty() {
         true => "It grants no services: the host may call others, and a HostGrant can add some.".to_owned(),
         false => format!("It grants the services {}.", order.services.join(", ")),
+    };
+    match order.addresses.is_empty() {
+        true => services,
+        false => format!("{services}\nIt grants the addresses {}.", order.addresses.join(", ")),
     }
+}
+
+/// What a token or a host was granted, for a table.
+pub(super) fn granted(services: &[String], addresses: &[String]) -> String {
+    let granted = [services, addresses].concat();
+    if granted.is_empty() { "-".to_owned() } else { granted.join(" ") }
 }
 
 fn list(socket: &ControlSocket, output: Output) -> anyhow::Result<()> {
@@ -126,13 +142,13 @@ fn list(socket: &ControlSocket, output: Output) -> anyhow::Result<()> {
     let row = |token: &TokenReport| {
         let host = token.host.clone().unwrap_or_else(|| "any".to_owned());
         let host = if token.rejoin { format!("{host} (rejoin)") } else { host };
-        let services = if token.services.is_empty() { "-".to_owned() } else { token.services.join(" ") };
+        let services = granted(&token.services, &token.addresses);
         let used = token.redeemed_by.clone().map_or_else(|| "-".to_owned(), |host| format!("by {host}"));
         vec![token.id.clone(), host, services, relative(token.expires_at, now), used]
     };
     let rows = tokens.iter().map(row).collect();
     say(table(
-        &["ID", "FOR HOST", "SERVICES", "EXPIRES", "USED"],
+        &["ID", "FOR HOST", "GRANTS", "EXPIRES", "USED"],
         rows,
         "no tokens: `baremesh token create` makes one",
     ))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 /// How an endpoint without an agent is reached.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ClientTls {
     /// In plaintext.
     Disable,
@@ -28,7 +28,7 @@ impl ClientTls {
 }
 
 /// A client certificate.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ClientCertificate {
     /// Files of the caller's host.
     Files {
@@ -42,7 +42,7 @@ pub enum ClientCertificate {
 }
 
 /// What the server must show.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct ServerCheck {
     /// Who signed it.
     pub trust: Trust,
@@ -55,7 +55,7 @@ pub struct ServerCheck {
 }
 
 /// Who may have signed a server's certificate.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum Trust {
     /// The authorities that the system trusts.
     #[default]

@@ -171,6 +171,14 @@ impl Claims {
         }
     }
 
+    /// The hosts that claim an address, at whatever port.
+    pub fn hosts_at(&self, address: IpAddr) -> impl Iterator<Item = &Label> {
+        self.0
+            .range((address, 0)..=(address, u16::MAX))
+            .flat_map(|(_, claims)| claims)
+            .map(|claim| &claim.host)
+    }
+
     /// The claims to a place.
     pub fn at(&self, place: (IpAddr, u16)) -> impl Iterator<Item = &Claim> {
         self.0.get(&place).into_iter().flatten()

@@ -23,7 +23,7 @@ use super::{ANSWERS_RENEWALS, PROTOCOL, understands};
 
 /// The first pause before connecting again.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// The longest pause: shorter than a lease, so that a control server's restart finds every host back in time.
+/// The longest pause. After a restart the control server gives hosts longer than that to return (`RETURN_WAIT`).
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long the server has for its first message. It may itself be starting.
 pub const WELCOME_WAIT: Duration = Duration::from_secs(30);
@@ -230,8 +230,14 @@ where
 
     async fn hear(&mut self, message: FromControl) -> Result<(), FollowError> {
         match message {
-            FromControl::Upsert(upsert) => self.staged.upsert(upsert)?,
-            FromControl::Delete(delete) => self.staged.delete(delete.key)?,
+            FromControl::Upsert(upsert) => {
+                let staged = self.staged.upsert(upsert);
+                self.or_nack(staged).await?;
+            }
+            FromControl::Delete(delete) => {
+                let staged = self.staged.delete(delete.key);
+                self.or_nack(staged).await?;
+            }
             FromControl::Complete(complete) => self.complete(&complete).await?,
             FromControl::RegisterResult(RegisterResult { number, results }) => {
                 // Of a list that was sent again meanwhile, the result is still to come.
@@ -246,13 +252,24 @@ where
         Ok(())
     }
 
+    /// Tells the server why the state that it is sending cannot be taken; which version it has comes after it.
+    async fn or_nack(&mut self, staged: Result<(), FollowedError>) -> Result<(), FollowError> {
+        let Err(error) = staged else { return Ok(()) };
+        self.writer.send(&frame(&Nack { version: 0, reason: error.to_string() })).await?;
+        Err(error.into())
+    }
+
     fn note(&mut self, results: Vec<Outcome>) {
-        let refused =
-            || results.iter().filter_map(|result| Some((&result.service, result.refused.as_ref()?)));
-        let again = refused().next().map(|_| Instant::now() + REGISTER_AGAIN);
+        let faulty = || results.iter().filter_map(|result| Some((result, result.fault()?)));
+        let again = faulty().next().map(|_| Instant::now() + REGISTER_AGAIN);
         if self.followed.link.borrow().registrations.as_ref() != Some(&results) {
-            for (service, reason) in refused() {
-                tracing::error!(service, reason, "the registration was refused");
+            for (Outcome { service, refused, .. }, reason) in faulty() {
+                match refused {
+                    Some(_) => tracing::error!(service, reason, "the registration was refused"),
+                    None => {
+                        tracing::warn!(service, reason, "the service is registered without some addresses");
+                    }
+                }
             }
         }
         self.again = again;

@@ -84,6 +84,31 @@ impl Catalog {
         changes
     }
 
+    /// Decides about taking addresses out of a registration; one that has no other goes.
+    pub fn without(
+        &self,
+        host: &Label,
+        service: &Key,
+        gone: &dyn Fn(IpAddr) -> bool,
+        now: SystemTime,
+    ) -> Vec<Change> {
+        let entry = self.hosts.get(host).and_then(|entry| entry.registrations.get(service));
+        // What is held back is not published; it is looked at again when it comes back.
+        let Some(Registered { sequence, registration, workload, held: None }) = entry else {
+            return Vec::new();
+        };
+        let mut left = registration.clone();
+        left.addresses.retain(|address| !gone(*address));
+        if left.addresses.is_empty() {
+            return self.deregister(host, service, now);
+        }
+        if left == *registration {
+            return Vec::new();
+        }
+        let (host, workload) = (host.clone(), workload.clone());
+        vec![Change::Register { host, sequence: *sequence, workload, registration: left }]
+    }
+
     fn admit(&self, host: &Label, registration: &Registration, round: &mut Round<'_>) -> Result<(), Refusal> {
         let key = &registration.service;
         if round.accepted.contains_key(key) {

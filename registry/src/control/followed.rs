@@ -3,12 +3,12 @@
 //! no control server is in reach.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use baremesh_ca::file::{FileError, SECRET, write_atomically};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -20,6 +20,9 @@ use super::subscription::Subscription;
 
 /// Most bytes of a state, in memory and in its file.
 pub const MAX_STATE: usize = 512 << 20;
+/// Most entries of a state: every service, policy and endpoint of the mesh is one. A host holds them all, whoever it
+/// calls, because it captures what is opened to endpoints' own addresses.
+pub const MAX_ENTRIES: usize = 250_000;
 /// Version of the file.
 const FORMAT: u32 = 1;
 
@@ -31,10 +34,20 @@ pub enum FollowedError {
     Digest,
     #[error("the control server sent {key}, which cannot be read: {reason}")]
     Value { key: String, reason: String },
-    #[error("the control server sent more than {MAX_STATE} bytes")]
+    #[error(
+        "the mesh's state is more than {} MiB, and an agent holds no more: split the mesh, or remove what nobody needs",
+        MAX_STATE >> 20
+    )]
     TooLarge,
+    #[error(
+        "the mesh has more than {MAX_ENTRIES} services, policies and endpoints, and an agent holds no more: split the mesh, or \
+         remove what nobody needs"
+    )]
+    TooMany,
     #[error("{path}: {source}")]
     File { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Write(#[from] FileError),
     #[error("{path} is damaged ({reason}) and is not used: the agent needs the control server to start")]
     Damaged { path: PathBuf, reason: String },
 }
@@ -87,7 +100,11 @@ impl Staged {
 
     fn grow(&mut self, size: usize) -> Result<(), FollowedError> {
         self.size += size;
-        if self.size > MAX_STATE { Err(FollowedError::TooLarge) } else { Ok(()) }
+        if self.size > MAX_STATE {
+            return Err(FollowedError::TooLarge);
+        }
+        // A difference may replace every entry with another.
+        if self.changes.len() > 2 * MAX_ENTRIES { Err(FollowedError::TooMany) } else { Ok(()) }
     }
 }
 
@@ -256,6 +273,9 @@ impl Followed {
         if before + staged.size > MAX_STATE {
             return Err(FollowedError::TooLarge);
         }
+        if self.entries_after(&parsed, complete.full) > MAX_ENTRIES {
+            return Err(FollowedError::TooMany);
+        }
         let mut former = BTreeMap::new();
         if complete.full {
             self.values.clear();
@@ -273,6 +293,18 @@ impl Followed {
         let mark = Mark { epoch, version: complete.version, subscription: subscription.clone() };
         self.resumable = true;
         Ok(Former { entries: former, mark: std::mem::replace(&mut self.mark, mark) })
+    }
+
+    /// How many entries there are once these changes are made.
+    fn entries_after<T>(&self, changes: &BTreeMap<String, Option<T>>, full: bool) -> usize {
+        let came = changes
+            .iter()
+            .filter(|(key, change)| change.is_some() && (full || !self.entries.contains_key(key.as_str())));
+        let went = changes
+            .iter()
+            .filter(|(key, change)| change.is_none() && !full && self.entries.contains_key(key.as_str()));
+        let before = if full { 0 } else { self.entries.len() };
+        before + came.count() - went.count()
     }
 
     /// Notes that what was received is in force.
@@ -318,7 +350,7 @@ impl Followed {
             // One at a time, and an older state never over a newer one.
             let mut newest = written.lock().unwrap_or_else(PoisonError::into_inner);
             if number > *newest {
-                write_aside(&path, &bytes).map_err(|source| FollowedError::File { path, source })?;
+                write_atomically(&path, &bytes, SECRET)?;
                 *newest = number;
             }
             Ok(())
@@ -363,22 +395,10 @@ fn decode(bytes: &[u8]) -> Result<Body, String> {
     serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
-/// Writes a file beside the one it replaces, on the disk before the name changes hands.
-fn write_aside(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => File::open(parent)?.sync_all(),
-        None => File::open(".")?.sync_all(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn raw(text: &str) -> Box<RawValue> {
@@ -455,6 +475,29 @@ mod tests {
         followed.accepted();
         followed.save().expect("a file")().expect("saved");
         assert_eq!(Followed::load(&path).expect("a state").values(), followed.values());
+    }
+
+    #[test]
+    fn a_state_has_so_many_entries_and_no_more() {
+        let mut followed = Followed::new(None);
+        let keys: Vec<String> = (0..=MAX_ENTRIES).map(|n| n.to_string()).collect();
+        let apply = |followed: &mut Followed, range: &[String], change: Option<&str>, full: bool| {
+            let changes: Vec<(&str, Option<&str>)> = range.iter().map(|key| (&**key, change)).collect();
+            let mut digest = if full { Digest::default() } else { followed.digest };
+            for key in range {
+                let one = Digest::of(key, "1");
+                digest = if change.is_some() { digest.plus(one) } else { digest.minus(one) };
+            }
+            let complete = Complete { version: 1, digest: digest.to_string(), full, subscribed: 0 };
+            followed.apply(staged(&changes), &complete, 1, &Subscription::All).map(|_| ())
+        };
+        apply(&mut followed, &keys[..MAX_ENTRIES], Some("1"), true).expect("as many as there may be");
+        let error = apply(&mut followed, &keys[MAX_ENTRIES..], Some("1"), false).expect_err("one more");
+        assert!(matches!(error, FollowedError::TooMany) && error.to_string().contains("split the mesh"));
+        assert_eq!(followed.values().len(), MAX_ENTRIES, "what was there stays");
+        apply(&mut followed, &keys[..1], None, false).expect("one less");
+        apply(&mut followed, &keys[MAX_ENTRIES..], Some("1"), false).expect("as many again");
+        assert!(matches!(apply(&mut followed, &keys, Some("1"), true), Err(FollowedError::TooMany)));
     }
 
     #[test]

@@ -7,8 +7,16 @@ use std::time::{Duration, Instant};
 
 use baremesh_model::name::Label;
 
+use super::client::LONGEST_PAUSE;
+
 /// A lease's length unless configured.
 pub const LEASE: Duration = Duration::from_secs(15);
+/// How long the hosts that are known have after a restart of the server, at least, however short a lease is: an agent
+/// that was connecting while the server was away waits for that, pauses for the longest time, connects and shows its
+/// addresses before it is there.
+pub const RETURN_WAIT: Duration = Duration::from_secs(30);
+const _: () =
+    assert!(RETURN_WAIT.as_secs() >= 2 * LONGEST_PAUSE.as_secs() + 10, "agents could not be back in time");
 /// Renewals in a period.
 pub const RENEWALS: u32 = 3;
 /// The share of hosts, in percent, above which silence is taken for our own fault.
@@ -49,6 +57,11 @@ impl Leases {
     /// Starts a host's lease, or a full period anew.
     pub fn renew(&mut self, host: &Label, now: Instant) {
         self.ends.insert(host.clone(), now + self.period);
+    }
+
+    /// Gives a host that is known from before a restart the time to come back.
+    pub fn take_up(&mut self, host: &Label, now: Instant) {
+        self.ends.insert(host.clone(), now + self.period.max(RETURN_WAIT));
     }
 
     /// Ends a host's lease. True when it had one.
@@ -170,6 +183,19 @@ mod tests {
         assert_eq!(leases.clear(later), [5, 6, 7, 8, 9].map(host));
         assert_eq!(leases.sweep(later), []);
         assert_eq!(leases.alarm(), None);
+    }
+
+    #[test]
+    fn after_a_restart_a_short_lease_outlasts_the_longest_way_back() {
+        for (period, kept) in [(1, RETURN_WAIT.as_secs()), (15, RETURN_WAIT.as_secs()), (60, 60)] {
+            let (mut leases, start) = (Leases::new(Duration::from_secs(period)), Instant::now());
+            leases.take_up(&host(1), start);
+            assert_eq!(leases.sweep(start + Duration::from_secs(kept) - Duration::from_millis(1)), []);
+            assert!(leases.remaining(&host(1), start).is_some_and(|left| left >= LONGEST_PAUSE * 2));
+            // From its return on, its lease is as short as any.
+            leases.renew(&host(1), start);
+            assert_eq!(leases.sweep(start + Duration::from_secs(period)), [host(1)]);
+        }
     }
 
     #[test]

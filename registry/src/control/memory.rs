@@ -2,6 +2,7 @@
 //! said last. All of it is behind one lock, and nothing here waits.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use tokio::sync::Notify;
 use super::catalog::{Catalog, Change, Effects};
 use super::leases::Leases;
 use super::message::Outcome;
+use super::ownership::Speakers;
 use super::server::{Format, MAX_HOSTS, parse_key};
 use super::state::{Audience, State};
 
@@ -56,7 +58,7 @@ pub struct HostStatus {
     pub live: bool,
     /// What it registered.
     pub registrations: Vec<RegistrationStatus>,
-    /// What it wanted to register last and was refused.
+    /// What it wanted to register last and was refused, as a whole or for some addresses.
     pub refused: Vec<Outcome>,
 }
 
@@ -79,6 +81,7 @@ pub(super) struct Core {
     pub(super) resources: BTreeMap<String, Value>,
     pub(super) state: State,
     pub(super) leases: Leases,
+    pub(super) speakers: Speakers,
     agents: BTreeMap<Label, Agent>,
     next_session: u64,
 }
@@ -91,15 +94,21 @@ impl Core {
         let here = catalog.hosts().iter().filter(|(_, host)| !host.departed);
         for host in here.map(|(host, _)| host.clone()).collect::<Vec<_>>() {
             catalog.mark(&host, true);
-            leases.renew(&host, now);
+            leases.take_up(&host, now);
         }
         let (resources, agents) = (BTreeMap::new(), BTreeMap::new());
         let catalog = Arc::new(catalog);
-        Self { catalog, resources, state: State::new(epoch), leases, agents, next_session: 1 }
+        let (state, speakers) = (State::new(epoch), Speakers::default());
+        Self { catalog, resources, state, leases, speakers, agents, next_session: 1 }
     }
 
     /// Opens a session, which ends the host's former one. `None` when there are too many hosts.
-    pub(super) fn begin(&mut self, host: &Label, version: &str, now: Instant) -> Option<(u64, Arc<Notify>)> {
+    pub(super) fn begin(
+        &mut self,
+        host: &Label,
+        (version, from): (&str, &[IpAddr]),
+        now: Instant,
+    ) -> Option<(u64, Arc<Notify>)> {
         if !self.agents.contains_key(host) && self.agents.len() >= MAX_HOSTS {
             return None;
         }
@@ -111,13 +120,35 @@ impl Core {
         }
         (agent.registered, agent.version) = (false, version.to_owned());
         self.leases.renew(host, now);
+        self.speakers.begin(host, from, now);
         Some(session)
+    }
+
+    /// Notes that a host spoke from addresses. It begins a session next, or is forgotten with the idle.
+    pub(super) fn show(&mut self, host: &Label, from: &[IpAddr], now: Instant) {
+        if self.agents.contains_key(host) || self.agents.len() < MAX_HOSTS {
+            self.agents.entry(host.clone()).or_default();
+            self.speakers.show(host, from, now);
+        }
     }
 
     pub(super) fn end(&mut self, host: &Label, session: u64) {
         if self.is_current(host, session) {
             self.agent(host).session = None;
+            self.speakers.end(host);
         }
+    }
+
+    /// Ends a host's session, so that its agent registers anew.
+    pub(super) fn interrupt(&mut self, host: &Label) {
+        if let Some((_, session)) = self.agents.get(host).and_then(|agent| agent.session.as_ref()) {
+            session.notify_one();
+        }
+    }
+
+    /// Whether a host has a session that has sent its registrations.
+    pub(super) fn has_registered(&self, host: &Label) -> bool {
+        self.agents.get(host).is_some_and(|agent| agent.session.is_some() && agent.registered)
     }
 
     pub(super) fn is_current(&self, host: &Label, session: u64) -> bool {
@@ -150,9 +181,14 @@ impl Core {
     /// Forgets agents of which nothing is left.
     pub(super) fn forget_idle(&mut self) {
         let (catalog, leases, now) = (&self.catalog, &self.leases, Instant::now());
+        let speakers = &mut self.speakers;
         self.agents.retain(|host, agent| {
             let known = catalog.hosts().contains_key(host) || leases.remaining(host, now).is_some();
-            agent.session.is_some() || known
+            let stays = agent.session.is_some() || known;
+            if !stays {
+                speakers.forget(host);
+            }
+            stays
         });
     }
 

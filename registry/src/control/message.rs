@@ -185,6 +185,15 @@ pub struct Outcome {
     pub service: String,
     /// Why it was refused; accepted where there is none.
     pub refused: Option<String>,
+    /// Why it is accepted without some of its addresses, where it is.
+    pub without: Option<String>,
+}
+
+impl Outcome {
+    /// Why it is not in force as it was registered.
+    pub fn fault(&self) -> Option<&str> {
+        self.refused.as_deref().or(self.without.as_deref())
+    }
 }
 message! {
     /// Control: what became of the registrations of a `Register`, in its order.

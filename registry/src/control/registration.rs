@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::digest::Digest;
+use super::ownership::NotOwn;
 use super::subscription::service_key;
 
 /// Most ports of a registration.
@@ -83,6 +84,8 @@ pub enum RegistrationError {
     Unreachable(IpAddr),
     #[error("the weight must be at least 1")]
     Weight,
+    #[error(transparent)]
+    NotOwn(#[from] NotOwn),
 }
 
 /// A registration as it is written on the wire and in the store.

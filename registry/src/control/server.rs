@@ -2,7 +2,9 @@
 //! published before the next begins, on a thread that may block, and goes on to its end even when the session
 //! that asked for it has gone.
 
+use std::collections::BTreeSet;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,6 +25,7 @@ use super::codec::MAX_MESSAGE;
 use super::leases::Alarm;
 use super::memory::{Core, HostStatus};
 use super::message::{Outcome, Unknown};
+use super::ownership::{AddressGrants, NotOwn, owned};
 use super::registration::{Registration, RegistrationError};
 use super::session::{self, SessionError};
 use super::store::{Store, StoreError};
@@ -62,6 +65,8 @@ pub struct Settings {
     pub format: Format,
     /// Which identities a host may be given.
     pub allowed: Grants,
+    /// Which addresses a host may announce besides those that it speaks from.
+    pub addresses: AddressGrants,
 }
 
 /// Why a change was refused. Nothing has changed.
@@ -104,7 +109,8 @@ impl fmt::Debug for Control {
 }
 
 impl Control {
-    /// Takes up the stored records. Every host that has not said goodbye gets one full lease.
+    /// Takes up the stored records. Every host that has not said goodbye gets one full lease, and
+    /// `RETURN_WAIT` at least.
     pub async fn open(store: Store, settings: Settings) -> Result<Self, ControlError> {
         let loading = tokio::task::spawn_blocking(move || store.load().map(|records| (store, records)));
         let (store, records) = loading.await.map_err(|_| ControlError::Stopping)??;
@@ -137,13 +143,51 @@ impl Control {
         .await
     }
 
-    /// Runs one agent's session to its end. `host` is who the agent's certificate says it is.
-    pub async fn connect<R, W>(&self, host: Label, reader: R, writer: W) -> Result<(), SessionError>
+    /// Runs one agent's session to its end. `host` is who the agent's certificate says it is, and `from` the addresses
+    /// that the connection shows to be the host's.
+    pub async fn connect<R, W>(
+        &self,
+        host: Label,
+        from: Vec<IpAddr>,
+        reader: R,
+        writer: W,
+    ) -> Result<(), SessionError>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        session::run(self, host, reader, writer).await
+        session::run(self, (host, from), reader, writer).await
+    }
+
+    /// Takes addresses for a host's from which it spoke with its node credential, and says which of `wanted` would be
+    /// refused if the host registered them.
+    pub async fn show(
+        &self,
+        host: Label,
+        from: Vec<IpAddr>,
+        wanted: Vec<IpAddr>,
+    ) -> Result<Vec<IpAddr>, ControlError> {
+        self.0.core().show(&host, &from, Instant::now());
+        self.settle(&host, from).await?;
+        let shared = self.0.clone();
+        let asking = tokio::task::spawn_blocking(move || {
+            let checked = shared.check(&host, wanted.into_iter().collect());
+            checked.into_iter().filter_map(|(address, checked)| checked.is_err().then_some(address)).collect()
+        });
+        asking.await.map_err(|_| ControlError::Stopping)
+    }
+
+    /// Takes addresses back from other hosts' registrations that `host` speaks from.
+    pub(super) async fn settle(&self, host: &Label, from: Vec<IpAddr>) -> Result<(), ControlError> {
+        let others = |core: &Core| {
+            let claims = from.iter().flat_map(|address| core.catalog.claims.hosts_at(*address));
+            claims.filter(|other| *other != host).cloned().collect::<BTreeSet<Label>>()
+        };
+        let others = others(&self.0.core());
+        if others.is_empty() {
+            return Ok(());
+        }
+        self.take_turn(move |shared| Ok(shared.revise(&others)?)).await
     }
 
     /// Takes a registration back on an operator's word. False when there is none.
@@ -235,9 +279,14 @@ impl Control {
         host: Label,
         session: u64,
         list: Vec<Result<Registration, RegistrationError>>,
-    ) -> Result<Vec<Result<(), Refusal>>, ControlError> {
+    ) -> Result<Vec<Result<Vec<NotOwn>, Refusal>>, ControlError> {
         self.take_turn(move |shared| {
             let allowed = &*shared.settings.allowed;
+            let named = list.iter().flatten().flat_map(|registration| registration.addresses.iter().copied());
+            let checked = shared.check(&host, named.collect());
+            let check = |address: IpAddr| checked.get(&address).cloned().unwrap_or(Ok(()));
+            let (list, faults): (Vec<_>, Vec<_>) =
+                list.into_iter().map(|registration| owned(registration, check)).unzip();
             let core = shared.core();
             if !core.is_current(&host, session) {
                 return Err(ControlError::Superseded);
@@ -248,7 +297,8 @@ impl Control {
             let plan = catalog.register(&host, &list, &|h, i| allowed(h, i), SystemTime::now());
             drop(catalog);
             shared.change(&plan.changes, Some((&host, true)))?;
-            Ok(plan.outcomes)
+            let outcomes = plan.outcomes.into_iter().zip(faults);
+            Ok(outcomes.map(|(outcome, faults)| outcome.map(|()| faults)).collect())
         })
         .await
     }

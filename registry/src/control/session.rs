@@ -2,6 +2,7 @@
 //! by another: an agent that takes nothing for a while can still renew its lease, and when it takes again, it is
 //! sent the newest state and nothing in between.
 
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,12 +12,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
+use super::admission::Refusal;
 use super::codec::{FrameError, FrameReader, FrameWriter};
 use super::memory::Nack;
 use super::message::{
     Complete, Delete, FromAgent, Hello, MessageError, Outcome, Refused, Register, RegisterResult, Renewed,
     Welcome, frame, printable, upsert_frame,
 };
+use super::ownership::NotOwn;
 use super::registration::Registration;
 use super::server::{Control, ControlError, MAX_HOSTS};
 use super::state::{Change, Difference, Held};
@@ -52,6 +55,8 @@ pub enum SessionError {
     TooManyHosts,
     #[error("a newer session of this host has taken over")]
     Superseded,
+    #[error("what this host may announce has changed: it is to register anew")]
+    Reconsidered,
 }
 
 /// What the reading loop leaves for the writing one: the newest of each kind, never a queue.
@@ -90,7 +95,7 @@ impl Outbox {
 /// Runs a session to its end, and tells the agent why when the end is the server's doing.
 pub(super) async fn run<R, W>(
     control: &Control,
-    host: Label,
+    (host, from): (Label, Vec<IpAddr>),
     reader: R,
     writer: W,
 ) -> Result<(), SessionError>
@@ -100,9 +105,9 @@ where
 {
     let mut reader = FrameReader::new(reader);
     let mut writer = FrameWriter::new(writer);
-    let result = serve(control, &host, &mut reader, &mut writer).await;
+    let result = serve(control, (&host, from), &mut reader, &mut writer).await;
     if let Err(error) = &result {
-        if !matches!(error, SessionError::Superseded) {
+        if !matches!(error, SessionError::Superseded | SessionError::Reconsidered) {
             control.0.failed_sessions.fetch_add(1, Ordering::Relaxed);
         }
         let refused = frame(&Refused { reason: error.to_string() });
@@ -128,7 +133,7 @@ impl Drop for Session<'_> {
 
 async fn serve<R, W>(
     control: &Control,
-    host: &Label,
+    (host, from): (&Label, Vec<IpAddr>),
     reader: &mut FrameReader<R>,
     writer: &mut FrameWriter<W>,
 ) -> Result<(), SessionError>
@@ -138,9 +143,13 @@ where
 {
     let Some(hello) = read_hello(control, reader).await? else { return Ok(()) };
     let subscription = Subscription::read(&hello.subscribe).ok_or(SessionError::Subscription)?;
-    let begun = control.0.core().begin(host, &printable(&hello.agent_version), Instant::now());
-    let (number, superseded) = begun.ok_or(SessionError::TooManyHosts)?;
+    let said = (&*printable(&hello.agent_version), &*from);
+    let begun = control.0.core().begin(host, said, Instant::now());
+    let (number, interrupted) = begun.ok_or(SessionError::TooManyHosts)?;
     let session = Session { control, host, number };
+    if let Err(error) = control.settle(host, from).await {
+        tracing::error!(%host, %error, "addresses of this host stay in registrations of others");
+    }
     let outbox = Outbox::new(subscription);
     let both = async {
         // Before there are resources, nothing can be compared with them. The sender outlives this session.
@@ -152,7 +161,10 @@ where
     };
     tokio::select! {
         ended = both => ended,
-        () = superseded.notified() => Err(SessionError::Superseded),
+        () = interrupted.notified() => match control.0.core().is_current(host, number) {
+            true => Err(SessionError::Reconsidered),
+            false => Err(SessionError::Superseded),
+        },
     }
 }
 
@@ -222,25 +234,33 @@ impl Session<'_> {
         let registered = self.control.register(self.host.clone(), self.number, list).await;
         let results: Vec<Outcome> = match registered {
             Ok(outcomes) => {
-                let refusals = outcomes.into_iter().map(|outcome| outcome.err().map(|r| r.to_string()));
-                let named = register.registrations.iter().zip(refusals);
-                named.map(|(raw, refused)| Outcome { service: service_of(raw), refused }).collect()
+                let named = register.registrations.iter().zip(outcomes);
+                named.map(|(raw, outcome)| outcome_of(raw, outcome)).collect()
             }
             Err(ControlError::Superseded) => return Err(SessionError::Superseded),
             Err(error) => {
                 tracing::error!(host = %self.host, %error, "registrations were refused, the former ones stay");
                 let refused = Some(error.to_string());
                 let raw = register.registrations.iter();
-                raw.map(|raw| Outcome { service: service_of(raw), refused: refused.clone() }).collect()
+                let outcome =
+                    |raw| Outcome { service: service_of(raw), refused: refused.clone(), without: None };
+                raw.map(outcome).collect()
             }
         };
         let refused: Vec<Outcome> =
-            results.iter().filter(|result| result.refused.is_some()).cloned().collect();
+            results.iter().filter(|result| result.fault().is_some()).cloned().collect();
         // Agents try again what was refused: the log says it once.
         if self.control.note_refused(self.host, &refused) {
-            for Outcome { service, refused } in &refused {
-                let reason = refused.as_deref().unwrap_or_default();
-                tracing::warn!(host = %self.host, service, reason, "a registration was refused");
+            for outcome in &refused {
+                let (service, reason) = (&outcome.service, outcome.fault().unwrap_or_default());
+                match outcome.refused {
+                    Some(_) => {
+                        tracing::warn!(host = %self.host, service, reason, "a registration was refused");
+                    }
+                    None => {
+                        tracing::warn!(host = %self.host, service, reason, "a registration was taken without some addresses");
+                    }
+                }
             }
         }
         self.control.0.core().note_registered(self.host, self.number);
@@ -319,6 +339,18 @@ async fn push_to<W: AsyncWrite + Unpin>(
     }
     let Difference { version, digest, full, .. } = difference;
     writer.feed(&frame(&Complete { version, digest: digest.to_string(), full, subscribed })).await
+}
+
+fn outcome_of(raw: &serde_json::Value, outcome: Result<Vec<NotOwn>, Refusal>) -> Outcome {
+    let service = service_of(raw);
+    match outcome {
+        Ok(faults) if faults.is_empty() => Outcome { service, ..Outcome::default() },
+        Ok(faults) => {
+            let reasons: Vec<_> = faults.iter().map(ToString::to_string).collect();
+            Outcome { service, refused: None, without: Some(reasons.join("; ")) }
+        }
+        Err(refusal) => Outcome { service, refused: Some(refusal.to_string()), without: None },
+    }
 }
 
 /// The service that a registration names, for its outcome, however wrong the rest of it is.

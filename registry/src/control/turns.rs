@@ -1,6 +1,7 @@
 //! One change after another: each is stored, applied and published before the next is decided.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -12,6 +13,7 @@ use tokio::sync::watch;
 use super::catalog::{Change, Declared};
 use super::memory::Core;
 use super::message::Unknown;
+use super::ownership::NotOwn;
 use super::server::{ControlError, Settings};
 use super::store::{Store, StoreError};
 
@@ -84,8 +86,60 @@ impl Shared {
         }
         core.publish_all(&self.settings.format);
         let version = core.state.version();
+        let hosts = core.catalog.hosts().keys().cloned().collect();
         drop(core);
         self.publish(version);
+        // With the resources, grants of addresses may have changed, or registrations that were held back be back.
+        Ok(self.revise(&hosts)?)
+    }
+
+    /// Which of the addresses are taken for the host's. Asks the grants, which may block.
+    pub(super) fn check(
+        &self,
+        host: &Label,
+        addresses: BTreeSet<IpAddr>,
+    ) -> BTreeMap<IpAddr, Result<(), NotOwn>> {
+        let granted: BTreeSet<IpAddr> =
+            addresses.iter().copied().filter(|address| (self.settings.addresses)(host, *address)).collect();
+        let core = self.core();
+        let check =
+            |address: IpAddr| core.speakers.check(host, address, &|_, asked| granted.contains(&asked));
+        addresses.into_iter().map(|address| (address, check(address))).collect()
+    }
+
+    /// Looks anew at the addresses that hosts registered, since who speaks from where, or what is granted, is another
+    /// now. What is no longer a host's goes out of its registrations, and its session ends, so that its agent registers
+    /// anew and learns why. Of a host that is not connected, only what another one speaks from goes.
+    pub(super) fn revise(&self, hosts: &BTreeSet<Label>) -> Result<(), StoreError> {
+        for host in hosts {
+            let (named, connected) = {
+                let core = self.core();
+                let Some(entry) = core.catalog.hosts().get(host) else { continue };
+                let known = entry.registrations.values().flat_map(|known| &known.registration.addresses);
+                (known.copied().collect(), core.has_registered(host))
+            };
+            let mut faults = self.check(host, named);
+            faults.retain(|_, fault| match fault {
+                Err(NotOwn::Others { .. }) => true,
+                Err(NotOwn::NotShown { .. }) => connected,
+                Ok(()) => false,
+            });
+            if faults.is_empty() {
+                continue;
+            }
+            for fault in faults.values().filter_map(|fault| fault.as_ref().err()) {
+                tracing::warn!(%host, "an address is taken out of the host's registrations: {fault}");
+            }
+            let catalog = self.core().catalog.clone();
+            let services = catalog.hosts().get(host).into_iter().flat_map(|entry| entry.registrations.keys());
+            let gone = |address: IpAddr| faults.contains_key(&address);
+            let without = |service| catalog.without(host, service, &gone, SystemTime::now());
+            let changes: Vec<_> = services.flat_map(without).collect();
+            // A catalog that somebody else holds would be copied to be changed.
+            drop(catalog);
+            self.change(&changes, None)?;
+            self.core().interrupt(host);
+        }
         Ok(())
     }
 

@@ -12,7 +12,8 @@ use super::findings::Findings;
 use super::source::Span;
 use super::tree::{Entry, Node, Value};
 use super::{
-    authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, service, workload_entry,
+    authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, service,
+    workload_entry,
 };
 use crate::diagnostic::{Code, quote};
 use crate::resource::{KINDS, Resource, mesh_config_key};

@@ -14,7 +14,10 @@ use super::document::{self, DRY_RUN, Document, from_manifest, group_of};
 use super::findings::{Findings, Unknown};
 use super::source::{Source, Span};
 use super::tree::{Entry, MAX_DEPTH, MAX_VALUES, Node, Value};
-use super::{authorization_policy, destination_rule, host_grant, mesh_config, peer_authentication, service, workload_entry};
+use super::{
+    authorization_policy, destination_rule, host_grant, mesh_config, peer_authentication, service,
+    workload_entry,
+};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::resource::Resource;
 

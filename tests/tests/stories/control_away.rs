@@ -54,15 +54,15 @@ fn calls_go_on_without_the_control_server_and_over_a_restart_of_the_agents() {
 
 #[test]
 fn a_control_server_that_was_killed_forgets_nobody() {
-    // Longer than agents wait between two attempts to reach the control server.
-    let lease = Duration::from_secs(12);
-    let mesh = Mesh::with_control_arguments("lease", &["--lease", "12"]);
+    // Shorter than agents wait between two attempts to reach the control server, and that long it is away.
+    let (lease, pause) = (Duration::from_secs(3), Duration::from_secs(10));
+    let mesh = Mesh::with_control_arguments("lease", &["--lease", "3"]);
     let (web, _a, _b) = three(&mesh);
     let load = Load::start(&web.host, "store", 80);
     let version = control_status(&mesh)["stateVersion"].as_u64();
     mesh.kill_control();
     let away = Instant::now();
-    wait_until("every lease would have run out", || away.elapsed() > lease);
+    wait_until("every lease would have run out", || away.elapsed() > lease + pause);
     mesh.start_control();
     let back = Instant::now();
     let mut fewest = usize::MAX;
@@ -70,11 +70,17 @@ fn a_control_server_that_was_killed_forgets_nobody() {
         fewest = fewest.min(web.endpoints("store.default").unwrap_or(0));
         let status = control_status(&mesh);
         let connected = |host| of_host(&status, host)["connected"] == true;
-        back.elapsed() > lease * 3 / 2 && ["web", "store-a", "store-b"].into_iter().all(connected)
+        back.elapsed() > lease * 3 / 2 + pause && ["web", "store-a", "store-b"].into_iter().all(connected)
     });
     assert_eq!(fewest, 2, "an endpoint vanished for a while");
     let status = control_status(&mesh);
     assert!(status["stateVersion"].as_u64() >= version, "{status}");
+    // Operators compare the two: an agent has the version in force that the control server has, in its words of now.
+    wait_until("agent and control server name the same version", || {
+        let agent = web.status().unwrap_or_default();
+        agent["source"]["version"].is_u64()
+            && agent["source"]["version"] == control_status(&mesh)["stateVersion"]
+    });
     assert_eq!(load.stop(), NONE);
 }
 

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use baremesh_tests::{Member, Mesh, Process, WAIT_BOUND, exit, exit_code_of, wait_until};
 
-use crate::pair::{Pair, because, is_cut, virtual_addresses};
+use crate::pair::{Pair, because, connections_of, is_cut, virtual_addresses};
 
 /// A rule for `echo` with this policy.
 fn rule(policy: &str) -> String {
@@ -34,6 +34,33 @@ fn a_limit_of_connections_refuses_at_once_and_lets_go_at_once() {
     );
     drop(first);
     wait_until("there is room again", || exit_code_of(pair.call("echo", 7000, "hello")) == exit::DONE);
+}
+
+#[test]
+fn what_asks_for_tls_is_never_sent_in_plaintext() {
+    let pair = Pair::new("needs-tls");
+    // A server without an agent, on the control host.
+    let server = pair.mesh.control.serve("echo", ["echo", "0.0.0.0:7000"]);
+    let service = format!(
+        "[[Service]]\nname = \"echo\"\nports = [{{ port = 7000, protocol = \"tcp\" }}]\n\
+         [[WorkloadEntry]]\nname = \"echo-1\"\naddress = \"{}\"\nlabels = {{ app = \"echo\" }}\n",
+        pair.mesh.control.v4()
+    );
+    pair.mesh.apply(&service);
+    pair.web.wait_for_endpoints("echo.default", 1);
+    wait_until("in plaintext it answers", || exit_code_of(pair.call("echo", 7000, "hello")) == exit::DONE);
+    pair.mesh.apply(&rule("{ tls = { mode = \"ISTIO_MUTUAL\" } }"));
+    wait_until("it is not called at all", || is_cut(pair.call("echo", 7000, "hello")));
+    pair.web.wait_for_log("why", because("needs_tls"));
+    let before = connections_of(&server);
+    assert!(is_cut(pair.call("echo", 7000, "hello")));
+    assert_eq!(connections_of(&server), before, "its program never saw it");
+    pair.mesh.apply(&rule("{ tls = { mode = \"SIMPLE\" } }"));
+    wait_until("the handshake is what fails", || {
+        assert!(is_cut(pair.call("echo", 7000, "secret word")), "the server speaks no TLS");
+        pair.web.log().iter().any(because("handshake_failed"))
+    });
+    assert!(!server.stdout().contains("secret word"));
 }
 
 /// A caller in `eu/a`, and `echo` on two hosts: one beside it, one far away.

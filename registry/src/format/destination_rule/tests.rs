@@ -19,7 +19,10 @@ fn parsed(form: Form, text: &str) -> Result<DestinationRule, Vec<String>> {
 
 /// A rule for `orders` with this policy.
 fn policy(policy: &str) -> Result<DestinationRule, Vec<String>> {
-    parsed(Form::Toml, &format!("[[DestinationRule]]\nname = \"a\"\nhost = \"orders\"\ntrafficPolicy = {policy}\n"))
+    parsed(
+        Form::Toml,
+        &format!("[[DestinationRule]]\nname = \"a\"\nhost = \"orders\"\ntrafficPolicy = {policy}\n"),
+    )
 }
 
 #[test]
@@ -82,7 +85,10 @@ fn refuses_what_istio_does() {
     };
     let warmup = |fields: &str| format!("{{ loadBalancer = {{ warmup = {{ {fields} }} }} }}");
     let at = "`trafficPolicy.loadBalancer.warmup.";
-    check(&warmup("duration = \"300s\", minimumPercent = 150.0"), &format!("{at}minimumPercent`: Invalid value"));
+    check(
+        &warmup("duration = \"300s\", minimumPercent = 150.0"),
+        &format!("{at}minimumPercent`: Invalid value"),
+    );
     check(&warmup("minimumPercent = 5.0"), &format!("{at}duration`: Required value"));
     check(&warmup("duration = \"300s\", aggression = -0.1"), &format!("{at}aggression`: Invalid value"));
     check("{}", "traffic policy must have at least one field");
@@ -91,17 +97,26 @@ fn refuses_what_istio_does() {
     check("{ connectionPool = { tcp = { connectTimeout = \"0s\" } } }", "greater than 1ms");
     check("{ connectionPool = { tcp = { connectTimeout = \"5\" } } }", "is not a duration");
     check("{ outlierDetection = { maxEjectionPercent = 101 } }", "between 0 and 100");
-    check("{ outlierDetection = { consecutiveLocalOriginFailures = 3 } }", "split external local origin errors");
+    check(
+        "{ outlierDetection = { consecutiveLocalOriginFailures = 3 } }",
+        "split external local origin errors",
+    );
     check("{ outlierDetection = { consecutiveErrors = 3 } }", "refused");
     check("{ loadBalancer = { simple = \"FASTEST\" } }", "Unsupported value");
-    check("{ loadBalancer = { simple = \"RANDOM\", consistentHash = { useSourceIp = true } } }", "only one of");
+    check(
+        "{ loadBalancer = { simple = \"RANDOM\", consistentHash = { useSourceIp = true } } }",
+        "only one of",
+    );
     let hash = |fields: &str| format!("{{ loadBalancer = {{ consistentHash = {{ {fields} }} }} }}");
     check(&hash("maglev = {}"), "a hash key is required");
     check(&hash("useSourceIp = false"), "a hash key is required");
     check(&hash("httpHeaderName = \"a b\""), "not the name of a header");
     check(&hash("httpHeaderName = \"a\", useSourceIp = true"), "only one of");
     check(&hash("useSourceIp = true, maglev = { tableSize = 65536 }"), "prime");
-    check(&hash("httpCookie = { ttl = \"1s\" }"), "`trafficPolicy.loadBalancer.consistentHash.httpCookie.name` is required");
+    check(
+        &hash("httpCookie = { ttl = \"1s\" }"),
+        "`trafficPolicy.loadBalancer.consistentHash.httpCookie.name` is required",
+    );
     let locality = |fields: &str| format!("{{ loadBalancer = {{ localityLbSetting = {{ {fields} }} }} }}");
     let to = "distribute = [{ from = \"eu/*\", to = { \"eu/*\" = 60, \"us/*\" = 30 } }]";
     check(&locality(to), "total locality weight 90 != 100");
@@ -109,7 +124,8 @@ fn refuses_what_istio_does() {
     check(&locality(&format!("{full}, failoverPriority = [\"v\"]")), "can not simultaneously");
     check(&locality("failover = [{ from = \"eu\", to = \"eu\" }]"), "different regions");
     check(&locality("failover = [{ from = \"eu/*\", to = \"us\" }]"), "should not contain");
-    let both = "failover = [{ from = \"eu\", to = \"us\" }], failoverPriority = [\"topology.istio.io/subzone\"]";
+    let both =
+        "failover = [{ from = \"eu\", to = \"us\" }], failoverPriority = [\"topology.istio.io/subzone\"]";
     check(&locality(both), "can not simultaneously set 'failover' and topology label");
     check("{ portLevelSettings = [{ tls = { mode = \"DISABLE\" } }] }", "port` is required");
     check("{ portLevelSettings = [{ port = { number = 80 } }, { port = { number = 80 } }] }", "set twice");

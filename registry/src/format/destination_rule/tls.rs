@@ -67,8 +67,7 @@ impl Written {
             (file("clientCertificate"), file("privateKey"), file("caCertificates"));
         let credential = optional(fields.take("credentialName"), |at| credential(d, &at));
         let sni = optional(fields.take("sni"), |at| host(d, &at));
-        let names =
-            optional(fields.take("subjectAltNames"), |at| d.each(&at, |d, at| d.text(at).map(Arc::from)));
+        let names = optional(fields.take("subjectAltNames"), |at| d.each(&at, alternative_name));
         let skip = optional(fields.take("insecureSkipVerify"), |at| d.boolean(&at));
         Some(Self {
             certificate: certificate?,
@@ -159,6 +158,20 @@ fn credential(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Arc<str>> {
         return None;
     }
     Some(text.into())
+}
+
+/// A name that certificates show: a host's, or an address.
+fn alternative_name(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Arc<str>> {
+    let text = d.text(at)?;
+    if let Ok(address) = text.parse::<std::net::IpAddr>() {
+        return Some(address.to_string().into());
+    }
+    if text.contains("://") {
+        let help = "name a host: members of the mesh are told by their identities, and need no `tls`";
+        d.invalid(at, format!("{} is a URI", quote(text)), help);
+        return None;
+    }
+    host(d, at)
 }
 
 fn host(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Arc<str>> {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use baremesh_model::authorization::*;
-use baremesh_model::grant::Grant;
+use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Domain, Key, Label};
 use baremesh_model::pattern::{Match, Pattern};
@@ -233,7 +233,10 @@ fn any_host_grant() -> impl Strategy<Value = HostGrant> {
     let grant = "[a-z*-]{1,8}\\.[a-z*-]{1,8}".prop_map(|text| Grant::parse(&text).expect("a grant"));
     let host = prop_oneof!["[a-z]{1,8}", "[a-z-]{0,8}\\*", "\\*[a-z-]{0,8}"];
     let host = host.prop_map(|text| HostPattern::new(&text).expect("a pattern"));
-    (any_key(), host, vec(grant, 1..4)).prop_map(|(key, host, services)| HostGrant { key, host, services })
+    let block = (any::<IpAddr>(), 0..=32_u8)
+        .prop_map(|(address, prefix)| AddressGrant::parse(&format!("{address}/{prefix}")).expect("a block"));
+    (any_key(), host, vec(grant, 1..4), vec(block, 0..3))
+        .prop_map(|(key, host, services, addresses)| HostGrant { key, host, services, addresses })
 }
 
 /// Destination rules.

@@ -26,16 +26,15 @@ fn any_time() -> impl Strategy<Value = Duration> {
 }
 
 fn any_decimal(most: u64) -> impl Strategy<Value = Decimal> {
-    (0..=most * 1000).prop_map(|number| {
-        format!("{}.{:03}", number / 1000, number % 1000).parse().expect("a number")
-    })
+    (0..=most * 1000)
+        .prop_map(|number| format!("{}.{:03}", number / 1000, number % 1000).parse().expect("a number"))
 }
 
 fn any_count() -> impl Strategy<Value = Option<u32>> {
     option::of(0..=i32::MAX as u32)
 }
 
-fn any_hash() -> impl Strategy<Value = ConsistentHash> {
+fn any_hash() -> BoxedStrategy<ConsistentHash> {
     let attributes = vec((any_text(), option::of(any_text())), 0..2);
     let ttl = option::of(prop_oneof![Just(Duration::ZERO), any_time()]);
     let cookie = (any_text(), option::of(any_text()), ttl, attributes)
@@ -51,26 +50,30 @@ fn any_hash() -> impl Strategy<Value = ConsistentHash> {
         Just(HashTable::Maglev { size: 4099 }),
         Just(HashTable::Maglev { size: HashTable::MAX_MAGLEV_SIZE }),
     ];
-    (key, table).prop_map(|(key, table)| ConsistentHash { key, table })
+    (key, table).prop_map(|(key, table)| ConsistentHash { key, table }).boxed()
 }
 
-fn any_locality() -> impl Strategy<Value = LocalitySetting> {
-    let pattern = || "[a-z]{1,4}(/[a-z]{1,4})?(/\\*)?".prop_map(|text| LocalityPattern::new(&text).expect("a pattern"));
+fn any_locality() -> BoxedStrategy<LocalitySetting> {
+    let pattern =
+        || "[a-z]{1,4}(/[a-z]{1,4})?(/\\*)?".prop_map(|text| LocalityPattern::new(&text).expect("a pattern"));
     let distribute = (pattern(), 1..100_u32).prop_map(|(from, first)| {
         let to = |text, weight| (LocalityPattern::new(text).expect("a pattern"), weight);
         Distribute { from, to: vec![to("a/*", first), to("b", 100 - first)] }
     });
-    let failover = any_text().prop_map(|from| RegionFailover { to: format!("{from}x").as_str().into(), from });
+    let failover =
+        any_text().prop_map(|from| RegionFailover { to: format!("{from}x").as_str().into(), from });
     let label = (any_text(), option::of(any_text())).prop_map(|(key, value)| PriorityLabel { key, value });
     let spread = prop_oneof![
         vec(distribute, 1..3).prop_map(Spread::Distribute),
         (vec(failover, 0..3), vec(label, 0..3))
             .prop_map(|(regions, priority)| Spread::Failover { regions, priority }),
     ];
-    (option::of(any::<bool>()), spread).prop_map(|(enabled, spread)| LocalitySetting { enabled, spread })
+    (option::of(any::<bool>()), spread)
+        .prop_map(|(enabled, spread)| LocalitySetting { enabled, spread })
+        .boxed()
 }
 
-fn any_load_balancer() -> impl Strategy<Value = LoadBalancer> {
+fn any_load_balancer() -> BoxedStrategy<LoadBalancer> {
     let algorithm = prop_oneof![
         Just(Algorithm::LeastRequest),
         Just(Algorithm::RoundRobin),
@@ -78,26 +81,23 @@ fn any_load_balancer() -> impl Strategy<Value = LoadBalancer> {
         Just(Algorithm::Passthrough),
         any_hash().prop_map(Algorithm::ConsistentHash),
     ];
-    let warmup = (any_time(), any_decimal(100), any_decimal(1000)).prop_map(
-        |(duration, minimum_percent, aggression)| Warmup { duration, minimum_percent, aggression },
-    );
+    let warmup = (any_time(), any_decimal(100), any_decimal(1000))
+        .prop_map(|(duration, minimum_percent, aggression)| Warmup { duration, minimum_percent, aggression });
     (algorithm, option::of(warmup), option::of(any_locality()))
         .prop_map(|(algorithm, warmup, locality)| LoadBalancer { algorithm, warmup, locality })
+        .boxed()
 }
 
-fn any_pool() -> impl Strategy<Value = ConnectionPool> {
+fn any_pool() -> BoxedStrategy<ConnectionPool> {
     let keepalive = (any_count(), option::of(any_time()), option::of(any_time()))
         .prop_map(|(probes, time, interval)| Keepalive { probes, time, interval });
     let times = || (option::of(any_time()), option::of(any_time()), option::of(any_time()));
-    let tcp = (any_count(), times(), option::of(keepalive)).prop_map(
-        |(max_connections, (connect_timeout, max_connection_duration, idle_timeout), keepalive)| TcpPool {
-            max_connections,
-            connect_timeout,
-            keepalive,
-            max_connection_duration,
-            idle_timeout,
-        },
-    );
+    let tcp =
+        (any_count(), times(), option::of(keepalive)).prop_map(
+            |(max_connections, (connect_timeout, max_connection_duration, idle_timeout), keepalive)| {
+                TcpPool { max_connections, connect_timeout, keepalive, max_connection_duration, idle_timeout }
+            },
+        );
     let counts = (any_count(), any_count(), any_count(), any_count(), any_count());
     let http = (counts, option::of(any_time())).prop_map(|((a, b, c, d, e), idle_timeout)| HttpPool {
         http1_max_pending_requests: a,
@@ -110,34 +110,37 @@ fn any_pool() -> impl Strategy<Value = ConnectionPool> {
         h2_upgrade: H2Upgrade::Default,
         use_client_protocol: false,
     });
-    (tcp, http).prop_map(|(tcp, http)| ConnectionPool { tcp, http })
+    (tcp, http).prop_map(|(tcp, http)| ConnectionPool { tcp, http }).boxed()
 }
 
-fn any_outlier() -> impl Strategy<Value = OutlierDetection> {
+fn any_outlier() -> BoxedStrategy<OutlierDetection> {
     let counts = (any::<u16>(), any::<u16>(), option::of(any::<u16>()));
-    (counts, any_time(), any_time(), 1..=100_u8, 0..=100_u8).prop_map(
-        |((consecutive_5xx, consecutive_gateway, local), interval, base_ejection_time, most, least)| {
-            OutlierDetection {
-                consecutive_5xx,
-                consecutive_gateway,
-                split_local: local.is_some(),
-                consecutive_local: local.unwrap_or(OutlierDetection::default().consecutive_local),
-                interval,
-                base_ejection_time,
-                max_ejection_percent: most,
-                min_health_percent: least,
-            }
-        },
-    )
+    (counts, any_time(), any_time(), 1..=100_u8, 0..=100_u8)
+        .prop_map(
+            |((consecutive_5xx, consecutive_gateway, local), interval, base_ejection_time, most, least)| {
+                OutlierDetection {
+                    consecutive_5xx,
+                    consecutive_gateway,
+                    split_local: local.is_some(),
+                    consecutive_local: local.unwrap_or(OutlierDetection::default().consecutive_local),
+                    interval,
+                    base_ejection_time,
+                    max_ejection_percent: most,
+                    min_health_percent: least,
+                }
+            },
+        )
+        .boxed()
 }
 
-fn any_tls() -> impl Strategy<Value = ClientTls> {
+fn any_tls() -> BoxedStrategy<ClientTls> {
     let verify = prop_oneof![Just(Verify::Full), Just(Verify::Nothing)];
     let file = || "/[a-z/.]{1,10}".prop_map(|text| Arc::<str>::from(text.as_str()));
     let trust = option::of(file()).prop_map(|file| file.map_or(Trust::System, Trust::File));
-    let rest = (option::of("[a-z]{1,5}(\\.[a-z]{1,5})?"), vec(any_text(), 0..2), verify);
-    (0..6, trust, (file(), file(), any_text()), rest).prop_map(
-        |(mode, trust, (certificate, key, name), (sni, subject_alt_names, verify))| {
+    let names = vec("[a-z]{1,5}(\\.[a-z]{1,5})?".prop_map(|name| name.as_str().into()), 0..2);
+    let rest = (option::of("[a-z]{1,5}(\\.[a-z]{1,5})?"), names, verify);
+    (0..6, trust, (file(), file(), any_text()), rest)
+        .prop_map(|(mode, trust, (certificate, key, name), (sni, subject_alt_names, verify))| {
             let sni = sni.map(|sni| sni.as_str().into());
             let server = |trust| ServerCheck { trust, sni, subject_alt_names, verify };
             let named = Trust::Credential(Arc::clone(&name));
@@ -149,27 +152,33 @@ fn any_tls() -> impl Strategy<Value = ClientTls> {
                 4 => ClientTls::Mutual(ClientCertificate::Files { certificate, key }, server(trust)),
                 _ => ClientTls::Mutual(ClientCertificate::Credential(name), server(named)),
             }
-        },
-    )
+        })
+        .boxed()
 }
 
-fn any_port_policy() -> impl Strategy<Value = PortPolicy> {
-    (option::of(any_load_balancer()), option::of(any_pool()), option::of(any_outlier()), option::of(any_tls()))
+fn any_port_policy() -> BoxedStrategy<PortPolicy> {
+    (
+        option::of(any_load_balancer()),
+        option::of(any_pool()),
+        option::of(any_outlier()),
+        option::of(any_tls()),
+    )
         .prop_map(|(load_balancer, connection_pool, outlier_detection, tls)| PortPolicy {
             load_balancer,
             connection_pool,
             outlier_detection,
             tls,
         })
+        .boxed()
 }
 
-fn any_policy() -> impl Strategy<Value = TrafficPolicy> {
+fn any_policy() -> BoxedStrategy<TrafficPolicy> {
     let budget = (any_decimal(100), 0..1000_u32)
         .prop_map(|(percent, min_concurrency)| RetryBudget { percent, min_concurrency });
     let proxy = prop_oneof![Just(ProxyProtocol::V1), Just(ProxyProtocol::V2)];
     let ports = btree_map(1..=u16::MAX, any_port_policy(), 0..2);
-    (any_port_policy(), ports, option::of(budget), option::of(proxy)).prop_map(
-        |(common, ports, retry_budget, proxy_protocol)| TrafficPolicy {
+    (any_port_policy(), ports, option::of(budget), option::of(proxy))
+        .prop_map(|(common, ports, retry_budget, proxy_protocol)| TrafficPolicy {
             load_balancer: common.load_balancer,
             connection_pool: common.connection_pool,
             outlier_detection: common.outlier_detection,
@@ -177,11 +186,11 @@ fn any_policy() -> impl Strategy<Value = TrafficPolicy> {
             ports,
             retry_budget,
             proxy_protocol,
-        },
-    )
+        })
+        .boxed()
 }
 
-pub(super) fn any_destination_rule() -> impl Strategy<Value = DestinationRule> {
+pub(super) fn any_destination_rule() -> BoxedStrategy<DestinationRule> {
     let host = prop_oneof!["[a-z]{1,8}(\\.[a-z0-9]{1,8}){0,3}", "\\*\\.[a-z]{1,8}", Just("*".to_owned())]
         .prop_map(|text| HostPattern::new(&text).expect("a host"));
     let said = any_policy().prop_filter("says something", |policy| *policy != TrafficPolicy::default());
@@ -208,4 +217,5 @@ pub(super) fn any_destination_rule() -> impl Strategy<Value = DestinationRule> {
             ExportTo::All => true,
             ExportTo::Only(namespaces) => !namespaces.contains(&rule.key.namespace),
         })
+        .boxed()
 }

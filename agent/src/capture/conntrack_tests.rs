@@ -1,0 +1,160 @@
+//! Connection tracking at its limits: a full table, and connections that translation makes look alike.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tempfile::TempDir;
+
+use super::conntrack::Tracked;
+use super::namespace::{Peer, addresses, eventually, namespace_test, plan, sh};
+use super::{Capture, CapturePlan};
+use crate::attribution::{Attributor, Cgroups};
+
+/// A limit that only a lost packet reaches.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const ACK: u8 = 0x10;
+const RST_ACK: u8 = 0x14;
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address")
+}
+
+/// Connects from a port of its own choice, which other sockets may have chosen too.
+fn dial_from(port: u16, to: &str) -> Socket {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+    socket.set_reuse_address(true).expect("set");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("bound");
+    socket.set_nonblocking(true).expect("set");
+    let _ = socket.connect(&address(to).into());
+    socket
+}
+
+namespace_test! {
+    fn connections_that_look_alike_after_translation_are_not_mixed_up() {
+        let runtime = TempDir::new().expect("a directory");
+        let mut capture = Capture::new(runtime.path()).expect("nft and ip are installed");
+        let agent = TcpListener::bind("127.0.0.1:15001").expect("bound");
+        agent.set_nonblocking(true).expect("set");
+        capture.apply(&plan()).expect("applied");
+        // One port of one address towards three destinations, which all become 127.0.0.1:15001.
+        let destinations = ["240.240.0.1:80", "240.240.0.2:80", "240.240.0.3:80"];
+        let clients = destinations.map(|to| dial_from(40_000, to));
+        let mut accepted = Vec::new();
+        eventually("all of them arrive", || {
+            accepted.extend(agent.accept().map(|(server, _)| server).ok());
+            accepted.len() == clients.len()
+        });
+        let mut attributor = Attributor::new(Cgroups::of_system()).expect("a netlink socket");
+        let mut known = 0;
+        for mut server in accepted {
+            let to = SockRef::from(&server).original_dst_v4().expect("redirected").as_socket().expect("an address");
+            let client = destinations.iter().position(|at| address(at) == to).expect("one of the three");
+            // Whose it is: of this very client, or refused because the kernel gave it another port. Never another's.
+            if let Ok(owner) = attributor.owner(&server, to) {
+                known += 1;
+                assert_eq!(u64::from(owner.inode), rustix::fs::fstat(&clients[client]).expect("open").st_ino, "{to}");
+            }
+            server.set_nonblocking(false).expect("set");
+            server.write_all(&[client as u8]).expect("written");
+        }
+        assert!(known >= 1, "the first keeps its port");
+        for (number, client) in clients.into_iter().enumerate() {
+            client.set_nonblocking(false).expect("set");
+            let mut byte = [0];
+            TcpStream::from(client).read_exact(&mut byte).expect("its own answer");
+            assert_eq!(usize::from(byte[0]), number);
+        }
+    }
+}
+
+/// Both ends of connections that exist in the table alone.
+struct Forger {
+    here: Socket,
+    there: Socket,
+}
+
+impl Forger {
+    const HERE: [u8; 4] = [127, 0, 0, 2];
+    const THERE: [u8; 4] = [127, 0, 0, 3];
+
+    fn new() -> Self {
+        let raw = |at: [u8; 4]| {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).expect("a raw socket");
+            socket.bind(&SocketAddr::from((at, 0)).into()).expect("bound");
+            socket
+        };
+        Self { here: raw(Self::HERE), there: raw(Self::THERE) }
+    }
+
+    /// A packet, its answer, and one after that. Connection tracking takes them for a connection from before it looked,
+    /// and one that both ends speak in. Their checksum is wrong: no socket answers.
+    fn exchange(&self, number: u32, flags: u8) -> std::io::Result<()> {
+        let ports = [(number % 60_000) as u16 + 1_024, (number / 60_000) as u16 + 2_000];
+        let (packet, answer) = (segment(ports, flags), segment([ports[1], ports[0]], flags));
+        let (here, there) = (SocketAddr::from((Self::HERE, 0)), SocketAddr::from((Self::THERE, 0)));
+        self.here.send_to(&packet, &there.into())?;
+        self.there.send_to(&answer, &here.into())?;
+        self.here.send_to(&packet, &there.into()).map(drop)
+    }
+}
+
+/// A TCP header with sequence and acknowledgement number 1, and no valid checksum.
+fn segment([from, to]: [u16; 2], flags: u8) -> Vec<u8> {
+    let words = [from, to, 0, 1, 0, 1, 0x5000 | u16::from(flags), 1024, 0xdead, 0];
+    words.iter().flat_map(|word| word.to_be_bytes()).collect()
+}
+
+namespace_test! {
+    fn a_full_table_lets_nothing_past_the_agent_and_what_is_open_goes_on() {
+        let runtime = TempDir::new().expect("a directory");
+        let mut capture = Capture::new(runtime.path()).expect("nft and ip are installed");
+        let peer = Peer::new();
+        let app = peer.there(|| TcpListener::bind("10.9.0.2:8080").expect("bound"));
+        let agent = TcpListener::bind("127.0.0.1:15001").expect("bound");
+        let endpoints = addresses(&["10.9.0.2:8080"]);
+        capture.apply(&CapturePlan { endpoints, ..plan() }).expect("applied");
+        let connect = || TcpStream::connect_timeout(&address("240.240.7.7:80"), LIMIT);
+        let mut client = connect().expect("connected");
+        let (mut server, _) = agent.accept().expect("accepted");
+        let Some(before) = Tracked::read() else {
+            assert!(sh("cat /proc/self/uid_map").split_whitespace().last() == Some("1"), "only root is told");
+            return;
+        };
+        assert!(!before.is_nearly_full(), "{before}");
+
+        let forger = Forger::new();
+        // Enough of them for a table twice as large as it may be.
+        let most = u32::try_from(before.limit * 2).expect("a limit that a test can reach");
+        let forged = (1..most).take_while(|number| forger.exchange(*number, ACK).is_ok()).count();
+        let tracked = Tracked::read().expect("it was there before");
+        assert!(tracked.is_nearly_full(), "{tracked} after {forged}");
+        let refused = Forger::new().exchange(most, ACK);
+        assert_eq!(refused.expect_err("the table is full").kind(), ErrorKind::PermissionDenied);
+
+        // What was open goes on; a new one comes neither to the agent nor past it.
+        client.write_all(b"x").expect("written");
+        server.read_exact(&mut [0]).expect("arrives");
+        for listener in [&agent, &app] {
+            listener.set_nonblocking(true).expect("set");
+        }
+        let _waiting = ["240.240.7.7:80", "10.9.0.2:8080"].map(|to| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+            socket.set_nonblocking(true).expect("set");
+            assert!(socket.connect(&address(to).into()).is_err());
+            socket
+        });
+        for listener in [&agent, &app] {
+            assert_eq!(listener.accept().expect_err("nobody came").kind(), ErrorKind::WouldBlock);
+        }
+
+        // Connections end, and there is room again.
+        sh("echo 1 > /proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close");
+        (1..=forged as u32).for_each(|number| drop(forger.exchange(number, RST_ACK)));
+        agent.set_nonblocking(false).expect("set");
+        let _client = connect().expect("connected");
+        agent.accept().expect("accepted");
+    }
+}
