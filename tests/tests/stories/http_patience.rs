@@ -2,14 +2,14 @@
 
 use baremesh_tests::wait_until;
 
-use crate::town::{REVIEWS, Town, routes, rule, to};
+use crate::town::{REVIEWS, Town, routes, subsets, to};
 
 #[test]
 fn a_timeout_ends_what_hangs_and_the_instance_is_told() {
     let town = Town::new("timeout", 1);
     let [v1] = town.open();
     let route = format!("{{ route = [{}], timeout = \"1s\", retries = {{ attempts = 0 }} }}", to("v1", 1));
-    town.mesh.enforce(&(rule("{}") + &routes(&route)));
+    town.mesh.enforce(&(subsets() + &routes(&route)));
     for (path, options) in [("/one", &[][..]), ("/two", &["--http2"])] {
         let answer = town.web.host.get(options, &format!("{REVIEWS}{path}?hang"));
         assert_eq!((answer.status, answer.instance.as_deref()), (Some(504), None), "{answer:?}");
@@ -51,7 +51,7 @@ fn faults_befall_whom_they_are_meant_for() {
     let none = fault("none", "{ abort = { httpStatus = 418, percentage = { value = 100 } } }");
     let half = fault("half", "{ abort = { httpStatus = 500, percentage = { value = 50 } } }");
     let rest = format!("{{ route = [{}] }}", to("v1", 1));
-    town.mesh.enforce(&(rule("{}") + &routes(&[slow, none, half, rest].join(", "))));
+    town.mesh.enforce(&(subsets() + &routes(&[slow, none, half, rest].join(", "))));
     let user = |name: &str| format!("end-user: {name}");
     let answer = town.web.host.get(&["--header", &user("slow")], REVIEWS);
     assert!(answer.is_ok() && answer.ms >= 1000, "{answer:?}");
@@ -82,7 +82,7 @@ fn a_mirror_that_hangs_does_not_hold_up_the_original() {
             to("v1", 1)
         ))
     };
-    town.mesh.enforce(&(rule("{}") + &mirrored(100)));
+    town.mesh.enforce(&(subsets() + &mirrored(100)));
     let answer = town.web.host.get(&["--data", "order tea"], &format!("{REVIEWS}/copied"));
     assert_eq!(answer.instance.as_deref(), Some("v1"), "{answer:?}");
     wait_until("the copy arrives", || v2.seen("/copied") == 1);

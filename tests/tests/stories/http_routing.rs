@@ -2,7 +2,7 @@
 
 use baremesh_tests::Answer;
 
-use crate::town::{REVIEWS, Town, routes, rule, to};
+use crate::town::{REVIEWS, Town, routes, subsets, to};
 
 /// Five standard deviations of a share of 0.1 in this many requests: chance alone exceeds it once in a million runs.
 const REQUESTS: usize = 2000;
@@ -14,7 +14,7 @@ fn a_tenth_of_the_requests_goes_to_the_canary() {
     let [_v1, _v2] = town.open();
     let shares =
         |first, second| routes(&format!("{{ route = [{}, {}] }}", to("v1", first), to("v2", second)));
-    town.mesh.enforce(&(rule("{}") + &shares(90, 10)));
+    town.mesh.enforce(&(subsets() + &shares(90, 10)));
     let counts = town.web.host.counts(REQUESTS, &[], REVIEWS);
     let (stable, canary) = (counts["v1"], counts["v2"]);
     assert_eq!(stable + canary, REQUESTS, "{counts:?}");
@@ -36,7 +36,7 @@ fn what_a_request_says_decides_where_it_goes() {
         to("v2", 1)
     );
     let others = format!("{{ route = [{}] }}", to("v1", 1));
-    town.mesh.enforce(&(rule("{}") + &routes(&format!("{jason}, {others}"))));
+    town.mesh.enforce(&(subsets() + &routes(&format!("{jason}, {others}"))));
     let check = |options: &[&str], path: &str, expected: &str| {
         let answer = town.web.host.get(options, &format!("{REVIEWS}{path}"));
         assert_eq!(answer.instance.as_deref(), Some(expected), "{options:?} {path}: {answer:?}");
@@ -65,7 +65,7 @@ fn requests_and_answers_are_changed_on_their_way() {
     let moved =
         "{ match = [{ uri = { exact = \"/moved\" } }], redirect = { uri = \"/there\", redirectCode = 302 } }";
     let said = "{ match = [{ uri = { exact = \"/said\" } }], directResponse = { status = 418, body = { string = \"short\" } } }";
-    town.mesh.enforce(&(rule("{}") + &routes(&[&changed, moved, said].join(", "))));
+    town.mesh.enforce(&(subsets() + &routes(&[&changed, moved, said].join(", "))));
     let get = |path: &str| -> Answer {
         town.web.host.get(&["--header", "x-gone: 1", "--header", "x-add: a"], &format!("{REVIEWS}{path}"))
     };

@@ -3,7 +3,7 @@
 use baremesh_tests::{exit, told_by};
 use serde_json::Value;
 
-use crate::town::{REVIEWS, Town, routes, rule, to};
+use crate::town::{REVIEWS, Town, routes, subsets, to};
 
 /// What `stream` says of a call.
 fn call(town: &Town, options: &[&str], path: &str) -> (Value, u8) {
@@ -17,7 +17,7 @@ fn a_websocket_echoes_for_as_long_as_it_is_used() {
     let [v1] = town.open();
     // Longer than any of the agent's limits for a head or an answer's beginning.
     let route = format!("{{ route = [{}], timeout = \"2s\" }}", to("v1", 1));
-    town.mesh.enforce(&(rule("{}") + &routes(&route)));
+    town.mesh.enforce(&(subsets() + &routes(&route)));
     let check = |options: &[&str], messages: u64| {
         let url = format!("{REVIEWS}/chat");
         let (told, code) =

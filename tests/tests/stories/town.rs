@@ -58,12 +58,18 @@ pub fn routes(http: &str) -> String {
     format!("[[VirtualService]]\nname = \"reviews\"\nhosts = [\"reviews\"]\nhttp = [{http}]\n")
 }
 
+/// A DestinationRule for `reviews` with the subsets `v1` and `v2`, and with no policy.
+pub fn subsets() -> String {
+    rule("")
+}
+
 /// A DestinationRule for `reviews` with this policy, and with the subsets `v1` and `v2`.
 pub fn rule(policy: &str) -> String {
+    let policy = if policy.is_empty() { String::new() } else { format!("trafficPolicy = {policy}\n") };
     let subsets = ["v1", "v2"]
         .map(|version| format!("{{ name = \"{version}\", labels = {{ version = \"{version}\" }} }}"));
     format!(
-        "[[DestinationRule]]\nname = \"reviews\"\nhost = \"reviews\"\nsubsets = [{}]\ntrafficPolicy = {policy}\n",
+        "[[DestinationRule]]\nname = \"reviews\"\nhost = \"reviews\"\nsubsets = [{}]\n{policy}",
         subsets.join(", ")
     )
 }

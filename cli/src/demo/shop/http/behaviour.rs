@@ -36,6 +36,8 @@ pub(super) struct Behaviour {
     pub(super) chunked: bool,
     /// `early`: the answer does not wait for the request's body.
     pub(super) early: bool,
+    /// `literal`, in an order: what requests' own queries say means nothing.
+    pub(super) literal: bool,
 }
 
 /// Where an answer is cut off: a reset of the connection for HTTP/1, of the stream for HTTP/2.
@@ -86,6 +88,7 @@ impl Behaviour {
             "fail-first" => self.fail_first = Some(value.parse().map_err(|_| wrong())?),
             "chunked" => self.chunked = true,
             "early" => self.early = true,
+            "literal" => self.literal = true,
             _ => return Ok(false),
         }
         Ok(true)

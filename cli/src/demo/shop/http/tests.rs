@@ -113,8 +113,10 @@ async fn the_standing_behaviour_can_be_switched() {
     answer(&["--method", "POST"], &behave("fail-first=1")).await;
     assert_eq!(answer(&[], &url).await.0["status"], 503);
     assert_eq!(answer(&[], &format!("{url}other")).await.0["status"], 200);
+    answer(&["--method", "POST"], &behave("literal")).await;
+    assert_eq!(answer(&[], &format!("{url}?status=500")).await.0["status"], 200);
     answer(&["--method", "POST"], &behave("")).await;
-    assert_eq!(answer(&[], &url).await.0["status"], 200);
+    assert_eq!(answer(&[], &format!("{url}?status=204")).await.0["length"], 0);
 }
 
 #[tokio::test]

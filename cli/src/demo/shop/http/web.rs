@@ -190,10 +190,14 @@ impl Web {
 
     /// What is to be done with a request, which is counted by that.
     fn behaviour(&self, head: &Parts) -> Result<Behaviour, String> {
-        let own = Behaviour::of_query(head.uri.query().unwrap_or_default())?;
+        let standing = lock(&self.standing).clone();
+        let own = match standing.literal {
+            true => None,
+            false => Behaviour::of_query(head.uri.query().unwrap_or_default())?,
+        };
         let (behaviour, target) = match own {
             Some(behaviour) => (behaviour, target(head)),
-            None => (lock(&self.standing).clone(), ""),
+            None => (standing, ""),
         };
         let number = lock(&self.counted).count(target);
         Ok(behaviour.at(number))
@@ -247,6 +251,9 @@ fn respond(behaviour: Behaviour, account: String, doom: Option<Doom>) -> Result<
         head = head.header(name, value);
     }
     let length = behaviour.size.unwrap_or(account.len() as u64);
+    if matches!(behaviour.status, Some(StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)) {
+        return Ok(head.body(whole(""))?);
+    }
     let is_plain = behaviour.size.is_none() && behaviour.close.is_none() && behaviour.body_delay.is_zero();
     if behaviour.trailers {
         head = head.header("trailer", CHECKSUM);

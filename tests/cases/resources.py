@@ -65,15 +65,15 @@ def documents(text):
     return found
 
 
-def run_validation(report, cases, binary, _scratch):
+def run_validation(report, suite, binary, _scratch):
     left = {}
-    for case in json.loads((cases / "validation_cases.json").read_text()):
+    for case in suite.cases:
         kind, name, expected = case["kind"], case["name"], case["error_contains"]
         label = f"{kind}/{name}"
         if kind not in KINDS:
             report.not_yet(kind, label)
             continue
-        file = cases / "validation" / case["file"].rsplit("/", 1)[1]
+        file = suite.place / "validation" / case["file"].rsplit("/", 1)[1]
         if file not in left:
             left[file] = documents(file.read_text())
         # Where documents share a name, the fault that one of them states says which is meant.
@@ -141,9 +141,9 @@ def judge_the_rest(report, binary, label, refused):
     report.check(f"{label}, the fields of connections", None if held == 1 and not rest else f"refused: {rest}")
 
 
-def run_yaml(report, cases, binary, _scratch):
+def run_yaml(report, suite, binary, _scratch):
     outcomes = {}
-    root = cases / "istio-yaml"
+    root = suite.place
     for file in sorted(root.rglob("*.yaml")):
         label = str(file.relative_to(root))
         text = file.read_text()

@@ -4,8 +4,6 @@ and whether a connection is open or closed is what the client sees and what the 
 HTTP is carried as TCP here, so a case of HTTP is run where its policies speak of connections alone: 200 is then an open
 connection, 403 a closed one. Other policies are refused by the fields' names, which is checked, and are `not yet`."""
 
-import json
-
 import mesh
 from hosts import CommandFailed
 from mesh import Mesh
@@ -36,7 +34,7 @@ mtls = {{ mode = "PERMISSIVE" }}
 
 
 def run(report, cases, binary, scratch):
-    suite = json.loads((cases / "authz_cases.json").read_text())
+    suite = cases.cases
     later = {name: fields_not_yet(report, binary, name, policies)
              for name, policies in suite["policy_sets"].items()}
     runnable = []

@@ -18,6 +18,9 @@ PREFIX = 16
 # Every condition that is waited for comes within a second on an idle machine.
 SECONDS = 60
 
+# The API groups of kinds, where they are not about security.
+GROUPS = {"VirtualService": "networking.istio.io", "DestinationRule": "networking.istio.io"}
+
 # Answers what it is sent, with its name first, on loopback alone: only an agent reaches it.
 ECHO = """
 import asyncio, sys
@@ -172,6 +175,38 @@ class Member:
         log = self.host.log_dir / f"{self.host.name}-echo.log"
         wait_until(f"the echo of {name} listens", lambda: "listening" in log.read_text())
 
+    def spawn_web(self, label, name, addresses):
+        """The shop's HTTP server on these addresses."""
+        self.host.spawn(self.mesh.binary, "demo-shop", "web", name, *addresses, log=label)
+        log = self.host.log_dir / f"{self.host.name}-{label}.log"
+        wait_until(f"{name} listens", lambda: log.read_text().count("listening on") == len(addresses))
+
+    def requests_of(self, label):
+        """The requests that a server has seen."""
+        text = (self.host.log_dir / f"{self.host.name}-{label}.log").read_text()
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+
+    def get(self, words):
+        """What the shop's HTTP client says of one request."""
+        argv = self.host.command(self.mesh.binary, "demo-shop", "get", *words)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS)
+        try:
+            return json.loads(done.stdout)
+        except ValueError:
+            raise CommandFailed(f"get {words}: {done.stdout}{done.stderr}") from None
+
+    def endpoints(self, service):
+        """The endpoints of a service that the agent knows."""
+        known = next((one for one in self.ask("/services") or [] if one["service"] == service), None)
+        return known["endpoints"] if known else []
+
+    def address_of(self, service):
+        """A virtual address of a service."""
+        known = next((one for one in self.ask("/services") or [] if one["service"] == service), None)
+        if known is None or not known["addresses"]:
+            raise CommandFailed(f"{self.name} knows no service {service}")
+        return min(known["addresses"], key=lambda address: ":" in address)
+
     def ask(self, path):
         """What the agent's socket answers; None while it does not."""
         return ask(self.place / "run/agent.sock", path)
@@ -201,7 +236,7 @@ def manifest(resources):
     """Resources of the cases' compact form as Istio's YAML, of which JSON is a part."""
     return "\n---\n".join(
         json.dumps({
-            "apiVersion": "security.istio.io/v1", "kind": resource["kind"],
+            "apiVersion": f"{GROUPS.get(resource['kind'], 'security.istio.io')}/v1", "kind": resource["kind"],
             "metadata": {"name": resource["name"], "namespace": resource["ns"]}, "spec": resource["spec"],
         }, indent=1) for resource in resources)
 

@@ -4,7 +4,6 @@ The verifier takes a chain for a member of a mesh where its leaf names one by a 
 else: signatures, authorities, constraints, dates, purpose."""
 
 import datetime
-import json
 import os
 import subprocess
 
@@ -76,12 +75,12 @@ REFUSED = [
 ]
 
 
-def run(report, cases, binary, scratch):
+def run(report, suite, binary, scratch):
     others = {id: (verdict, reason)
               for verdict, groups in ((True, TAKEN), (False, REFUSED))
               for reason, ids in groups for id in ids.split()}
     slowest = (0.0, "none")
-    for case in json.loads((cases / "x509-limbo-offline.json").read_text())["testcases"]:
+    for case in suite.cases:
         name = case["id"]
         expected = case["expected_result"] == "SUCCESS"
         verdict, reason = others.pop(name, (expected, None))
@@ -103,8 +102,6 @@ def run(report, cases, binary, scratch):
             report.left_out(f"{'taken' if taken else 'refused'}: {reason}", name)
         else:
             report.passed()
-    for name in others:
-        report.failed(name, "stands in a list of those whose verdict differs, and is no case")
     report.remark(f"slowest: {slowest[0] * 1000:.0f} ms of CPU, {slowest[1]}")
 
 
