@@ -5,7 +5,7 @@ import re
 import subprocess
 
 # The kinds that this version takes.
-KINDS = {"Service", "WorkloadEntry", "PeerAuthentication", "AuthorizationPolicy"}
+KINDS = {"Service", "WorkloadEntry", "VirtualService", "PeerAuthentication", "AuthorizationPolicy"}
 
 # What our message says where it does not use the words of the case.
 SAME_THING = {

@@ -12,6 +12,7 @@ use crate::mesh_config::MeshConfig;
 use crate::name::{Key, Label};
 use crate::peer_authentication::PeerAuthentication;
 use crate::service::Service;
+use crate::virtual_service::VirtualService;
 use crate::workload::{Tunnel, Workload};
 
 /// The kinds of resources.
@@ -23,6 +24,8 @@ pub enum Kind {
     Service,
     /// `WorkloadEntry`
     WorkloadEntry,
+    /// `VirtualService`
+    VirtualService,
     /// `PeerAuthentication`
     PeerAuthentication,
     /// `AuthorizationPolicy`
@@ -38,6 +41,7 @@ impl Kind {
             Self::MeshConfig => "MeshConfig",
             Self::Service => "Service",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::VirtualService => "VirtualService",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::HostGrant => "HostGrant",
@@ -107,6 +111,8 @@ pub struct Parts {
     pub services: BTreeMap<Key, Service>,
     /// Workloads by key.
     pub workloads: BTreeMap<Key, Workload>,
+    /// Virtual services, ordered by key.
+    pub virtual_services: Vec<Arc<VirtualService>>,
     /// Peer authentications, ordered by key.
     pub peer_authentications: Vec<PeerAuthentication>,
     /// Authorization policies, ordered by key.
@@ -134,6 +140,7 @@ impl Mesh {
                 service.addresses = parts.config.virtual_ranges.hashed(&service.key);
             }
         }
+        parts.virtual_services.sort_by(|a, b| a.key.cmp(&b.key));
         parts.peer_authentications.sort_by(|a, b| a.key.cmp(&b.key));
         parts.authorization_policies.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);

@@ -9,6 +9,8 @@ use std::sync::Arc;
 pub const MAX_LENGTH: usize = 4096;
 /// Bytes that a compiled expression may take.
 const MAX_COMPILED: usize = 1 << 20;
+/// Bytes that the states of one expression may take while it is matched; beyond it, it is matched more slowly.
+const MAX_STATES: usize = 256 << 10;
 /// Levels of nesting in an expression.
 const MAX_NESTING: u32 = 64;
 
@@ -88,8 +90,12 @@ impl Re2 {
 }
 
 fn compile(text: &str) -> Result<regex::Regex, Re2Error> {
-    let compiled =
-        regex::RegexBuilder::new(text).octal(true).nest_limit(MAX_NESTING).size_limit(MAX_COMPILED).build();
+    let compiled = regex::RegexBuilder::new(text)
+        .octal(true)
+        .nest_limit(MAX_NESTING)
+        .size_limit(MAX_COMPILED)
+        .dfa_size_limit(MAX_STATES)
+        .build();
     compiled.map_err(|error| match error {
         regex::Error::CompiledTooBig(_) => Re2Error::TooLarge,
         error => {

@@ -12,7 +12,8 @@ use super::findings::Findings;
 use super::source::Span;
 use super::tree::{Entry, Node, Value};
 use super::{
-    authorization_policy, host_grant, kinds, mesh_config, peer_authentication, service, workload_entry,
+    authorization_policy, host_grant, kinds, mesh_config, peer_authentication, service, virtual_service,
+    workload_entry,
 };
 use crate::diagnostic::{Code, quote};
 use crate::resource::{KINDS, Resource, mesh_config_key};
@@ -45,6 +46,7 @@ pub(super) const OWN_GROUP: &str = "baremesh.io";
 pub(super) fn group_of(kind: Kind) -> &'static str {
     match kind {
         Kind::WorkloadEntry => "networking.istio.io",
+        Kind::VirtualService => "networking.istio.io",
         Kind::PeerAuthentication | Kind::AuthorizationPolicy => "security.istio.io",
         Kind::MeshConfig | Kind::Service | Kind::HostGrant => OWN_GROUP,
     }
@@ -56,6 +58,7 @@ pub(super) fn table_of(kind: Kind) -> &'static [Field] {
         Kind::MeshConfig => mesh_config::FIELDS,
         Kind::Service => service::FIELDS,
         Kind::WorkloadEntry => workload_entry::FIELDS,
+        Kind::VirtualService => virtual_service::FIELDS,
         Kind::PeerAuthentication => peer_authentication::FIELDS,
         Kind::AuthorizationPolicy => authorization_policy::FIELDS,
         Kind::HostGrant => host_grant::FIELDS,
@@ -218,6 +221,9 @@ fn decode_kind(decoder: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         Kind::MeshConfig => Resource::MeshConfig(mesh_config::decode(decoder, metadata, spec)?.into()),
         Kind::Service => Resource::Service(service::decode(decoder, metadata, spec)?.into()),
         Kind::WorkloadEntry => Resource::Workload(workload_entry::decode(decoder, metadata, spec)?.into()),
+        Kind::VirtualService => {
+            Resource::VirtualService(virtual_service::decode(decoder, metadata, spec)?.into())
+        }
         Kind::PeerAuthentication => {
             Resource::PeerAuthentication(peer_authentication::decode(decoder, metadata, spec)?.into())
         }

@@ -14,7 +14,10 @@ use super::document::{self, DRY_RUN, Document, from_manifest, group_of};
 use super::findings::{Findings, Unknown};
 use super::source::{Source, Span};
 use super::tree::{Entry, MAX_DEPTH, MAX_VALUES, Node, Value};
-use super::{authorization_policy, host_grant, mesh_config, peer_authentication, service, workload_entry};
+use super::{
+    authorization_policy, host_grant, mesh_config, peer_authentication, service, virtual_service,
+    workload_entry,
+};
 use crate::diagnostic::{Code, Diagnostic};
 use crate::resource::Resource;
 
@@ -53,6 +56,7 @@ fn encode_spec(resource: &Resource) -> Json {
         Resource::MeshConfig(config) => mesh_config::encode(config),
         Resource::Service(service) => service::encode(service),
         Resource::Workload(workload) => workload_entry::encode(workload),
+        Resource::VirtualService(service) => virtual_service::encode(service),
         Resource::PeerAuthentication(policy) => peer_authentication::encode(policy),
         Resource::AuthorizationPolicy(policy) => authorization_policy::encode(policy),
         Resource::HostGrant(grant) => host_grant::encode(grant),
