@@ -127,11 +127,22 @@ fn translate(text: &str) -> Result<String, Re2Error> {
             if c == '(' && after.starts_with('?') {
                 check_flags(after)?;
             }
+            if c == '{' && !is_repetition(after) {
+                out.push('\\');
+            }
             out.push(c);
             rest = after;
         }
     }
     Ok(out)
+}
+
+/// Whether what follows a `{` makes it a repetition; otherwise it stands for itself.
+fn is_repetition(after: &str) -> bool {
+    let Some((counts, _)) = after.split_once('}') else { return false };
+    let (least, most) = counts.split_once(',').unwrap_or((counts, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    !least.is_empty() && digits(least) && digits(most)
 }
 
 /// What follows a backslash.
@@ -154,6 +165,14 @@ fn escape<'a>(after: &'a str, in_class: bool, out: &mut String) -> Result<&'a st
         '1'..='7' if !rest.starts_with(|next: char| ('0'..='7').contains(&next)) => {
             return Err(Re2Error::Syntax(format!("`\\{c}` is not supported")));
         }
+        // A class or a number in braces.
+        'p' | 'P' | 'x' if rest.starts_with('{') => {
+            let end = rest.find('}').map_or(rest.len(), |end| end + 1);
+            out.push('\\');
+            out.push(c);
+            out.push_str(&rest[..end]);
+            return Ok(if in_class && c == 'x' { range_end(&rest[end..], out) } else { &rest[end..] });
+        }
         // RE2's byte, and boundaries that only the crate has.
         'C' | '<' | '>' | 'h' | 'u' | 'U' => {
             return Err(Re2Error::Syntax(format!("`\\{c}` is not supported")));
@@ -161,15 +180,8 @@ fn escape<'a>(after: &'a str, in_class: bool, out: &mut String) -> Result<&'a st
         _ => {
             out.push('\\');
             out.push(c);
-            // A range that starts with an escaped character.
-            if in_class
-                && c.is_ascii_punctuation()
-                && let Some(end) = rest.strip_prefix('-').filter(|end| !end.starts_with([']', '\\']))
-                && let Some(c) = end.chars().next()
-            {
-                out.push('-');
-                literal_in_class(c, out);
-                return Ok(&end[c.len_utf8()..]);
+            if in_class && c.is_ascii_punctuation() {
+                return Ok(range_end(rest, out));
             }
         }
     }
@@ -219,17 +231,23 @@ fn within_class<'a>(rest: &'a str, out: &mut String) -> &'a str {
         return after;
     }
     literal_in_class(c, out);
-    match after.strip_prefix('-').and_then(|end| Some((end, end.chars().next()?))) {
-        // A range to a character; one to an escape is ended by the escape.
-        Some((end, c)) if c != ']' => {
+    range_end(after, out)
+}
+
+/// The end of a range whose start was written, if this is one; returns what is left.
+fn range_end<'a>(rest: &'a str, out: &mut String) -> &'a str {
+    match rest.strip_prefix('-').and_then(|end| Some((end, end.chars().next()?))) {
+        None | Some((_, ']')) => rest,
+        // An escape goes its own way.
+        Some((end, '\\')) => {
             out.push('-');
-            if c == '\\' {
-                return end;
-            }
+            end
+        }
+        Some((end, c)) => {
+            out.push('-');
             literal_in_class(c, out);
             &end[c.len_utf8()..]
         }
-        _ => after,
     }
 }
 
@@ -314,6 +332,9 @@ mod tests {
         check(r"\pN", "٣", true);
         check(r"\Qa.b\E+", "a.bb", true);
         check(r"\Qa.b", "axb", false);
+        check("/{id}/a{2}/x{,3}", "/{id}/aa/x{,3}", true);
+        check(r"\p{Greek}\x{41}{2,}", "αAAA", true);
+        check(r"[\x{41}-C]", "B", true);
         check(r"\x41\101", "AA", true);
     }
 

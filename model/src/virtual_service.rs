@@ -24,7 +24,7 @@ mod url;
 
 pub use cors::{CorsDecision, CorsPolicy, Credentials, UnmatchedPreflights};
 pub use fault::{Abort, AbortStatus, Delay, Fault, FaultDecision};
-pub use header_operations::{HeaderOperations, HeaderRules, HeaderValue};
+pub use header_operations::{HeaderOperations, HeaderRules, HeaderValue, is_changeable};
 pub use host::{HostError, HostName, HostPattern};
 pub use http_match::{HttpMatch, Incoming};
 pub use http_route::{

@@ -7,13 +7,16 @@ use baremesh_model::http::headers::is_token;
 use baremesh_model::string_match::StringMatch;
 use baremesh_model::virtual_service::{
     Abort, AbortStatus, CorsPolicy, Credentials, Delay, Fault, HeaderOperations, HeaderRules, HeaderValue,
-    Mirror, Percentage, RetryConditions, RetryPolicy, RouteOptions, UnmatchedPreflights,
+    Mirror, Percentage, RetryConditions, RetryPolicy, RouteOptions, UnmatchedPreflights, is_changeable,
 };
 
 use super::{http, matching};
 use crate::diagnostic::{Code, quote};
 use crate::format::decode::{At, Decoder, Fields, optional};
 use crate::format::duration;
+
+/// What cannot be set, added or removed.
+const UNCHANGEABLE: &str = "names are letters, digits and hyphens, and not of framing such as `content-length`; values have no line ends";
 
 /// The most tries after the first: more of them is a mistake, and hurts whom they hit.
 const MAX_ATTEMPTS: u32 = 100;
@@ -303,8 +306,8 @@ fn operations(
 
 fn removed(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Arc<str>> {
     let text = d.text(at)?;
-    if !text.bytes().all(is_token) || text.eq_ignore_ascii_case("host") {
-        d.invalid(at, format!("{} is not a header that can be removed", quote(text)), "");
+    if !is_changeable(text) {
+        d.invalid(at, format!("{} is not a header that can be removed", quote(text)), UNCHANGEABLE);
         return None;
     }
     Some(text.to_ascii_lowercase().into())
@@ -338,11 +341,7 @@ fn values(
                 Some(value) => values.push(value),
                 None => {
                     let message = format!("{} with {} cannot be set", quote(&entry.key), quote(&text));
-                    d.invalid(
-                        &at,
-                        message,
-                        "names are letters, digits and hyphens; values have no line ends",
-                    );
+                    d.invalid(&at, message, UNCHANGEABLE);
                     valid = false;
                 }
             },
