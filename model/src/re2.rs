@@ -157,7 +157,6 @@ fn escape<'a>(after: &'a str, in_class: bool, out: &mut String) -> Result<&'a st
             out.push_str(&regex::escape(quoted));
             return Ok(rest);
         }
-        'E' => {}
         'd' | 's' | 'w' => out.push_str(&format!("[{}]", ascii_class(c))),
         'D' | 'S' | 'W' => out.push_str(&format!("[^{}]", ascii_class(c.to_ascii_lowercase()))),
         'b' | 'B' if !in_class => out.push_str(&format!("(?-u:\\{c})")),
@@ -173,8 +172,8 @@ fn escape<'a>(after: &'a str, in_class: bool, out: &mut String) -> Result<&'a st
             out.push_str(&rest[..end]);
             return Ok(if in_class && c == 'x' { range_end(&rest[end..], out) } else { &rest[end..] });
         }
-        // RE2's byte, and boundaries that only the crate has.
-        'C' | '<' | '>' | 'h' | 'u' | 'U' => {
+        // RE2's byte, an end without a start, and boundaries that only the crate has.
+        'C' | 'E' | '<' | '>' | 'h' | 'u' | 'U' => {
             return Err(Re2Error::Syntax(format!("`\\{c}` is not supported")));
         }
         _ => {
@@ -340,11 +339,23 @@ mod tests {
 
     #[test]
     fn refuses_what_re2_does_not_have_and_what_is_too_large() {
-        for bad in ["(", "a)(b", "*", "(?=a)", r"(a)\1", "(?x)a b", r"a\", r"\C", r"\u0041", "[a", "a{2,1}"] {
+        for bad in
+            [r"a\E", "(", "a)(b", "*", "(?=a)", r"(a)\1", "(?x)a b", r"a\", r"\C", r"\u0041", "[a", "a{2,1}"]
+        {
             assert!(matches!(Re2::new(bad), Err(Re2Error::Syntax(_))), "{bad}: {:?}", Re2::new(bad));
         }
         assert_eq!(Re2::new(&"a".repeat(MAX_LENGTH + 1)), Err(Re2Error::TooLong));
         assert_eq!(Re2::new(r"(?:\pL{1000}){1000}"), Err(Re2Error::TooLarge));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(expression in "[ab\\\\\\[\\](){}?*+^$|.,:&~<>=PQEdwxpié0-9-]{0,24}", text in "\\PC{0,8}") {
+            if let Ok(regex) = Re2::new(&expression) {
+                regex.is_whole(&text);
+                regex.replace_all(&text, &expression);
+            }
+        }
     }
 
     #[test]
