@@ -134,7 +134,7 @@ fn cluster(
     name: ClusterName,
     (kind, subset): (&Kind<'_>, Option<&Subset>),
     port: &PortEntry,
-    known: Vec<&Arc<Cluster>>,
+    known: &[&Arc<Cluster>],
 ) -> Cluster {
     let policy = kind
         .rule
