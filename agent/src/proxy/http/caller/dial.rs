@@ -145,7 +145,7 @@ impl Caller {
                     .await
                     .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
                     .map_err(failed)?;
-                let (reader, writer) = bytes::of_tls(stream);
+                let (reader, writer) = bytes::of_tls(*stream);
                 Ok(Dialled { reader, writer, place: None })
             }
         }
