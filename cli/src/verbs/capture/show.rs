@@ -108,7 +108,7 @@ mod tests {
             taken_back_after_seconds: seconds,
         };
         let check = |change: &str, seconds, expected: &str| {
-            assert_eq!(self::change(&report(change, seconds)), expected)
+            assert_eq!(self::change(&report(change, seconds)), expected);
         };
         check("none", None, "the rules stand: nothing was to be changed");
         check("elements", None, "the rules stand: 2 elements came, 1 went");
