@@ -128,7 +128,7 @@ impl Originations {
             }
         };
         let text = read(&key)?;
-        let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| fault(&key, error))?;
+        let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| fault(&key, &error))?;
         config
             .with_client_auth_cert(certificates(&chain)?, key)
             .map_err(|error| OriginationError::Certificate(error.to_string()))
@@ -144,12 +144,12 @@ impl Originations {
         // One that cannot be parsed among many of a system's does not count; none at all is an error.
         roots.add_parsable_certificates(certificates(&file)?);
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        let verifier = verifier.map_err(|error| fault(&file, error))?;
+        let verifier = verifier.map_err(|error| fault(&file, &error))?;
         if server.subject_alt_names.is_empty() {
             return Ok(verifier);
         }
         let name = |name: &Arc<str>| {
-            ServerName::try_from(name.to_string()).map_err(|error| fault(Path::new(&**name), error))
+            ServerName::try_from(name.to_string()).map_err(|error| fault(Path::new(&**name), &error))
         };
         let names = server.subject_alt_names.iter().map(name).collect::<Result<_, _>>()?;
         Ok(Arc::new(AnyOfNames { names, verifier }))
@@ -168,17 +168,17 @@ impl Originations {
     }
 }
 
-fn fault(path: &Path, reason: impl ToString) -> OriginationError {
+fn fault(path: &Path, reason: &impl ToString) -> OriginationError {
     OriginationError::File { path: path.display().to_string(), reason: reason.to_string() }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, OriginationError> {
     use std::io::Read as _;
-    let file = std::fs::File::open(path).map_err(|error| fault(path, error))?;
+    let file = std::fs::File::open(path).map_err(|error| fault(path, &error))?;
     let mut text = Vec::new();
-    let read = file.take(MAX_FILE).read_to_end(&mut text).map_err(|error| fault(path, error))?;
+    let read = file.take(MAX_FILE).read_to_end(&mut text).map_err(|error| fault(path, &error))?;
     if read as u64 == MAX_FILE {
-        return Err(fault(path, "larger than 4 MiB"));
+        return Err(fault(path, &"larger than 4 MiB"));
     }
     Ok(text)
 }
@@ -186,8 +186,8 @@ fn read(path: &Path) -> Result<Vec<u8>, OriginationError> {
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, OriginationError> {
     let text = read(path)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    let all = all.map_err(|error| fault(path, error))?;
-    if all.is_empty() { Err(fault(path, "holds no certificate in PEM form")) } else { Ok(all) }
+    let all = all.map_err(|error| fault(path, &error))?;
+    if all.is_empty() { Err(fault(path, &"holds no certificate in PEM form")) } else { Ok(all) }
 }
 
 /// The handshake with a server, under the name that it is asked for.

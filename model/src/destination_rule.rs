@@ -101,4 +101,3 @@ pub struct PortPolicy {
     /// TLS towards endpoints without an agent.
     pub tls: Option<ClientTls>,
 }
-

@@ -25,6 +25,8 @@ pub enum Kind {
     Service,
     /// `WorkloadEntry`
     WorkloadEntry,
+    /// `VirtualService`
+    VirtualService,
     /// `PeerAuthentication`
     PeerAuthentication,
     /// `AuthorizationPolicy`
@@ -42,6 +44,7 @@ impl Kind {
             Self::MeshConfig => "MeshConfig",
             Self::Service => "Service",
             Self::WorkloadEntry => "WorkloadEntry",
+            Self::VirtualService => "VirtualService",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::HostGrant => "HostGrant",
@@ -112,12 +115,12 @@ pub struct Parts {
     pub services: BTreeMap<Key, Service>,
     /// Workloads by key.
     pub workloads: BTreeMap<Key, Workload>,
+    /// Virtual services, ordered by key.
+    pub virtual_services: Vec<Arc<VirtualService>>,
     /// Peer authentications, ordered by key.
     pub peer_authentications: Vec<PeerAuthentication>,
     /// Authorization policies, ordered by key.
     pub authorization_policies: Vec<Arc<AuthorizationPolicy>>,
-    /// VirtualServices, ordered by key.
-    pub virtual_services: Vec<Arc<VirtualService>>,
     /// Destination rules, ordered by key.
     pub destination_rules: Vec<Arc<DestinationRule>>,
 }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 pub const MAX_LENGTH: usize = 4096;
 /// Bytes that a compiled expression may take.
 const MAX_COMPILED: usize = 1 << 20;
+/// Bytes that the states of one expression may take while it is matched; beyond it, it is matched more slowly.
+const MAX_STATES: usize = 256 << 10;
 /// Levels of nesting in an expression.
 const MAX_NESTING: u32 = 64;
 
@@ -88,8 +90,12 @@ impl Re2 {
 }
 
 fn compile(text: &str) -> Result<regex::Regex, Re2Error> {
-    let compiled =
-        regex::RegexBuilder::new(text).octal(true).nest_limit(MAX_NESTING).size_limit(MAX_COMPILED).build();
+    let compiled = regex::RegexBuilder::new(text)
+        .octal(true)
+        .nest_limit(MAX_NESTING)
+        .size_limit(MAX_COMPILED)
+        .dfa_size_limit(MAX_STATES)
+        .build();
     compiled.map_err(|error| match error {
         regex::Error::CompiledTooBig(_) => Re2Error::TooLarge,
         error => {
@@ -121,11 +127,22 @@ fn translate(text: &str) -> Result<String, Re2Error> {
             if c == '(' && after.starts_with('?') {
                 check_flags(after)?;
             }
+            if c == '{' && !is_repetition(after) {
+                out.push('\\');
+            }
             out.push(c);
             rest = after;
         }
     }
     Ok(out)
+}
+
+/// Whether what follows a `{` makes it a repetition; otherwise it stands for itself.
+fn is_repetition(after: &str) -> bool {
+    let Some((counts, _)) = after.split_once('}') else { return false };
+    let (least, most) = counts.split_once(',').unwrap_or((counts, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    !least.is_empty() && digits(least) && digits(most)
 }
 
 /// What follows a backslash.
@@ -140,7 +157,6 @@ fn escape<'a>(after: &'a str, in_class: bool, out: &mut String) -> Result<&'a st
             out.push_str(&regex::escape(quoted));
             return Ok(rest);
         }
-        'E' => {}
         'd' | 's' | 'w' => out.push_str(&format!("[{}]", ascii_class(c))),
         'D' | 'S' | 'W' => out.push_str(&format!("[^{}]", ascii_class(c.to_ascii_lowercase()))),
         'b' | 'B' if !in_class => out.push_str(&format!("(?-u:\\{c})")),
@@ -148,22 +164,23 @@ fn escape<'a>(after: &'a str, in_class: bool, out: &mut String) -> Result<&'a st
         '1'..='7' if !rest.starts_with(|next: char| ('0'..='7').contains(&next)) => {
             return Err(Re2Error::Syntax(format!("`\\{c}` is not supported")));
         }
-        // RE2's byte, and boundaries that only the crate has.
-        'C' | '<' | '>' | 'h' | 'u' | 'U' => {
+        // A class or a number in braces.
+        'p' | 'P' | 'x' if rest.starts_with('{') => {
+            let end = rest.find('}').map_or(rest.len(), |end| end + 1);
+            out.push('\\');
+            out.push(c);
+            out.push_str(&rest[..end]);
+            return Ok(if in_class && c == 'x' { range_end(&rest[end..], out) } else { &rest[end..] });
+        }
+        // RE2's byte, an end without a start, and boundaries that only the crate has.
+        'C' | 'E' | '<' | '>' | 'h' | 'u' | 'U' => {
             return Err(Re2Error::Syntax(format!("`\\{c}` is not supported")));
         }
         _ => {
             out.push('\\');
             out.push(c);
-            // A range that starts with an escaped character.
-            if in_class
-                && c.is_ascii_punctuation()
-                && let Some(end) = rest.strip_prefix('-').filter(|end| !end.starts_with([']', '\\']))
-                && let Some(c) = end.chars().next()
-            {
-                out.push('-');
-                literal_in_class(c, out);
-                return Ok(&end[c.len_utf8()..]);
+            if in_class && c.is_ascii_punctuation() {
+                return Ok(range_end(rest, out));
             }
         }
     }
@@ -213,17 +230,23 @@ fn within_class<'a>(rest: &'a str, out: &mut String) -> &'a str {
         return after;
     }
     literal_in_class(c, out);
-    match after.strip_prefix('-').and_then(|end| Some((end, end.chars().next()?))) {
-        // A range to a character; one to an escape is ended by the escape.
-        Some((end, c)) if c != ']' => {
+    range_end(after, out)
+}
+
+/// The end of a range whose start was written, if this is one; returns what is left.
+fn range_end<'a>(rest: &'a str, out: &mut String) -> &'a str {
+    match rest.strip_prefix('-').and_then(|end| Some((end, end.chars().next()?))) {
+        None | Some((_, ']')) => rest,
+        // An escape goes its own way.
+        Some((end, '\\')) => {
             out.push('-');
-            if c == '\\' {
-                return end;
-            }
+            end
+        }
+        Some((end, c)) => {
+            out.push('-');
             literal_in_class(c, out);
             &end[c.len_utf8()..]
         }
-        _ => after,
     }
 }
 
@@ -308,16 +331,31 @@ mod tests {
         check(r"\pN", "٣", true);
         check(r"\Qa.b\E+", "a.bb", true);
         check(r"\Qa.b", "axb", false);
+        check("/{id}/a{2}/x{,3}", "/{id}/aa/x{,3}", true);
+        check(r"\p{Greek}\x{41}{2,}", "αAAA", true);
+        check(r"[\x{41}-C]", "B", true);
         check(r"\x41\101", "AA", true);
     }
 
     #[test]
     fn refuses_what_re2_does_not_have_and_what_is_too_large() {
-        for bad in ["(", "a)(b", "*", "(?=a)", r"(a)\1", "(?x)a b", r"a\", r"\C", r"\u0041", "[a", "a{2,1}"] {
+        for bad in
+            [r"a\E", "(", "a)(b", "*", "(?=a)", r"(a)\1", "(?x)a b", r"a\", r"\C", r"\u0041", "[a", "a{2,1}"]
+        {
             assert!(matches!(Re2::new(bad), Err(Re2Error::Syntax(_))), "{bad}: {:?}", Re2::new(bad));
         }
         assert_eq!(Re2::new(&"a".repeat(MAX_LENGTH + 1)), Err(Re2Error::TooLong));
         assert_eq!(Re2::new(r"(?:\pL{1000}){1000}"), Err(Re2Error::TooLarge));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics(expression in "[ab\\\\\\[\\](){}?*+^$|.,:&~<>=PQEdwxpié0-9-]{0,24}", text in "\\PC{0,8}") {
+            if let Ok(regex) = Re2::new(&expression) {
+                regex.is_whole(&text);
+                regex.replace_all(&text, &expression);
+            }
+        }
     }
 
     #[test]

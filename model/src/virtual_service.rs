@@ -1,5 +1,5 @@
 //! VirtualService: how requests and connections for a host are routed. The types here are as a resource has them;
-//! [`Routing`] puts all of a mesh together and answers which route takes a request. Everything is decided from its
+//! `Routing` puts all of a mesh together and answers which route takes a request. Everything is decided from its
 //! arguments: draws of chance are parameters.
 
 use std::sync::Arc;
@@ -15,6 +15,8 @@ mod http_match;
 mod http_route;
 mod percentage;
 mod retry;
+mod retry_on;
+mod routes;
 mod routing;
 mod scope;
 mod stream_route;
@@ -22,7 +24,7 @@ mod url;
 
 pub use cors::{CorsDecision, CorsPolicy, Credentials, UnmatchedPreflights};
 pub use fault::{Abort, AbortStatus, Delay, Fault, FaultDecision};
-pub use header_operations::{HeaderOperations, HeaderRules, HeaderValue};
+pub use header_operations::{HeaderOperations, HeaderRules, HeaderValue, is_changeable};
 pub use host::{HostError, HostName, HostPattern};
 pub use http_match::{HttpMatch, Incoming};
 pub use http_route::{
@@ -30,11 +32,10 @@ pub use http_route::{
     SplitError, WeightedDestination,
 };
 pub use percentage::Percentage;
-pub use retry::{
-    DEFAULT_ATTEMPTS, DEFAULT_BACKOFF, EndpointChoice, RetryConditions, RetryOn, RetryOnError, RetryPolicy,
-    Sent, TryOutcome,
-};
-pub use routing::{DroppedRoute, RouteMatch, Routed, Routes, Routing};
+pub use retry::{DEFAULT_ATTEMPTS, DEFAULT_BACKOFF, EndpointChoice, RetryPolicy, Sent, TryOutcome};
+pub use retry_on::{RetryConditions, RetryOn, RetryOnError};
+pub use routes::{RouteMatch, Routed, Routes};
+pub use routing::{DelegationFault, DelegationReason, Routing};
 pub use scope::{Caller, Gateway, Scope, Visibility};
 pub use stream_route::{Opening, TcpMatch, TcpRoute, TlsMatch, TlsRoute};
 pub use url::{

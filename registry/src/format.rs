@@ -37,6 +37,9 @@ pub mod write;
 /// The reference of all kinds and fields.
 pub mod reference;
 
+/// Lengths of time.
+mod duration;
+
 mod authorization_policy;
 mod authorization_rule;
 mod destination_rule;
@@ -45,6 +48,7 @@ mod host_grant;
 mod mesh_config;
 mod peer_authentication;
 mod service;
+mod virtual_service;
 mod workload_entry;
 
 pub use findings::MAX_FINDINGS;

@@ -9,6 +9,7 @@ use baremesh_model::name::{Key, Label, default_namespace};
 use baremesh_model::pattern::Pattern;
 use baremesh_model::peer_authentication::PeerAuthentication;
 use baremesh_model::service::Service;
+use baremesh_model::virtual_service::VirtualService;
 use baremesh_model::workload::Workload;
 
 pub use crate::format::source::Origin;
@@ -20,6 +21,7 @@ pub enum Resource {
     MeshConfig(Box<MeshConfig>),
     Service(Box<Service>),
     Workload(Box<Workload>),
+    VirtualService(Box<VirtualService>),
     PeerAuthentication(Box<PeerAuthentication>),
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     HostGrant(Box<HostGrant>),
@@ -33,6 +35,7 @@ impl Resource {
             Self::MeshConfig(_) => Kind::MeshConfig,
             Self::Service(_) => Kind::Service,
             Self::Workload(_) => Kind::WorkloadEntry,
+            Self::VirtualService(_) => Kind::VirtualService,
             Self::PeerAuthentication(_) => Kind::PeerAuthentication,
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::HostGrant(_) => Kind::HostGrant,
@@ -47,6 +50,7 @@ impl Resource {
             Self::MeshConfig(_) => mesh_config_key(),
             Self::Service(service) => service.key.clone(),
             Self::Workload(workload) => workload.key.clone(),
+            Self::VirtualService(service) => service.key.clone(),
             Self::PeerAuthentication(policy) => policy.key.clone(),
             Self::AuthorizationPolicy(policy) => policy.key.clone(),
             Self::HostGrant(grant) => grant.key.clone(),
@@ -66,10 +70,11 @@ pub fn mesh_config_key() -> Key {
 }
 
 /// Every kind that is taken, in the order of the reference.
-pub const KINDS: [Kind; 7] = [
+pub const KINDS: [Kind; 8] = [
     Kind::MeshConfig,
     Kind::Service,
     Kind::WorkloadEntry,
+    Kind::VirtualService,
     Kind::PeerAuthentication,
     Kind::AuthorizationPolicy,
     Kind::HostGrant,

@@ -9,6 +9,7 @@ use baremesh_model::mesh::{Kind, Mesh, MeshError, MeshFault, Parts, ResourceId};
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::pattern::{Match, Pattern};
+use baremesh_model::virtual_service::{DelegationReason, Routing};
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::format::source::Origin;
@@ -58,6 +59,8 @@ impl Loaded {
         let config = std::iter::once(Resource::MeshConfig(mesh.config.clone().into()));
         let services = mesh.services.values().map(|service| Resource::Service(service.clone().into()));
         let workloads = mesh.workloads.values().map(|workload| Resource::Workload(workload.clone().into()));
+        let routes = mesh.virtual_services.iter();
+        let routes = routes.map(|service| Resource::VirtualService(Box::new((**service).clone())));
         let peers = mesh.peer_authentications.iter();
         let peers = peers.map(|policy| Resource::PeerAuthentication(policy.clone().into()));
         let policies = mesh.authorization_policies.iter();
@@ -66,7 +69,7 @@ impl Loaded {
         let rules = mesh.destination_rules.iter();
         let rules = rules.map(|rule| Resource::DestinationRule(Box::new((**rule).clone())));
         let policies = peers.chain(policies).chain(grants).chain(rules);
-        config.chain(services).chain(workloads).chain(policies).collect()
+        config.chain(services).chain(workloads).chain(routes).chain(policies).collect()
     }
 }
 
@@ -88,6 +91,9 @@ pub fn assemble(resources: Vec<Located<Resource>>, findings: Vec<Diagnostic>) ->
             None
         }
     };
+    if let Some(mesh) = &mesh {
+        findings.extend(routing_warnings(mesh, &origins));
+    }
     let failed = findings.iter().any(Diagnostic::is_error);
     // Errors come first, so that the bound drops warnings before them.
     findings.sort_by_key(|finding| finding.severity);
@@ -172,6 +178,7 @@ fn parts(by_id: ById) -> (Parts, Vec<HostGrant>) {
             Resource::MeshConfig(config) => parts.config = *config,
             Resource::Service(service) => _ = parts.services.insert(service.key.clone(), *service),
             Resource::Workload(workload) => _ = parts.workloads.insert(workload.key.clone(), *workload),
+            Resource::VirtualService(service) => parts.virtual_services.push(Arc::new(*service)),
             Resource::PeerAuthentication(policy) => parts.peer_authentications.push(*policy),
             Resource::AuthorizationPolicy(policy) => parts.authorization_policies.push(Arc::new(*policy)),
             Resource::HostGrant(grant) => grants.push(*grant),
@@ -233,6 +240,22 @@ fn mesh_error(error: &MeshError, origins: &BTreeMap<ResourceId, Origin>) -> Diag
         Some((key, origin)) => finding.with_help(format!("Service {key} stands at {}", origin.place())),
         None => finding,
     }
+}
+
+/// Routes of delegates that are not in force, each at the place of the resource that delegates.
+fn routing_warnings(mesh: &Mesh, origins: &BTreeMap<ResourceId, Origin>) -> Vec<Diagnostic> {
+    let routing = Routing::new(&mesh.virtual_services, &mesh.config.domain);
+    let faults = routing.faults().iter().take(MAX_SET_FINDINGS).filter_map(|fault| {
+        let resource = ResourceId { kind: Kind::VirtualService, key: fault.root.clone() };
+        let code = match fault.reason {
+            DelegationReason::NotThere => Code::MissingReference,
+            _ => Code::Conflict,
+        };
+        let message = format!("routes of the delegate {} are not in force: {}", fault.delegate, fault.reason);
+        let finding = Diagnostic::at_origin(origins.get(&resource)?, code, message);
+        Some(finding.with_resource(Some(resource)).into_warning())
+    });
+    faults.collect()
 }
 
 #[cfg(test)]
@@ -300,6 +323,27 @@ mod tests {
         let principals: Vec<String> =
             policy.rules[0].from[0].principals.any_of.iter().map(ToString::to_string).collect();
         assert_eq!(principals, ["example.org/ns/a/sa/b", "example.org/ns/a/*", "other/ns/a/sa/b", "*/sa/b"]);
+    }
+
+    #[test]
+    fn delegates_that_are_not_in_force_are_named() {
+        let root = "[[VirtualService]]\nname = \"root\"\nhosts = [\"orders\"]\n\
+            http = [{ match = [{ uri = { prefix = \"/a\" } }], delegate = { name = \"inner\" } }]\n";
+        let inner = "[[VirtualService]]\nname = \"inner\"\n\
+            http = [{ match = [{ uri = { prefix = \"/b\" } }], redirect = { uri = \"/c\" } }]\n";
+        let check = |files: &[(&str, &str)], expected: &str| {
+            let loaded = load(files).expect("a set that holds together");
+            let warnings: Vec<String> = loaded.warnings.iter().map(Diagnostic::headline).collect();
+            assert!(matches!(&warnings[..], [only] if only.contains(expected)), "{warnings:?}");
+        };
+        check(
+            &[("a.toml", root)],
+            "a.toml:1:1: Warning [IST0101] (VirtualService default/root) routes of the delegate",
+        );
+        check(
+            &[("a.toml", root), ("b.toml", inner)],
+            "inner.default are not in force: its `http[0]` matches",
+        );
     }
 
     #[test]

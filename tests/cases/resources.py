@@ -5,7 +5,9 @@ import re
 import subprocess
 
 # The kinds that this version takes.
-KINDS = {"Service", "WorkloadEntry", "PeerAuthentication", "AuthorizationPolicy", "DestinationRule"}
+KINDS = {
+    "Service", "WorkloadEntry", "VirtualService", "DestinationRule", "PeerAuthentication", "AuthorizationPolicy",
+}
 
 # What our message says where it does not use the words of the case.
 SAME_THING = {

@@ -4,14 +4,13 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use baremesh_model::destination_rule::{ClientTls, Limits, ServerCheck};
+use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
 use baremesh_model::service::Protocol;
 use baremesh_model::outlier::Outcome;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -25,12 +24,16 @@ use super::socket;
 use super::tunnel::{Peer, Place};
 use crate::attribution::{self, Who};
 use crate::capture::Outbound;
-use crate::originate::{self, OriginationError};
 use crate::snapshot::cluster::Held;
 use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot};
 use crate::snapshot::{Transport, endpoint};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::{Counted, Record, Reporter, Security};
+
+/// What DestinationRules add.
+mod ruled;
+
+use ruled::Times;
 
 /// Carries one captured connection, and writes its record.
 pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
@@ -174,19 +177,6 @@ struct Upstream {
     delivered: Option<Delivered>,
 }
 
-/// How long a DestinationRule lets a connection be quiet, and last; what it does not say is the agent's.
-#[derive(Clone, Copy, Default)]
-struct Times {
-    idle: Option<Duration>,
-    longest: Option<Duration>,
-}
-
-impl Times {
-    fn of(limits: &Limits) -> Self {
-        Self { idle: limits.tcp_idle_timeout, longest: limits.max_connection_duration }
-    }
-}
-
 enum Leg {
     /// The place in the tunnel is held for as long as the stream lives.
     Tunnel(TunnelStream, #[allow(dead_code)] Place),
@@ -220,34 +210,12 @@ impl Upstream {
             biased;
             reason = entry.until_closed() => Err(reason),
             ended = relayed => ended.map_err(ProxyError::from),
-            () = over(self.times.longest) => Err(ProxyError::TooLong),
-        }
-    }
-
-    /// Sends the caller's address ahead, where the rule says so.
-    async fn announce(&mut self, cluster: &Cluster, record: &Record) -> Result<(), ProxyError> {
-        let Some(version) = cluster.policy.proxy_protocol else { return Ok(()) };
-        let header = version.header(record.client, record.destination.unwrap_or(record.client));
-        match &mut self.leg {
-            Leg::Socket(upstream) => upstream.write_all(&header).await.map_err(ProxyError::UpstreamBroke),
-            Leg::Tls(upstream) => upstream.write_all(&header).await.map_err(ProxyError::UpstreamBroke),
-            Leg::Tunnel(stream, _) => stream
-                .send
-                .send_data(header.into(), false)
-                .map_err(|error| ProxyError::UpstreamBroke(io::Error::other(error))),
+            () = ruled::over(self.times.longest) => Err(ProxyError::TooLong),
         }
     }
 
     fn on(leg: Leg) -> Self {
         Self { leg, _in_flight: None, _held: None, times: Times::default(), delivered: None }
-    }
-}
-
-/// Ends after the time, if there is one.
-async fn over(time: Option<Duration>) {
-    match time {
-        Some(time) => tokio::time::sleep(time).await,
-        None => std::future::pending().await,
     }
 }
 
@@ -286,12 +254,12 @@ async fn any_endpoint(
         let connected = one_endpoint(call, service, cluster, endpoint, record).await;
         match &connected {
             Ok(_) => _ = cluster.judge(endpoint, Outcome::Success, Instant::now()),
-            Err(error) if error.is_endpoints_own() => judge_failure(call, cluster, endpoint),
+            Err(error) if error.is_endpoints_own() => ruled::judge_failure(call, cluster, endpoint),
             Err(_) => {}
         }
         match connected {
             Ok(mut upstream) => {
-                upstream.announce(cluster, record).await?;
+                ruled::announce(&mut upstream.leg, cluster, record).await?;
                 return Ok(Upstream { _held: Some(held), ..upstream });
             }
             Err(error) if error.is_endpoints_own() => {
@@ -306,20 +274,6 @@ async fn any_endpoint(
 
 fn no_endpoint(service: &ServiceEntry) -> ProxyError {
     ProxyError::NoEndpoint(service.key.clone())
-}
-
-/// Remembers that an endpoint could not be connected to.
-fn judge_failure(call: &Call<'_>, cluster: &Cluster, endpoint: &Endpoint) {
-    if let Some(ejected) = cluster.judge(endpoint, Outcome::LocalFailure, Instant::now()) {
-        call.worker.telemetry.metrics().ejections.inc();
-        tracing::warn!(
-            service = %cluster.name.host,
-            endpoint = %endpoint.address,
-            cause = ejected.cause.name(),
-            times = ejected.times,
-            "left out: too many failures in a row"
-        );
-    }
 }
 
 /// Connects to the endpoint that was dialled by its own address: the limits of its service hold there too.
@@ -341,7 +295,7 @@ async fn dialled_endpoint(
         Err(_) => {}
     }
     let mut upstream = connected?;
-    upstream.announce(cluster, record).await?;
+    ruled::announce(&mut upstream.leg, cluster, record).await?;
     Ok(Upstream { _held: Some(held), ..upstream })
 }
 
@@ -434,33 +388,12 @@ async fn without_agent(
             }
             match (cluster.tls(), upstream.leg) {
                 (Some(ClientTls::Simple(server) | ClientTls::Mutual(_, server)), Leg::Socket(socket)) => {
-                    Box::pin(in_tls(call, cluster, server, socket)).await
+                    Box::pin(ruled::in_tls(call, cluster, server, socket)).await
                 }
                 (_, leg) => Ok(Upstream { leg, ..upstream }),
             }
         }
     }
-}
-
-/// The called side's own TLS, as the DestinationRule says.
-async fn in_tls(
-    Call { worker, .. }: &Call<'_>,
-    cluster: &Cluster,
-    server: &ServerCheck,
-    socket: TcpStream,
-) -> Result<Upstream, ProxyError> {
-    let address = socket.peer_addr().map_err(ProxyError::UpstreamBroke)?;
-    let failed = |source| ProxyError::Handshake { address, source };
-    let tls =
-        cluster.tls().map_or(Err(OriginationError::NotLoaded), |tls| worker.shared.originations.of(tls));
-    let config = tls.map_err(|error| failed(io::Error::other(error)))?;
-    let name = server.sni.as_ref().unwrap_or(&cluster.name.host);
-    let handshake = originate::connect(config, name, socket);
-    let stream = tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake)
-        .await
-        .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
-        .map_err(failed)?;
-    Ok(Upstream::on(Leg::Tls(stream)))
 }
 
 /// Plaintext, as without a mesh.

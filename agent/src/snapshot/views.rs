@@ -115,8 +115,9 @@ impl<'a> Callers<'a> {
                 };
                 let others = others.iter().flat_map(|view| &view.ports).flat_map(PortView::clusters);
                 let shared = others.filter(|other| other.name == name);
-                let known = shared.chain(self.known.get(&name).into_iter().flatten().copied()).collect();
-                Arc::new(cluster(name, (kind, subset), port, known))
+                let known = shared.chain(self.known.get(&name).into_iter().flatten().copied());
+                let known: Vec<_> = known.collect();
+                Arc::new(cluster(name, (kind, subset), port, &known))
             };
             let subsets = kind.rule.map(|rule| &*rule.subsets).unwrap_or_default();
             PortView {
@@ -134,7 +135,7 @@ fn cluster(
     name: ClusterName,
     (kind, subset): (&Kind<'_>, Option<&Subset>),
     port: &PortEntry,
-    known: Vec<&Arc<Cluster>>,
+    known: &[&Arc<Cluster>],
 ) -> Cluster {
     let policy = kind
         .rule
@@ -143,12 +144,12 @@ fn cluster(
     let labels = subset.map(|subset| &subset.labels);
     let inside = |endpoint: &&Arc<Endpoint>| labels.is_none_or(|labels| selects(labels, &endpoint.labels));
     let endpoints: Vec<Arc<Endpoint>> = port.endpoints.iter().filter(inside).cloned().collect();
-    let endpoints = if policy.outlier.is_some() { judged_apart(endpoints, &known) } else { endpoints };
+    let endpoints = if policy.outlier.is_some() { judged_apart(endpoints, known) } else { endpoints };
     let (mut ordered, mut groups) = (Vec::new(), Vec::new());
     for group in grouped(&endpoints, kind.place, &policy) {
         let start = ordered.len();
         ordered.extend(group.members.into_iter().map(|member| Arc::clone(&endpoints[member])));
-        let table = table(&ordered[start..], &policy, &known);
+        let table = table(&ordered[start..], &policy, known);
         groups.push(Group {
             priority: group.priority,
             weight: group.weight,

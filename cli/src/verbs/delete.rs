@@ -19,7 +19,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Delete {
-    /// Service, WorkloadEntry, PeerAuthentication, AuthorizationPolicy, HostGrant or MeshConfig
+    /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, HostGrant or MeshConfig
     #[arg(value_parser = values::kind)]
     kind: Kind,
     /// Its name; of a MeshConfig any, as there is one

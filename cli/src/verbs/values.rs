@@ -118,6 +118,7 @@ mod tests {
             ("authorizationpolicies", Kind::AuthorizationPolicy),
             ("WorkloadEntries", Kind::WorkloadEntry),
             ("peerauthentication", Kind::PeerAuthentication),
+            ("virtualservices", Kind::VirtualService),
         ] {
             assert_eq!(kind(text), Ok(expected), "{text}");
         }

@@ -34,7 +34,8 @@ impl Ring {
         let most = minimum.saturating_mul(STEP).max(members.len() as u64);
         let points_of = |member: &Member| {
             let points = u128::from(units(member)) * u128::from(each);
-            let scaled = if total > most { (points * u128::from(most)).div_ceil(total.into()) } else { points };
+            let scaled =
+                if total > most { (points * u128::from(most)).div_ceil(total.into()) } else { points };
             u64::try_from(scaled).unwrap_or(most)
         };
         let mut points = Vec::new();

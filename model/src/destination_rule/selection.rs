@@ -290,10 +290,10 @@ mod tests {
         let all = [rule("a.shop", "orders"), rule("b.shop", "orders.shop.mesh.internal")];
         check(&all, ("web", &[]), "orders.shop", Some("a.shop+b.shop"));
         let own = DestinationRule { export_to: ExportTo::Only(vec![]), ..rule("own.shop", "orders") };
-        check(&[own.clone()], ("web", &[]), "orders.shop", None);
-        check(&[own.clone()], ("shop", &[]), "orders.shop", Some("own.shop"));
+        check(std::slice::from_ref(&own), ("web", &[]), "orders.shop", None);
+        check(std::slice::from_ref(&own), ("shop", &[]), "orders.shop", Some("own.shop"));
         let some = DestinationRule { export_to: ExportTo::Only(vec![label("web")]), ..own };
-        check(&[some.clone()], ("web", &[]), "orders.shop", Some("own.shop"));
+        check(std::slice::from_ref(&some), ("web", &[]), "orders.shop", Some("own.shop"));
         check(&[some], ("other", &[]), "orders.shop", None);
     }
 

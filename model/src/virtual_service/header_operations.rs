@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::http::Headers;
+use crate::http::headers::{is_token, is_value};
 
 /// Operations on requests and on their responses.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,13 +34,22 @@ pub struct HeaderValue {
     value: Arc<str>,
 }
 
+/// Fields that say where a body ends or concern one connection alone: a route that touched them would make the two sides
+/// of it read different messages (RFC 9110, section 7.6.1; RFC 9112, section 6.3).
+const FRAMING: [&str; 7] =
+    ["connection", "content-length", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"];
+
+/// Whether a route may touch fields of that name, in whatever case. The authority is none of them.
+pub fn is_changeable(name: &str) -> bool {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    !name.is_empty() && name.bytes().all(is_token) && !is("host") && !FRAMING.into_iter().any(is)
+}
+
 impl HeaderValue {
-    /// A field of a name in whatever case and a value; `None` if it cannot stand in a head.
+    /// A field of a name in whatever case and a value; `None` if it cannot stand in a head, or no route may touch it.
     pub fn new(name: &str, value: &str) -> Option<Self> {
-        let name = name.to_ascii_lowercase();
-        let mut scratch = Headers::default();
-        scratch.append(&name, value.as_bytes()).ok()?;
-        (name != "host").then(|| Self { name: name.into(), value: value.into() })
+        let valid = is_changeable(name) && value.bytes().all(is_value);
+        valid.then(|| Self { name: name.to_ascii_lowercase().into(), value: value.into() })
     }
 
     /// The name in lower case.
@@ -105,7 +115,15 @@ mod tests {
 
     #[test]
     fn what_cannot_stand_in_a_head_is_no_value() {
-        for (name, content) in [("", "a"), ("a b", "a"), (":path", "/"), ("Host", "a"), ("a", "b\r\nc: d")] {
+        for (name, content) in [
+            ("", "a"),
+            ("a b", "a"),
+            (":path", "/"),
+            ("Host", "a"),
+            ("a", "b\r\nc: d"),
+            ("Content-Length", "1"),
+            ("te", "x"),
+        ] {
             assert_eq!(HeaderValue::new(name, content), None, "{name}: {content}");
         }
     }

@@ -53,6 +53,11 @@ impl<'n> Fields<'n> {
         Some(At { path: join(&self.path, key), node: &entry.node })
     }
 
+    /// How many fields in force are written.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Whether any field in force is written.
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
@@ -148,6 +153,26 @@ impl Decoder<'_> {
             }
             Value::Text(text) => Some(text),
             _ => self.wrong_type(at, "a text"),
+        }
+    }
+
+    /// A text, which may be empty.
+    pub(super) fn any_text<'n>(&mut self, at: &At<'n>) -> Option<&'n str> {
+        match &at.node.value {
+            Value::Text(text) => Some(text),
+            _ => self.wrong_type(at, "a text"),
+        }
+    }
+
+    /// A number, whole or not.
+    pub(super) fn number(&mut self, at: &At<'_>) -> Option<f64> {
+        match &at.node.value {
+            Value::Integer(number) => Some(*number as f64),
+            Value::Other(text) => match text.replace('_', "").parse::<f64>() {
+                Ok(number) if number.is_finite() => Some(number),
+                _ => self.wrong_type(at, "a number"),
+            },
+            _ => self.wrong_type(at, "a number"),
         }
     }
 

@@ -13,6 +13,7 @@ use super::source::Span;
 use super::tree::{Entry, Node, Value};
 use super::{
     authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, service,
+    virtual_service,
     workload_entry,
 };
 use crate::diagnostic::{Code, quote};
@@ -45,7 +46,7 @@ pub(super) const OWN_GROUP: &str = "baremesh.io";
 /// The API group that a kind is written under.
 pub(super) fn group_of(kind: Kind) -> &'static str {
     match kind {
-        Kind::WorkloadEntry | Kind::DestinationRule => "networking.istio.io",
+        Kind::WorkloadEntry | Kind::VirtualService | Kind::DestinationRule => "networking.istio.io",
         Kind::PeerAuthentication | Kind::AuthorizationPolicy => "security.istio.io",
         Kind::MeshConfig | Kind::Service | Kind::HostGrant => OWN_GROUP,
     }
@@ -57,6 +58,7 @@ pub(super) fn table_of(kind: Kind) -> &'static [Field] {
         Kind::MeshConfig => mesh_config::FIELDS,
         Kind::Service => service::FIELDS,
         Kind::WorkloadEntry => workload_entry::FIELDS,
+        Kind::VirtualService => virtual_service::FIELDS,
         Kind::PeerAuthentication => peer_authentication::FIELDS,
         Kind::AuthorizationPolicy => authorization_policy::FIELDS,
         Kind::HostGrant => host_grant::FIELDS,
@@ -221,6 +223,9 @@ fn decode_kind(decoder: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         Kind::MeshConfig => Resource::MeshConfig(mesh_config::decode(decoder, metadata, spec)?.into()),
         Kind::Service => Resource::Service(service::decode(decoder, metadata, spec)?.into()),
         Kind::WorkloadEntry => Resource::Workload(workload_entry::decode(decoder, metadata, spec)?.into()),
+        Kind::VirtualService => {
+            Resource::VirtualService(virtual_service::decode(decoder, metadata, spec)?.into())
+        }
         Kind::PeerAuthentication => {
             Resource::PeerAuthentication(peer_authentication::decode(decoder, metadata, spec)?.into())
         }

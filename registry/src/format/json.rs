@@ -16,6 +16,7 @@ use super::source::{Source, Span};
 use super::tree::{Entry, MAX_DEPTH, MAX_VALUES, Node, Value};
 use super::{
     authorization_policy, destination_rule, host_grant, mesh_config, peer_authentication, service,
+    virtual_service,
     workload_entry,
 };
 use crate::diagnostic::{Code, Diagnostic};
@@ -56,6 +57,7 @@ fn encode_spec(resource: &Resource) -> Json {
         Resource::MeshConfig(config) => mesh_config::encode(config),
         Resource::Service(service) => service::encode(service),
         Resource::Workload(workload) => workload_entry::encode(workload),
+        Resource::VirtualService(service) => virtual_service::encode(service),
         Resource::PeerAuthentication(policy) => peer_authentication::encode(policy),
         Resource::AuthorizationPolicy(policy) => authorization_policy::encode(policy),
         Resource::HostGrant(grant) => host_grant::encode(grant),

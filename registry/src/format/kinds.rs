@@ -11,8 +11,7 @@ use crate::diagnostic::{Code, quote};
 use crate::resource::KINDS;
 
 /// Kinds that a later version takes.
-pub(super) const LATER_KINDS: [&str; 8] = [
-    "VirtualService",
+pub(super) const LATER_KINDS: [&str; 7] = [
     "Gateway",
     "ServiceEntry",
     "Sidecar",
@@ -66,12 +65,12 @@ pub(super) const OTHER_KINDS: &[(&str, &str)] = &[
     ("ServiceAccount", "accounts need no resource: set `serviceAccount` of the Service"),
     ("Namespace", "namespaces need no resource: name one and it is there"),
     ("NetworkPolicy", "use AuthorizationPolicy"),
-    ("Ingress", "use Gateway and VirtualService, which a later version takes"),
+    ("Ingress", "use VirtualService, and Gateway, which a later version takes"),
     ("GatewayClass", "use Gateway of networking.istio.io, which a later version takes"),
-    ("HTTPRoute", "use VirtualService, which a later version takes"),
-    ("GRPCRoute", "use VirtualService, which a later version takes"),
-    ("TCPRoute", "use VirtualService, which a later version takes"),
-    ("TLSRoute", "use VirtualService, which a later version takes"),
+    ("HTTPRoute", "use VirtualService"),
+    ("GRPCRoute", "use VirtualService"),
+    ("TCPRoute", "use VirtualService"),
+    ("TLSRoute", "use VirtualService"),
     ("ReferenceGrant", "use AuthorizationPolicy"),
     ("ConfigMap", "mesh-wide settings stand in MeshConfig"),
     ("Secret", "certificates are files of the host, in /etc/baremesh/credentials"),

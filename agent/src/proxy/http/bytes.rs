@@ -12,8 +12,9 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use super::super::relay::{self, GATHER, TunnelStream};
 
@@ -21,6 +22,8 @@ use super::super::relay::{self, GATHER, TunnelStream};
 pub const READ_AHEAD: usize = 16 * 1024;
 /// Writes into a tunnel up to this size become one DATA frame: copying them costs less than the head of a frame.
 const MERGE: usize = 4 * 1024;
+/// What one record of TLS holds (RFC 8446, section 5.1).
+const TLS_RECORD: usize = 16 * 1024;
 /// How long a peer that was answered before it had finished is listened to, so that the answer reaches it: the kernel
 /// resets a connection that is closed with unread input, and the reset overtakes the answer.
 pub const LINGER: Duration = Duration::from_secs(2);
@@ -33,6 +36,8 @@ pub enum ByteReader {
     Socket(Arc<TcpStream>),
     /// Of a stream in a tunnel, with what came and was not taken yet.
     Tunnel(RecvStream, Bytes),
+    /// Of an endpoint's own TLS.
+    Tls(ReadHalf<TlsStream<TcpStream>>),
 }
 
 /// The writing half of a connection. Nothing is closed by dropping it: a socket that was not `settle`d resets, since an
@@ -42,6 +47,8 @@ pub enum ByteWriter {
     Socket(Arc<TcpStream>),
     /// Of a stream in a tunnel.
     Tunnel(SendStream<Bytes>),
+    /// Of an endpoint's own TLS.
+    Tls(WriteHalf<TlsStream<TcpStream>>),
 }
 
 /// Both halves of a program's socket. Until the writer is `settle`d, closing it resets it.
@@ -49,6 +56,12 @@ pub fn of_socket(socket: TcpStream) -> (ByteReader, ByteWriter) {
     relay::reset_on_close(&socket);
     let socket = Arc::new(socket);
     (ByteReader::Socket(Arc::clone(&socket)), ByteWriter::Socket(socket))
+}
+
+/// Both halves of an endpoint's own TLS.
+pub fn of_tls(stream: TlsStream<TcpStream>) -> (ByteReader, ByteWriter) {
+    let (reader, writer) = tokio::io::split(stream);
+    (ByteReader::Tls(reader), ByteWriter::Tls(writer))
 }
 
 /// Both halves of a stream in a tunnel.
@@ -76,7 +89,7 @@ impl ByteReader {
                 release(stream, part.len());
                 Poll::Ready(Ok(part))
             }
-            Self::Socket(_) => {
+            Self::Socket(_) | Self::Tls(_) => {
                 ready!(self.poll_some(cx, spare, most))?;
                 Poll::Ready(Ok(spare.split().freeze()))
             }
@@ -131,6 +144,13 @@ impl ByteReader {
                 buffer.extend_from_slice(&part);
                 release(stream, part.len());
                 Poll::Ready(Ok(part.len()))
+            }
+            Self::Tls(tls) => {
+                let mut record = [0; TLS_RECORD];
+                let mut part = ReadBuf::new(&mut record[..most.min(TLS_RECORD)]);
+                ready!(Pin::new(tls).poll_read(cx, &mut part))?;
+                buffer.extend_from_slice(part.filled());
+                Poll::Ready(Ok(part.filled().len()))
             }
         }
     }
@@ -201,6 +221,12 @@ impl ByteWriter {
                 }
                 Ok(())
             }
+            Self::Tls(tls) => {
+                for part in parts {
+                    tls.write_all(part).await?;
+                }
+                tls.flush().await
+            }
         }
     }
 
@@ -209,6 +235,14 @@ impl ByteWriter {
         match self {
             Self::Socket(socket) => SockRef::from(&**socket).shutdown(Shutdown::Write),
             Self::Tunnel(stream) => stream.send_data(Bytes::new(), true).map_err(relay::h2_error),
+            Self::Tls(tls) => {
+                let mut cx = Context::from_waker(Waker::noop());
+                match Pin::new(tls).poll_shutdown(&mut cx) {
+                    Poll::Ready(ended) => ended,
+                    // The farewell is a few bytes; a peer that takes none of them has gone.
+                    Poll::Pending => Ok(()),
+                }
+            }
         }
     }
 
@@ -225,6 +259,8 @@ impl ByteWriter {
         match self {
             Self::Socket(socket) => relay::reset_on_close(socket),
             Self::Tunnel(stream) => stream.send_reset(Reason::CANCEL),
+            // Without a farewell, the peer takes it for broken off (RFC 8446, section 6.1).
+            Self::Tls(_) => {}
         }
     }
 }
@@ -293,6 +329,7 @@ impl AsyncRead for Joined {
                 }
                 Poll::Ready(Ok(()))
             }
+            ByteReader::Tls(tls) => Pin::new(tls).poll_read(cx, into),
         }
     }
 }
@@ -332,6 +369,7 @@ impl AsyncWrite for Joined {
                 stream.send_data(frame.freeze(), false).map_err(relay::h2_error)?;
                 Poll::Ready(Ok(written))
             }
+            ByteWriter::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, parts),
         }
     }
 
@@ -339,8 +377,11 @@ impl AsyncWrite for Joined {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.writer {
+            ByteWriter::Tls(tls) => Pin::new(tls).poll_flush(cx),
+            ByteWriter::Socket(_) | ByteWriter::Tunnel(_) => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {

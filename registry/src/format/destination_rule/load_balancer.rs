@@ -155,7 +155,7 @@ fn maglev(d: &mut Decoder<'_>, at: &At<'_>) -> Option<HashTable> {
 
 fn is_prime(number: u32) -> bool {
     let small = |divisor: &u32| divisor * divisor <= number;
-    number >= 2 && !(2..).take_while(small).any(|divisor| number.is_multiple_of(divisor))
+    number >= 2 && (2..).take_while(small).all(|divisor| !number.is_multiple_of(divisor))
 }
 
 /// `warmup`, or the older `warmupDurationSecs`.

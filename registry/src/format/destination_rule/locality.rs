@@ -23,7 +23,8 @@ pub(super) fn decode(d: &mut Decoder<'_>, at: &At<'_>) -> Option<LocalitySetting
     let priority = optional(fields.take("failoverPriority"), |at| d.each(&at, priority));
     let (distribute, regions, priority) =
         (distribute?.unwrap_or_default(), regions?.unwrap_or_default(), priority?.unwrap_or_default());
-    if !distribute.is_empty() && !(regions.is_empty() && priority.is_empty()) {
+    let fails_over = !regions.is_empty() || !priority.is_empty();
+    if fails_over && !distribute.is_empty() {
         let message = "can not simultaneously specify 'distribute' and 'failover' or 'failoverPriority'";
         d.invalid(at, message, "remove one of them");
         return None;

@@ -18,17 +18,18 @@ use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 
+use super::routes::any_virtual_service;
 use crate::resource::{HostGrant, HostPattern, Resource};
 
-fn any_label() -> impl Strategy<Value = Label> {
+pub(super) fn any_label() -> impl Strategy<Value = Label> {
     "[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?".prop_map(|text| Label::new(&text).expect("a label"))
 }
 
-fn any_key() -> impl Strategy<Value = Key> {
+pub(super) fn any_key() -> impl Strategy<Value = Key> {
     (any_label(), any_label()).prop_map(|(namespace, name)| Key::new(namespace, name))
 }
 
-fn any_labels() -> impl Strategy<Value = Labels> {
+pub(super) fn any_labels() -> impl Strategy<Value = Labels> {
     let text = "[a-zA-Z0-9]([a-zA-Z0-9._-]{0,10}[a-zA-Z0-9])?";
     let key =
         prop_oneof![text.prop_map(String::from), Just("yes".to_owned()), Just("example.org/on".to_owned())];
@@ -43,7 +44,7 @@ fn any_labels() -> impl Strategy<Value = Labels> {
     })
 }
 
-fn any_port() -> impl Strategy<Value = NonZeroU16> {
+pub(super) fn any_port() -> impl Strategy<Value = NonZeroU16> {
     any::<NonZeroU16>()
 }
 
@@ -65,7 +66,7 @@ fn any_pattern() -> impl Strategy<Value = Pattern> {
     ]
 }
 
-fn any_block() -> impl Strategy<Value = IpNet> {
+pub(super) fn any_block() -> impl Strategy<Value = IpNet> {
     (any_address(), 0..=128_u8).prop_map(|(address, length)| {
         let most = if address.is_ipv4() { 32 } else { 128 };
         let block = IpNet::new(address, length.min(most)).expect("within the length").trunc();
@@ -249,6 +250,7 @@ pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
         any_mesh_config().prop_map(|value| Resource::MeshConfig(value.into())),
         any_service().prop_map(|value| Resource::Service(value.into())),
         any_workload().prop_map(|value| Resource::Workload(value.into())),
+        any_virtual_service().prop_map(|value| Resource::VirtualService(value.into())),
         any_peer_authentication().prop_map(|value| Resource::PeerAuthentication(value.into())),
         any_authorization_policy().prop_map(|value| Resource::AuthorizationPolicy(value.into())),
         any_host_grant().prop_map(|value| Resource::HostGrant(value.into())),

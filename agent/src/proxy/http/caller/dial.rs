@@ -1,10 +1,12 @@
 //! Reaching one endpoint: over a tunnel where an agent is there, by a socket where none is, on this host under the
 //! policies of the service itself.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
 
 use super::Caller;
@@ -14,7 +16,8 @@ use crate::proxy::http::upstream::{UpstreamKey, Via};
 use crate::proxy::relay;
 use crate::proxy::socket;
 use crate::proxy::tunnel::{Peer, Place};
-use crate::snapshot::{Endpoint, LocalEndpoint, Snapshot, Transport};
+use crate::originate;
+use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, Snapshot, Transport};
 use crate::telemetry::{Record, Security};
 
 /// Both directions to an endpoint, with the place in the tunnel that they take.
@@ -42,8 +45,8 @@ pub struct Target<'a> {
     pub endpoint: &'a Arc<Endpoint>,
     /// The identity that it must show.
     pub identity: &'a Identity,
-    /// How long a connect may take.
-    pub connect_timeout: Duration,
+    /// How its service is called.
+    pub cluster: &'a Cluster,
 }
 
 impl Caller {
@@ -114,7 +117,9 @@ impl Caller {
     }
 
     async fn in_plaintext(&self, target: &Target<'_>, address: SocketAddr) -> Result<Dialled, ProxyError> {
-        let stream = socket::connect(address, self.worker.shared.mark, target.connect_timeout)
+        let limits = target.cluster.limits();
+        let timeout = limits.connect_timeout.unwrap_or(self.worker.shared.limits.connect_timeout);
+        let stream = socket::connect(address, self.worker.shared.mark, timeout)
             .await
             .inspect(relay::reset_on_close)
             .map_err(|source| ProxyError::Connect { address, source })?;
@@ -123,6 +128,26 @@ impl Caller {
         if here && target.snapshot.serves_port(address.port()) {
             return Err(ProxyError::NotMeshed(address));
         }
-        Ok(Dialled::socket(stream))
+        if let Some(keepalive) = limits.keepalive {
+            socket::keep_alive_as(&stream, keepalive).map_err(ProxyError::UpstreamBroke)?;
+        }
+        match target.cluster.tls() {
+            None | Some(ClientTls::Disable) => Ok(Dialled::socket(stream)),
+            // What asks for TLS is never sent in plaintext.
+            Some(tls @ ClientTls::IstioMutual) => Err(ProxyError::NeedsTls { address, mode: tls.mode() }),
+            Some(tls @ (ClientTls::Simple(server) | ClientTls::Mutual(_, server))) => {
+                let failed = |source| ProxyError::Handshake { address, source };
+                let config = self.worker.shared.originations.of(tls);
+                let config = config.map_err(|error| failed(io::Error::other(error)))?;
+                let name = server.sni.as_ref().unwrap_or(&target.cluster.name.host);
+                let handshake = originate::connect(config, name, stream);
+                let stream = tokio::time::timeout(self.worker.shared.limits.handshake_timeout, handshake)
+                    .await
+                    .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
+                    .map_err(failed)?;
+                let (reader, writer) = bytes::of_tls(*stream);
+                Ok(Dialled { reader, writer, place: None })
+            }
+        }
     }
 }

@@ -85,8 +85,7 @@ impl Caller {
         let caller = snapshot.caller(&self.identity);
         let Some((service, _, cluster)) = plan::destination(snapshot, asked, caller, to) else { return };
         let Ok(endpoint) = cluster.pick(&[], None, Instant::now(), rand::random()) else { return };
-        let connect_timeout = cluster.limits().connect_timeout.unwrap_or(COPY_TIMEOUT);
-        let target = Target { snapshot, endpoint, identity: &service.identity, connect_timeout };
+        let target = Target { snapshot, endpoint, identity: &service.identity, cluster };
         let mut peers = self.peers.again();
         if self.admit(&target, &mut peers).is_err() {
             return;

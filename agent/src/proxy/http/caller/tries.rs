@@ -146,13 +146,14 @@ impl Caller {
         record: &mut RequestRecord,
     ) -> Tried {
         let forward = to_caller.forward;
-        let limits = forward.cluster.limits();
+        let cluster = &**forward.cluster;
+        let limits = cluster.limits();
         let _in_flight = endpoint.state.enter();
         let target = Target {
             snapshot,
             endpoint,
             identity: &forward.service.identity,
-            connect_timeout: limits.connect_timeout.unwrap_or(self.worker.shared.limits.connect_timeout),
+            cluster,
         };
         let workload = Some(Arc::clone(&endpoint.workload));
         record.peers.target = Party::registered(target.identity, workload, &endpoint.labels);
