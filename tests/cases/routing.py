@@ -52,11 +52,11 @@ def why_left_out(case, resources):
         return CLAIMS
     if case["via"] == "gateway":
         services = [resource["spec"] for resource in resources if resource["kind"] == "VirtualService"]
-        claimed = [host for spec in services for host in spec.get("hosts", [])]
-        if len(claimed) != len(set(claimed)):
-            return MERGED
         host = host_of(case)
-        if not any(matches(pattern, host) for pattern in claimed) or not served(resources, host):
+        claims = sum(any(matches(pattern, host) for pattern in spec.get("hosts", [])) for spec in services)
+        if claims > 1:
+            return MERGED
+        if claims == 0 or not served(resources, host):
             return GATEWAY_ONLY
     return None
 

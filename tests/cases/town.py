@@ -127,15 +127,15 @@ class Town:
     def refuse_connections(self, service, count):
         """The next connections to a service's programs are refused, and those after them are not."""
         for _, member, _, target in self.of(service):
-            self.refusing.append(member)
             member.host.run("nft", "-f", "-", stdin=(
-                f"table inet cases {{ chain input {{ type filter hook input priority 0; "
-                f"tcp dport {target} tcp flags syn / syn,ack numgen inc mod 1000 < {count} reject with tcp reset; }} }}"))
+                f"table inet cases {{ chain input {{ type filter hook input priority 0\n "
+                f"tcp dport {target} tcp flags syn / syn,ack numgen inc mod 1000 < {count} reject with tcp reset\n }} }}"))
+            if member not in self.refusing:
+                self.refusing.append(member)
 
     def refuse_no_more(self):
-        for member in self.refusing:
-            member.host.run("nft", "delete", "table", "inet", "cases")
-        self.refusing = []
+        while self.refusing:
+            self.refusing.pop().host.run("nft", "delete", "table", "inet", "cases")
 
 
 def services_of(configurations, cases):

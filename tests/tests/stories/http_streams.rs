@@ -15,7 +15,7 @@ fn call(town: &Town, options: &[&str], path: &str) -> (Value, u8) {
 fn a_websocket_echoes_for_as_long_as_it_is_used() {
     let town = Town::new("websocket", 1);
     let [v1] = town.open();
-    // Longer than any of the agent's limits for a head or an answer's beginning.
+    // A timeout is for answers to requests that were sent to their end, and this one has none.
     let route = format!("{{ route = [{}], timeout = \"2s\" }}", to("v1", 1));
     town.mesh.enforce(&(subsets() + &routes(&route)));
     let check = |options: &[&str], messages: u64| {
@@ -67,6 +67,10 @@ fn a_call_that_fails_at_once_is_made_again_and_one_that_hangs_ends_at_its_deadli
     let [v1] = town.open_with("grpc", |_| Vec::new());
     let (told, _) = call(&town, &[], "/shop.Shop/First?fail-first=1");
     assert_eq!((&told["grpcStatus"], v1.seen("/shop.Shop/First")), (&"0".into(), 2), "{told}");
+    // The time of a route begins with the end of what is sent, and a caller may send for as long as it likes.
+    town.mesh.enforce(&(subsets() + &routes(&format!("{{ route = [{}], timeout = \"2s\" }}", to("v1", 1)))));
+    let (told, _) = call(&town, &["--messages", "5", "--pause", "1"], "/shop.Shop/Long");
+    assert_eq!((&told["grpcStatus"], &told["messages"]), (&"0".into(), &5.into()), "{told}");
     let (told, _) = call(&town, &["--header", "grpc-timeout: 1S"], "/shop.Shop/Hang?hang");
     let status = told["grpcStatus"].as_str();
     assert!(matches!(status, Some("4" | "14")), "DEADLINE_EXCEEDED, or UNAVAILABLE as Envoy has it: {told}");

@@ -118,7 +118,7 @@ impl Web {
             let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
         } else {
             let mut builder = http1::Builder::new();
-            builder.half_close(true).header_read_timeout(None);
+            builder.header_read_timeout(None);
             let _ = builder.serve_connection(io, service).with_upgrades().await;
         }
     }
