@@ -67,8 +67,6 @@ mod strict_and_permissive;
 mod survives_exhaustion;
 #[path = "stories/tcp_is_tcp.rs"]
 mod tcp_is_tcp;
-#[path = "stories/http_try.rs"]
-mod http_try;
 #[path = "stories/telemetry.rs"]
 mod telemetry;
 #[path = "stories/virtual_addresses.rs"]
