@@ -231,8 +231,10 @@ mod tests {
         let mesh = Mesh::assemble(Parts::default()).expect("a mesh");
         let host = Host { name: Label::new("h1").expect("a label"), addresses: Vec::new() };
         let metrics = Metrics::new("mesh");
+        let originations = Arc::new(Originations::new("/nowhere".into()));
         let publisher =
-            Publisher::new((mesh, 57), Vec::new(), (host, 15008), metrics.clone()).expect("published");
+            Publisher::new((mesh, 57), Vec::new(), (host, 15008), originations, metrics.clone());
+        let publisher = publisher.expect("published");
         let (before, changed) = (publisher.published(), publisher.changed());
         // The control server has restarted, and counts anew.
         publisher.confirm(12);

@@ -10,8 +10,7 @@ import time
 
 import mesh
 from hosts import CommandFailed
-from mesh import Mesh
-from town import BACKENDS, INGRESS, Town, resolve
+from town import INGRESS, Town, resolve
 
 # The service's port that a request dials unless it names another.
 PORT = 80
@@ -54,10 +53,10 @@ def why_left_out(case, resources):
         services = [resource["spec"] for resource in resources if resource["kind"] == "VirtualService"]
         host = host_of(case)
         claims = sum(any(matches(pattern, host) for pattern in spec.get("hosts", [])) for spec in services)
-        if claims > 1:
-            return MERGED
         if claims == 0 or not served(resources, host):
             return GATEWAY_ONLY
+        if claims > 1:
+            return MERGED
     return None
 
 
@@ -93,20 +92,23 @@ def as_on_mesh(resources, cases):
 
 
 def run_set(report, town, resources, cases):
-    left = [case["id"] for case in cases]
     try:
         unknown = {resource["kind"] for resource in resources} - KINDS
         if unknown:
             raise CommandFailed(f"resources of kinds that cannot be replayed: {' '.join(sorted(unknown))}")
         town.mesh.apply(resources)
+    except CommandFailed as error:
         for case in cases:
-            report.check(left.pop(0), fault_of(town, resources, case))
-        for resource in resources:
-            town.mesh.delete(resource)
-        town.mesh.wait_until_in_force()
-    except (CommandFailed, OSError, ValueError) as error:
-        for label in left or [f"{cases[0]['set']}, afterwards"]:
-            report.failed(label, error)
+            report.failed(case["id"], error)
+        return
+    for case in cases:
+        try:
+            report.check(case["id"], fault_of(town, resources, case))
+        except (CommandFailed, OSError, ValueError) as error:
+            report.failed(case["id"], error)
+    for resource in resources:
+        town.mesh.delete(resource)
+    town.mesh.wait_until_in_force()
 
 
 def fault_of(town, resources, case):

@@ -129,7 +129,7 @@ class Town:
         for _, member, _, target in self.of(service):
             member.host.run("nft", "-f", "-", stdin=(
                 f"table inet cases {{ chain input {{ type filter hook input priority 0\n "
-                f"tcp dport {target} tcp flags syn / syn,ack numgen inc mod 1000 < {count} reject with tcp reset\n }} }}"))
+                f"tcp dport {target} tcp flags syn / syn,ack numgen inc mod 1000 < {count} reject with tcp reset\n }}\n }}\n"))
             if member not in self.refusing:
                 self.refusing.append(member)
 

@@ -57,8 +57,6 @@ mod http_retries;
 mod http_routing;
 #[path = "stories/http_streams.rs"]
 mod http_streams;
-#[path = "stories/http_try.rs"]
-mod http_try;
 #[path = "stories/identities.rs"]
 mod identities;
 #[path = "stories/impersonation.rs"]

@@ -146,7 +146,14 @@ pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) 
         }
         true
     };
-    if !tokio::time::timeout(idle, first).await.unwrap_or(false) {
+    let mut phase = side.worker().shared.phase.clone();
+    let begun = tokio::select! {
+        biased;
+        begun = first => begun,
+        _ = phase.wait_for(|phase| *phase >= Phase::Draining) => false,
+        () = tokio::time::sleep(idle) => false,
+    };
+    if !begun {
         return writer.settle();
     }
     if buffer.starts_with(PREFACE) {

@@ -35,10 +35,6 @@ pub use writer::Writer;
 
 /// How long the head of a request may take from its first byte on.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a connection may be kept between two requests.
-pub const KEPT_IDLE: Duration = Duration::from_secs(3600);
-/// How long a body may make no progress.
-pub const BODY_IDLE: Duration = Duration::from_secs(300);
 /// The most heads of kind 1xx before the final one.
 pub const MAX_INTERIM: usize = 16;
 

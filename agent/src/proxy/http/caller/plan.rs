@@ -86,18 +86,27 @@ pub fn plan<'a>(snapshot: &'a Snapshot, asked: Asked<'_>, head: &RequestHead, ra
                 let mut reply = Reply::new(redirect.status.code(), "", "-", "direct_response");
                 // A location is made of what may stand in a head.
                 let _ = reply.headers.set("location", location.as_bytes());
-                Plan::Answer(reply)
+                Plan::Answer(marked(reply, &route))
             }
-            HttpAction::Respond(response) => Plan::Answer(Reply {
-                body: response.body.clone().unwrap_or_default(),
-                ..Reply::new(response.status, "", "-", "direct_response")
-            }),
+            HttpAction::Respond(response) => {
+                let body = response.body.clone().unwrap_or_default();
+                let reply = Reply { body, ..Reply::new(response.status, "", "-", "direct_response") };
+                Plan::Answer(marked(reply, &route))
+            }
             HttpAction::Forward(split) => {
                 let to = &split.all()[split.pick(random)];
                 forward(snapshot, (asked, caller), route, to)
             }
         },
     }
+}
+
+/// An answer of the agent's own with the fields that its route asks for.
+fn marked(mut reply: Reply, route: &RouteMatch<'_>) -> Reply {
+    if let Some(rules) = &route.route.options.headers {
+        rules.response.apply(&mut reply.headers);
+    }
+    reply
 }
 
 /// Where a route's destination leads.

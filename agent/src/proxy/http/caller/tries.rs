@@ -22,6 +22,8 @@ use crate::proxy::http::bytes::Joined;
 use crate::proxy::http::downstream::Exchange;
 use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upstream::{Connection, Lent, ShareError};
+use crate::proxy::http::grpc::MessageCount;
+use crate::snapshot::cluster::Held;
 use crate::snapshot::{Endpoint, NoEndpoint, Snapshot};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::request_record::RequestRecord;
@@ -52,8 +54,8 @@ enum Miss {
 enum Tried {
     Answered,
     BrokeOff(Failure),
-    /// The answer is one to try again on.
-    Again,
+    /// The answer is one to try again on, and another try is allowed for as long as this is held.
+    Again(Held),
     Missed(Miss),
 }
 
@@ -116,22 +118,25 @@ impl Caller {
                     exchange.answer.abort();
                     return record.broke_off(failure, download);
                 }
-                Tried::Again => None,
+                Tried::Again(held) => {
+                    retrying = Some(held);
+                    None
+                }
                 Tried::Missed(miss) => Some(miss),
             };
-            let wanted = miss.as_ref().is_none_or(|miss| worth_another(policy, miss));
-            let again = wanted
-                && may_retry
-                && exchange.upload.can_replay()
-                && !exchange.upload.is_overdue(to_caller.timeout(exchange));
-            match (again.then(|| forward.cluster.retry()), miss) {
-                (Some(Ok(held)), _) => retrying = Some(held),
-                (Some(Err(_)), miss) | (None, miss) => {
-                    let reply = reply_to(miss.as_ref(), record.attempts);
-                    if let Some(Miss::NotConnected(error)) = &miss {
-                        record.fault = Some(error.to_string());
+            if let Some(miss) = miss {
+                let again = may_retry
+                    && worth_another(policy, &miss)
+                    && exchange.upload.can_replay()
+                    && !exchange.upload.is_overdue(to_caller.timeout(exchange));
+                match again.then(|| forward.cluster.retry()) {
+                    Some(Ok(held)) => retrying = Some(held),
+                    Some(Err(_)) | None => {
+                        if let Miss::NotConnected(error) = &miss {
+                            record.fault = Some(error.to_string());
+                        }
+                        return exchange.reply(&reply_to(&miss, record.attempts), record).await;
                     }
-                    return exchange.reply(&reply, record).await;
                 }
             }
             tokio::time::sleep(policy.backoff(record.attempts, rand::random())).await;
@@ -171,12 +176,15 @@ impl Caller {
                 Err(miss) => return Tried::Missed(miss),
             };
             let started = Instant::now();
-            let mut status = 0;
+            let (mut status, mut held) = (0, None);
+            *download = Download { messages: download.messages.map(|_| MessageCount::default()), ..Download::default() };
             let mut judge = |head: &mut ResponseHead, replay: Replay| {
                 status = head.status;
                 let again = replay == Replay::Possible
                     && retries.is_some_and(|policy| policy.retries_on(TryOutcome::Answered(head)));
-                if again {
+                // Without a place for another try this answer is the caller's.
+                held = again.then(|| cluster.retry().ok()).flatten();
+                if held.is_some() {
                     return Verdict::Again;
                 }
                 to_caller.finish(head, started.elapsed());
@@ -202,7 +210,10 @@ impl Caller {
                     self.put_back(&target, line, download, limits.max_requests_per_connection);
                     return match ended {
                         Attempt::Answered => Tried::Answered,
-                        Attempt::Again => Tried::Again,
+                        Attempt::Again => match held {
+                            Some(held) => Tried::Again(held),
+                            None => Tried::Missed(Miss::Failed(Failure::UpstreamClosed)),
+                        },
                         Attempt::BrokeOff(failure) => Tried::BrokeOff(failure),
                         Attempt::Failed(failure) => Tried::Missed(Miss::Failed(failure)),
                     };
@@ -282,7 +293,7 @@ impl Caller {
     /// Remembers how an endpoint did.
     fn judge(&self, forward: &Forward<'_>, endpoint: &Endpoint, tried: &Tried, status: u16) {
         let outcome = match tried {
-            Tried::Answered | Tried::Again => Outcome::of_status(status),
+            Tried::Answered | Tried::Again(_) => Outcome::of_status(status),
             Tried::BrokeOff(Failure::CallerGone | Failure::CallerMalformed(_))
             | Tried::Missed(Miss::Failed(Failure::CallerGone | Failure::CallerMalformed(_)))
             | Tried::Missed(Miss::Overflow | Miss::NoEndpoint) => return,
@@ -375,20 +386,18 @@ fn is_retriable(policy: &RetryPolicy, status: u16) -> bool {
 }
 
 /// What the caller is told where no attempt was for it.
-fn reply_to(miss: Option<&Miss>, attempts: u32) -> Reply {
+fn reply_to(miss: &Miss, attempts: u32) -> Reply {
     let mut reply = match miss {
-        Some(Miss::NoEndpoint) => Reply::no_healthy_upstream(),
-        Some(Miss::Overflow) => Reply::overflow(),
-        Some(Miss::NotConnected(ProxyError::Denied(_) | ProxyError::DeniedByPeer(_))) => Reply::denied(),
-        Some(Miss::NotConnected(_)) => Reply::connect_failed(),
-        Some(Miss::Failed(Failure::UpstreamClosed | Failure::RefusedStream)) => Reply::upstream_closed(),
-        Some(Miss::Failed(Failure::UpstreamMalformed(_))) => Reply::upstream_malformed(),
-        Some(Miss::Failed(Failure::PerTryTimeout)) => Reply::upstream_timeout("upstream_per_try_timeout"),
-        Some(Miss::Failed(Failure::Timeout)) => Reply::upstream_timeout("response_timeout"),
-        Some(Miss::Failed(Failure::CallerGone)) => Reply::caller_gone(),
-        Some(Miss::Failed(Failure::CallerMalformed(details))) => Reply::malformed(400, details),
-        // The budget of retries is spent, and the answer is gone.
-        None => Reply::overflow(),
+        Miss::NoEndpoint => Reply::no_healthy_upstream(),
+        Miss::Overflow => Reply::overflow(),
+        Miss::NotConnected(ProxyError::Denied(_) | ProxyError::DeniedByPeer(_)) => Reply::denied(),
+        Miss::NotConnected(_) => Reply::connect_failed(),
+        Miss::Failed(Failure::UpstreamClosed | Failure::RefusedStream) => Reply::upstream_closed(),
+        Miss::Failed(Failure::UpstreamMalformed(_)) => Reply::upstream_malformed(),
+        Miss::Failed(Failure::PerTryTimeout) => Reply::upstream_timeout("upstream_per_try_timeout"),
+        Miss::Failed(Failure::Timeout) => Reply::upstream_timeout("response_timeout"),
+        Miss::Failed(Failure::CallerGone) => Reply::caller_gone(),
+        Miss::Failed(Failure::CallerMalformed(details)) => Reply::malformed(400, details),
     };
     if attempts > 1 {
         reply.flags = match reply.flags {
