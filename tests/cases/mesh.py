@@ -159,6 +159,7 @@ class Member:
         self.mesh, self.name, self.address = mesh, name, address
         self.host = mesh.host(name, address)
         self.place = mesh.place(name)
+        self.webs = {}
 
     def baremesh(self, *argv):
         return self.host.run(self.mesh.binary, *flags(self.place), *argv)
@@ -176,10 +177,14 @@ class Member:
         wait_until(f"the echo of {name} listens", lambda: "listening" in log.read_text())
 
     def spawn_web(self, label, name, addresses):
-        """The shop's HTTP server on these addresses."""
-        self.host.spawn(self.mesh.binary, "demo-shop", "web", name, *addresses, log=label)
+        """The shop's HTTP server on these addresses; one of the same label before it is ended first."""
         log = self.host.log_dir / f"{self.host.name}-{label}.log"
-        wait_until(f"{name} listens", lambda: log.read_text().count("listening on") == len(addresses))
+        before = log.read_text().count("listening on") if log.exists() else 0
+        if label in self.webs:
+            self.webs[label].kill()
+            self.webs[label].wait()
+        self.webs[label] = self.host.spawn(self.mesh.binary, "demo-shop", "web", name, *addresses, log=label)
+        wait_until(f"{name} listens", lambda: log.read_text().count("listening on") == before + len(addresses))
 
     def requests_of(self, label):
         """The requests that a server has seen."""

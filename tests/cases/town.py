@@ -86,14 +86,18 @@ class Town:
             target = FIRST_PORT + len(self.programs)
             instance = f"{service}:{port}@{member.name}"
             process = f"web-{len(self.programs)}"
-            member.spawn_web(process, instance, [f"127.0.0.1:{target}", f"127.0.0.1:{target + ORDERS}"])
             self.programs[instance] = (member, process, target)
+            self.start(instance)
             words += ["--port", f"{port}:{target}"]
-            self.order(instance, ["literal"])
         member.baremesh("service", "register", name, "-n", namespace, "--protocol", "http", *words, *further)
         mesh.wait_until(f"{service} has its certificate", lambda: any(
             known["service"] == service and known["certificate"]
             for known in (member.ask("/status") or {}).get("services", [])))
+
+    def start(self, instance):
+        member, process, target = self.programs[instance]
+        member.spawn_web(process, instance, [f"127.0.0.1:{target}", f"127.0.0.1:{target + ORDERS}"])
+        self.order(instance, ["literal"])
 
     def get(self, caller, service, port, words):
         """A request from a caller to a service's virtual address, and what it was answered."""
@@ -125,8 +129,10 @@ class Town:
             raise CommandFailed(f"{instance} does not take the order {orders}: {answer}")
 
     def refuse_connections(self, service, count):
-        """The next connections to a service's programs are refused, and those after them are not."""
-        for _, member, _, target in self.of(service):
+        """The next connections to a service's programs are refused, and those after them are not. Those that agents have kept
+        end with the programs, which are started anew."""
+        for instance, member, _, target in self.of(service):
+            self.start(instance)
             member.host.run("nft", "-f", "-", stdin=(
                 f"table inet cases {{ chain input {{ type filter hook input priority 0\n "
                 f"tcp dport {target} tcp flags syn / syn,ack numgen inc mod 1000 < {count} reject with tcp reset\n }}\n }}\n"))
