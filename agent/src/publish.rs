@@ -232,8 +232,7 @@ mod tests {
         let host = Host { name: Label::new("h1").expect("a label"), addresses: Vec::new() };
         let metrics = Metrics::new("mesh");
         let originations = Arc::new(Originations::new("/nowhere".into()));
-        let publisher =
-            Publisher::new((mesh, 57), Vec::new(), (host, 15008), originations, metrics.clone());
+        let publisher = Publisher::new((mesh, 57), Vec::new(), (host, 15008), originations, metrics.clone());
         let publisher = publisher.expect("published");
         let (before, changed) = (publisher.published(), publisher.changed());
         // The control server has restarted, and counts anew.

@@ -12,6 +12,8 @@ pub mod h2;
 pub mod grpc;
 /// Bodies in either version.
 pub mod body;
+/// A request's body on its way.
+pub mod upload;
 /// A request on one upstream connection, and its answer.
 pub mod attempt;
 /// Upstream connections that are kept.

@@ -9,9 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ::bytes::Bytes;
 use baremesh_ca::tls::{LeafFacts, describe_io, peer_leaf_facts};
 use baremesh_model::name::{Key, default_namespace};
-use ::bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};

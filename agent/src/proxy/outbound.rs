@@ -1,6 +1,9 @@
 //! What a local program opens: captured, who opened it, where it goes, to which endpoint, over which transport,
 //! relayed, recorded.
 
+/// Routes of bytes.
+mod stream_route;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -9,23 +12,25 @@ use std::time::{Instant, SystemTime};
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
-use baremesh_model::service::Protocol;
 use baremesh_model::outlier::Outcome;
+use baremesh_model::service::Protocol;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
+use super::error::ProxyError;
 use super::http::caller::Caller;
 use super::http::downstream::{self, Side};
-use super::{Entered, Worker, http, sniff};
-use super::error::ProxyError;
 use super::open::Delivered;
 use super::relay::{self, Broken, TunnelStream};
 use super::socket;
 use super::tunnel::{Peer, Place};
+use super::{Entered, Worker, http, sniff};
 use crate::attribution::{self, Who};
 use crate::capture::Outbound;
 use crate::snapshot::cluster::Held;
-use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot};
+use crate::snapshot::{
+    Cluster, Endpoint, LocalEndpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot,
+};
 use crate::snapshot::{Transport, endpoint};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::{Counted, Record, Reporter, Security};
@@ -108,7 +113,10 @@ async fn connect_and_relay(
                 let (caller, service) = (call.caller, service.key.clone());
                 return Ok(Carried::Requests(Requests { caller, service, port: number, entered }));
             }
-            any_endpoint(&call, &service, port, record).await?
+            let opened = (destination, number, protocol);
+            let target = stream_route::target(&call, client, opened, (service, port)).await?;
+            record.service_host = Some(Arc::clone(&target.service.host));
+            any_endpoint(&call, &target, record).await?
         }
         Route::Endpoint(service, port, endpoint) => {
             record.service_host = Some(Arc::clone(&service.host));
@@ -233,11 +241,11 @@ impl From<Broken> for ProxyError {
 /// that, so that each may be tried.
 async fn any_endpoint(
     call: &Call<'_>,
-    service: &ServiceEntry,
-    port: usize,
+    stream_route::Target { service, port, subset }: &stream_route::Target,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
-    let cluster = service.cluster(call.index, port, None).ok_or_else(|| no_endpoint(service))?;
+    let cluster =
+        service.cluster(call.index, *port, subset.as_deref()).ok_or_else(|| no_endpoint(service))?;
     let held = cluster.connection()?;
     let hash = cluster.hash_of_connection(record.client.ip());
     let mut tried = Vec::new();

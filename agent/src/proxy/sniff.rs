@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 
 /// How long a caller may take for its first bytes; one that waits for the server to speak first is carried as bytes.
@@ -38,6 +39,47 @@ pub async fn is_http(client: &TcpStream, port: u16) -> bool {
     tokio::time::timeout(PATIENCE, told).await.unwrap_or(false)
 }
 
+/// How much of a TLS client's first message is looked at.
+const HELLO: usize = 16 * 1024;
+
+/// The name that a TLS client asks for in its first message (RFC 6066, section 3), in lower case.
+pub async fn server_name(client: &TcpStream) -> Option<String> {
+    let told = async {
+        let mut first = vec![0; HELLO];
+        let mut before = 0;
+        loop {
+            match client.peek(&mut first).await {
+                Ok(0) | Err(_) => return None,
+                Ok(length) if length > before => {
+                    before = length;
+                    if let Some(told) = hello(&first[..length]) {
+                        return told;
+                    }
+                }
+                Ok(HELLO) => return None,
+                Ok(_) => {}
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.ok().flatten()
+}
+
+/// The name in a TLS client's first message; nothing while it is not whole.
+fn hello(mut bytes: &[u8]) -> Option<Option<String>> {
+    let mut acceptor = Acceptor::default();
+    while !bytes.is_empty() {
+        if acceptor.read_tls(&mut bytes).is_err() {
+            return Some(None);
+        }
+    }
+    match acceptor.accept() {
+        Ok(None) => None,
+        Ok(Some(accepted)) => Some(accepted.client_hello().server_name().map(str::to_ascii_lowercase)),
+        Err(_) => Some(None),
+    }
+}
+
 /// What first bytes tell; nothing while they may become either. A method in capitals, and a target after it.
 fn tell(bytes: &[u8]) -> Option<bool> {
     if bytes.starts_with(PREFACE) {
@@ -57,6 +99,23 @@ fn tell(bytes: &[u8]) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_is_read_from_a_whole_first_message() {
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let name = "Orders.Example".try_into().expect("a name");
+        let mut client = rustls::ClientConnection::new(config.into(), name).expect("a client");
+        let mut first = Vec::new();
+        client.write_tls(&mut first).expect("written");
+        assert_eq!(hello(&first), Some(Some("orders.example".to_owned())));
+        assert_eq!(hello(&first[..first.len() - 1]), None);
+        assert_eq!(hello(b"GET / HTTP/1.1\r\n\r\n"), Some(None));
+    }
 
     #[test]
     fn first_bytes_tell() {

@@ -13,8 +13,7 @@ use super::source::Span;
 use super::tree::{Entry, Node, Value};
 use super::{
     authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, service,
-    virtual_service,
-    workload_entry,
+    virtual_service, workload_entry,
 };
 use crate::diagnostic::{Code, quote};
 use crate::resource::{KINDS, Resource, mesh_config_key};

@@ -16,8 +16,7 @@ use super::source::{Source, Span};
 use super::tree::{Entry, MAX_DEPTH, MAX_VALUES, Node, Value};
 use super::{
     authorization_policy, destination_rule, host_grant, mesh_config, peer_authentication, service,
-    virtual_service,
-    workload_entry,
+    virtual_service, workload_entry,
 };
 use crate::diagnostic::{Code, Diagnostic};
 use crate::resource::Resource;

@@ -13,7 +13,7 @@ use super::fields::{Field, enforced, no_effect};
 use super::peer_authentication::{mode_name, named_mode};
 use crate::diagnostic::quote;
 
-const HTTP: &str = "HTTP is carried as bytes so far";
+const HTTP: &str = "not read yet: routes and DestinationRules say it";
 const CLUSTER: &str = "it is about a Kubernetes cluster or Istio's own control plane";
 const ENVOY: &str = "it sets up Envoy, which is not there; agents are set up by their own file";
 
@@ -43,7 +43,7 @@ pub(super) static FIELDS: &[Field] = &[
     no_effect("trustDomainAliases", "identities of this trust domain alone are taken"),
     no_effect("caCertificates", "the mesh's own root is the only one"),
     no_effect("certificates", CLUSTER),
-    no_effect("pathNormalization", HTTP),
+    no_effect("pathNormalization", "no policy looks at paths yet"),
     no_effect("defaultHttpRetryPolicy", HTTP),
     no_effect("h2UpgradePolicy", HTTP),
     no_effect("accessLogFile", "the access log goes to the journal"),

@@ -3,7 +3,7 @@
 
 use std::future::{pending, poll_fn};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,8 @@ use super::body::{Answer, BodyError, Received, Sink, Source, framing_of};
 use super::grpc::MessageCount;
 use super::h1::{Asked, Frame, Framing, Hop, HttpLimits};
 use super::h2 as http2;
+use super::upload::{Progress, Replay, Upload};
 use super::upstream::Connection;
-
-/// The most of a request's body that is kept to be sent again; a longer one is sent once.
-pub const REPLAY_LIMIT: usize = 64 * 1024;
 
 /// Where an attempt goes.
 pub enum Leg<'a> {
@@ -68,159 +66,6 @@ pub enum Verdict {
     Relay,
     /// Another attempt is made.
     Again,
-}
-
-/// Whether a request could be sent again from its start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replay {
-    /// All that came of it is kept.
-    Possible,
-    /// Too much of it has come.
-    Impossible,
-}
-
-/// A request's body on its way, and what of it is kept for further attempts.
-pub struct Upload<'a> {
-    source: Source<'a>,
-    /// How the body ends, and whether another protocol is to follow.
-    hop: Hop,
-    kept: Vec<Bytes>,
-    kept_bytes: usize,
-    trailers: Option<Headers>,
-    /// When all of it had come; time limits count from there.
-    whole_at: Option<Instant>,
-    /// Bytes that came from the caller.
-    pub bytes: u64,
-    /// gRPC messages among them, where it is gRPC.
-    pub messages: Option<MessageCount>,
-}
-
-impl<'a> Upload<'a> {
-    /// The body that comes from `source`.
-    pub fn new(source: Source<'a>, hop: Hop) -> Self {
-        let is_whole = matches!(hop.framing, Framing::None | Framing::Length(0));
-        Self {
-            source,
-            hop,
-            kept: Vec::new(),
-            kept_bytes: 0,
-            trailers: None,
-            whole_at: is_whole.then(Instant::now),
-            bytes: 0,
-            messages: None,
-        }
-    }
-
-    /// Whether the request can be sent again from its start.
-    pub fn can_replay(&self) -> bool {
-        self.kept_bytes as u64 == self.bytes
-    }
-
-    /// Whether all of the body has come.
-    pub fn is_whole(&self) -> bool {
-        self.whole_at.is_some()
-    }
-
-    /// Whether `timeout` has run out since all of it had come.
-    pub fn is_overdue(&self, timeout: Option<Duration>) -> bool {
-        timeout.zip(self.whole_at).is_some_and(|(timeout, whole_at)| whole_at.elapsed() >= timeout)
-    }
-
-    /// The same body for another request, if all of it is kept.
-    pub fn copy(&self) -> Option<Upload<'static>> {
-        (self.is_whole() && self.can_replay()).then(|| Upload {
-            source: Source::Over,
-            hop: Hop { upgrade: false, ..self.hop },
-            kept: self.kept.clone(),
-            kept_bytes: self.kept_bytes,
-            trailers: self.trailers.clone(),
-            whole_at: self.whole_at,
-            bytes: self.bytes,
-            messages: None,
-        })
-    }
-
-    fn keep(&mut self, data: &Bytes) {
-        self.bytes += data.len() as u64;
-        if self.kept_bytes + data.len() <= REPLAY_LIMIT && self.kept_bytes as u64 + data.len() as u64 == self.bytes {
-            self.kept_bytes += data.len();
-            self.kept.push(data.clone());
-        } else {
-            self.kept.clear();
-            self.kept_bytes = 0;
-        }
-    }
-
-    /// Sends what is kept and what comes, and then watches whether the caller stays. Ends with a failure alone.
-    async fn pump(&mut self, sink: &mut Sink<'_>, progress: &Progress) -> Failure {
-        let closed = |_: std::io::Error| Failure::UpstreamClosed;
-        if self.hop.upgrade {
-            if let Err(failure) = sink.flush().await.map_err(closed) {
-                return failure;
-            }
-            progress.switched.notified().await;
-            self.source.upgrade();
-            self.whole_at = None;
-        }
-        for data in self.kept.clone() {
-            if let Err(failure) = sink.data(data).await.map_err(closed) {
-                return failure;
-            }
-        }
-        while self.whole_at.is_none() {
-            match self.source.frame().await {
-                Ok(Some(Frame::Data(data))) => {
-                    self.keep(&data);
-                    if !self.can_replay() {
-                        progress.is_beyond_replay.store(true, Ordering::Relaxed);
-                    }
-                    if let Some(messages) = &mut self.messages {
-                        messages.count(&data);
-                    }
-                    if let Err(failure) = sink.data(data).await.map_err(closed) {
-                        return failure;
-                    }
-                }
-                Ok(Some(Frame::Trailers(trailers))) => self.trailers = Some(trailers),
-                Ok(None) => self.whole_at = Some(Instant::now()),
-                Err(BodyError::Broken(_)) => return Failure::CallerGone,
-                Err(BodyError::Malformed(why)) => return Failure::CallerMalformed(why),
-            }
-        }
-        progress.whole.notify_one();
-        if let Err(failure) = sink.finish(self.trailers.as_ref()).await.map_err(closed) {
-            return failure;
-        }
-        if self.hop.upgrade {
-            sink.shutdown();
-            return pending().await;
-        }
-        progress.is_sent.store(true, Ordering::Relaxed);
-        self.source.gone().await;
-        Failure::CallerGone
-    }
-}
-
-/// What the two directions of an attempt tell each other.
-#[derive(Default)]
-struct Progress {
-    /// All of the request was sent.
-    is_sent: AtomicBool,
-    /// The upstream has granted another protocol.
-    switched: Notify,
-    /// All of the request has come.
-    whole: Notify,
-    /// More of the request has come than is kept.
-    is_beyond_replay: AtomicBool,
-}
-
-impl Progress {
-    fn replay(&self) -> Replay {
-        match self.is_beyond_replay.load(Ordering::Relaxed) {
-            true => Replay::Impossible,
-            false => Replay::Possible,
-        }
-    }
 }
 
 /// What came back.
@@ -347,7 +192,7 @@ pub async fn attempt(
                 Ok(sender) => sender,
                 Err(error) => return Attempt::Failed(refusal(&error)),
             };
-            let is_over = upload.is_whole() && upload.kept.is_empty() && upload.trailers.is_none();
+            let is_over = upload.is_bare();
             match sender.send_request(request, is_over) {
                 Ok((future, send)) => {
                     stream = send;
@@ -358,10 +203,7 @@ pub async fn attempt(
             }
         }
     }
-    let progress = Progress::default();
-    if !upload.can_replay() {
-        progress.is_beyond_replay.store(true, Ordering::Relaxed);
-    }
+    let progress = Progress::of(upload);
     let outcome = {
         let mut pump = pin!(upload.pump(&mut sink, &progress));
         let mut timeout = pin!(time_out(whole_at, (per_try, overall), &progress.whole));

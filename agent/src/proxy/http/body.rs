@@ -224,7 +224,9 @@ impl Answer<'_> {
                 writer.response(head, &hop)?;
                 writer.flush().await
             }
-            Self::Http2 { respond, .. } => respond.send_informational(http2::response(head)).map_err(h2_error),
+            Self::Http2 { respond, .. } => {
+                respond.send_informational(http2::response(head)).map_err(h2_error)
+            }
         }
     }
 

@@ -4,17 +4,18 @@
 
 use std::sync::Arc;
 
+use ::bytes::BytesMut;
 use baremesh_model::http::{Headers, ResponseHead};
 use baremesh_model::identity::Identity;
-use ::bytes::BytesMut;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 
-use super::attempt::{Attempt, Download, Failure, Leg, Order, Replay, Upload, Verdict, attempt};
+use super::attempt::{Attempt, Download, Failure, Leg, Order, Verdict, attempt};
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::downstream::{self, Exchange, Side};
 use super::grpc::MessageCount;
 use super::reply::Reply;
+use super::upload::{Replay, Upload};
 use super::upstream::{Connection, Lent, ShareError, UpstreamKey, Upstreams, Via};
 use crate::proxy::error::ProxyError;
 use crate::proxy::open::Delivered;
@@ -154,7 +155,9 @@ impl Callee {
         if answer.is_http2() {
             let lent = self.lend().await?;
             let order = Order { head, per_try: None, overall: None };
-            return Ok(attempt(Leg::Http2(lent.sender.clone()), order, upload, answer, download, &mut judge).await);
+            return Ok(
+                attempt(Leg::Http2(lent.sender.clone()), order, upload, answer, download, &mut judge).await
+            );
         }
         let mut program = self.program.lock().await;
         loop {

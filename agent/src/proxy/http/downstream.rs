@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use baremesh_model::http::{RequestHead, ResponseHead};
 use ::bytes::{Bytes, BytesMut};
+use baremesh_model::http::{RequestHead, ResponseHead};
 use h2::RecvStream;
 use h2::server::SendResponse;
 
-use super::attempt::{Download, Failure, Upload};
+use super::attempt::{Download, Failure};
 use super::body::{Answer, Received, Source, framing_of};
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::callee::Callee;
@@ -17,6 +17,7 @@ use super::caller::Caller;
 use super::h1::{self, Framing, HEAD_TIMEOUT, Hop, HttpLimits, Persistence};
 use super::h2 as http2;
 use super::reply::Reply;
+use super::upload::Upload;
 use crate::proxy::tunnel::until_dead;
 use crate::proxy::{Phase, Worker};
 use crate::telemetry::request_record::RequestRecord;

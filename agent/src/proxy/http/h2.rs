@@ -98,11 +98,7 @@ pub fn read_response(
 }
 
 /// Reads fields; `host` stands in the authority.
-pub fn read_fields(
-    fields: &HeaderMap,
-    headers: &mut Headers,
-    limits: &HttpLimits,
-) -> Result<(), Malformed> {
+pub fn read_fields(fields: &HeaderMap, headers: &mut Headers, limits: &HttpLimits) -> Result<(), Malformed> {
     if fields.len() > limits.fields {
         return Err("too many fields");
     }
@@ -138,7 +134,8 @@ pub fn request(head: &RequestHead) -> Result<Request<()>, Malformed> {
         .build()
         .map_err(|_| "the target makes no URI")?;
     let mut request = Request::new(());
-    *request.method_mut() = Method::from_bytes(head.method.as_bytes()).map_err(|_| "the method is no token")?;
+    *request.method_mut() =
+        Method::from_bytes(head.method.as_bytes()).map_err(|_| "the method is no token")?;
     *request.uri_mut() = uri;
     *request.version_mut() = http::Version::HTTP_2;
     *request.headers_mut() = fields(&head.headers);
@@ -187,7 +184,8 @@ mod tests {
 
     #[test]
     fn heads_go_both_ways() {
-        let head = read("http://web:80/a?b", &[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2")]).expect("fine");
+        let head =
+            read("http://web:80/a?b", &[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2")]).expect("fine");
         assert_eq!((&*head.authority, &*head.target), ("web:80", "/a?b"));
         assert_eq!(head.headers.text("cookie").as_deref(), Some("a=1; b=2"));
         let request = request(&head).expect("a request");

@@ -65,7 +65,8 @@ impl Reply {
 
     /// No connection to the upstream came about.
     pub fn connect_failed() -> Self {
-        let body = "upstream connect error or disconnect/reset before headers. reset reason: connection failure";
+        let body =
+            "upstream connect error or disconnect/reset before headers. reset reason: connection failure";
         Self::new(503, body, "UF", "upstream_reset_before_response_started{connection_failure}")
     }
 

@@ -17,8 +17,8 @@ use tokio::sync::futures::Notified;
 
 use super::bytes::{ByteReader, ByteWriter, Joined};
 use super::h1::{self, HttpLimits};
-use crate::proxy::relay::h2_error;
 use super::h2 as http2;
+use crate::proxy::relay::h2_error;
 use crate::proxy::tunnel::Place;
 use crate::snapshot::cluster::Held;
 
@@ -220,8 +220,7 @@ impl Upstreams {
         }
         let (io, places) = connect.await.map_err(ShareError::Connect)?;
         let handshake = http2::client(&HttpLimits::default()).handshake::<_, Bytes>(io);
-        let (sender, connection) =
-            handshake.await.map_err(|error| ShareError::Handshake(h2_error(error)))?;
+        let (sender, connection) = handshake.await.map_err(|error| ShareError::Handshake(h2_error(error)))?;
         let shared = Arc::new(Shared {
             sender,
             active: AtomicU32::new(0),

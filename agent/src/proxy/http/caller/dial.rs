@@ -10,13 +10,13 @@ use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
 
 use super::Caller;
+use crate::originate;
 use crate::proxy::error::ProxyError;
 use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
 use crate::proxy::http::upstream::{UpstreamKey, Via};
 use crate::proxy::relay;
 use crate::proxy::socket;
 use crate::proxy::tunnel::{Peer, Place};
-use crate::originate;
 use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, Snapshot, Transport};
 use crate::telemetry::{Record, Security};
 

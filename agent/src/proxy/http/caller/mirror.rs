@@ -9,10 +9,11 @@ use baremesh_model::virtual_service::{Destination, RouteOptions};
 
 use super::Caller;
 use super::dial::Target;
-use super::plan::{self, Asked};
-use crate::proxy::http::attempt::{Download, Leg, Order, Upload, Verdict, attempt};
+use super::plan;
+use crate::proxy::http::attempt::{Download, Leg, Order, Verdict, attempt};
 use crate::proxy::http::body::Answer;
 use crate::proxy::http::downstream::Exchange;
+use crate::proxy::http::upload::Upload;
 use crate::proxy::http::upstream::Connection;
 use crate::snapshot::Snapshot;
 
@@ -81,9 +82,8 @@ impl Caller {
         head: RequestHead,
         mut upload: Upload<'static>,
     ) {
-        let asked = Asked { identity: &self.identity, service: &self.dialled.0, port: self.dialled.1 };
-        let caller = snapshot.caller(&self.identity);
-        let Some((service, _, cluster)) = plan::destination(snapshot, asked, caller, to) else { return };
+        let caller = (self.dialled.1, snapshot.caller(&self.identity));
+        let Some((service, _, cluster)) = plan::destination(snapshot, caller, to) else { return };
         let Ok(endpoint) = cluster.pick(&[], None, Instant::now(), rand::random()) else { return };
         let target = Target { snapshot, endpoint, identity: &service.identity, cluster };
         let mut peers = self.peers.again();

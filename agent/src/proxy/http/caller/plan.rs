@@ -7,7 +7,8 @@ use baremesh_model::http::RequestHead;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::virtual_service::{
-    Caller, Gateway, HostName, HttpAction, Incoming, RouteMatch, Routed, Routes, WeightedDestination,
+    Caller, Destination, Gateway, HostName, HttpAction, Incoming, RouteMatch, Routed, Routes,
+    WeightedDestination,
 };
 use baremesh_model::workload::Labels;
 
@@ -60,11 +61,8 @@ pub fn plan<'a>(snapshot: &'a Snapshot, asked: Asked<'_>, head: &RequestHead, ra
     let none = Labels::new();
     let labels = caller.map_or(&none, |index| &snapshot.sources[index].labels);
     let gateway = Gateway::Mesh;
-    let incoming = Incoming {
-        head,
-        port: asked.port,
-        caller: Caller { gateway: &gateway, namespace: from, labels },
-    };
+    let incoming =
+        Incoming { head, port: asked.port, caller: Caller { gateway: &gateway, namespace: from, labels } };
     let routed = match routes(snapshot, head, from, service) {
         Some(routes) => routes.http(incoming),
         None => Routed::Unconcerned,
@@ -116,7 +114,7 @@ fn forward<'a>(
     route: RouteMatch<'a>,
     to: &'a WeightedDestination,
 ) -> Plan<'a> {
-    match destination(snapshot, asked, caller, &to.destination) {
+    match destination(snapshot, (asked.port, caller), &to.destination) {
         Some((service, port, cluster)) => {
             Plan::Forward(Forward { service, port, cluster, route: Some(route), to: Some(to) })
         }
@@ -125,16 +123,16 @@ fn forward<'a>(
     }
 }
 
-/// The endpoints that a destination of a route names.
+/// The service, port and endpoints that a route's destination names, as a caller of this host calls them who dialled
+/// that port; nothing where there is no such service, port or subset.
 pub fn destination<'a>(
     snapshot: &'a Snapshot,
-    asked: Asked<'_>,
-    caller: Option<usize>,
-    to: &baremesh_model::virtual_service::Destination,
+    (dialled, caller): (u16, Option<usize>),
+    to: &Destination,
 ) -> Option<(&'a Arc<ServiceEntry>, usize, &'a Arc<Cluster>)> {
     let service = snapshot.service_of_host(&to.host)?;
     let declared = snapshot.mesh.services.get(&service.key)?;
-    let port = service.port_index(to.port_of(declared, asked.port))?;
+    let port = service.port_index(to.port_of(declared, dialled))?;
     let cluster = service.cluster(caller, port, to.subset.as_deref())?;
     Some((service, port, cluster))
 }

@@ -17,12 +17,13 @@ use super::Caller;
 use super::dial::Target;
 use super::plan::Forward;
 use crate::proxy::error::ProxyError;
-use crate::proxy::http::attempt::{Attempt, Download, Failure, Leg, Order, Replay, Verdict, attempt};
+use crate::proxy::http::attempt::{Attempt, Download, Failure, Leg, Order, Verdict, attempt};
 use crate::proxy::http::bytes::Joined;
 use crate::proxy::http::downstream::Exchange;
-use crate::proxy::http::reply::Reply;
-use crate::proxy::http::upstream::{Connection, Lent, ShareError};
 use crate::proxy::http::grpc::MessageCount;
+use crate::proxy::http::reply::Reply;
+use crate::proxy::http::upload::Replay;
+use crate::proxy::http::upstream::{Connection, Lent, ShareError};
 use crate::snapshot::cluster::Held;
 use crate::snapshot::{Endpoint, NoEndpoint, Snapshot};
 use crate::telemetry::metrics::Party;
@@ -98,8 +99,9 @@ impl Caller {
                 Ok(endpoint) => {
                     tried.push(endpoint.address);
                     let judged = if may_retry { Some(policy) } else { None };
-                    let ended =
-                        self.try_once(snapshot, (to_caller, judged, endpoint), (exchange, download), record).await;
+                    let ended = self
+                        .try_once(snapshot, (to_caller, judged, endpoint), (exchange, download), record)
+                        .await;
                     self.judge(forward, endpoint, &ended, record.status);
                     ended
                 }
@@ -154,12 +156,7 @@ impl Caller {
         let cluster = &**forward.cluster;
         let limits = cluster.limits();
         let _in_flight = endpoint.state.enter();
-        let target = Target {
-            snapshot,
-            endpoint,
-            identity: &forward.service.identity,
-            cluster,
-        };
+        let target = Target { snapshot, endpoint, identity: &forward.service.identity, cluster };
         let workload = Some(Arc::clone(&endpoint.workload));
         record.peers.target = Party::registered(target.identity, workload, &endpoint.labels);
         record.peers.upstream = Some(endpoint.address);
@@ -177,7 +174,10 @@ impl Caller {
             };
             let started = Instant::now();
             let (mut status, mut held) = (0, None);
-            *download = Download { messages: download.messages.map(|_| MessageCount::default()), ..Download::default() };
+            *download = Download {
+                messages: download.messages.map(|_| MessageCount::default()),
+                ..Download::default()
+            };
             let mut judge = |head: &mut ResponseHead, replay: Replay| {
                 status = head.status;
                 let again = replay == Replay::Possible
@@ -236,8 +236,7 @@ impl Caller {
         if over_http2 {
             let connect = async {
                 let held = forward.cluster.connection().map_err(|_| Miss::Overflow)?;
-                let dialled =
-                    self.dial(target, &mut record.peers).await.map_err(Miss::NotConnected)?;
+                let dialled = self.dial(target, &mut record.peers).await.map_err(Miss::NotConnected)?;
                 let io = Joined::new(dialled.reader, dialled.writer, BytesMut::new());
                 Ok((io, (dialled.place, Some(held))))
             };
@@ -311,7 +310,8 @@ impl Caller {
 
     /// The hash that a rule's balancer goes by. A caller without the cookie that is hashed is given one.
     fn hash(&self, to_caller: &mut ToCaller<'_>, exchange: &Exchange<'_>) -> Option<u64> {
-        let Algorithm::ConsistentHash(hash) = &to_caller.forward.cluster.policy.load_balancer.algorithm else {
+        let Algorithm::ConsistentHash(hash) = &to_caller.forward.cluster.policy.load_balancer.algorithm
+        else {
             return None;
         };
         let found = hash.key.of_request(exchange.head, self.peers.client.ip());
@@ -328,7 +328,9 @@ impl ToCaller<'_> {
     fn timeout(&self, exchange: &Exchange<'_>) -> Option<Duration> {
         match self.forward.route {
             Some(route) => route.route.timeout(exchange.head),
-            None => exchange.head.is_grpc().then(|| baremesh_model::grpc::timeout_of(exchange.head)).flatten(),
+            None => {
+                exchange.head.is_grpc().then(|| baremesh_model::grpc::timeout_of(exchange.head)).flatten()
+            }
         }
     }
 

@@ -1,0 +1,183 @@
+//! A request's body on its way: pulled from the caller as the upstream takes it, and kept as long as it is small, so that
+//! it can be sent again.
+
+use std::future::pending;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use baremesh_model::http::Headers;
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::attempt::Failure;
+use super::body::{BodyError, Sink, Source};
+use super::grpc::MessageCount;
+use super::h1::{Frame, Framing, Hop};
+
+/// The most of a request's body that is kept to be sent again; a longer one is sent once.
+pub const REPLAY_LIMIT: usize = 64 * 1024;
+
+/// Whether a request could be sent again from its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replay {
+    /// All that came of it is kept.
+    Possible,
+    /// Too much of it has come.
+    Impossible,
+}
+
+/// A request's body on its way, and what of it is kept for further attempts.
+pub struct Upload<'a> {
+    source: Source<'a>,
+    /// How the body ends, and whether another protocol is to follow.
+    pub(super) hop: Hop,
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    trailers: Option<Headers>,
+    /// When all of it had come; time limits count from there.
+    pub(super) whole_at: Option<Instant>,
+    /// Bytes that came from the caller.
+    pub bytes: u64,
+    /// gRPC messages among them, where it is gRPC.
+    pub messages: Option<MessageCount>,
+}
+
+impl<'a> Upload<'a> {
+    /// The body that comes from `source`.
+    pub fn new(source: Source<'a>, hop: Hop) -> Self {
+        let is_whole = matches!(hop.framing, Framing::None | Framing::Length(0));
+        Self {
+            source,
+            hop,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            trailers: None,
+            whole_at: is_whole.then(Instant::now),
+            bytes: 0,
+            messages: None,
+        }
+    }
+
+    /// Whether the request can be sent again from its start.
+    pub fn can_replay(&self) -> bool {
+        self.kept_bytes as u64 == self.bytes
+    }
+
+    /// Whether there is neither a body nor trailers.
+    pub(super) fn is_bare(&self) -> bool {
+        self.is_whole() && self.kept.is_empty() && self.trailers.is_none()
+    }
+
+    /// Whether all of the body has come.
+    pub fn is_whole(&self) -> bool {
+        self.whole_at.is_some()
+    }
+
+    /// Whether `timeout` has run out since all of it had come.
+    pub fn is_overdue(&self, timeout: Option<Duration>) -> bool {
+        timeout.zip(self.whole_at).is_some_and(|(timeout, whole_at)| whole_at.elapsed() >= timeout)
+    }
+
+    /// The same body for another request, if all of it is kept.
+    pub fn copy(&self) -> Option<Upload<'static>> {
+        (self.is_whole() && self.can_replay()).then(|| Upload {
+            source: Source::Over,
+            hop: Hop { upgrade: false, ..self.hop },
+            kept: self.kept.clone(),
+            kept_bytes: self.kept_bytes,
+            trailers: self.trailers.clone(),
+            whole_at: self.whole_at,
+            bytes: self.bytes,
+            messages: None,
+        })
+    }
+
+    fn keep(&mut self, data: &Bytes) {
+        self.bytes += data.len() as u64;
+        if self.kept_bytes + data.len() <= REPLAY_LIMIT
+            && self.kept_bytes as u64 + data.len() as u64 == self.bytes
+        {
+            self.kept_bytes += data.len();
+            self.kept.push(data.clone());
+        } else {
+            self.kept.clear();
+            self.kept_bytes = 0;
+        }
+    }
+
+    /// Sends what is kept and what comes, and then watches whether the caller stays. Ends with a failure alone.
+    pub(super) async fn pump(&mut self, sink: &mut Sink<'_>, progress: &Progress) -> Failure {
+        let closed = |_: std::io::Error| Failure::UpstreamClosed;
+        if self.hop.upgrade {
+            if let Err(failure) = sink.flush().await.map_err(closed) {
+                return failure;
+            }
+            progress.switched.notified().await;
+            self.source.upgrade();
+            self.whole_at = None;
+        }
+        for data in self.kept.clone() {
+            if let Err(failure) = sink.data(data).await.map_err(closed) {
+                return failure;
+            }
+        }
+        while self.whole_at.is_none() {
+            match self.source.frame().await {
+                Ok(Some(Frame::Data(data))) => {
+                    self.keep(&data);
+                    if !self.can_replay() {
+                        progress.is_beyond_replay.store(true, Ordering::Relaxed);
+                    }
+                    if let Some(messages) = &mut self.messages {
+                        messages.count(&data);
+                    }
+                    if let Err(failure) = sink.data(data).await.map_err(closed) {
+                        return failure;
+                    }
+                }
+                Ok(Some(Frame::Trailers(trailers))) => self.trailers = Some(trailers),
+                Ok(None) => self.whole_at = Some(Instant::now()),
+                Err(BodyError::Broken(_)) => return Failure::CallerGone,
+                Err(BodyError::Malformed(why)) => return Failure::CallerMalformed(why),
+            }
+        }
+        progress.whole.notify_one();
+        if let Err(failure) = sink.finish(self.trailers.as_ref()).await.map_err(closed) {
+            return failure;
+        }
+        if self.hop.upgrade {
+            sink.shutdown();
+            return pending().await;
+        }
+        progress.is_sent.store(true, Ordering::Relaxed);
+        self.source.gone().await;
+        Failure::CallerGone
+    }
+}
+
+/// What the two directions of an attempt tell each other.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// All of the request was sent.
+    pub(super) is_sent: AtomicBool,
+    /// The upstream has granted another protocol.
+    pub(super) switched: Notify,
+    /// All of the request has come.
+    pub(super) whole: Notify,
+    /// More of the request has come than is kept.
+    is_beyond_replay: AtomicBool,
+}
+
+impl Progress {
+    /// Of an attempt that begins with what has come of `upload`.
+    pub(super) fn of(upload: &Upload<'_>) -> Self {
+        Self { is_beyond_replay: AtomicBool::new(!upload.can_replay()), ..Self::default() }
+    }
+
+    pub(super) fn replay(&self) -> Replay {
+        match self.is_beyond_replay.load(Ordering::Relaxed) {
+            true => Replay::Impossible,
+            false => Replay::Possible,
+        }
+    }
+}
