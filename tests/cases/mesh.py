@@ -18,8 +18,8 @@ PREFIX = 16
 # Every condition that is waited for comes within a second on an idle machine.
 SECONDS = 60
 
-# The API groups of kinds, where they are not about security.
-GROUPS = {"VirtualService": "networking.istio.io", "DestinationRule": "networking.istio.io"}
+# The API groups of kinds, where they are not about networking.
+GROUPS = {kind: "security.istio.io" for kind in ("AuthorizationPolicy", "PeerAuthentication", "RequestAuthentication")}
 
 # Answers what it is sent, with its name first, on loopback alone: only an agent reaches it.
 ECHO = """
@@ -241,7 +241,7 @@ def manifest(resources):
     """Resources of the cases' compact form as Istio's YAML, of which JSON is a part."""
     return "\n---\n".join(
         json.dumps({
-            "apiVersion": f"{GROUPS.get(resource['kind'], 'security.istio.io')}/v1", "kind": resource["kind"],
+            "apiVersion": f"{GROUPS.get(resource['kind'], 'networking.istio.io')}/v1", "kind": resource["kind"],
             "metadata": {"name": resource["name"], "namespace": resource["ns"]}, "spec": resource["spec"],
         }, indent=1) for resource in resources)
 

@@ -6,6 +6,7 @@ A gateway is a listener of a later version. What is not about the listener itsel
 VirtualServices are bound to the mesh instead, and the caller dials a service `ingress` with the request's own `Host`."""
 
 import json
+import re
 import time
 
 import mesh
@@ -25,7 +26,11 @@ GATEWAY_ONLY = "a gateway's own: that no server of it lists a host"
 MERGED = "a gateway's own: VirtualServices of one host are merged there, and on the mesh the first holds"
 CLAIMS = "claims of JSON Web Tokens: RequestAuthentication is refused until it is enforced"
 
-KINDS = {"VirtualService", "DestinationRule"}
+# What a request and an expectation may say here. Anything else is no reason to pass.
+REQUEST = {"host", "port", "path", "method", "headers", "body", "token", "upstream", "backend_delay"}
+EXPECT = {"status", "backend", "upstream_header", "upstream_absent", "upstream_host", "upstream_path", "response_header",
+          "response_absent", "location", "location_path", "reached_upstream", "split", "tolerance", "same_endpoint",
+          "mirrored", "attempts"}
 
 
 def run(report, suite, binary, scratch):
@@ -37,11 +42,13 @@ def run(report, suite, binary, scratch):
         if reason:
             report.left_out(reason, case["id"])
         else:
-            runnable.setdefault(case["set"], []).append(case)
-    bound = {name: as_on_mesh(configurations[name]["resources"], cases) for name, cases in runnable.items()}
+            runnable.setdefault((case["set"], case["via"]), []).append(case)
+    bound = {key: as_on_mesh(configurations[key[0]]["resources"], cases) for key, cases in runnable.items()}
+    if not runnable:
+        return
     with Town(binary, scratch, bound, [case for cases in runnable.values() for case in cases]) as town:
-        for name, cases in runnable.items():
-            run_set(report, town, bound[name], cases)
+        for key, cases in runnable.items():
+            run_set(report, town, bound[key], cases)
 
 
 def why_left_out(case, resources):
@@ -76,26 +83,32 @@ def host_of(case):
 
 
 def as_on_mesh(resources, cases):
-    """The resources without gateways: what was bound to one is bound to the mesh, where a host `*` is not taken and is
-    written as what the requests name."""
+    """The resources without gateways. For requests that a gateway would take, what was bound to one is bound to the mesh,
+    where a host `*` is not taken and is written as what the requests name."""
     names = sorted({host_of(case) for case in cases})
     found = []
     for resource in resources:
-        if resource["kind"] == "Gateway":
-            continue
         spec = json.loads(json.dumps(resource["spec"]))
-        if resource["kind"] == "VirtualService" and spec.pop("gateways", None):
-            spec["hosts"] = [name for host in spec.get("hosts", []) for name in (names if host == "*" else [host])]
-            spec = {key: value for key, value in spec.items() if value or key != "hosts"}
-        found.append({**resource, "spec": spec})
+        if resource["kind"] == "VirtualService" and cases[0]["via"] == "gateway":
+            spec.pop("gateways", None)
+            if "hosts" in spec:
+                spec["hosts"] = [name for host in spec["hosts"] for name in (names if host == "*" else [host])]
+            spec["http"] = [route for route in spec.get("http", []) if keep_at_gateway(route)]
+        if resource["kind"] != "Gateway":
+            found.append({**resource, "spec": spec})
     return found
+
+
+def keep_at_gateway(route):
+    """Takes the gateways out of a route's conditions; false if it was for the mesh alone."""
+    if "match" not in route:
+        return True
+    route["match"] = [match for match in route["match"] if match.pop("gateways", ["any"]) != ["mesh"]]
+    return bool(route["match"])
 
 
 def run_set(report, town, resources, cases):
     try:
-        unknown = {resource["kind"] for resource in resources} - KINDS
-        if unknown:
-            raise CommandFailed(f"resources of kinds that cannot be replayed: {' '.join(sorted(unknown))}")
         town.mesh.apply(resources)
     except CommandFailed as error:
         for case in cases:
@@ -114,6 +127,9 @@ def run_set(report, town, resources, cases):
 def fault_of(town, resources, case):
     """What is not as it should be about a case's requests; None if nothing is."""
     expected, request = case["expect"], case["req"]
+    strange = (set(request) - REQUEST) | (set(expected) - EXPECT)
+    if strange:
+        return f"nobody here knows what it means: {' '.join(sorted(strange))}"
     trouble = Trouble(town, resources, request)
     count = case.get("n", 1)
     # A case that allows chance its part is watched for longer, for the same share.
@@ -151,11 +167,11 @@ def send(town, case):
     request = case["req"]
     port, name = request.get("port", PORT), request.get("host", "example.com")
     dialled = resolve(host_of(case), "default") if case["via"] == "mesh" else INGRESS
-    if case["via"] == "gateway":
-        port = PORT
     words = ["--method", request.get("method", "GET"), "--header", f"Host: {name}"]
     for key, value in request.get("headers", {}).items():
         words += ["--header", f"{key}: {value}"]
+    if "body" in request:
+        words += ["--data", request["body"]]
     return town.get(case.get("from", "a"), dialled, port, [*words, f"http://{name}{request.get('path', '/')}"])
 
 
@@ -164,29 +180,36 @@ class Trouble:
 
     def __init__(self, town, resources, request):
         self.town = town
-        self.upstream = request.get("upstream")
-        seconds = request.get("backend_delay")
-        self.delay = float(seconds.removesuffix("s")) if seconds else None
         self.names = destinations(resources, request)
-        if self.upstream not in (None, "503 always", "refuse first 2 TCP connects"):
-            raise ValueError(f"nobody here knows how to do: {self.upstream}")
+        self.orders = ["literal"]
+        self.refused = 0
+        if "backend_delay" in request:
+            self.orders.append(f"delay={request['backend_delay'].removesuffix('s')}")
+        if "upstream" in request:
+            self.read(request["upstream"])
+
+    def read(self, text):
+        if found := re.fullmatch(r"([1-5]\d\d) always", text):
+            self.orders.append(f"status={found[1]}")
+        elif found := re.fullmatch(r"([1-5]\d\d) first (\d+)(?: times)?", text):
+            self.orders += [f"status={found[1]}", f"fail-first={found[2]}"]
+        elif found := re.fullmatch(r"refuse first (\d+) TCP connects", text):
+            self.refused = int(found[1])
+        else:
+            raise ValueError(f"nobody here knows how to do: {text}")
 
     def __enter__(self):
-        orders = []
-        if self.delay is not None:
-            orders.append(f"delay={self.delay}")
-        if self.upstream == "503 always":
-            orders.append("status=503")
         for name in self.names:
-            self.town.behave(name, ["literal", *orders])
-        if self.upstream == "refuse first 2 TCP connects":
-            for name in self.names:
-                self.town.refuse_connections(name, 2)
+            if self.orders != ["literal"]:
+                self.town.behave(name, self.orders)
+            if self.refused:
+                self.town.refuse_connections(name, self.refused)
 
     def __exit__(self, *_):
-        for name in self.names:
-            self.town.behave(name, ["literal"])
         self.town.refuse_no_more()
+        if self.orders != ["literal"]:
+            for name in self.names:
+                self.town.behave(name, ["literal"])
 
 
 def destinations(resources, request):

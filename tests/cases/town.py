@@ -22,7 +22,7 @@ INGRESS = "ingress.default"
 BACKENDS = {"one": 21, "two": 22, "three": 23}
 CALLERS = 11
 
-# Programs listen from here on, one after another.
+# Programs listen from here on, each service's ports after another's.
 FIRST_PORT = 20000
 # Beside each, where it takes orders.
 ORDERS = 20000
@@ -45,9 +45,11 @@ class Town:
         self.services = services_of(configurations, cases)
         self.spread = {resolve(case["req"]["host"].rsplit(":", 1)[0], "default")
                        for case in cases if case["expect"].get("same_endpoint")}
+        self.labels = labels_of(configurations)
         self.callers = sorted({case.get("from", "a") for case in cases} | {"a"})
         self.mesh = Mesh(binary, directory, {"mesh.toml": RESOURCES})
         self.programs = {}
+        self.targets = {}
         self.refusing = []
 
     def __enter__(self):
@@ -71,11 +73,14 @@ class Town:
         for service in self.services:
             if service.removesuffix(".default") in self.at:
                 continue
-            for host in list(self.hosts.values())[: 3 if service in self.spread else 1]:
-                self.serve(service, host, [])
+            labels = self.labels.get(service, [])
+            count = len(self.hosts) if service in self.spread else max(1, len(labels))
+            for index, host in enumerate(list(self.hosts.values())[:count]):
+                words = [word for pair in (labels[index:] or [{}])[0].items() for word in ("--label", "=".join(pair))]
+                self.serve(service, host, words)
         for name, member in self.at.items():
             mesh.wait_until(f"{name} knows every service", lambda: all(
-                len(member.endpoints(service)) >= len(ports) for service, ports in self.services.items()))
+                len(member.endpoints(service)) >= len(self.of(service)) for service in self.services))
         self.mesh.wait_until_in_force()
 
     def serve(self, service, member, further):
@@ -83,7 +88,8 @@ class Town:
         name, namespace = service.split(".")
         words = []
         for port in sorted(self.services.get(service, {80})):
-            target = FIRST_PORT + len(self.programs)
+            # The same on every host: a service's port without a name goes to one number (or the registration is refused).
+            target = self.targets.setdefault((service, port), FIRST_PORT + len(self.targets))
             instance = f"{service}:{port}@{member.name}"
             process = f"web-{len(self.programs)}"
             self.programs[instance] = (member, process, target)
@@ -156,7 +162,9 @@ def services_of(configurations, cases):
 
     for case in cases:
         port = case["req"].get("port", 80)
-        if case["via"] == "mesh":
+        if case["via"] == "gateway":
+            need(INGRESS, port)
+        else:
             need(resolve(case["req"].get("host", "b").rsplit(":", 1)[0], "default"), port)
         expected = case["expect"]
         for name in [expected.get("backend"), *expected.get("split", {}), *expected.get("mirrored", {})]:
@@ -173,4 +181,16 @@ def services_of(configurations, cases):
     for ports in found.values():
         if not ports:
             ports.add(80)
+    return found
+
+
+def labels_of(configurations):
+    """The labels that subsets of services ask for: each is given to an endpoint."""
+    found = {}
+    for resources in configurations.values():
+        for resource in resources:
+            for subset in resource["spec"].get("subsets", []):
+                known = found.setdefault(resolve(resource["spec"]["host"], resource["ns"]), [])
+                if subset.get("labels") not in (None, {}, *known):
+                    known.append(subset["labels"])
     return found
