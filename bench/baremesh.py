@@ -12,14 +12,16 @@ from hosts import CommandFailed
 HTTP_ADDRESS = "240.240.0.10"
 BULK_ADDRESS = "240.240.0.11"
 READY_SECONDS = 30
+# What an agent counts of a port that speaks it.
+COUNTER = {"tcp": "istio_tcp_connections_opened_total", "http": "istio_requests_total"}
 
 
 class BaremeshLacks(Exception):
     """The binary is missing, or cannot yet do what the bench asks of it."""
 
 
-def start_baremesh(hosts, binary, http_port, bulk_port):
-    """Makes a mesh of the two hosts and puts capture in place on both.
+def start_baremesh(hosts, binary, http_port, bulk_port, protocol="tcp"):
+    """Makes a mesh of the two hosts and puts capture in place on both. `protocol` is what nginx's port is declared to speak.
 
     The mesh is one of files: both hosts read the same resources, and sign with copies of one certificate authority, so
     that no control server takes part in the measurement. On the server's host nginx listens on `http_port` and iperf3 on
@@ -33,7 +35,7 @@ def start_baremesh(hosts, binary, http_port, bulk_port):
     shutil.rmtree(base, ignore_errors=True)
     authority = flags(base / "authority")
     hosts.client.run(binary, *authority, "init", "--trust-domain", "mesh.internal")
-    resources = resources_text(hosts.server.address, http_port, bulk_port)
+    resources = resources_text(hosts.server.address, (http_port, protocol), (bulk_port, "tcp"))
     agents = {}
     for name, host in (("client", hosts.client), ("server", hosts.server)):
         place = base / name
@@ -43,8 +45,8 @@ def start_baremesh(hosts, binary, http_port, bulk_port):
         (place / "config" / "registry" / "mesh.toml").write_text(resources)
         (place / "config" / "agent.toml").write_text(agent_text(name, host.address))
         if name == "server":
-            for service, port in (("web", http_port), ("bulk", bulk_port)):
-                registration = f'name = "{service}"\nports = [{{ port = {port} }}]\n'
+            for service, port, speaks in (("web", http_port, protocol), ("bulk", bulk_port, "tcp")):
+                registration = f'name = "{service}"\nports = [{{ port = {port}, protocol = "{speaks}" }}]\n'
                 (place / "config" / "services" / f"default.{service}.toml").write_text(registration)
         agents[name] = host.spawn(binary, *flags(place), "agent", log=f"baremesh-{name}")
     for name, host in (("client", hosts.client), ("server", hosts.server)):
@@ -54,7 +56,7 @@ def start_baremesh(hosts, binary, http_port, bulk_port):
         bulk=(BULK_ADDRESS, bulk_port),
         client_pids=[agents["client"].pid],
         server_pids=[agents["server"].pid],
-        evidence=lambda: evidence(hosts),
+        evidence=lambda: evidence(hosts, COUNTER[protocol]),
     )
 
 
@@ -69,11 +71,11 @@ def agent_text(name, address):
     )
 
 
-def resources_text(server, http_port, bulk_port):
+def resources_text(server, web, bulk):
     text = '[[PeerAuthentication]]\nname = "default"\nnamespace = "mesh-system"\nmtls = { mode = "STRICT" }\n'
-    for name, port, address in (("web", http_port, HTTP_ADDRESS), ("bulk", bulk_port, BULK_ADDRESS)):
+    for name, (port, protocol), address in (("web", web, HTTP_ADDRESS), ("bulk", bulk, BULK_ADDRESS)):
         text += (
-            f'[[Service]]\nname = "{name}"\naddresses = ["{address}"]\nports = [{{ port = {port}, protocol = "tcp" }}]\n'
+            f'[[Service]]\nname = "{name}"\naddresses = ["{address}"]\nports = [{{ port = {port}, protocol = "{protocol}" }}]\n'
             f'[[WorkloadEntry]]\nname = "{name}-server"\naddress = "{server}"\nlabels = {{ app = "{name}" }}\ntunnel = "hbone"\n'
         )
     return text
@@ -98,14 +100,14 @@ def get(host, port, path):
     return host.run("/usr/bin/env", "python3", "-c", script)
 
 
-def evidence(hosts):
-    """Connections that both agents carried over mutual TLS; none, or any other way, spoils the sample."""
+def evidence(hosts, counter):
+    """Connections or requests that both agents carried over mutual TLS; none, or any other way, spoils the sample."""
     from peers import NotTaken
 
     facts = {}
     for name, host in (("client", hosts.client), ("server", hosts.server)):
         text = get(host, 15020, "/metrics")
-        opened = [line for line in text.splitlines() if line.startswith("istio_tcp_connections_opened_total{")]
+        opened = [line for line in text.splitlines() if line.startswith(counter + "{")]
         by_policy = {}
         for line in opened:
             policy = re.search(r'connection_security_policy="(\w+)"', line).group(1)

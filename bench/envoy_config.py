@@ -53,6 +53,22 @@ def tcp_proxy(upstream, tunnel_to=None):
     return {"name": "envoy.filters.network.tcp_proxy", "typed_config": config}
 
 
+def http_proxy(upstream):
+    """Routes every request to the cluster `upstream`, as a sidecar does without any rules; HTTP/1 and HTTP/2 are taken."""
+    return {"name": "envoy.filters.network.http_connection_manager", "typed_config": {
+        "@type": f"{TYPE}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": upstream,
+        "codec_type": "AUTO",
+        "stream_idle_timeout": "0s",
+        "route_config": {"virtual_hosts": [{
+            "name": upstream, "domains": ["*"],
+            "routes": [{"match": {"prefix": "/"}, "route": {"cluster": upstream, "timeout": "0s"}}],
+        }]},
+        "http_filters": [{"name": "envoy.filters.http.router",
+                          "typed_config": {"@type": f"{TYPE}.filters.http.router.v3.Router"}}],
+    }}
+
+
 def connect_terminator(deliveries):
     """Ends HBONE's CONNECT: `deliveries` maps an authority ("ip:port") to the cluster that gets the stream's bytes as a
     TCP connection. Any other authority, and any method but CONNECT, is answered 404."""

@@ -77,18 +77,38 @@ def start_baremesh(hosts, settings):
     return Running(**baremesh.start_baremesh(hosts, settings.baremesh, HTTP_PORT, BULK_PORT))
 
 
+def start_baremesh_http(hosts, settings):
+    """The same mesh, with nginx's port declared to speak HTTP: both agents see every request."""
+    return Running(**baremesh.start_baremesh(hosts, settings.baremesh, HTTP_PORT, BULK_PORT, protocol="http"))
+
+
 def start_envoy(hosts, settings):
     """A pair of Envoys as sidecars: each captured connection becomes one mutual TLS connection between them."""
+    return _start_sidecars(hosts, settings, envoy.tcp_proxy)
+
+
+def start_envoy_http(hosts, settings):
+    """The same sidecars with HTTP on nginx's port, and HTTP/1.1 between them."""
+    return _start_sidecars(hosts, settings, envoy.http_proxy)
+
+
+def start_envoy_http2(hosts, settings):
+    """The same sidecars with HTTP on nginx's port, and HTTP/2 between them."""
+    return _start_sidecars(hosts, settings, envoy.http_proxy, http2={})
+
+
+def _start_sidecars(hosts, settings, of_web, http2=None):
+    """A pair of Envoys; `of_web` makes the filter of nginx's port, and `http2` has them speak that between them."""
     client, server = certs.make(hosts.log_dir / "certs")
     to_server = envoy.upstream_tls(client, server.identity, curves=CURVES)
     to_client = envoy.downstream_tls(server, client.identity, curves=CURVES)
     client_listeners, client_clusters, server_listeners, server_clusters = [], [], [], []
-    for port in (HTTP_PORT, BULK_PORT):
+    for port, proxy, between in ((HTTP_PORT, of_web, http2), (BULK_PORT, envoy.tcp_proxy, None)):
         remote, local = f"remote-{port}", f"local-{port}"
-        client_listeners.append(_captured(port, envoy.tcp_proxy(remote)))
-        client_clusters.append(envoy.cluster(remote, (hosts.server.address, TLS_PORT[port]), to_server))
+        client_listeners.append(_captured(port, proxy(remote)))
+        client_clusters.append(envoy.cluster(remote, (hosts.server.address, TLS_PORT[port]), to_server, http2=between))
         server_listeners.append(
-            envoy.listener(local, (hosts.server.address, TLS_PORT[port]), envoy.tcp_proxy(local), to_client))
+            envoy.listener(local, (hosts.server.address, TLS_PORT[port]), proxy(local), to_client))
         server_clusters.append(envoy.cluster(local, ("127.0.0.1", port)))
     return _run_pair(hosts, settings, (client_listeners, client_clusters), (server_listeners, server_clusters))
 
@@ -193,4 +213,7 @@ PEERS = {
     "baremesh": start_baremesh,
     "envoy": start_envoy,
     "envoy-hbone": start_envoy_hbone,
+    "baremesh-http": start_baremesh_http,
+    "envoy-http": start_envoy_http,
+    "envoy-http2": start_envoy_http2,
 }

@@ -6,6 +6,9 @@ from statistics import median
 
 SUBJECT = "baremesh"
 REFERENCES = ("envoy", "envoy-hbone")
+# What is compared with what: connections with connections, requests with requests.
+PAIRS = [(SUBJECT, reference) for reference in REFERENCES]
+PAIRS += [("baremesh-http", "envoy-http"), ("baremesh-http", "envoy-http2")]
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,9 @@ def render(samples, peers):
 
 
 def compared(peers):
-    """Which peers stand in relation: baremesh to each Envoy form, or without it the HBONE form to the plain one."""
-    subject = SUBJECT if SUBJECT in peers else REFERENCES[1]
-    return [(subject, reference) for reference in REFERENCES
-            if subject in peers and reference in peers and reference != subject]
+    """Which peers stand in relation: each form of baremesh to Envoy's of the same kind; without any, Envoy's to each other."""
+    found = [pair for pair in PAIRS if set(pair) <= set(peers)]
+    return found or [pair for pair in [(REFERENCES[1], REFERENCES[0])] if set(pair) <= set(peers)]
 
 
 def cell(row, metrics):

@@ -140,9 +140,17 @@ fn refusal(error: &h2::Error) -> Failure {
     }
 }
 
+/// Whether a tunnel's stream was reset with REFUSED_STREAM.
+fn is_refusal(error: &std::io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<h2::Error>());
+    inner.is_some_and(|error| error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
 impl From<BodyError> for Failure {
     fn from(error: BodyError) -> Self {
         match error {
+            // The peer's agent says so of a request that it could not hand to its program.
+            BodyError::Broken(error) if is_refusal(&error) => Self::RefusedStream,
             BodyError::Broken(_) => Self::UpstreamClosed,
             BodyError::Malformed(why) => Self::UpstreamMalformed(why),
         }
@@ -207,6 +215,7 @@ pub async fn attempt(
     let outcome = {
         let mut pump = pin!(upload.pump(&mut sink, &progress));
         let mut timeout = pin!(time_out(whole_at, (per_try, overall), &progress.whole));
+        let mut is_timed = true;
         let mut response = ResponseHead::default();
         let framing = loop {
             let next = tokio::select! {
@@ -237,7 +246,9 @@ pub async fn attempt(
         if answer.head(&response, framing).is_err() {
             return Attempt::BrokeOff(Failure::CallerGone);
         }
+        // Another protocol has no answer that could be late.
         if framing == Framing::Upgraded {
+            is_timed = false;
             progress.switched.notify_one();
         }
         download.grpc_status = grpc_status(&response.headers);
@@ -249,11 +260,11 @@ pub async fn attempt(
                 // What is left of the answer may still come.
                 Failure::UpstreamClosed => tokio::select! {
                     ended = &mut relayed => ended,
-                    failure = &mut timeout => Err(failure),
+                    failure = &mut timeout, if is_timed => Err(failure),
                 },
                 failure => Err(failure),
             },
-            failure = &mut timeout => Err(failure),
+            failure = &mut timeout, if is_timed => Err(failure),
         }
     };
     match outcome {

@@ -258,6 +258,18 @@ impl Answer<'_> {
         }
     }
 
+    /// Gives a request back unseen: the caller's agent may send it elsewhere, whatever it is.
+    pub fn refuse(&mut self) {
+        match self {
+            Self::Http1 { writer, persistence, .. } => {
+                **persistence = Persistence::Close;
+                writer.bytes().refuse();
+            }
+            Self::Http2 { respond, .. } => respond.send_reset(Reason::REFUSED_STREAM),
+            Self::Nobody => {}
+        }
+    }
+
     /// Breaks an answer off: a caller never takes it for a whole one.
     pub fn abort(&mut self) {
         match self {

@@ -254,6 +254,15 @@ impl ByteWriter {
         }
     }
 
+    /// Breaks the connection off, and says of what came last that nothing was done with it (RFC 9113, section 8.7), where
+    /// that can be said.
+    pub fn refuse(&mut self) {
+        match self {
+            Self::Tunnel(stream) => stream.send_reset(Reason::REFUSED_STREAM),
+            Self::Socket(_) | Self::Tls(_) => self.reset(),
+        }
+    }
+
     /// Breaks the connection off, so that the peer does not take what it has for all there is.
     pub fn reset(&mut self) {
         match self {

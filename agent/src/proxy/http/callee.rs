@@ -106,7 +106,13 @@ impl Callee {
             }
             Err(error) => {
                 record.fault = Some(error.to_string());
-                exchange.reply(&Reply::connect_failed(), &mut record).await;
+                let reply = Reply::connect_failed();
+                if self.source.is_some() {
+                    record.replied(&reply);
+                    exchange.answer.refuse();
+                } else {
+                    exchange.reply(&reply, &mut record).await;
+                }
             }
         }
         self.finish(record, &exchange.upload);

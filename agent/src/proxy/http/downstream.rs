@@ -75,7 +75,7 @@ impl Exchange<'_> {
 
 impl RequestRecord {
     /// The agent answered itself.
-    fn replied(&mut self, reply: &Reply) {
+    pub(super) fn replied(&mut self, reply: &Reply) {
         let is_grpc = self.protocol == RequestProtocol::Grpc;
         self.status = if is_grpc && reply.status != 0 { 200 } else { reply.status };
         self.grpc_status = is_grpc.then(|| reply.grpc_status());
