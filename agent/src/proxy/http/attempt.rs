@@ -163,8 +163,10 @@ pub struct Order<'a> {
     pub head: &'a RequestHead,
     /// How long this attempt may take, from when all of the request has come.
     pub per_try: Option<Duration>,
-    /// How long the request may take with all its attempts, from then too.
+    /// How long the request may take with all its attempts, from `since` on.
     pub overall: Option<Duration>,
+    /// None: from when all of the request has come.
+    pub since: Option<Instant>,
 }
 
 /// Makes one attempt. `judge` sees the final answer's head before the caller does, may change it, and decides whether the
@@ -177,8 +179,8 @@ pub async fn attempt(
     download: &mut Download,
     judge: &mut (dyn FnMut(&mut ResponseHead, Replay) -> Verdict + Send),
 ) -> Attempt {
-    let Order { head, per_try, overall } = order;
-    let (hop, whole_at) = (upload.hop, upload.whole_at);
+    let Order { head, per_try, overall, since } = order;
+    let (hop, whole_at) = (upload.hop, since.or(upload.whole_at));
     let (mut stream, mut incoming, mut sink);
     match leg {
         Leg::Http1(connection) => {

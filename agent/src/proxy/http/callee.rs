@@ -99,6 +99,10 @@ impl Callee {
         record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
         match ended {
             Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
+            Ok(Attempt::Failed(Failure::RefusedStream)) if self.source.is_some() => {
+                record.replied(&Reply::upstream_closed());
+                exchange.answer.refuse();
+            }
             Ok(Attempt::Failed(failure)) => exchange.reply(&reply_to(failure), &mut record).await,
             Ok(Attempt::BrokeOff(failure)) => {
                 exchange.answer.abort();
@@ -160,7 +164,7 @@ impl Callee {
         record.attempts = 1;
         if answer.is_http2() {
             let lent = self.lend().await?;
-            let order = Order { head, per_try: None, overall: None };
+            let order = Order { head, per_try: None, overall: None, since: None };
             return Ok(
                 attempt(Leg::Http2(lent.sender.clone()), order, upload, answer, download, &mut judge).await
             );
@@ -173,7 +177,7 @@ impl Callee {
                 Some(connection) => connection,
                 None => self.connect().await?,
             };
-            let order = Order { head, per_try: None, overall: None };
+            let order = Order { head, per_try: None, overall: None, since: None };
             let ended =
                 attempt(Leg::Http1(&mut connection), order, upload, answer, download, &mut judge).await;
             match ended {

@@ -1,9 +1,11 @@
 //! A request's body on its way: pulled from the caller as the upstream takes it, and kept as long as it is small, so that
 //! it can be sent again.
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::task::Poll;
+use std::time::Instant;
 
 use baremesh_model::http::Headers;
 use bytes::Bytes;
@@ -73,9 +75,9 @@ impl<'a> Upload<'a> {
         self.whole_at.is_some()
     }
 
-    /// Whether `timeout` has run out since all of it had come.
-    pub fn is_overdue(&self, timeout: Option<Duration>) -> bool {
-        timeout.zip(self.whole_at).is_some_and(|(timeout, whole_at)| whole_at.elapsed() >= timeout)
+    /// When all of it had come.
+    pub fn whole_at(&self) -> Option<Instant> {
+        self.whole_at
     }
 
     /// The same body for another request, if all of it is kept.
@@ -122,7 +124,18 @@ impl<'a> Upload<'a> {
             }
         }
         while self.whole_at.is_none() {
-            match self.source.frame().await {
+            let next = {
+                let mut frame = pin!(self.source.frame());
+                // What is there already leaves in one piece with the head; what is waited for may wait for the head.
+                match poll_fn(|cx| Poll::Ready(frame.as_mut().poll(cx))).await {
+                    Poll::Ready(next) => next,
+                    Poll::Pending => match sink.flush().await.map_err(closed) {
+                        Ok(()) => frame.await,
+                        Err(failure) => return failure,
+                    },
+                }
+            };
+            match next {
                 Ok(Some(Frame::Data(data))) => {
                     self.keep(&data);
                     if !self.can_replay() {

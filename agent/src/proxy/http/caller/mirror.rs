@@ -93,7 +93,7 @@ impl Caller {
         let sent = async {
             let Ok(dialled) = self.dial(&target, &mut peers).await else { return };
             let mut connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, None));
-            let order = Order { head: &head, per_try: None, overall: None };
+            let order = Order { head: &head, per_try: None, overall: None, since: None };
             let (leg, mut answer) = (Leg::Http1(&mut connection), Answer::Nobody);
             let mut judge = |_: &mut _, _| Verdict::Relay;
             // What it is answered is for nobody.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ::bytes::BytesMut;
 use baremesh_model::destination_rule::{Algorithm, H2Upgrade};
-use baremesh_model::http::{ResponseHead, Version};
+use baremesh_model::http::{RequestHead, ResponseHead, Version};
 use baremesh_model::outlier::Outcome;
 use baremesh_model::service::Protocol;
 use baremesh_model::virtual_service::{
@@ -25,7 +25,7 @@ use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upload::Replay;
 use crate::proxy::http::upstream::{Connection, Lent, ShareError};
 use crate::snapshot::cluster::Held;
-use crate::snapshot::{Endpoint, NoEndpoint, Snapshot};
+use crate::snapshot::{Endpoint, Snapshot};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::request_record::RequestRecord;
 
@@ -91,7 +91,10 @@ impl Caller {
             let _ = exchange.head.headers.set("x-envoy-attempt-count", count.as_bytes());
             let exclude = if policy.ignores_previous_hosts(choice) { &*tried } else { &[] };
             let endpoint = match forward.cluster.pick(exclude, hash, Instant::now(), rand::random()) {
-                Err(NoEndpoint::Tried) => forward.cluster.pick(&[], hash, Instant::now(), rand::random()),
+                // The same one again is better than none.
+                Err(_) if !exclude.is_empty() => {
+                    forward.cluster.pick(&[], hash, Instant::now(), rand::random())
+                }
                 picked => picked,
             };
             let may_retry = record.attempts <= policy.attempts;
@@ -130,7 +133,7 @@ impl Caller {
                 let again = may_retry
                     && worth_another(policy, &miss)
                     && exchange.upload.can_replay()
-                    && !exchange.upload.is_overdue(to_caller.timeout(exchange));
+                    && !is_overdue(exchange, to_caller, record);
                 match again.then(|| forward.cluster.retry()) {
                     Some(Ok(held)) => retrying = Some(held),
                     Some(Err(_)) | None => {
@@ -190,8 +193,9 @@ impl Caller {
                 to_caller.finish(head, started.elapsed());
                 Verdict::Relay
             };
+            let since = counted_from(record, exchange.head);
             let Exchange { head, upload, answer } = &mut *exchange;
-            let order = Order { head, per_try, overall };
+            let order = Order { head, per_try, overall, since };
             let (mut line, was_kept) = match line {
                 Line::Kept(connection) => (Line::Kept(connection), true),
                 line => (line, false),
@@ -298,6 +302,9 @@ impl Caller {
             | Tried::Missed(Miss::Failed(Failure::CallerGone | Failure::CallerMalformed(_)))
             | Tried::Missed(Miss::Overflow | Miss::NoEndpoint) => return,
             Tried::Missed(Miss::NotConnected(error)) if !error.is_endpoints_own() => return,
+            Tried::Missed(Miss::NotConnected(_)) => Outcome::LocalFailure,
+            // Without a rule only one that cannot be reached is left out.
+            Tried::BrokeOff(_) | Tried::Missed(_) if forward.cluster.policy.outlier.is_none() => return,
             Tried::BrokeOff(_) | Tried::Missed(_) => Outcome::LocalFailure,
         };
         let ejected = forward.cluster.judge(endpoint, outcome, Instant::now());
@@ -354,6 +361,18 @@ impl ToCaller<'_> {
             cors.mark_answer(origin, &mut head.headers);
         }
     }
+}
+
+/// When the time for a request begins, if not at its end: the deadline of a gRPC call runs while it streams.
+fn counted_from(record: &RequestRecord, head: &RequestHead) -> Option<Instant> {
+    let has_deadline = head.is_grpc() && baremesh_model::grpc::timeout_of(head).is_some();
+    has_deadline.then_some(record.peers.started)
+}
+
+/// Whether the time for a request with all its attempts is over.
+fn is_overdue(exchange: &Exchange<'_>, to_caller: &ToCaller<'_>, record: &RequestRecord) -> bool {
+    let since = counted_from(record, exchange.head).or(exchange.upload.whole_at());
+    to_caller.timeout(exchange).zip(since).is_some_and(|(timeout, since)| since.elapsed() >= timeout)
 }
 
 /// Whether the endpoint is spoken to in HTTP/2.
