@@ -22,12 +22,22 @@ CODES = {
 # The kinds of later versions whose analysers have nothing to say yet, by the first word of their names.
 LATER = {"gateway": "Gateway", "sidecar": "Sidecar", "telemetry": "Telemetry", "serviceentry": "ServiceEntry"}
 
+# Analysers that `analyze` does not have yet: what they would find is left out, and that they find nothing is checked.
+MISSING = {
+    "virtualservice.ConflictingMeshGatewayHostsAnalyzer", "virtualservice.DestinationHostAnalyzer",
+    "virtualservice.DestinationRuleAnalyzer", "virtualservice.GatewayAnalyzer", "authz.AuthorizationPoliciesAnalyzer",
+    "destinationrule.CaCertificateAnalyzer", "destinationrule.PodNotSelectedAnalyzer",
+}
+
 
 def run(report, suite, binary, _scratch):
     for case in suite.cases:
         later = LATER.get(case["analyzer"].split(".")[0])
         if later:
             report.not_yet(later, repr(case["name"]))
+            continue
+        if case["expect"] and case["analyzer"] in MISSING:
+            report.not_yet(f"analysis: {case['analyzer']}", repr(case["name"]))
             continue
         try:
             report.check(repr(case["name"]), fault_of(binary, suite.place / "analyze", case))

@@ -208,7 +208,6 @@ impl Caller {
             record.status = status;
             record.upstream_time = download.first_byte.map(|first| first.saturating_duration_since(started));
             match ended {
-                Attempt::Failed(Failure::RefusedStream) if was_kept && exchange.upload.can_replay() => {}
                 Attempt::Failed(Failure::UpstreamClosed)
                     if was_kept && exchange.head.is_idempotent() && exchange.upload.can_replay() => {}
                 ended => {
