@@ -52,7 +52,22 @@ pub enum Via {
 }
 
 /// What a connection takes: a place in a tunnel, and one under a DestinationRule's limit.
-pub type Places = (Option<Place>, Option<Held>);
+pub type Places = (Option<Place>, Option<Limited>);
+
+/// A place under a DestinationRule's limit. Who waits for one is told when it is free again, however it came to be.
+pub struct Limited {
+    _held: Held,
+    // After the place: it is free when the word goes out.
+    _told: Told,
+}
+
+struct Told(Arc<Notify>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.notify_waiters();
+    }
+}
 
 /// One connection of HTTP/1 to an endpoint, lent to one request.
 pub struct Connection {
@@ -63,7 +78,7 @@ pub struct Connection {
     /// The stream's place in its tunnel.
     place: Option<Place>,
     /// Its place under the limit of a DestinationRule.
-    _held: Option<Held>,
+    _held: Option<Limited>,
     /// How many requests it has carried.
     pub served: u32,
     idle_since: Instant,
@@ -151,7 +166,7 @@ pub struct Upstreams {
     idle: Mutex<HashMap<UpstreamKey, Vec<Connection>>>,
     shared: Mutex<HashMap<UpstreamKey, Arc<SharedSlot>>>,
     /// Told when a connection is kept or closed.
-    freed: Notify,
+    freed: Arc<Notify>,
 }
 
 /// The HTTP/2 connections to one endpoint. One connects at a time; who waits takes what came about.
@@ -188,17 +203,17 @@ impl Upstreams {
             kept.push(connection);
         }
         drop(idle);
-        self.tell_freed();
+        self.freed.notify_waiters();
+    }
+
+    /// A place under a limit, as a connection of these keeps it.
+    pub fn limited(&self, held: Held) -> Limited {
+        Limited { _held: held, _told: Told(Arc::clone(&self.freed)) }
     }
 
     /// Ends when a connection has been kept or closed since the call.
     pub fn freed(&self) -> Notified<'_> {
         self.freed.notified()
-    }
-
-    /// Tells one who waits that a connection has been closed.
-    pub fn tell_freed(&self) {
-        self.freed.notify_one();
     }
 
     /// A place on a connection of HTTP/2, which `connect` opens where none has room.

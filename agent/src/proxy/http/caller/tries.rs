@@ -29,6 +29,9 @@ use crate::snapshot::{Endpoint, Snapshot};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::request_record::RequestRecord;
 
+/// How long a request waits for one of the connections that its rule allows.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// How the caller sees an answer.
 pub(super) struct ToCaller<'a> {
     pub(super) forward: &'a Forward<'a>,
@@ -242,7 +245,7 @@ impl Caller {
                 let held = forward.cluster.connection().map_err(|_| Miss::Overflow)?;
                 let dialled = self.dial(target, &mut record.peers).await.map_err(Miss::NotConnected)?;
                 let io = Joined::new(dialled.reader, dialled.writer, BytesMut::new());
-                Ok((io, (dialled.place, Some(held))))
+                Ok((io, (dialled.place, Some(upstreams.limited(held)))))
             };
             let address = target.endpoint.address;
             let lent = upstreams.share(&key, connect).await.map_err(|error| match error {
@@ -253,6 +256,7 @@ impl Caller {
             return Ok(Line::Shared(lent));
         }
         let mut waiting = None;
+        let patience = tokio::time::Instant::now() + PATIENCE;
         loop {
             let freed = upstreams.freed();
             tokio::pin!(freed);
@@ -264,14 +268,16 @@ impl Caller {
             }
             if let Ok(held) = forward.cluster.connection() {
                 let dialled = self.dial(target, &mut record.peers).await.map_err(Miss::NotConnected)?;
-                let connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, Some(held)));
+                let connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, Some(upstreams.limited(held))));
                 return Ok(Line::Fresh(connection));
             }
             // Every connection that the rule allows is in use: one waits for it, within the rule's bound on that.
             if waiting.is_none() {
                 waiting = Some(forward.cluster.pending().map_err(|_| Miss::Overflow)?);
             }
-            freed.await;
+            if tokio::time::timeout_at(patience, freed).await.is_err() {
+                return Err(Miss::Overflow);
+            }
         }
     }
 
@@ -280,9 +286,6 @@ impl Caller {
             Line::Kept(connection) | Line::Fresh(connection) => {
                 if download.is_clean && connection.can_be_kept() && connection.served < most_requests {
                     self.worker.upstreams.keep(self.key(target), connection);
-                } else {
-                    drop(connection);
-                    self.worker.upstreams.tell_freed();
                 }
             }
             Line::Shared(lent) => {
