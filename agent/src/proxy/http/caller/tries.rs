@@ -268,7 +268,11 @@ impl Caller {
             }
             if let Ok(held) = forward.cluster.connection() {
                 let dialled = self.dial(target, &mut record.peers).await.map_err(Miss::NotConnected)?;
-                let connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, Some(upstreams.limited(held))));
+                let connection = Connection::new(
+                    dialled.reader,
+                    dialled.writer,
+                    (dialled.place, Some(upstreams.limited(held))),
+                );
                 return Ok(Line::Fresh(connection));
             }
             // Every connection that the rule allows is in use: one waits for it, within the rule's bound on that.
