@@ -24,7 +24,7 @@ use crate::proxy::relay::Meter;
 use access_log::AccessLog;
 use metrics::{Metrics, Party, Series, SeriesCache, SeriesKey};
 use request_record::RequestRecord;
-use requests::{RequestCache, RequestKey};
+use requests::{RequestCache, RequestKey, RequestProtocol};
 
 /// Which of the two agents reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -204,7 +204,10 @@ impl Telemetry {
     /// Writes the final record of a request.
     pub fn finish_request(&self, record: &RequestRecord) {
         let peers = Self::series_key(&record.peers, record.flags);
-        let (protocol, code, grpc_status) = (record.protocol, record.status, record.grpc_status);
+        let protocol = record.protocol;
+        // Values that a program chooses are few: the codes that there are.
+        let code = if (100..600).contains(&record.status) { record.status } else { 0 };
+        let grpc_status = record.grpc_status.filter(|_| protocol == RequestProtocol::Grpc);
         let key = RequestKey { peers, protocol, code, grpc_status };
         self.requests.series(&self.metrics, key).count(&record.sizes);
         self.log.write_request(record);

@@ -1,6 +1,5 @@
 //! The final record of one HTTP request: what the access log says of it, and what the metrics count.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -49,6 +48,15 @@ pub struct RequestRecord {
     pub sizes: RequestSizes,
 }
 
+/// The most of one field that is repeated in the log: thousands of lines may wait there.
+const MAX_FIELD: usize = 2048;
+
+/// As much of a field as the log repeats.
+fn shortened(text: &str) -> &str {
+    let end = (0..=MAX_FIELD.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
 /// Fields of a request that the log repeats.
 #[derive(Debug, Default)]
 pub struct LoggedFields {
@@ -65,7 +73,7 @@ pub struct LoggedFields {
 impl LoggedFields {
     /// What `head` says.
     pub fn of(head: &RequestHead) -> Self {
-        let text = |name: &str| head.headers.text(name).map(Cow::into_owned);
+        let text = |name: &str| head.headers.text(name).map(|text| shortened(&text).to_owned());
         Self {
             request_id: text("x-request-id"),
             user_agent: text("user-agent"),
@@ -80,9 +88,9 @@ impl RequestRecord {
     pub fn new(peers: Record, head: &RequestHead) -> Self {
         Self {
             peers,
-            method: head.method.clone(),
-            target: head.target.clone(),
-            authority: head.authority.clone(),
+            method: shortened(&head.method).to_owned(),
+            target: shortened(&head.target).to_owned(),
+            authority: shortened(&head.authority).to_owned(),
             version: head.version,
             protocol: if head.is_grpc() { RequestProtocol::Grpc } else { RequestProtocol::Http },
             status: 0,

@@ -161,6 +161,12 @@ impl Headers {
         self.append(name, value)
     }
 
+    /// Keeps the fields whose names, in lower case, are to stay.
+    pub fn retain(&mut self, stays: impl Fn(&str) -> bool) {
+        let Self { text, fields } = self;
+        fields.retain(|field| std::str::from_utf8(name_in(text, *field)).is_ok_and(&stays));
+    }
+
     /// Removes all fields `name`, in whatever case it is given, and says whether there were any. Their bytes are let go
     /// with the next `clear`.
     pub fn remove(&mut self, name: &str) -> bool {

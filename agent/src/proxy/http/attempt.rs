@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::body::{Answer, BodyError, Received, Sink, Source, framing_of};
 use super::grpc::MessageCount;
-use super::h1::{Asked, Frame, Framing, Hop, HttpLimits};
+use super::h1::{Asked, Frame, Framing, Hop, HttpLimits, MAX_INTERIM, Persistence};
 use super::h2 as http2;
 use super::upload::{Progress, Replay, Upload};
 use super::upstream::Connection;
@@ -85,19 +85,22 @@ pub struct Download {
 
 /// The upstream's side of an answer.
 enum Incoming<'a> {
-    Http1(&'a mut super::h1::Reader, Asked),
-    Http2(Option<ResponseFuture>, Option<Received>),
+    /// What was asked, and whether the upstream closes the connection after its answer.
+    Http1(&'a mut super::h1::Reader, Asked, &'a mut bool),
+    /// What was asked comes last.
+    Http2(Option<ResponseFuture>, Option<Received>, Asked),
 }
 
 impl Incoming<'_> {
     /// The next head, interim ones included.
     async fn head(&mut self, head: &mut ResponseHead) -> Result<Framing, Failure> {
         match self {
-            Self::Http1(reader, asked) => {
+            Self::Http1(reader, asked, closes) => {
                 let hop = reader.response(head, *asked).await.map_err(BodyError::from)?;
+                **closes = hop.persistence == Persistence::Close;
                 Ok(hop.framing)
             }
-            Self::Http2(future, received) => {
+            Self::Http2(future, received, asked) => {
                 let Some(waiting) = future else { return Err(Failure::UpstreamClosed) };
                 let next = poll_fn(|cx| match waiting.poll_informational(cx) {
                     Poll::Ready(Some(interim)) => Poll::Ready(interim.map(Err)),
@@ -108,14 +111,24 @@ impl Incoming<'_> {
                     Err(interim) => {
                         let (parts, ()) = interim.into_parts();
                         http2::read_response(&parts, head, &HttpLimits::default()).map_err(malformed)?;
-                        Ok(Framing::None)
+                        match head.status {
+                            // There is no such thing in HTTP/2 (RFC 9113, section 8.6).
+                            101 => Err(malformed("http2.switching_protocols")),
+                            _ => Ok(Framing::None),
+                        }
                     }
                     Ok(response) => {
                         *future = None;
                         let (parts, body) = response.into_parts();
                         http2::read_response(&parts, head, &HttpLimits::default()).map_err(malformed)?;
                         let body = received.insert(Received::new(body));
-                        Ok(framing_of(&head.headers, body))
+                        Ok(match (framing_of(&head.headers, body), head.status) {
+                            // As RFC 9112, section 6.3, has it: these have none, whatever else they say.
+                            (_, 204 | 304) => Framing::None,
+                            _ if *asked == Asked::Head => Framing::None,
+                            (Framing::None, _) => Framing::Length(0),
+                            (framing, _) => framing,
+                        })
                     }
                 }
             }
@@ -124,8 +137,8 @@ impl Incoming<'_> {
 
     fn body(&mut self) -> Option<Source<'_>> {
         match self {
-            Self::Http1(reader, _) => Some(Source::Http1(reader)),
-            Self::Http2(_, received) => received.as_mut().map(Source::Http2),
+            Self::Http1(reader, ..) => Some(Source::Http1(reader)),
+            Self::Http2(_, received, _) => received.as_mut().map(Source::Http2),
         }
     }
 }
@@ -191,7 +204,7 @@ pub async fn attempt(
                 return Attempt::Failed(Failure::CallerMalformed("http1.invalid_request"));
             }
             sink = Sink::Http1(&mut connection.writer);
-            incoming = Incoming::Http1(&mut connection.reader, Asked::by(head, &hop));
+            incoming = Incoming::Http1(&mut connection.reader, Asked::by(head, &hop), &mut connection.closes);
         }
         Leg::Http2(sender) => {
             let request = match http2::request(head) {
@@ -207,7 +220,7 @@ pub async fn attempt(
                 Ok((future, send)) => {
                     stream = send;
                     sink = if is_over { Sink::Over } else { Sink::Http2(&mut stream) };
-                    incoming = Incoming::Http2(Some(future), None);
+                    incoming = Incoming::Http2(Some(future), None, Asked::by(head, &hop));
                 }
                 Err(error) => return Attempt::Failed(refusal(&error)),
             }
@@ -217,15 +230,19 @@ pub async fn attempt(
     let outcome = {
         let mut pump = pin!(upload.pump(&mut sink, &progress));
         let mut timeout = pin!(time_out(whole_at, (per_try, overall), &progress.whole));
-        let mut is_timed = true;
+        // A future that has ended is not asked again.
+        let (mut is_timed, mut is_pumping, mut interim) = (true, true, 0);
         let mut response = ResponseHead::default();
         let framing = loop {
             let next = tokio::select! {
                 biased;
                 next = incoming.head(&mut response) => next,
-                // A peer that answers early and closes is heard out first.
-                failure = &mut pump => match failure {
-                    Failure::UpstreamClosed => incoming.head(&mut response).await,
+                failure = &mut pump, if is_pumping => match failure {
+                    // A peer that answers early and closes is heard out first.
+                    Failure::UpstreamClosed => {
+                        is_pumping = false;
+                        continue;
+                    }
                     failure => Err(failure),
                 },
                 failure = &mut timeout => Err(failure),
@@ -234,6 +251,10 @@ pub async fn attempt(
             download.first_byte.get_or_insert_with(Instant::now);
             match next {
                 Ok(_) if (100..200).contains(&response.status) && response.status != 101 => {
+                    interim += 1;
+                    if interim > MAX_INTERIM {
+                        return Attempt::Failed(Failure::UpstreamMalformed("too_many_interim_answers"));
+                    }
                     if answer.interim(&response).await.is_err() {
                         return Attempt::Failed(Failure::CallerGone);
                     }
@@ -258,7 +279,7 @@ pub async fn attempt(
         tokio::select! {
             biased;
             ended = &mut relayed => ended,
-            failure = &mut pump => match failure {
+            failure = &mut pump, if is_pumping => match failure {
                 // What is left of the answer may still come.
                 Failure::UpstreamClosed => tokio::select! {
                     ended = &mut relayed => ended,
@@ -299,7 +320,11 @@ async fn relay(
                 Poll::Ready(next) => next,
                 Poll::Pending => {
                     sink.flush().await.map_err(gone)?;
-                    frame.await
+                    tokio::select! {
+                        biased;
+                        next = frame => next,
+                        () = sink.gone() => return Err(Failure::CallerGone),
+                    }
                 }
             }
         };

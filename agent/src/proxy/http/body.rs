@@ -77,6 +77,7 @@ impl Received {
         let Some(fields) = poll_fn(|cx| self.stream.poll_trailers(cx)).await? else { return Ok(None) };
         let mut trailers = Headers::default();
         http2::read_fields(&fields, &mut trailers, &HttpLimits::default()).map_err(BodyError::Malformed)?;
+        trailers.retain(|name| h1::may_trail(name.as_bytes()));
         Ok(Some(Frame::Trailers(trailers)))
     }
 }
@@ -134,6 +135,15 @@ impl Sink<'_> {
         match self {
             Self::Http1(writer) => writer.flush().await,
             Self::Http2(_) | Self::Over => Ok(()),
+        }
+    }
+
+    /// Ends when the peer has reset the stream. Over HTTP/1 the end of its connection tells.
+    pub async fn gone(&mut self) {
+        match self {
+            // However it went.
+            Self::Http2(stream) => _ = poll_fn(|cx| stream.poll_reset(cx)).await,
+            Self::Http1(_) | Self::Over => pending().await,
         }
     }
 

@@ -89,7 +89,7 @@ impl Callee {
     /// Carries a request to the program.
     pub async fn carry(&self, mut exchange: Exchange<'_>) {
         let mut record = self.record(&exchange);
-        self.introduce(&mut exchange.head.headers);
+        introduce(&mut exchange.head.headers, self.source.as_ref(), &self.local.identity);
         let mut download = Download::default();
         if record.protocol == RequestProtocol::Grpc {
             exchange.upload.messages = Some(MessageCount::default());
@@ -138,16 +138,6 @@ impl Callee {
     fn finish(&self, mut record: RequestRecord, upload: &Upload<'_>) {
         record.uploaded(upload);
         self.worker.telemetry.finish_request(&record);
-    }
-
-    /// Tells the program who calls. What the caller wrote there itself is not believed.
-    fn introduce(&self, headers: &mut Headers) {
-        headers.remove(CLIENT_CERT);
-        if let Some(source) = &self.source {
-            let proved = format!("By={};Subject=\"\";URI={source}", self.local.identity);
-            // An identity's URI has no character that a field may not have.
-            let _ = headers.set(CLIENT_CERT, proved.as_bytes());
-        }
     }
 
     async fn deliver(
@@ -208,7 +198,7 @@ impl Callee {
             source: self.local.identity.clone(),
             destination: self.local.identity.clone(),
             address,
-            via: Via::Socket,
+            via: Via::Local(address),
         };
         let connect = async {
             let socket = match self.program.lock().await.take() {
@@ -222,6 +212,20 @@ impl Callee {
             ShareError::Handshake(source) => ProxyError::Deliver { address, source },
             ShareError::Full => ProxyError::Overloaded("MAX_SHARED_CONNECTIONS"),
         })
+    }
+}
+
+/// Tells a program of this host who calls, as far as it was proved. What the caller wrote there itself is not believed,
+/// nor what some programs read as the same name.
+pub(super) fn introduce(headers: &mut Headers, source: Option<&Identity>, callee: &Identity) {
+    headers.retain(|name| {
+        let bytes = name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
+        !bytes.eq(CLIENT_CERT.bytes())
+    });
+    if let Some(source) = source {
+        let proved = format!("By={callee};Subject=\"\";URI={source}");
+        // An identity's URI has no character that a field may not have.
+        let _ = headers.set(CLIENT_CERT, proved.as_bytes());
     }
 }
 

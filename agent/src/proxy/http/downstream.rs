@@ -57,6 +57,7 @@ impl Exchange<'_> {
         record.sizes.response_bytes = body.len() as u64;
         let framing = match (&*self.head.method, body.len()) {
             ("HEAD", _) => Framing::None,
+            _ if matches!(head.status, 204 | 304) => Framing::None,
             (_, length) => Framing::Length(length as u64),
         };
         let sent = async {
@@ -176,6 +177,8 @@ async fn serve_http1(side: &Side, mut reader: h1::Reader, mut writer: h1::Writer
             _ = phase.wait_for(|phase| *phase >= Phase::Draining) => break,
             () = tokio::time::sleep(worker.shared.limits.idle_timeout) => break,
         }
+        // What is refused before it is read is not recorded as the request before.
+        head.clear();
         let read = match tokio::time::timeout(HEAD_TIMEOUT, reader.request(&mut head)).await {
             Ok(Ok(None)) => break,
             Ok(Ok(Some(hop))) => Ok(hop),

@@ -31,6 +31,7 @@ use bytes::Bytes;
 pub use error::H1Error;
 pub use parser::Parser;
 pub use reader::Reader;
+pub use trailers::may_trail;
 pub use writer::Writer;
 
 /// How long the head of a request may take from its first byte on.

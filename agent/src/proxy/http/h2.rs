@@ -102,6 +102,7 @@ pub fn read_fields(fields: &HeaderMap, headers: &mut Headers, limits: &HttpLimit
     if fields.len() > limits.fields {
         return Err("too many fields");
     }
+    let mut cookie = Vec::new();
     for (name, value) in fields {
         match name.as_str() {
             "host" => continue,
@@ -112,14 +113,17 @@ pub fn read_fields(fields: &HeaderMap, headers: &mut Headers, limits: &HttpLimit
                 return Err("`te` holds more than `trailers`");
             }
             // Split for compression; HTTP/1 has one (RFC 9113, section 8.2.3).
-            "cookie" if headers.contains("cookie") => {
-                let joined = [headers.get("cookie").unwrap_or_default(), b"; ", value.as_bytes()].concat();
-                headers.set("cookie", &joined).map_err(|_| "a control character in a cookie")?;
+            "cookie" => {
+                cookie.extend_from_slice(if cookie.is_empty() { b"" } else { b"; " });
+                cookie.extend_from_slice(value.as_bytes());
                 continue;
             }
             _ => {}
         }
         headers.append(name.as_str(), value.as_bytes()).map_err(|_| "a control character in a field")?;
+    }
+    if !cookie.is_empty() {
+        headers.append("cookie", &cookie).map_err(|_| "a control character in a cookie")?;
     }
     Ok(())
 }

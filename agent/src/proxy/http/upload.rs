@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use baremesh_model::http::Headers;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
 use super::attempt::Failure;
@@ -33,8 +33,8 @@ pub struct Upload<'a> {
     source: Source<'a>,
     /// How the body ends, and whether another protocol is to follow.
     pub(super) hop: Hop,
-    kept: Vec<Bytes>,
-    kept_bytes: usize,
+    /// A copy: parts of read buffers would keep the whole of each.
+    kept: BytesMut,
     trailers: Option<Headers>,
     /// When all of it had come; time limits count from there.
     pub(super) whole_at: Option<Instant>,
@@ -51,8 +51,7 @@ impl<'a> Upload<'a> {
         Self {
             source,
             hop,
-            kept: Vec::new(),
-            kept_bytes: 0,
+            kept: BytesMut::new(),
             trailers: None,
             whole_at: is_whole.then(Instant::now),
             bytes: 0,
@@ -62,7 +61,7 @@ impl<'a> Upload<'a> {
 
     /// Whether the request can be sent again from its start.
     pub fn can_replay(&self) -> bool {
-        self.kept_bytes as u64 == self.bytes
+        self.kept.len() as u64 == self.bytes
     }
 
     /// Whether there is neither a body nor trailers.
@@ -86,7 +85,6 @@ impl<'a> Upload<'a> {
             source: Source::Over,
             hop: Hop { upgrade: false, ..self.hop },
             kept: self.kept.clone(),
-            kept_bytes: self.kept_bytes,
             trailers: self.trailers.clone(),
             whole_at: self.whole_at,
             bytes: self.bytes,
@@ -95,15 +93,12 @@ impl<'a> Upload<'a> {
     }
 
     fn keep(&mut self, data: &Bytes) {
+        let is_whole_so_far = self.can_replay();
         self.bytes += data.len() as u64;
-        if self.kept_bytes + data.len() <= REPLAY_LIMIT
-            && self.kept_bytes as u64 + data.len() as u64 == self.bytes
-        {
-            self.kept_bytes += data.len();
-            self.kept.push(data.clone());
+        if is_whole_so_far && self.kept.len() + data.len() <= REPLAY_LIMIT {
+            self.kept.extend_from_slice(data);
         } else {
-            self.kept.clear();
-            self.kept_bytes = 0;
+            self.kept = BytesMut::new();
         }
     }
 
@@ -114,14 +109,17 @@ impl<'a> Upload<'a> {
             if let Err(failure) = sink.flush().await.map_err(closed) {
                 return failure;
             }
-            progress.switched.notified().await;
+            tokio::select! {
+                () = progress.switched.notified() => {}
+                () = self.source.gone() => return Failure::CallerGone,
+            }
             self.source.upgrade();
             self.whole_at = None;
         }
-        for data in self.kept.clone() {
-            if let Err(failure) = sink.data(data).await.map_err(closed) {
-                return failure;
-            }
+        if !self.kept.is_empty()
+            && let Err(failure) = sink.data(self.kept.clone().freeze()).await.map_err(closed)
+        {
+            return failure;
         }
         while self.whole_at.is_none() {
             let next = {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -43,12 +44,14 @@ pub struct UpstreamKey {
 }
 
 /// How an endpoint is reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Via {
     /// By the agent at this address.
     Tunnel(SocketAddr),
-    /// By a socket.
-    Socket,
+    /// By a socket, in the TLS that the rule asks for.
+    Socket(Option<ClientTls>),
+    /// On this host, at this address.
+    Local(SocketAddr),
 }
 
 /// What a connection takes: a place in a tunnel, and one under a DestinationRule's limit.
@@ -81,6 +84,8 @@ pub struct Connection {
     _held: Option<Limited>,
     /// How many requests it has carried.
     pub served: u32,
+    /// The endpoint closes it after the answer.
+    pub closes: bool,
     idle_since: Instant,
 }
 
@@ -93,13 +98,14 @@ impl Connection {
             place,
             _held: held,
             served: 0,
+            closes: false,
             idle_since: Instant::now(),
         }
     }
 
     /// Whether the message before was sent and read to its end, so that another may follow.
     pub fn can_be_kept(&self) -> bool {
-        self.reader.is_over() && self.writer.is_over()
+        !self.closes && self.reader.is_over() && self.writer.is_over()
     }
 
     /// Both directions, unused as they are.
@@ -243,13 +249,16 @@ impl Upstreams {
             over: AtomicBool::new(false),
             idle_since: Mutex::new(Instant::now()),
         });
-        let driven = Arc::clone(&shared);
+        // Held weakly: a connection goes on for as long as somebody could send on it.
+        let driven = Arc::downgrade(&shared);
         tokio::spawn(async move {
             let _places = places;
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to an endpoint ended");
             }
-            driven.over.store(true, Ordering::Relaxed);
+            if let Some(shared) = driven.upgrade() {
+                shared.over.store(true, Ordering::Relaxed);
+            }
         });
         lock(&slot.connections).push(Arc::clone(&shared));
         Lent::enter(&shared).ok_or(ShareError::Full)

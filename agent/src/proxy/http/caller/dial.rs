@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use baremesh_model::destination_rule::ClientTls;
+use baremesh_model::http::Headers;
 use baremesh_model::identity::Identity;
 
 use super::Caller;
 use crate::originate;
 use crate::proxy::error::ProxyError;
 use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
+use crate::proxy::http::callee::introduce;
 use crate::proxy::http::upstream::{UpstreamKey, Via};
 use crate::proxy::relay;
 use crate::proxy::socket;
@@ -56,9 +58,10 @@ impl Caller {
             source: self.identity.clone(),
             destination: target.identity.clone(),
             address: target.endpoint.address,
-            via: match target.endpoint.transport {
-                Transport::Hbone(agent) => Via::Tunnel(agent),
-                Transport::Plain | Transport::Local(_) => Via::Socket,
+            via: match (&target.endpoint.transport, self.local(target)) {
+                (_, Some(local)) => Via::Local(local.deliver),
+                (Transport::Hbone(agent), None) => Via::Tunnel(*agent),
+                (Transport::Plain | Transport::Local(_), None) => Via::Socket(target.cluster.tls().cloned()),
             },
         }
     }
@@ -71,11 +74,28 @@ impl Caller {
         };
         match self.local(target) {
             Some(local) => self.worker.authorize(local, Some(&self.identity), self.peers.client.ip(), record),
+            None if matches!(target.endpoint.transport, Transport::Plain)
+                && matches!(target.cluster.tls(), Some(ClientTls::IstioMutual)) =>
+            {
+                // What asks for TLS is never sent in plaintext.
+                let address = target.endpoint.address;
+                Err(ProxyError::NeedsTls { address, mode: ClientTls::IstioMutual.mode() })
+            }
             None if self.worker.is_own(target.snapshot, target.endpoint.address) => {
                 Err(ProxyError::NotMeshed(target.endpoint.address))
             }
             None => Ok(()),
         }
+    }
+
+    /// What the endpoint is told of the caller: by its own agent, or where it is a service of this host, here.
+    pub(super) fn introduce(&self, target: &Target<'_>, headers: &mut Headers) {
+        let local = self.local(target);
+        introduce(
+            headers,
+            local.map(|_| &self.identity),
+            local.map_or(target.identity, |local| &local.identity),
+        );
     }
 
     /// The service of this host that the endpoint is. One without an agent that a resource places here is that, too.

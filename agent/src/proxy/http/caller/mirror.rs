@@ -79,7 +79,7 @@ impl Caller {
         self,
         snapshot: &Snapshot,
         to: &Destination,
-        head: RequestHead,
+        mut head: RequestHead,
         mut upload: Upload<'static>,
     ) {
         let caller = (self.dialled.1, snapshot.caller(&self.identity));
@@ -90,6 +90,7 @@ impl Caller {
         if self.admit(&target, &mut peers).is_err() {
             return;
         }
+        self.introduce(&target, &mut head.headers);
         let sent = async {
             let Ok(dialled) = self.dial(&target, &mut peers).await else { return };
             let mut connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, None));

@@ -169,6 +169,7 @@ impl Caller {
         if let Err(error) = self.admit(&target, &mut record.peers) {
             return Tried::Missed(Miss::NotConnected(error));
         }
+        self.introduce(&target, &mut exchange.head.headers);
         let over_http2 = speaks_http2(forward, exchange.head.version);
         let per_try = to_caller.options.retries.as_ref().and_then(|retries| retries.per_try_timeout);
         let overall = to_caller.timeout(exchange);
@@ -262,7 +263,7 @@ impl Caller {
             tokio::pin!(freed);
             // Listened to before looking, so that what is freed in between is heard.
             freed.as_mut().enable();
-            if let Some(kept) = upstreams.take(&key).filter(|_| may_be_kept) {
+            if let Some(kept) = may_be_kept.then(|| upstreams.take(&key)).flatten() {
                 record.peers.peer_serial = kept.peer_serial();
                 return Ok(Line::Kept(kept));
             }
@@ -384,7 +385,11 @@ fn is_overdue(exchange: &Exchange<'_>, to_caller: &ToCaller<'_>, record: &Reques
 /// Whether the endpoint is spoken to in HTTP/2.
 fn speaks_http2(forward: &Forward<'_>, callers: Version) -> bool {
     let limits = forward.cluster.limits();
-    let by_port = matches!(forward.service.ports[forward.port].protocol, Protocol::Http2 | Protocol::Grpc);
+    let by_port = match forward.service.ports[forward.port].protocol {
+        // Nobody said what it speaks: what the caller does.
+        Protocol::Auto => callers == Version::Http2,
+        declared => matches!(declared, Protocol::Http2 | Protocol::Grpc),
+    };
     match limits.h2_upgrade {
         _ if limits.use_client_protocol => callers == Version::Http2,
         H2Upgrade::Upgrade => true,

@@ -59,7 +59,8 @@ pub fn read<'a>(lines: impl Iterator<Item = &'a [u8]>, headers: &mut Headers) ->
     Ok(())
 }
 
-fn may_trail(name: &[u8]) -> bool {
+/// Whether a field, its name in lower case, may stand behind a body (RFC 9110, section 6.5.1).
+pub fn may_trail(name: &[u8]) -> bool {
     let starts = |prefix: &&str| {
         name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
     };
