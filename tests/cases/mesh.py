@@ -97,6 +97,9 @@ class Mesh:
         for member in self.members:
             member.close()
         self.control.close()
+        # A namespace that ends takes its links with it, but at the kernel's leisure, and the next mesh has the same names.
+        for number in range(1, self._links + 1):
+            subprocess.run(["ip", "link", "delete", f"host{number}"], check=False, stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "link", "delete", "bridge"], check=True)
 
     def place(self, name):
