@@ -7,7 +7,7 @@ mod stream_route;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
@@ -262,7 +262,9 @@ async fn any_endpoint(
         let connected = one_endpoint(call, service, cluster, endpoint, record).await;
         match &connected {
             Ok(_) => _ = cluster.judge(endpoint, Outcome::Success, Instant::now()),
-            Err(error) if error.is_endpoints_own() => ruled::judge_failure(call, cluster, endpoint),
+            Err(error) if error.is_endpoints_own() => {
+                call.worker.judge(cluster, endpoint, Outcome::LocalFailure);
+            }
             Err(_) => {}
         }
         match connected {
@@ -396,7 +398,9 @@ async fn without_agent(
             }
             match (cluster.tls(), upstream.leg) {
                 (Some(ClientTls::Simple(server) | ClientTls::Mutual(_, server)), Leg::Socket(socket)) => {
-                    Box::pin(ruled::in_tls(call, cluster, server, socket)).await
+                    let to = (address, socket);
+                    let tls = Box::pin(call.worker.in_tls(cluster, server, to)).await?;
+                    Ok(Upstream::on(Leg::Tls(tls)))
                 }
                 (_, leg) => Ok(Upstream { leg, ..upstream }),
             }
@@ -412,16 +416,29 @@ async fn as_it_was(
 ) -> Result<Upstream, ProxyError> {
     record.security = Security::None;
     record.upstream = Some(address);
-    let limits = &worker.shared.limits;
-    let upstream = socket::connect(address, worker.shared.mark, limits.connect_timeout)
-        .await
-        .inspect(relay::reset_on_close)
-        .map_err(|source| ProxyError::Connect { address, source })?;
-    // Both ends at one address: it is this host, under an address that was not known to be its own. Its services are
-    // reached through their policies or not at all.
-    let here = upstream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address.ip());
-    if here && snapshot.serves_port(address.port()) {
-        return Err(ProxyError::NotMeshed(address));
-    }
+    let timeout = worker.shared.limits.connect_timeout;
+    let upstream = worker.connect_outside(snapshot, address, timeout).await?;
     Ok(Upstream::on(Leg::Socket(upstream)))
+}
+
+impl Worker {
+    /// Connects to where no agent is.
+    pub(super) async fn connect_outside(
+        &self,
+        snapshot: &Snapshot,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<TcpStream, ProxyError> {
+        let stream = socket::connect(address, self.shared.mark, timeout)
+            .await
+            .inspect(relay::reset_on_close)
+            .map_err(|source| ProxyError::Connect { address, source })?;
+        // Both ends at one address: it is this host, under an address that was not known to be its own. Its services are
+        // reached through their policies or not at all.
+        let here = stream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address.ip());
+        if here && snapshot.serves_port(address.port()) {
+            return Err(ProxyError::NotMeshed(address));
+        }
+        Ok(stream)
+    }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use baremesh_model::grpc::GrpcStatus;
 use baremesh_model::http::{Headers, RequestHead, ResponseHead};
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -193,7 +194,7 @@ pub async fn attempt(
     judge: &mut (dyn FnMut(&mut ResponseHead, Replay) -> Verdict + Send),
 ) -> Attempt {
     let Order { head, per_try, overall, since } = order;
-    let (hop, whole_at) = (upload.hop, since.or(upload.whole_at));
+    let (hop, whole_at) = (upload.hop, since.or(upload.whole_at()));
     let (mut stream, mut incoming, mut sink);
     match leg {
         Leg::Http1(connection) => {
@@ -351,10 +352,8 @@ async fn relay(
     }
 }
 
-/// The status of a gRPC call; the specification knows 0 to 16.
 fn grpc_status(headers: &Headers) -> Option<u16> {
-    let text = headers.get("grpc-status")?;
-    std::str::from_utf8(text).ok()?.parse().ok().filter(|status| *status <= 16)
+    GrpcStatus::of(headers).map(|status| u16::from(status.code()))
 }
 
 /// Ends when time has run out, with which.

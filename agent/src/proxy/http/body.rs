@@ -5,13 +5,13 @@ use std::future::{pending, poll_fn};
 use std::io;
 
 use baremesh_model::http::{Headers, ResponseHead, Version};
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 
 use super::h1::{self, Frame, Framing, H1Error, Hop, HttpLimits, Persistence};
 use super::h2 as http2;
-use crate::proxy::relay::h2_error;
+use crate::proxy::relay::{h2_error, send_all};
 
 /// Why a body does not go on.
 #[derive(Debug, thiserror::Error)]
@@ -175,20 +175,6 @@ impl Sink<'_> {
             Self::Over => Ok(()),
         }
     }
-}
-
-/// Hands bytes to a stream as the peer's window allows.
-async fn send_all(stream: &mut SendStream<Bytes>, mut data: Bytes) -> io::Result<()> {
-    while data.has_remaining() {
-        stream.reserve_capacity(data.len());
-        let capacity = match poll_fn(|cx| stream.poll_capacity(cx)).await {
-            Some(Ok(capacity)) => capacity,
-            Some(Err(error)) => return Err(h2_error(error)),
-            None => return Err(io::ErrorKind::ConnectionReset.into()),
-        };
-        stream.send_data(data.split_to(capacity.min(data.len())), false).map_err(h2_error)?;
-    }
-    Ok(())
 }
 
 /// The caller's side of an answer.

@@ -103,7 +103,7 @@ impl Callee {
                 record.replied(&Reply::upstream_closed());
                 exchange.answer.refuse();
             }
-            Ok(Attempt::Failed(failure)) => exchange.reply(&reply_to(failure), &mut record).await,
+            Ok(Attempt::Failed(failure)) => exchange.reply(&Reply::to(failure), &mut record).await,
             Ok(Attempt::BrokeOff(failure)) => {
                 exchange.answer.abort();
                 record.broke_off(failure, &download);
@@ -226,16 +226,5 @@ pub(super) fn introduce(headers: &mut Headers, source: Option<&Identity>, callee
         let proved = format!("By={callee};Subject=\"\";URI={source}");
         // An identity's URI has no character that a field may not have.
         let _ = headers.set(CLIENT_CERT, proved.as_bytes());
-    }
-}
-
-/// What the caller is told of a failure of the program.
-fn reply_to(failure: Failure) -> Reply {
-    match failure {
-        Failure::UpstreamClosed | Failure::RefusedStream => Reply::upstream_closed(),
-        Failure::UpstreamMalformed(_) => Reply::upstream_malformed(),
-        Failure::Timeout | Failure::PerTryTimeout => Reply::upstream_timeout("response_timeout"),
-        Failure::CallerGone => Reply::caller_gone(),
-        Failure::CallerMalformed(details) => Reply::malformed(400, details),
     }
 }

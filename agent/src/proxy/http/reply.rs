@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use baremesh_model::http::{Headers, ResponseHead};
 
+use super::attempt::Failure;
+
 /// What a caller is told, and what the record says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
@@ -47,6 +49,18 @@ impl Reply {
     /// No endpoint is healthy.
     pub fn no_healthy_upstream() -> Self {
         Self::new(503, "no healthy upstream", "UH", "no_healthy_upstream")
+    }
+
+    /// What the caller is told of a request that was sent and not answered.
+    pub fn to(failure: Failure) -> Self {
+        match failure {
+            Failure::UpstreamClosed | Failure::RefusedStream => Self::upstream_closed(),
+            Failure::UpstreamMalformed(_) => Self::upstream_malformed(),
+            Failure::PerTryTimeout => Self::upstream_timeout("upstream_per_try_timeout"),
+            Failure::Timeout => Self::upstream_timeout("response_timeout"),
+            Failure::CallerGone => Self::caller_gone(),
+            Failure::CallerMalformed(details) => Self::malformed(400, details),
+        }
     }
 
     /// Nobody is there to be answered.

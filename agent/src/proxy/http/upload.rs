@@ -37,7 +37,7 @@ pub struct Upload<'a> {
     kept: BytesMut,
     trailers: Option<Headers>,
     /// When all of it had come; time limits count from there.
-    pub(super) whole_at: Option<Instant>,
+    whole_at: Option<Instant>,
     /// Bytes that came from the caller.
     pub bytes: u64,
     /// gRPC messages among them, where it is gRPC.

@@ -2,14 +2,16 @@
 //! side's own TLS.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use baremesh_model::destination_rule::{Limits, ServerCheck};
 use baremesh_model::outlier::Outcome;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
-use super::{Call, Leg, ProxyError, Upstream};
+use super::{Leg, ProxyError, Worker};
 use crate::originate::{self, OriginationError};
 use crate::snapshot::{Cluster, Endpoint};
 use crate::telemetry::Record;
@@ -52,37 +54,37 @@ pub(super) async fn announce(leg: &mut Leg, cluster: &Cluster, record: &Record) 
     }
 }
 
-/// Remembers that an endpoint could not be connected to.
-pub(super) fn judge_failure(call: &Call<'_>, cluster: &Cluster, endpoint: &Endpoint) {
-    if let Some(ejected) = cluster.judge(endpoint, Outcome::LocalFailure, Instant::now()) {
-        call.worker.telemetry.metrics().ejections.inc();
-        tracing::warn!(
-            service = %cluster.name.host,
-            endpoint = %endpoint.address,
-            cause = ejected.cause.name(),
-            times = ejected.times,
-            "left out: too many failures in a row"
-        );
+impl Worker {
+    /// Remembers how an endpoint did, and tells of one that is left out for it.
+    pub(in crate::proxy) fn judge(&self, cluster: &Cluster, endpoint: &Endpoint, outcome: Outcome) {
+        if let Some(ejected) = cluster.judge(endpoint, outcome, Instant::now()) {
+            self.telemetry.metrics().ejections.inc();
+            tracing::warn!(
+                service = %cluster.name.host,
+                endpoint = %endpoint.address,
+                cause = ejected.cause.name(),
+                times = ejected.times,
+                "left out: too many failures in a row"
+            );
+        }
     }
-}
 
-/// The called side's own TLS, as the DestinationRule says.
-pub(super) async fn in_tls(
-    Call { worker, .. }: &Call<'_>,
-    cluster: &Cluster,
-    server: &ServerCheck,
-    socket: TcpStream,
-) -> Result<Upstream, ProxyError> {
-    let address = socket.peer_addr().map_err(ProxyError::UpstreamBroke)?;
-    let failed = |source| ProxyError::Handshake { address, source };
-    let tls =
-        cluster.tls().map_or(Err(OriginationError::NotLoaded), |tls| worker.shared.originations.of(tls));
-    let config = tls.map_err(|error| failed(io::Error::other(error)))?;
-    let name = server.sni.as_ref().unwrap_or(&cluster.name.host);
-    let handshake = originate::connect(config, name, socket);
-    let stream = tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake)
-        .await
-        .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
-        .map_err(failed)?;
-    Ok(Upstream::on(Leg::Tls(stream)))
+    /// The called side's own TLS, as the DestinationRule says.
+    pub(in crate::proxy) async fn in_tls(
+        &self,
+        cluster: &Cluster,
+        server: &ServerCheck,
+        (address, socket): (SocketAddr, TcpStream),
+    ) -> Result<Box<TlsStream<TcpStream>>, ProxyError> {
+        let failed = |source| ProxyError::Handshake { address, source };
+        let tls =
+            cluster.tls().map_or(Err(OriginationError::NotLoaded), |tls| self.shared.originations.of(tls));
+        let config = tls.map_err(|error| failed(io::Error::other(error)))?;
+        let name = server.sni.as_ref().unwrap_or(&cluster.name.host);
+        let handshake = originate::connect(config, name, socket);
+        tokio::time::timeout(self.shared.limits.handshake_timeout, handshake)
+            .await
+            .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
+            .map_err(failed)
+    }
 }

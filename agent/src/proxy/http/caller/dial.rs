@@ -1,7 +1,6 @@
 //! Reaching one endpoint: over a tunnel where an agent is there, by a socket where none is, on this host under the
 //! policies of the service itself.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,12 +10,10 @@ use baremesh_model::http::Headers;
 use baremesh_model::identity::Identity;
 
 use super::Caller;
-use crate::originate;
 use crate::proxy::error::ProxyError;
 use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
 use crate::proxy::http::callee::introduce;
 use crate::proxy::http::upstream::{UpstreamKey, Via};
-use crate::proxy::relay;
 use crate::proxy::socket;
 use crate::proxy::tunnel::{Peer, Place};
 use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, Snapshot, Transport};
@@ -139,15 +136,7 @@ impl Caller {
     async fn in_plaintext(&self, target: &Target<'_>, address: SocketAddr) -> Result<Dialled, ProxyError> {
         let limits = target.cluster.limits();
         let timeout = limits.connect_timeout.unwrap_or(self.worker.shared.limits.connect_timeout);
-        let stream = socket::connect(address, self.worker.shared.mark, timeout)
-            .await
-            .inspect(relay::reset_on_close)
-            .map_err(|source| ProxyError::Connect { address, source })?;
-        // Both ends at one address: this host, under an address that was not known to be its own.
-        let here = stream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address.ip());
-        if here && target.snapshot.serves_port(address.port()) {
-            return Err(ProxyError::NotMeshed(address));
-        }
+        let stream = self.worker.connect_outside(target.snapshot, address, timeout).await?;
         if let Some(keepalive) = limits.keepalive {
             socket::keep_alive_as(&stream, keepalive).map_err(ProxyError::UpstreamBroke)?;
         }
@@ -155,16 +144,8 @@ impl Caller {
             None | Some(ClientTls::Disable) => Ok(Dialled::socket(stream)),
             // What asks for TLS is never sent in plaintext.
             Some(tls @ ClientTls::IstioMutual) => Err(ProxyError::NeedsTls { address, mode: tls.mode() }),
-            Some(tls @ (ClientTls::Simple(server) | ClientTls::Mutual(_, server))) => {
-                let failed = |source| ProxyError::Handshake { address, source };
-                let config = self.worker.shared.originations.of(tls);
-                let config = config.map_err(|error| failed(io::Error::other(error)))?;
-                let name = server.sni.as_ref().unwrap_or(&target.cluster.name.host);
-                let handshake = originate::connect(config, name, stream);
-                let stream = tokio::time::timeout(self.worker.shared.limits.handshake_timeout, handshake)
-                    .await
-                    .map_err(|_| failed(io::ErrorKind::TimedOut.into()))?
-                    .map_err(failed)?;
+            Some(ClientTls::Simple(server) | ClientTls::Mutual(_, server)) => {
+                let stream = self.worker.in_tls(target.cluster, server, (address, stream)).await?;
                 let (reader, writer) = bytes::of_tls(*stream);
                 Ok(Dialled { reader, writer, place: None })
             }

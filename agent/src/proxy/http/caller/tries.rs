@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::bytes::BytesMut;
-use baremesh_model::destination_rule::{Algorithm, H2Upgrade};
+use baremesh_model::destination_rule::H2Upgrade;
 use baremesh_model::http::{RequestHead, ResponseHead, Version};
 use baremesh_model::outlier::Outcome;
 use baremesh_model::service::Protocol;
@@ -314,24 +314,15 @@ impl Caller {
             Tried::BrokeOff(_) | Tried::Missed(_) if forward.cluster.policy.outlier.is_none() => return,
             Tried::BrokeOff(_) | Tried::Missed(_) => Outcome::LocalFailure,
         };
-        let ejected = forward.cluster.judge(endpoint, outcome, Instant::now());
-        if let Some(ejected) = ejected {
-            tracing::warn!(
-                service = %forward.service.key, endpoint = %endpoint.address, cause = ?ejected.cause,
-                times = ejected.times, "an endpoint is left out for failing"
-            );
-        }
+        self.worker.judge(forward.cluster, endpoint, outcome);
     }
 
     /// The hash that a rule's balancer goes by. A caller without the cookie that is hashed is given one.
     fn hash(&self, to_caller: &mut ToCaller<'_>, exchange: &Exchange<'_>) -> Option<u64> {
-        let Algorithm::ConsistentHash(hash) = &to_caller.forward.cluster.policy.load_balancer.algorithm
-        else {
-            return None;
-        };
-        let found = hash.key.of_request(exchange.head, self.peers.client.ip());
+        let key = to_caller.forward.cluster.hash_key()?;
+        let found = key.of_request(exchange.head, self.peers.client.ip());
         found.or_else(|| {
-            let (hash, cookie) = hash.key.generates()?.generate(rand::random());
+            let (hash, cookie) = key.generates()?.generate(rand::random());
             to_caller.cookie = Some(cookie);
             Some(hash)
         })
@@ -425,12 +416,7 @@ fn reply_to(miss: &Miss, attempts: u32) -> Reply {
         Miss::Overflow => Reply::overflow(),
         Miss::NotConnected(ProxyError::Denied(_) | ProxyError::DeniedByPeer(_)) => Reply::denied(),
         Miss::NotConnected(_) => Reply::connect_failed(),
-        Miss::Failed(Failure::UpstreamClosed | Failure::RefusedStream) => Reply::upstream_closed(),
-        Miss::Failed(Failure::UpstreamMalformed(_)) => Reply::upstream_malformed(),
-        Miss::Failed(Failure::PerTryTimeout) => Reply::upstream_timeout("upstream_per_try_timeout"),
-        Miss::Failed(Failure::Timeout) => Reply::upstream_timeout("response_timeout"),
-        Miss::Failed(Failure::CallerGone) => Reply::caller_gone(),
-        Miss::Failed(Failure::CallerMalformed(details)) => Reply::malformed(400, details),
+        Miss::Failed(failure) => Reply::to(*failure),
     };
     if attempts > 1 {
         reply.flags = match reply.flags {
