@@ -76,8 +76,12 @@ fn every_connection_has_one_line_on_each_side() {
     let (source, destination) = (of(&web, "source"), of(&store, "destination"));
     let refused = source.iter().filter(|line| line["response_code_details"] == "no_such_port").count();
     // A reset that comes before the caller has looked is a failed connect to it, and it tries the other family's address.
-    assert!((1..=2).contains(&refused), "{refused}");
-    assert_eq!((source.len(), destination.len()), (50 + refused, 50));
+    assert!((1..=2).contains(&refused), "{refused}: {source:#?}");
+    assert_eq!(
+        (source.len(), destination.len()),
+        (50 + refused, 50),
+        "{source:#?}, and at the called side: {destination:#?}"
+    );
     for line in
         source.iter().chain(&destination).filter(|line| line["response_code_details"] != "no_such_port")
     {
