@@ -23,6 +23,8 @@ pub mod selection;
 pub mod proxy_protocol;
 /// TLS towards endpoints without an agent.
 pub mod tls;
+/// Through an HTTP proxy.
+pub mod tunnel;
 
 pub use connection_pool::{ConnectionPool, H2Upgrade, HttpPool, Keepalive, TcpPool};
 pub use effective::{EffectivePolicy, Limits};
@@ -31,6 +33,7 @@ pub use locality::{Distribute, LocalityPattern, LocalitySetting, PriorityLabel, 
 pub use proxy_protocol::ProxyProtocol;
 pub use selection::{Caller, HostPattern, MergedRule, Rules};
 pub use tls::{ClientCertificate, ClientTls, ServerCheck, Trust, Verify};
+pub use tunnel::Tunnel;
 
 /// One DestinationRule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +90,8 @@ pub struct TrafficPolicy {
     pub retry_budget: Option<RetryBudget>,
     /// Sends the caller's address ahead of the connection's bytes.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// The endpoints are HTTP proxies, and connections that are carried as bytes go through them.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// What replaces a policy for one port. What it does not say has its default, not what the service says.

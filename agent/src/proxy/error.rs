@@ -126,6 +126,16 @@ pub enum ProxyError {
         /// The status.
         status: u16,
     },
+    /// The HTTP proxy that a DestinationRule leads through did not connect.
+    #[error(
+        "the HTTP proxy at {address} answered {status} to CONNECT: does it let this host reach the target?"
+    )]
+    RefusedByProxy {
+        /// The proxy.
+        address: SocketAddr,
+        /// The status.
+        status: u16,
+    },
     /// An AuthorizationPolicy on this host refused.
     #[error("{0}")]
     Denied(String),
@@ -190,6 +200,7 @@ impl ProxyError {
             Self::Tunnel { .. } => Reason::TunnelBroken,
             Self::DeniedByPeer(_) => Reason::DeniedByPeer,
             Self::RefusedByPeer { .. } => Reason::RefusedByPeer,
+            Self::RefusedByProxy { .. } => Reason::RefusedByProxy,
             Self::Denied(_) => Reason::Denied,
             Self::NoLongerAllowed(_) => Reason::NoLongerAllowed,
             Self::PlaintextRefused => Reason::PlaintextRefused,
@@ -214,6 +225,8 @@ impl ProxyError {
                 true
             }
             Self::RefusedByPeer { status, .. } => *status == 503,
+            // A bad gateway, none to be had, or one that took too long.
+            Self::RefusedByProxy { status, .. } => matches!(status, 502..=504),
             _ => false,
         }
     }
@@ -265,6 +278,7 @@ reasons! {
     TunnelBroken, "tunnel_broken", "UF", Upstream;
     DeniedByPeer, "denied_by_peer", "UAEX", Policy;
     RefusedByPeer, "refused_by_peer", "UF", Upstream;
+    RefusedByProxy, "refused_by_proxy", "UF", Upstream;
     Denied, "denied", "UAEX", Policy;
     NoLongerAllowed, "no_longer_allowed", "UAEX", Policy;
     PlaintextRefused, "plaintext_refused", "UAEX", Policy;

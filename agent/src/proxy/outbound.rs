@@ -14,6 +14,8 @@ use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
 use baremesh_model::outlier::Outcome;
 use baremesh_model::service::Protocol;
+use bytes::BytesMut;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -183,6 +185,8 @@ struct Upstream {
     _held: Option<Held>,
     times: Times,
     delivered: Option<Delivered>,
+    /// What of the called side came with an HTTP proxy's answer.
+    first: BytesMut,
 }
 
 enum Leg {
@@ -204,6 +208,10 @@ impl Upstream {
         entry.judge_again(snapshot, &worker.shared.snapshot);
         let idle = self.times.idle.unwrap_or(worker.shared.limits.idle_timeout);
         let relayed = async {
+            if !self.first.is_empty() {
+                client.write_all(&self.first).await.map_err(Broken::Client)?;
+                counted.meter.answered(self.first.len());
+            }
             match &mut self.leg {
                 Leg::Tunnel(stream, _) => relay::client_to_tunnel(client, stream, &counted.meter, idle).await,
                 Leg::Socket(upstream) => {
@@ -223,7 +231,8 @@ impl Upstream {
     }
 
     fn on(leg: Leg) -> Self {
-        Self { leg, _in_flight: None, _held: None, times: Times::default(), delivered: None }
+        let (times, first) = (Times::default(), BytesMut::new());
+        Self { leg, _in_flight: None, _held: None, times, delivered: None, first }
     }
 }
 
@@ -268,10 +277,7 @@ async fn any_endpoint(
             Err(_) => {}
         }
         match connected {
-            Ok(mut upstream) => {
-                ruled::announce(&mut upstream.leg, cluster, record).await?;
-                return Ok(Upstream { _held: Some(held), ..upstream });
-            }
+            Ok(upstream) => return Ok(Upstream { _held: Some(held), ..upstream }),
             Err(error) if error.is_endpoints_own() => {
                 tried.push(endpoint.address);
                 last = Some(error);
@@ -304,12 +310,10 @@ async fn dialled_endpoint(
         Err(error) if error.is_endpoints_own() => endpoint.state.failed(),
         Err(_) => {}
     }
-    let mut upstream = connected?;
-    ruled::announce(&mut upstream.leg, cluster, record).await?;
-    Ok(Upstream { _held: Some(held), ..upstream })
+    Ok(Upstream { _held: Some(held), ..connected? })
 }
 
-/// Connects to one endpoint.
+/// Connects to one endpoint, and says there what its rule wants said first.
 async fn one_endpoint(
     call: &Call<'_>,
     service: &ServiceEntry,
@@ -322,13 +326,20 @@ async fn one_endpoint(
         Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
     record.upstream = Some(endpoint.address);
     let connecting = async {
-        match &endpoint.transport {
+        let mut upstream = match &endpoint.transport {
             Transport::Hbone(agent) => {
-                over_tunnel(call, (*agent, endpoint.address), &service.identity, record).await
+                over_tunnel(call, (*agent, endpoint.address), &service.identity, record).await?
             }
-            Transport::Plain => without_agent(call, cluster, endpoint.address, record).await,
-            Transport::Local(local) => this_host(call, local, record).await,
+            Transport::Plain => without_agent(call, cluster, endpoint.address, record).await?,
+            Transport::Local(local) => this_host(call, local, record).await?,
+        };
+        ruled::announce(&mut upstream.leg, cluster, record).await?;
+        if let Some(tunnel) = &cluster.policy.tunnel {
+            let limit = call.worker.shared.limits.connect_timeout;
+            upstream.first =
+                Box::pin(ruled::through_proxy(&mut upstream.leg, tunnel, endpoint, limit)).await?;
         }
+        Ok(upstream)
     };
     let connected = match cluster.limits().connect_timeout {
         // Its own time comes on top of the agent's, which is the most there is.

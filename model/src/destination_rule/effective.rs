@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use super::{ClientTls, ConnectionPool, H2Upgrade, Keepalive, LoadBalancer, ProxyProtocol, TrafficPolicy};
+use super::{
+    ClientTls, ConnectionPool, H2Upgrade, Keepalive, LoadBalancer, ProxyProtocol, TrafficPolicy, Tunnel,
+};
 use crate::outlier::OutlierDetection;
 use crate::retry_budget::RetryBudget;
 
@@ -22,6 +24,8 @@ pub struct EffectivePolicy {
     pub retry_budget: Option<RetryBudget>,
     /// Sends the caller's address ahead.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// The endpoints are HTTP proxies, and connections that are carried as bytes go through them.
+    pub tunnel: Option<Tunnel>,
 }
 
 /// Limits with their defaults. A time of `None` is the agent's own.
@@ -96,6 +100,7 @@ struct Layers<'a> {
     tls: Option<&'a ClientTls>,
     retry_budget: Option<RetryBudget>,
     proxy_protocol: Option<ProxyProtocol>,
+    tunnel: Option<&'a Tunnel>,
 }
 
 impl<'a> Layers<'a> {
@@ -107,6 +112,7 @@ impl<'a> Layers<'a> {
             tls: policy.tls.as_ref().or(self.tls),
             retry_budget: policy.retry_budget.or(self.retry_budget),
             proxy_protocol: policy.proxy_protocol.or(self.proxy_protocol),
+            tunnel: policy.tunnel.as_ref().or(self.tunnel),
         };
         match policy.ports.get(&port) {
             Some(port) => Self {
@@ -133,6 +139,7 @@ impl TrafficPolicy {
             tls: all.tls.cloned(),
             retry_budget: all.retry_budget,
             proxy_protocol: all.proxy_protocol,
+            tunnel: all.tunnel.cloned(),
         }
     }
 }

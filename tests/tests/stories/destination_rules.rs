@@ -1,7 +1,10 @@
 //! How a service is called, as a DestinationRule says it: limits, ejection, affinity, near before far.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::thread;
 
 use baremesh_tests::{Member, Mesh, Process, WAIT_BOUND, exit, exit_code_of, wait_until};
 
@@ -61,6 +64,59 @@ fn what_asks_for_tls_is_never_sent_in_plaintext() {
         pair.web.log().iter().any(because("handshake_failed"))
     });
     assert!(!server.stdout().contains("secret word"));
+}
+
+/// An HTTP proxy without an agent: connects nobody anywhere, but answers as the target would, which speaks first.
+fn proxy(listener: TcpListener) -> Arc<Mutex<Vec<String>>> {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&asked);
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(stream.try_clone().expect("a socket"));
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).is_ok_and(|read| read > 0) {}
+            let answer: &[u8] = match head.contains(":443 ") {
+                true => b"HTTP/1.1 200 Connection established\r\nVia: 1.1 proxy\r\n\r\nwelcome\n",
+                false => b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n",
+            };
+            heard.lock().expect("no panic").push(head);
+            let _ = stream.write_all(answer);
+            thread::spawn(move || io::copy(&mut reader, &mut stream));
+        }
+    });
+    asked
+}
+
+#[test]
+fn connections_go_through_an_http_proxy_where_the_rule_says_so() {
+    let pair = Pair::new("tunnel");
+    let address = pair.mesh.control.v4();
+    let asked = proxy(pair.mesh.control.listen((address, 3128)));
+    pair.mesh.apply(&format!(
+        "[[Service]]\nname = \"echo\"\nports = [{{ port = 7000, targetPort = 3128, protocol = \"tcp\" }}]\n\
+         [[WorkloadEntry]]\nname = \"echo-1\"\naddress = \"{address}\"\nlabels = {{ app = \"echo\" }}\n"
+    ));
+    pair.mesh.enforce(&rule("{ tunnel = { targetHost = \"fd00::7\", targetPort = 443 } }"));
+    pair.web.wait_for_endpoints("echo.default", 1);
+    let mut stream = open(&pair);
+    let mut reader = BufReader::new(stream.try_clone().expect("a socket"));
+    let mut line = || {
+        let mut line = String::new();
+        reader.read_line(&mut line).map(|_| line)
+    };
+    assert_eq!(line().expect("what came with the proxy's answer"), "welcome\n");
+    stream.write_all(b"hello\n").expect("written");
+    assert_eq!(line().expect("what came after it"), "hello\n");
+    let heard = asked.lock().expect("no panic").join("");
+    assert_eq!(heard, "CONNECT [fd00::7]:443 HTTP/1.1\r\nHost: [fd00::7]:443\r\n\r\n");
+
+    pair.mesh.enforce(&rule("{ tunnel = { targetHost = \"other.example\", targetPort = 80 } }"));
+    assert!(is_cut(pair.call("echo", 7000, "hello")));
+    let line = pair.web.wait_for_log("the proxy refuses", because("refused_by_proxy"));
+    assert!(
+        line["connection_termination_details"].as_str().is_some_and(|text| text.contains("403")),
+        "{line}"
+    );
 }
 
 /// A caller in `eu/a`, and `echo` on two hosts: one beside it, one far away.

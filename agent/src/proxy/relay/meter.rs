@@ -24,7 +24,7 @@ impl Meter {
         self.from_client.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn answered(&self, bytes: usize) {
+    pub(in crate::proxy) fn answered(&self, bytes: usize) {
         self.to_client.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 

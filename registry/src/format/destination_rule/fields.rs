@@ -1,11 +1,9 @@
 //! The table of fields. A traffic policy stands in four places, and what it takes is written once.
 
-use crate::format::fields::{Field, enforced, no_effect, refused};
+use crate::format::fields::{Field, enforced, refused};
 
-const TUNNEL: &str = "connections go to endpoints themselves, and over HBONE where an agent is";
 const CRL: &str =
     "revocation lists are not read: let certificates live shortly, or trust an authority of your own";
-const PROTOCOL: &str = "what is spoken to an endpoint is what the port's protocol says";
 
 /// What a policy takes wherever it stands: `$at` is its place, with the dot behind it.
 macro_rules! common {
@@ -122,8 +120,14 @@ macro_rules! common {
                 concat!($at, "connectionPool.http.idleTimeout"),
                 "how long a connection may have no request; 1h, 0s for no limit",
             ),
-            no_effect(concat!($at, "connectionPool.http.h2UpgradePolicy"), PROTOCOL),
-            no_effect(concat!($at, "connectionPool.http.useClientProtocol"), PROTOCOL),
+            enforced(
+                concat!($at, "connectionPool.http.h2UpgradePolicy"),
+                "UPGRADE: HTTP/2 is spoken to endpoints of `http` ports; DO_NOT_UPGRADE, DEFAULT: as the port says",
+            ),
+            enforced(
+                concat!($at, "connectionPool.http.useClientProtocol"),
+                "true: endpoints are spoken to in the version that the caller speaks",
+            ),
             enforced(
                 concat!($at, "connectionPool.http.maxConcurrentStreams"),
                 "requests at once on one HTTP/2 connection",
@@ -207,7 +211,16 @@ macro_rules! whole {
                 concat!($at, "retryBudget.minRetryConcurrency"),
                 "retries that are allowed however few requests there are; 3",
             ),
-            refused(concat!($at, "tunnel"), TUNNEL),
+            enforced(
+                concat!($at, "tunnel"),
+                "the endpoints are HTTP proxies, and connections that are carried as bytes go through them",
+            ),
+            enforced(concat!($at, "tunnel.protocol"), "CONNECT (default); POST is refused"),
+            enforced(
+                concat!($at, "tunnel.targetHost"),
+                "what the proxy is to connect to: a name or an address",
+            ),
+            enforced(concat!($at, "tunnel.targetPort"), "the port there"),
             enforced(
                 concat!($at, "proxyProtocol"),
                 "the called program is told the caller's address ahead of the connection's bytes",

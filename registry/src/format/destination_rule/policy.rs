@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use baremesh_model::destination_rule::{PortPolicy, ProxyProtocol, TrafficPolicy};
+use baremesh_model::destination_rule::{PortPolicy, ProxyProtocol, TrafficPolicy, Tunnel};
 use baremesh_model::retry_budget::RetryBudget;
 use serde_json::{Value as Json, json};
 
 use super::values::{Out, choice, count, number, percent};
 use super::{connection_pool, load_balancer, outlier, tls};
+use crate::diagnostic::quote;
 use crate::format::decode::{At, Decoder, Fields, optional};
 
 pub(super) fn decode(d: &mut Decoder<'_>, at: &At<'_>) -> Option<TrafficPolicy> {
@@ -16,6 +17,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, at: &At<'_>) -> Option<TrafficPolicy> 
     let ports = optional(fields.take("portLevelSettings"), |at| ports(d, &at));
     let retry_budget = optional(fields.take("retryBudget"), |at| retry_budget(d, &at));
     let proxy_protocol = optional(fields.take("proxyProtocol"), |at| proxy_protocol(d, &at));
+    let tunnel = optional(fields.take("tunnel"), |at| tunnel(d, &at));
     let PortPolicy { load_balancer, connection_pool, outlier_detection, tls } = common?;
     let policy = TrafficPolicy {
         load_balancer,
@@ -25,6 +27,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, at: &At<'_>) -> Option<TrafficPolicy> 
         ports: ports?.unwrap_or_default(),
         retry_budget: retry_budget?,
         proxy_protocol: proxy_protocol?,
+        tunnel: tunnel?,
     };
     if policy == TrafficPolicy::default() {
         d.invalid(at, "traffic policy must have at least one field", "say something, or remove it");
@@ -84,6 +87,24 @@ fn proxy_protocol(d: &mut Decoder<'_>, at: &At<'_>) -> Option<ProxyProtocol> {
     Some(version.unwrap_or(ProxyProtocol::V1))
 }
 
+fn tunnel(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Tunnel> {
+    let fields = d.fields(at)?;
+    let protocol = optional(fields.take("protocol"), |at| match d.text(&at)? {
+        "CONNECT" => Some(()),
+        other => {
+            d.invalid(&at, format!("a tunnel by {} is not to be had", quote(other)), "use CONNECT");
+            None
+        }
+    });
+    let port = d.required(&fields, "targetPort").and_then(|at| d.port(&at));
+    let tunnel = d.required(&fields, "targetHost").and_then(|at| {
+        let made = Tunnel::new(d.text(&at)?, port?);
+        made.map_err(|error| d.invalid(&at, error.to_string(), "name what the proxy is to connect to")).ok()
+    });
+    protocol?;
+    tunnel
+}
+
 /// Nothing for a policy that says nothing.
 pub(super) fn encode(policy: &TrafficPolicy) -> Option<Json> {
     let mut out = Out::default();
@@ -101,6 +122,8 @@ pub(super) fn encode(policy: &TrafficPolicy) -> Option<Json> {
         ProxyProtocol::V2 => json!({ "version": "V2" }),
     };
     out.put_some("proxyProtocol", policy.proxy_protocol.map(version));
+    let tunnel = |tunnel: &Tunnel| json!({ "targetHost": tunnel.host(), "targetPort": tunnel.port() });
+    out.put_some("tunnel", policy.tunnel.as_ref().map(tunnel));
     out.some()
 }
 

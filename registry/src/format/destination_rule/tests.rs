@@ -133,7 +133,10 @@ fn refuses_what_istio_does() {
     check("{ tls = { mode = \"SIMPLE\", caCertificates = \"ca.pem\" } }", "whole path");
     check("{ tls = { mode = \"SIMPLE\", credentialName = \"../x\" } }", "not the name of a credential");
     check("{ tls = { mode = \"SIMPLE\", caCrl = \"/x\" } }", "refused");
-    check("{ tunnel = { targetHost = \"a\", targetPort = 1 } }", "refused");
+    check("{ tunnel = { targetHost = \"a\", targetPort = 1, protocol = \"POST\" } }", "use CONNECT");
+    check("{ tunnel = { targetHost = \"*.a\", targetPort = 1 } }", "neither a host name nor an address");
+    check("{ tunnel = { targetHost = \"a\" } }", "`trafficPolicy.tunnel.targetPort` is required");
+    check("{ tunnel = { targetPort = 1 } }", "`trafficPolicy.tunnel.targetHost` is required");
     check("{ loadBalancing = { simple = \"RANDOM\" } }", "did you mean");
 }
 

@@ -1,5 +1,6 @@
 //! Any DestinationRule that is valid.
 
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -177,8 +178,17 @@ fn any_policy() -> BoxedStrategy<TrafficPolicy> {
         .prop_map(|(percent, min_concurrency)| RetryBudget { percent, min_concurrency });
     let proxy = prop_oneof![Just(ProxyProtocol::V1), Just(ProxyProtocol::V2)];
     let ports = btree_map(1..=u16::MAX, any_port_policy(), 0..2);
-    (any_port_policy(), ports, option::of(budget), option::of(proxy))
-        .prop_map(|(common, ports, retry_budget, proxy_protocol)| TrafficPolicy {
+    let target = prop_oneof![
+        "[a-z]{1,8}(\\.[a-z0-9]{1,8}){0,3}",
+        Just("10.0.0.7".to_owned()),
+        Just("fd00::7".to_owned())
+    ];
+    let tunnel = (target, 1..=u16::MAX).prop_map(|(host, port)| {
+        let port = NonZeroU16::new(port).expect("not zero");
+        Tunnel::new(&host, port).expect("a host")
+    });
+    (any_port_policy(), ports, option::of(budget), option::of(proxy), option::of(tunnel))
+        .prop_map(|(common, ports, retry_budget, proxy_protocol, tunnel)| TrafficPolicy {
             load_balancer: common.load_balancer,
             connection_pool: common.connection_pool,
             outlier_detection: common.outlier_detection,
@@ -186,6 +196,7 @@ fn any_policy() -> BoxedStrategy<TrafficPolicy> {
             ports,
             retry_budget,
             proxy_protocol,
+            tunnel,
         })
         .boxed()
 }
