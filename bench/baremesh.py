@@ -8,26 +8,26 @@ from pathlib import Path
 
 from hosts import CommandFailed
 
-# Where the two services are dialled: addresses of their own, so that no name server is part of the measurement.
-HTTP_ADDRESS = "240.240.0.10"
-BULK_ADDRESS = "240.240.0.11"
+# Where the services are dialled: addresses of their own, so that no name server is part of the measurement.
+ADDRESSES = {"web": "240.240.0.10", "bulk": "240.240.0.11", "streams": "240.240.0.12"}
 READY_SECONDS = 30
 # What an agent counts of a port that speaks it.
-COUNTER = {"tcp": "istio_tcp_connections_opened_total", "http": "istio_requests_total"}
+COUNTER = {"tcp": "istio_tcp_connections_opened_total", "http": "istio_requests_total", "http2": "istio_requests_total"}
 
 
 class BaremeshLacks(Exception):
     """The binary is missing, or cannot yet do what the bench asks of it."""
 
 
-def start_baremesh(hosts, binary, http_port, bulk_port, protocol="tcp"):
-    """Makes a mesh of the two hosts and puts capture in place on both. `protocol` is what nginx's port is declared to speak.
+def start_baremesh(hosts, binary, services):
+    """Makes a mesh of the two hosts and puts capture in place on both. `services` are (port, declared protocol) by their
+    names in ADDRESSES.
 
     The mesh is one of files: both hosts read the same resources, and sign with copies of one certificate authority, so
-    that no control server takes part in the measurement. On the server's host nginx listens on `http_port` and iperf3 on
-    `bulk_port`, on every address, loopback included.
+    that no control server takes part in the measurement. On the server's host the servers listen on every address,
+    loopback included.
 
-    Returns what `peers.Running` is made of: `http` and `bulk` to dial, the agents' pids, and `evidence`.
+    Returns what to dial by service, the agents' pids on the client's and on the server's host, and `evidence`.
     """
     if not Path(binary).is_file():
         raise BaremeshLacks(f"no baremesh binary at {binary}: cargo build --release, or name one with --baremesh")
@@ -35,7 +35,7 @@ def start_baremesh(hosts, binary, http_port, bulk_port, protocol="tcp"):
     shutil.rmtree(base, ignore_errors=True)
     authority = flags(base / "authority")
     hosts.client.run(binary, *authority, "init", "--trust-domain", "mesh.internal")
-    resources = resources_text(hosts.server.address, (http_port, protocol), (bulk_port, "tcp"))
+    resources = resources_text(hosts.server.address, services)
     agents = {}
     for name, host in (("client", hosts.client), ("server", hosts.server)):
         place = base / name
@@ -45,19 +45,15 @@ def start_baremesh(hosts, binary, http_port, bulk_port, protocol="tcp"):
         (place / "config" / "registry" / "mesh.toml").write_text(resources)
         (place / "config" / "agent.toml").write_text(agent_text(name, host.address))
         if name == "server":
-            for service, port, speaks in (("web", http_port, protocol), ("bulk", bulk_port, "tcp")):
+            for service, (port, speaks) in services.items():
                 registration = f'name = "{service}"\nports = [{{ port = {port}, protocol = "{speaks}" }}]\n'
                 (place / "config" / "services" / f"default.{service}.toml").write_text(registration)
         agents[name] = host.spawn(binary, *flags(place), "agent", log=f"baremesh-{name}")
     for name, host in (("client", hosts.client), ("server", hosts.server)):
         wait_until_ready(host, name)
-    return dict(
-        http=(HTTP_ADDRESS, http_port),
-        bulk=(BULK_ADDRESS, bulk_port),
-        client_pids=[agents["client"].pid],
-        server_pids=[agents["server"].pid],
-        evidence=lambda: evidence(hosts, COUNTER[protocol]),
-    )
+    dialled = {service: (ADDRESSES[service], port) for service, (port, _) in services.items()}
+    counter = COUNTER[services["web"][1]]
+    return dialled, [agents["client"].pid], [agents["server"].pid], lambda: evidence(hosts, counter)
 
 
 def flags(place):
@@ -71,11 +67,11 @@ def agent_text(name, address):
     )
 
 
-def resources_text(server, web, bulk):
+def resources_text(server, services):
     text = '[[PeerAuthentication]]\nname = "default"\nnamespace = "mesh-system"\nmtls = { mode = "STRICT" }\n'
-    for name, (port, protocol), address in (("web", web, HTTP_ADDRESS), ("bulk", bulk, BULK_ADDRESS)):
+    for name, (port, protocol) in services.items():
         text += (
-            f'[[Service]]\nname = "{name}"\naddresses = ["{address}"]\nports = [{{ port = {port}, protocol = "{protocol}" }}]\n'
+            f'[[Service]]\nname = "{name}"\naddresses = ["{ADDRESSES[name]}"]\nports = [{{ port = {port}, protocol = "{protocol}" }}]\n'
             f'[[WorkloadEntry]]\nname = "{name}-server"\naddress = "{server}"\nlabels = {{ app = "{name}" }}\ntunnel = "hbone"\n'
         )
     return text

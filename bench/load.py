@@ -2,21 +2,31 @@
 dial, with the proxies' processor time taken around it."""
 
 import json
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import tools
 from meter import Watch, peak_mib, resident_mib
-from peers import BULK_PORT, HTTP_PORT, NotTaken
+from peers import BULK_PORT, HTTP2_PORT, HTTP_PORT, NotTaken
 
 HERE = Path(__file__).parent
 GIB = 1 << 30
 BODY = "baremesh " * 14
+# A message in gRPC's frame: not compressed, its length, and that many bytes.
+ASKED = b"\0\0\0\0\x10" + b"a" * 16
+ANSWERED = b"\0\0\0\0\x40" + b"b" * 64
 
 KEPT_CONNECTIONS = 64
 NEW_CONNECTIONS = 32
 IDLE_CONNECTIONS = 1000
+RATE = 1000
+RATE_CONNECTIONS = 16
+# As many requests under way as with wrk's connections.
+HTTP2_CONNECTIONS = 8
+HTTP2_STREAMS = 8
 WARM_UP_SECONDS = 1
 # What a peer's memory is given to come to rest.
 SETTLE_SECONDS = 1
@@ -40,12 +50,21 @@ class LoadFailed(Exception):
 
 
 def start_servers(hosts):
-    """nginx with one worker and a small answer from memory, and iperf3, both on all addresses of the server's host."""
+    """nginx with one worker and a small answer from memory, nghttpd with one and a small file, which it closes with
+    trailers, and iperf3, all on all addresses of the server's host."""
     config = hosts.log_dir / "nginx.conf"
     config.write_text(NGINX.format(dir=hosts.log_dir, port=HTTP_PORT, body=BODY))
     hosts.server.spawn("nginx", "-c", config, "-p", hosts.log_dir, log="nginx")
+    documents = hosts.log_dir / "documents"
+    documents.mkdir(exist_ok=True)
+    (documents / "page").write_text(BODY)
+    (documents / "call.grpc").write_bytes(ANSWERED)
+    (hosts.log_dir / "asked").write_bytes(ASKED)
+    (hosts.log_dir / "mime.types").write_text("application/grpc grpc\n")
+    hosts.server.spawn("nghttpd", "--no-tls", "--htdocs", documents, "--mime-types-file", hosts.log_dir / "mime.types",
+                       "--trailer", "grpc-status: 0", HTTP2_PORT, log="nghttpd")
     hosts.server.spawn("iperf3", "--server", "--port", BULK_PORT, log="iperf3")
-    _wait_listening(hosts.server, HTTP_PORT, BULK_PORT)
+    _wait_listening(hosts.server, HTTP_PORT, HTTP2_PORT, BULK_PORT)
 
 
 def _wait_listening(host, *ports):
@@ -107,23 +126,31 @@ def _wrk(hosts, running, seconds, connections, extra=()):
     said = hosts.client.run("wrk", "--threads", 1, "--connections", connections, "--duration", f"{seconds}s",
                             "--script", HERE / "report.lua", *extra, url(running), timeout=seconds + 60)
     watch.stop()
-    report = json.loads(next(line for line in said.splitlines() if line.startswith("REPORT "))[len("REPORT "):])
+    report = _reported(said)
     errors = sum(report["errors"].values())
     if not report["requests"] or errors > report["requests"] * ERROR_SHARE:
         raise LoadFailed(f"wrk: {errors} errors in {report['requests']} requests: {report['errors']}")
     return report, watch
 
 
+def _reported(said):
+    return json.loads(next(line for line in said.splitlines() if line.startswith("REPORT "))[len("REPORT "):])
+
+
 def _requests(name, report, spent):
     count = report["requests"]
-    found = {
+    return {
         f"{name}_per_s": count / (report["microseconds"] / 1e6),
         f"{name}_p50_us": report["p50_us"],
         f"{name}_p99_us": report["p99_us"],
         f"{name}_errors": sum(report["errors"].values()),
-        f"{name}_machine_s_per_10k": spent.machine / count * 10_000,
-    }
-    return found | ({f"{name}_cpu_s_per_10k": spent.proxies / count * 10_000} if spent.pids else {})
+    } | _spent_for(name, count, spent)
+
+
+def _spent_for(name, requests, spent):
+    """Processor time for 10,000 requests: the machine's, and the proxies' where there are any."""
+    found = {f"{name}_machine_s_per_10k": spent.machine / requests * 10_000}
+    return found | ({f"{name}_cpu_s_per_10k": spent.proxies / requests * 10_000} if spent.pids else {})
 
 
 def lone(hosts, running, seconds):
@@ -131,6 +158,52 @@ def lone(hosts, running, seconds):
     _wrk(hosts, running, WARM_UP_SECONDS, 1)
     report, spent = _wrk(hosts, running, seconds, 1)
     return _requests("lone", report, spent)
+
+
+def rate(hosts, running, seconds):
+    """A request a millisecond, whatever becomes of those before; latency from when each fell due."""
+    _steady(hosts, running, WARM_UP_SECONDS)
+    report, spent = _steady(hosts, running, seconds)
+    figures = ("p50_us", "p99_us", "late_p50_us", "late_p99_us", "waited")
+    return {f"rate_{figure}": report[figure] for figure in figures} | _spent_for("rate", report["requests"], spent)
+
+
+def _steady(hosts, running, seconds):
+    host, port = running.http
+    watch = Watch(running.pids)
+    said = hosts.client.run(tools.STEADY, f"{host}:{port}", RATE, 0, seconds, RATE_CONNECTIONS, timeout=seconds + 60)
+    watch.stop()
+    return _reported(said), watch
+
+
+def http2(hosts, running, seconds):
+    """HTTP/2 requests over kept connections."""
+    return _h2load("http2", hosts, running, seconds, "page")
+
+
+def grpc(hosts, running, seconds):
+    """The same in gRPC's form: POST with a small message each way, the status in trailers."""
+    call = ("--data", hosts.log_dir / "asked", "--header", "content-type: application/grpc", "--header", "te: trailers")
+    host, port = running.http2
+    # h2load does not look at trailers.
+    if "grpc-status: 0" not in hosts.client.run("nghttp", "--verbose", *call, f"http://{host}:{port}/call.grpc"):
+        raise LoadFailed("an answer in gRPC's form lost its trailers")
+    return _h2load("grpc", hosts, running, seconds, "call.grpc", call)
+
+
+def _h2load(name, hosts, running, seconds, path, extra=()):
+    host, port = running.http2
+    for duration in (WARM_UP_SECONDS, seconds):
+        watch = Watch(running.pids)
+        said = hosts.client.run(
+            "h2load", "--threads", 1, "--clients", HTTP2_CONNECTIONS, "--max-concurrent-streams", HTTP2_STREAMS,
+            "--duration", duration, *extra, f"http://{host}:{port}/{path}", timeout=seconds + 60)
+        watch.stop()
+    done, failed = (int(re.search(rf"(\d+) {word}", said)[1]) for word in ("succeeded", "failed"))
+    good = int(re.search(r"status codes: (\d+) 2xx", said)[1])
+    if not done or failed > done * ERROR_SHARE or good < done:
+        raise LoadFailed(f"h2load: {done} requests went well, {failed} failed, {good} were answered 2xx")
+    return {f"{name}_per_s": done / seconds} | _spent_for(name, done, watch)
 
 
 def bulk1(hosts, running, seconds):
@@ -171,14 +244,15 @@ def url(running):
 
 
 # In this order: memory is looked at before the loads have made the peer's heap grow, its peak after them all.
-LOADS = {"memory": memory, "kept": kept, "lone": lone, "new": new, "bulk1": bulk1, "bulk8": bulk8, "peak": peak}
+LOADS = {"memory": memory, "kept": kept, "lone": lone, "rate": rate, "http2": http2, "grpc": grpc, "new": new,
+         "bulk1": bulk1, "bulk8": bulk8, "peak": peak}
 
 
 def measure(hosts, running, loads, seconds):
-    """Runs `loads` one after the other; returns what they measured and what proves that the path was the peer's."""
+    """Runs `loads` one after the other, but for those that the peer cannot carry; returns what they measured and what proves that the path was the peer's."""
     found = {}
     for name in LOADS:
-        if name in loads:
+        if name in loads and name not in running.unable:
             found |= LOADS[name](hosts, running, seconds)
             hosts.check_alive()
     return found, running.evidence()

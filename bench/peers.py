@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import baremesh
@@ -15,13 +15,14 @@ import certs
 import envoy_config as envoy
 from hosts import CommandFailed
 
-# The servers behind every peer, on the server's host: nginx and iperf3, on all its addresses.
+# The servers behind every peer, on the server's host: nginx, nghttpd and iperf3, on all its addresses.
 HTTP_PORT = 8080
+HTTP2_PORT = 8081
 BULK_PORT = 5201
 
 # Where Envoy takes what the client's host redirects, one listener for each server, and where its server side listens.
-CAPTURE_PORT = {HTTP_PORT: 15001, BULK_PORT: 15002}
-TLS_PORT = {HTTP_PORT: 15443, BULK_PORT: 15444}
+CAPTURE_PORT = {HTTP_PORT: 15001, BULK_PORT: 15002, HTTP2_PORT: 15003}
+TLS_PORT = {HTTP_PORT: 15443, BULK_PORT: 15444, HTTP2_PORT: 15445}
 HBONE_PORT = 15008
 # One classic group for both Envoy forms. baremesh pays for X25519MLKEM768 in its own figures.
 CURVES = ("X25519",)
@@ -46,13 +47,15 @@ class Settings:
 @dataclass
 class Running:
     """A started peer: the (host, port) that clients dial, the proxies' processes on either side, and `evidence`, which
-    returns facts about the path that was taken or raises `NotTaken`."""
+    returns facts about the path that was taken or raises `NotTaken`. `unable` are loads that it cannot carry."""
 
     http: tuple
+    http2: tuple
     bulk: tuple
     client_pids: list = field(default_factory=list)
     server_pids: list = field(default_factory=list)
     evidence: Callable[[], dict] = dict
+    unable: tuple = ()
 
     @property
     def pids(self):
@@ -69,17 +72,24 @@ def start(peer, hosts, settings):
 
 def start_direct(hosts, _settings):
     """No proxy: the wire and the servers alone."""
-    return Running((hosts.server.address, HTTP_PORT), (hosts.server.address, BULK_PORT))
+    return Running(*((hosts.server.address, port) for port in (HTTP_PORT, HTTP2_PORT, BULK_PORT)))
 
 
 def start_baremesh(hosts, settings):
     """A mesh of two hosts with the project's own binary."""
-    return Running(**baremesh.start_baremesh(hosts, settings.baremesh, HTTP_PORT, BULK_PORT))
+    return _start_mesh(hosts, settings, "tcp", "tcp")
 
 
 def start_baremesh_http(hosts, settings):
-    """The same mesh, with nginx's port declared to speak HTTP: both agents see every request."""
-    return Running(**baremesh.start_baremesh(hosts, settings.baremesh, HTTP_PORT, BULK_PORT, protocol="http"))
+    """The same mesh, with nginx's and nghttpd's ports declared to speak HTTP: both agents see every request."""
+    return _start_mesh(hosts, settings, "http", "http2")
+
+
+def _start_mesh(hosts, settings, web, streams):
+    """`web` and `streams` are what nginx's and nghttpd's ports are declared to speak."""
+    services = {"web": (HTTP_PORT, web), "streams": (HTTP2_PORT, streams), "bulk": (BULK_PORT, "tcp")}
+    dialled, client_pids, server_pids, evidence = baremesh.start_baremesh(hosts, settings.baremesh, services)
+    return Running(dialled["web"], dialled["streams"], dialled["bulk"], client_pids, server_pids, evidence)
 
 
 def start_envoy(hosts, settings):
@@ -88,28 +98,33 @@ def start_envoy(hosts, settings):
 
 
 def start_envoy_http(hosts, settings):
-    """The same sidecars with HTTP on nginx's port, and HTTP/1.1 between them."""
-    return _start_sidecars(hosts, settings, envoy.http_proxy)
+    """The same sidecars with HTTP on nginx's and nghttpd's ports, and HTTP/1.1 between them, which has no trailers behind a
+    Content-Length."""
+    return replace(_start_sidecars(hosts, settings, envoy.http_proxy), unable=("grpc",))
 
 
 def start_envoy_http2(hosts, settings):
-    """The same sidecars with HTTP on nginx's port, and HTTP/2 between them."""
+    """The same sidecars with HTTP on nginx's and nghttpd's ports, and HTTP/2 between them."""
     return _start_sidecars(hosts, settings, envoy.http_proxy, http2={})
 
 
 def _start_sidecars(hosts, settings, of_web, http2=None):
-    """A pair of Envoys; `of_web` makes the filter of nginx's port, and `http2` has them speak that between them."""
+    """A pair of Envoys; `of_web` makes the filters of nginx's and nghttpd's ports, and `http2` has them speak that between
+    them."""
     client, server = certs.make(hosts.log_dir / "certs")
     to_server = envoy.upstream_tls(client, server.identity, curves=CURVES)
     to_client = envoy.downstream_tls(server, client.identity, curves=CURVES)
     client_listeners, client_clusters, server_listeners, server_clusters = [], [], [], []
-    for port, proxy, between in ((HTTP_PORT, of_web, http2), (BULK_PORT, envoy.tcp_proxy, None)):
+    # Where connections are relayed, nobody has to say what nghttpd speaks.
+    delivered = None if of_web is envoy.tcp_proxy else {}
+    for port, proxy, between, spoken in ((HTTP_PORT, of_web, http2, None), (HTTP2_PORT, of_web, http2, delivered),
+                                         (BULK_PORT, envoy.tcp_proxy, None, None)):
         remote, local = f"remote-{port}", f"local-{port}"
         client_listeners.append(_captured(port, proxy(remote)))
         client_clusters.append(envoy.cluster(remote, (hosts.server.address, TLS_PORT[port]), to_server, http2=between))
         server_listeners.append(
             envoy.listener(local, (hosts.server.address, TLS_PORT[port]), proxy(local), to_client))
-        server_clusters.append(envoy.cluster(local, ("127.0.0.1", port)))
+        server_clusters.append(envoy.cluster(local, ("127.0.0.1", port), http2=spoken))
     return _run_pair(hosts, settings, (client_listeners, client_clusters), (server_listeners, server_clusters))
 
 
@@ -118,7 +133,7 @@ def start_envoy_hbone(hosts, settings):
     client, server = certs.make(hosts.log_dir / "certs")
     to_server = envoy.upstream_tls(client, server.identity, alpn=("h2",), curves=CURVES)
     to_client = envoy.downstream_tls(server, client.identity, alpn=("h2",), curves=CURVES)
-    authority = {port: f"{hosts.server.address}:{port}" for port in (HTTP_PORT, BULK_PORT)}
+    authority = {port: f"{hosts.server.address}:{port}" for port in CAPTURE_PORT}
     client_listeners = [_captured(port, envoy.tcp_proxy("remote", tunnel_to=authority[port])) for port in authority]
     client_clusters = [envoy.cluster("remote", (hosts.server.address, HBONE_PORT), to_server,
                                      http2={"max_concurrent_streams": envoy.HBONE_STREAMS})]
@@ -145,7 +160,7 @@ def _run_pair(hosts, settings, client, server):
             "--disable-hot-restart", "--log-level", "warning", log="envoy"))
         sockets.append(admin)
     _redirect(hosts.client, hosts.server.address)
-    return Running((hosts.server.address, HTTP_PORT), (hosts.server.address, BULK_PORT),
+    return Running(*((hosts.server.address, port) for port in (HTTP_PORT, HTTP2_PORT, BULK_PORT)),
                    [processes[1].pid], [processes[0].pid], lambda: _envoy_evidence(hosts.client, sockets[0]))
 
 

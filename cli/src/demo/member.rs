@@ -113,6 +113,11 @@ impl Member {
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).map(Line).collect()
     }
 
+    /// What the agent remarks besides, of all its starts.
+    pub(crate) fn remarks(&self) -> String {
+        self.lock().iter().map(Process::stderr).collect()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Process>> {
         self.agents.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -37,6 +37,9 @@ pub(crate) struct Check {
     number: usize,
     title: &'static str,
     passed: bool,
+    /// The resources that were put in force for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    applied: Option<String>,
     evidence: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<String>,
@@ -83,16 +86,24 @@ impl Report {
         }
     }
 
-    /// Notes how it ended, and prints the evidence.
-    pub(crate) fn end(&mut self, step: &Step, outcome: Result<Vec<String>, &Error>, took: Duration) {
+    /// Notes how it ended, and prints what was applied and the evidence.
+    pub(crate) fn end(
+        &mut self,
+        step: &Step,
+        applied: Option<String>,
+        outcome: Result<Vec<String>, &Error>,
+        took: Duration,
+    ) {
         let seconds = format!("{:.1} s", took.as_secs_f64());
         match &outcome {
             Ok(evidence) => {
                 self.say(format_args!("{GREEN}ok{PLAIN}  {DIM}{seconds:>6}{PLAIN}"));
+                self.say_applied(step, applied.as_deref());
                 evidence.iter().for_each(|line| self.say(format_args!("   {line}")));
             }
             Err(error) => {
                 self.say(format_args!("{RED}FAILED{PLAIN}  {DIM}{seconds}{PLAIN}"));
+                self.say_applied(step, applied.as_deref());
                 self.say(format_args!("   {error:#}"));
             }
         }
@@ -100,11 +111,20 @@ impl Report {
             number: self.checks.len() + 1,
             title: step.title,
             passed: outcome.is_ok(),
+            applied,
             failure: outcome.as_ref().err().map(|error| format!("{error:#}")),
             evidence: outcome.unwrap_or_default(),
             milliseconds: took.as_millis(),
             hosts: step.hosts,
         });
+    }
+
+    /// The resources that were put in force, without what their file says of them.
+    fn say_applied(&self, step: &Step, applied: Option<&str>) {
+        let (Some(example), Some(text)) = (step.applies, applied) else { return };
+        self.note(format_args!("baremesh apply -f {}", example.file));
+        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        lines.for_each(|line| self.note(format_args!("│ {line}")));
     }
 
     /// Notes that the show stopped in the midst of a step, which is neither here nor there.
@@ -185,11 +205,17 @@ mod tests {
     #[test]
     fn what_failed_is_kept_for_programs() {
         let mut report = Report::new(Form::Json);
-        report.end(&STEPS[0], Ok(vec!["seen".to_owned()]), Duration::from_millis(7));
-        report.end(&STEPS[1], Err(&anyhow::anyhow!("inner").context("outer")), Duration::ZERO);
+        report.end(
+            &STEPS[0],
+            Some("weight".to_owned()),
+            Ok(vec!["seen".to_owned()]),
+            Duration::from_millis(7),
+        );
+        report.end(&STEPS[1], None, Err(&anyhow::anyhow!("inner").context("outer")), Duration::ZERO);
         let checks = serde_json::to_value(&report.checks).expect("JSON");
         assert_eq!(checks[0]["passed"], true);
         assert_eq!((&checks[0]["evidence"][0], &checks[0]["milliseconds"]), (&"seen".into(), &7.into()));
+        assert_eq!((&checks[0]["applied"], checks[1].get("applied")), (&"weight".into(), None));
         assert_eq!((&checks[1]["number"], &checks[1]["failure"]), (&2.into(), &"outer: inner".into()));
         assert_eq!(report.failed().len(), 1);
     }

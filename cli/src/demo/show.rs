@@ -10,11 +10,12 @@ use anyhow::{Context as _, Result, anyhow};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use super::examples::Examples;
 use super::hosts::{Net, Privilege};
 use super::patience::{Patience, Stopped};
 use super::report::{Form, Report, show_logs, stopped};
 use super::stage::Stage;
-use super::steps::STEPS;
+use super::steps::{STEPS, Step};
 use super::try_out;
 use crate::output::{Exit, Said, remark};
 
@@ -33,18 +34,18 @@ pub enum Afterwards {
     Stay,
 }
 
-/// Shows everything, and returns when nothing of it is left.
+/// Shows everything under the resources of `examples`, and returns when nothing of it is left.
 ///
 /// # Errors
 /// If a step failed, or the machine does not allow such a mesh; the message says what to do.
-pub fn run(afterwards: Afterwards, form: Form) -> Result<()> {
+pub fn run(afterwards: Afterwards, form: Form, examples: Examples) -> Result<()> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("the runtime does not start")?;
     let patience = Patience::new(Arc::clone(&interrupted), LIMIT);
     let (sender, finished) = oneshot::channel();
     let showing = thread::Builder::new().name("demo".to_owned()).spawn(move || {
-        let outcome = show(&patience, afterwards, form);
+        let outcome = show(&patience, (afterwards, form), examples);
         // Nobody waits any more only when time is over.
         let _ = sender.send(outcome);
     });
@@ -92,7 +93,7 @@ async fn wait(
     }
 }
 
-fn show(patience: &Patience, afterwards: Afterwards, form: Form) -> Result<()> {
+fn show(patience: &Patience, (afterwards, form): (Afterwards, Form), examples: Examples) -> Result<()> {
     let mut report = Report::new(form);
     let started = Instant::now();
     let net = Net::new("demo")?;
@@ -101,7 +102,7 @@ fn show(patience: &Patience, afterwards: Afterwards, form: Form) -> Result<()> {
         _ => "A mesh of five hosts on this machine, each a network namespace, without root",
     });
     // Too slow is a fault that has to be found; interrupted is none.
-    let stage = Stage::set(&net, patience).inspect_err(|error| {
+    let stage = Stage::set(&net, patience, examples).inspect_err(|error| {
         if stopped(error) != Some(Stopped::Interrupted) {
             show_logs(&net, &[]);
         }
@@ -115,7 +116,8 @@ fn show(patience: &Patience, afterwards: Afterwards, form: Form) -> Result<()> {
     for (number, step) in (1..).zip(&STEPS) {
         report.begin(step);
         let began = Instant::now();
-        let outcome = (step.show)(&stage);
+        let applied = step.applies.map(|example| stage.text(example)).transpose()?;
+        let outcome = see(step, &stage);
         if let Some(why) = outcome.as_ref().err().and_then(stopped) {
             report.stop();
             if why != Stopped::Interrupted {
@@ -123,7 +125,7 @@ fn show(patience: &Patience, afterwards: Afterwards, form: Form) -> Result<()> {
             }
             return Err(anyhow!(why).context(format!("in step {number}, {}", step.title)));
         }
-        report.end(step, outcome.as_ref().map(Clone::clone), began.elapsed());
+        report.end(step, applied, outcome.as_ref().map(Clone::clone), began.elapsed());
     }
     report.conclude(&net, STEPS.len())?;
     if afterwards == Afterwards::Stay {
@@ -135,9 +137,21 @@ fn show(patience: &Patience, afterwards: Afterwards, form: Form) -> Result<()> {
     }
 }
 
+/// Puts in force what the step applies, and gathers its evidence.
+fn see(step: &Step, stage: &Stage<'_>) -> Result<Vec<String>> {
+    if let Some(example) = step.applies {
+        stage.enforce(example)?;
+    }
+    (step.show)(stage)
+}
+
 fn say_hosts(report: &Report, stage: &Stage<'_>) {
-    let about =
-        ["checkout, which calls orders", "orders, catalog, support", "orders", "no service of its own"];
+    let about = [
+        "checkout, which calls orders",
+        "orders, catalog, support, reviews v1",
+        "orders, reviews v2",
+        "no service of its own",
+    ];
     report.say(format_args!("\n   {:9}{:13}{}", "control", stage.control.v4(), "the control server"));
     for (member, about) in stage.members().into_iter().zip(about) {
         report.say(format_args!("   {:9}{:13}{about}", member.name(), member.host.v4()));

@@ -4,8 +4,8 @@
 //! | host | runs | calls |
 //! |---|---|---|
 //! | `web` | `checkout` | `orders` |
-//! | `one` | `orders`, `catalog`, `support` | `catalog` |
-//! | `two` | `orders` | `catalog` |
+//! | `one` | `orders`, `catalog`, `support`, `reviews` v1 | `catalog` |
+//! | `two` | `orders`, `reviews` v2 | `catalog` |
 //! | `guest` | nothing | whatever it likes |
 //!
 //! An ordinary user has one uid, so that all programs of a host have the same identity: callers differ by host.
@@ -19,9 +19,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
+use super::examples::{Example, Examples};
 use super::hosts::{Host, Net, Process};
 use super::member::{Member, ask, baremesh};
 use super::patience::Patience;
+use super::reviews::ORDERS;
 
 /// The trust domain, and the domain of names.
 pub(crate) const DOMAIN: &str = "mesh.internal";
@@ -44,8 +46,8 @@ struct Running {
     listen: &'static str,
     /// As `service register` takes it.
     port: &'static str,
-    /// As `service register` takes it, where its programs call others.
-    user: &'static [&'static str],
+    /// What `service register` is told besides: whose programs it is where they call others, and what it speaks.
+    further: &'static [&'static str],
 }
 
 const RUNNING: &[Running] = &[
@@ -55,7 +57,7 @@ const RUNNING: &[Running] = &[
         role: &["checkout", "orders.mesh.internal", PORT],
         listen: "127.0.0.1:8080",
         port: "80:8080",
-        user: &["--user", "0"],
+        further: &["--user", "0"],
     },
     ORDERS_ON_ONE,
     Running { host: "two", ..ORDERS_ON_ONE },
@@ -65,7 +67,7 @@ const RUNNING: &[Running] = &[
         role: &["catalog"],
         listen: "127.0.0.1:8081",
         port: "80:8081",
-        user: &[],
+        further: &[],
     },
     Running {
         host: "one",
@@ -73,7 +75,14 @@ const RUNNING: &[Running] = &[
         role: &["echo"],
         listen: "127.0.0.1:8082",
         port: "80:8082",
-        user: &[],
+        further: &[],
+    },
+    REVIEWS_V1,
+    Running {
+        host: "two",
+        role: &["web", "v2", ORDERS],
+        further: &["--protocol", "http", "--label", "version=v2"],
+        ..REVIEWS_V1
     },
 ];
 
@@ -83,12 +92,21 @@ const ORDERS_ON_ONE: Running = Running {
     role: &["orders", "catalog.mesh.internal", PORT],
     listen: "127.0.0.1:8080",
     port: "80:8080",
-    user: &["--user", "0"],
+    further: &["--user", "0"],
+};
+
+const REVIEWS_V1: Running = Running {
+    host: "one",
+    name: "reviews",
+    role: &["web", "v1", ORDERS],
+    listen: "127.0.0.1:8083",
+    port: "80:8083",
+    further: &["--protocol", "http", "--label", "version=v1"],
 };
 
 /// How many endpoints each service has when all is well.
-pub(crate) const ENDPOINTS: [(&str, usize); 4] =
-    [("checkout", 1), ("orders", 2), ("catalog", 1), ("support", 1)];
+pub(crate) const ENDPOINTS: [(&str, usize); 5] =
+    [("checkout", 1), ("orders", 2), ("catalog", 1), ("support", 1), ("reviews", 2)];
 
 /// The mesh. Dropping it leaves nothing of it.
 pub(crate) struct Stage<'n> {
@@ -98,6 +116,9 @@ pub(crate) struct Stage<'n> {
     pub(crate) two: Member,
     pub(crate) guest: Member,
     server: Mutex<Option<Process>>,
+    /// The programs of [`RUNNING`], in its order.
+    shop: Vec<Process>,
+    examples: Examples,
     pub(crate) control: Host,
     pub(crate) net: &'n Net,
 }
@@ -140,7 +161,7 @@ pub(crate) fn run(patience: &Patience, command: Command) -> Result<Said> {
 
 impl<'n> Stage<'n> {
     /// Makes the hosts, the mesh on them, and the shop on the mesh.
-    pub(crate) fn set(net: &'n Net, patience: &Patience) -> Result<Self> {
+    pub(crate) fn set(net: &'n Net, patience: &Patience, examples: Examples) -> Result<Self> {
         let control = net.host("control", CONTROL_INDEX)?;
         run(patience, baremesh(&control, ["init", "--trust-domain", DOMAIN, "--domain", DOMAIN]))?
             .success("baremesh init")?;
@@ -150,8 +171,9 @@ impl<'n> Stage<'n> {
         let [web, one, two, guest] =
             <[Member; 4]>::try_from(joined?).map_err(|_| anyhow::anyhow!("four hosts"))?;
         let server = Mutex::new(Some(server));
-        let stage = Self { patience: patience.clone(), web, one, two, guest, server, control, net };
-        at_once(RUNNING, |_, service| stage.open(service))?;
+        let (patience, shop) = (patience.clone(), Vec::new());
+        let mut stage = Self { patience, web, one, two, guest, server, shop, examples, control, net };
+        stage.shop = at_once(RUNNING, |_, service| stage.open(service))?;
         stage.wait_until_whole()?;
         Ok(stage)
     }
@@ -162,13 +184,20 @@ impl<'n> Stage<'n> {
     }
 
     /// Starts a service of the shop, and registers it.
-    fn open(&self, service: &Running) -> Result<()> {
+    fn open(&self, service: &Running) -> Result<Process> {
         let member = self.members().into_iter().find(|member| member.name() == service.host);
         let member = member.with_context(|| format!("no host {}", service.host))?;
-        member.host.serve(service.name, service.role.iter().chain([&service.listen]))?;
+        let program = member.host.serve(service.name, service.role.iter().chain([&service.listen]))?;
         let register = ["service", "register", service.name, "--port", service.port];
-        let command = baremesh(&member.host, register.into_iter().chain(service.user.iter().copied()));
-        run(&self.patience, command)?.success("baremesh service register").map(drop)
+        let command = baremesh(&member.host, register.into_iter().chain(service.further.iter().copied()));
+        run(&self.patience, command)?.success("baremesh service register")?;
+        Ok(program)
+    }
+
+    /// The program of a service on a host.
+    pub(crate) fn program(&self, member: &Member, service: &str) -> Option<&Process> {
+        let is_it = |running: &Running| running.host == member.name() && running.name == service;
+        RUNNING.iter().position(is_it).and_then(|index| self.shop.get(index))
     }
 
     /// Waits until every agent is ready and knows every endpoint.
@@ -208,6 +237,22 @@ impl<'n> Stage<'n> {
         run(&self.patience, baremesh(&self.control, ["apply", "-f", &file]))?
             .success("baremesh apply")
             .map(drop)
+    }
+
+    /// What an example says, which may be another than the binary holds.
+    pub(crate) fn text(&self, example: &Example) -> Result<String> {
+        self.examples.text(example)
+    }
+
+    /// Puts an example in force, and waits until every agent has it.
+    pub(crate) fn enforce(&self, example: &Example) -> Result<()> {
+        self.apply(example.file.trim_end_matches(".toml"), &self.text(example)?)?;
+        self.patience.wait(&format!("every agent has {} in force", example.file), || {
+            let status = ask::<Value>(&self.control, "control.sock", "/status").unwrap_or_default();
+            let newest = status["stateVersion"].as_u64();
+            let hosts = status["hosts"].as_array().map(Vec::as_slice).unwrap_or_default();
+            newest.is_some() && hosts.iter().all(|host| host["acked"].as_u64() >= newest)
+        })
     }
 
     /// Takes an authorization policy out of force.

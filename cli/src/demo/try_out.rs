@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
+use super::examples::CANARY;
 use super::hosts::Host;
 use super::stage::Stage;
 
@@ -23,6 +24,19 @@ selector = { matchLabels = { app = \"support\" } }
 rules = [{ from = [{ source = { serviceAccounts = [\"default/checkout\"] } }] }]
 ";
 
+/// Half of the requests for the canary, to be tried out.
+const HALF: &str = "\
+[[VirtualService]]
+name = \"reviews\"
+hosts = [\"reviews\"]
+
+[[VirtualService.http]]
+route = [
+  { destination = { host = \"reviews\", subset = \"v1\" }, weight = 50 },
+  { destination = { host = \"reviews\", subset = \"v2\" }, weight = 50 },
+]
+";
+
 /// Writes the script, and returns the lines to type, each after what it is for.
 pub(crate) fn lines(stage: &Stage<'_>) -> Result<Vec<(&'static str, String)>> {
     let hosts = [&stage.control].into_iter().chain(stage.members().map(|member| &member.host));
@@ -30,8 +44,12 @@ pub(crate) fn lines(stage: &Stage<'_>) -> Result<Vec<(&'static str, String)>> {
     fs::write(&path, script(hosts)).with_context(|| format!("cannot write {}", path.display()))?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
         .context("cannot make the script executable")?;
-    let policy = stage.control.path("/etc/baremesh/only-checkout.toml");
-    fs::write(&policy, POLICY).with_context(|| format!("cannot write {}", policy.display()))?;
+    for (file, text) in [("only-checkout.toml", POLICY), ("half.toml", HALF)] {
+        let file = stage.control.path(Path::new("/etc/baremesh").join(file));
+        fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    // The last step may have left other routes, and may have failed.
+    stage.enforce(&CANARY)?;
     let on = if is_executable(&path) { quoted(&path) } else { format!("sh {}", quoted(&path)) };
     let log = |host: &Host| quoted(&host.directory().join("log").join("agent.out"));
     Ok(vec![
@@ -50,6 +68,14 @@ pub(crate) fn lines(stage: &Stage<'_>) -> Result<Vec<(&'static str, String)>> {
             format!("{on} guest baremesh demo-shop half-close support.mesh.internal 80 hello"),
         ),
         ("then not for guest", format!("{on} control baremesh apply -f /etc/baremesh/only-checkout.toml")),
+        (
+            "a canary gets a tenth",
+            format!(
+                "{on} web baremesh demo-shop get --brief --keep --count 1000 http://reviews.mesh.internal/ \
+                 | grep -o '\"instance\":\"v.\"' | sort | uniq -c"
+            ),
+        ),
+        ("then half", format!("{on} control baremesh apply -f /etc/baremesh/half.toml")),
         ("a shell on a host", format!("{on} web sh")),
     ])
 }

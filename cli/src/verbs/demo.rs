@@ -1,9 +1,11 @@
 //! `baremesh demo`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 use super::Global;
-use crate::demo::{Afterwards, Form, run};
+use crate::demo::{Afterwards, Examples, Form, run};
 use crate::output::{Output, usage};
 
 const LONG_ABOUT: &str = "\
@@ -27,17 +29,22 @@ pub struct Demo {
     /// Check everything once, and leave: 0 if all of it holds, 1 if not
     #[arg(long)]
     once: bool,
+
+    /// Take resources of this directory, where it has them, instead of `examples/demo`
+    #[arg(long, value_name = "DIR", hide = true)]
+    resources: Option<PathBuf>,
 }
 
 impl Demo {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let examples = Examples::preferring(self.resources);
         match (self.once, global.output) {
-            (true, Output::Json) => run(Afterwards::Leave, Form::Json),
-            (true, _) => run(Afterwards::Leave, Form::Text),
+            (true, Output::Json) => run(Afterwards::Leave, Form::Json, examples),
+            (true, _) => run(Afterwards::Leave, Form::Text, examples),
             (false, Output::Json) => {
                 Err(usage("`--output json` goes with `--once`: it is printed at the end"))
             }
-            (false, _) => run(Afterwards::Stay, Form::Text),
+            (false, _) => run(Afterwards::Stay, Form::Text, examples),
         }
     }
 }

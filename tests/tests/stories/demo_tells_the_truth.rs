@@ -7,12 +7,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use baremesh_tests::{binary, is_root, output_of, run};
+use baremesh_tests::{binary, is_root, output_of, run, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How many claims there are.
-const CLAIMS: usize = 7;
+const CLAIMS: usize = 12;
 /// How long a demo is waited for: longer than it allows itself, so that it says what it waited for.
 const DEMO_BOUND: Duration = Duration::from_secs(330);
 /// How often it is looked at.
@@ -114,12 +114,100 @@ fn what_is_broken_is_not_claimed() {
     let bare = Bare::new();
     let mut demo = Watched::start(&bare, &["demo", "--once"]);
     demo.said_until("Up after");
-    // Every claim but one needs an answer of the catalog.
+    // The first claim and the last one need an answer of the catalog.
     kill_catalog_of(&demo.child);
     let status = demo.child.wait().expect("it ends");
     let said = demo.said();
     assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("FAILED: 7") && !said.contains("checks passed"), "{said}");
+    assert!(said.contains("FAILED: 1  ") && said.contains("FAILED: 12  "), "{said}");
+    assert!(!said.contains("checks passed"), "{said}");
+    bare.expect_nothing_left();
+}
+
+/// A claim, and resources under which it does not hold.
+struct Untrue {
+    title: &'static str,
+    file: &'static str,
+    example: &'static str,
+    /// What the example says, and what is said in its place.
+    otherwise: (&'static str, &'static str),
+    /// What the demo has to say of it.
+    said: &'static str,
+}
+
+macro_rules! untrue {
+    ($title:literal, $file:literal, $otherwise:expr, $said:literal) => {
+        Untrue {
+            title: $title,
+            file: $file,
+            example: include_str!(concat!("../../../examples/demo/", $file)),
+            otherwise: $otherwise,
+            said: $said,
+        }
+    };
+}
+
+/// Each claim about HTTP.
+const UNTRUE: [Untrue; 5] = [
+    untrue!(
+        "a tenth of the requests goes to a canary",
+        "canary.toml",
+        ("weight = 10", "weight = 25"),
+        "that is no tenth"
+    ),
+    untrue!(
+        "a request's header chooses the version",
+        "by-header.toml",
+        ("{ exact = \"jason\" }", "{ prefix = \"jas\" }"),
+        "the requests of jasmine go astray"
+    ),
+    untrue!(
+        "a retry hides an instance that fails",
+        "retries.toml",
+        ("retryOn = \"503\"", "retryOn = \"reset\""),
+        "web sees the failure"
+    ),
+    untrue!(
+        "an instance that fails is left out, and comes back",
+        "outliers.toml",
+        ("consecutive5xxErrors = 3", "consecutive5xxErrors = 0"),
+        "is not left out"
+    ),
+    untrue!(
+        "a mirror gets copies, and holds nothing up",
+        "mirror.toml",
+        ("value = 100", "value = 0"),
+        "v2 sees the copy"
+    ),
+];
+
+#[test]
+fn each_claim_about_http_fails_where_it_does_not_hold() {
+    let (bare, resources) = (Bare::new(), tempfile::tempdir().expect("a temporary directory"));
+    for untrue in &UNTRUE {
+        let (so, otherwise) = untrue.otherwise;
+        assert!(untrue.example.contains(so), "{} has no {so}", untrue.file);
+        let changed = untrue.example.replacen(so, otherwise, 1);
+        fs::write(resources.path().join(untrue.file), changed).expect("ours");
+    }
+    let resources = resources.path().to_str().expect("a path in UTF-8");
+    let output = run(bare.command(&[], &["demo", "--once", "--output", "json", "--resources", resources]));
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+    let report: Value = serde_json::from_str(&stdout).expect("JSON");
+    let checks = report["checks"].as_array().expect("a list");
+    assert_eq!((checks.len(), &report["passed"]), (CLAIMS, &Value::Bool(false)), "{stdout}");
+    for check in checks {
+        let untrue = UNTRUE.iter().find(|untrue| check["title"] == untrue.title);
+        assert_eq!(check["passed"], untrue.is_none(), "{check}");
+        if let Some(Untrue { otherwise: (_, otherwise), said, .. }) = untrue {
+            let failure = check["failure"].as_str().unwrap_or_default();
+            assert!(failure.contains(said), "{said:?} is not said: {check}");
+            assert!(check["applied"].as_str().is_some_and(|text| text.contains(otherwise)), "{check}");
+        }
+    }
+    let failed = checks.iter().filter(|check| check["passed"] == false).count();
+    assert_eq!(failed, UNTRUE.len(), "{stdout}");
     bare.expect_nothing_left();
 }
 
@@ -136,10 +224,33 @@ fn it_stays_until_it_is_told_to_end_and_leaves_nothing() {
     shell.args(["-c", status]);
     let said = output_of(shell);
     assert!(said.contains("Control server") && said.contains("checkout.default"), "{said}");
+    expect_half_for_the_canary(&lines);
     let pid = Pid::from_child(&demo.child);
     kill_process(pid, Signal::TERM).expect("it is ours");
     assert!(demo.child.wait().expect("it ends").success());
     bare.expect_nothing_left();
+}
+
+/// The lines to try count a canary, and then move more to it.
+#[track_caller]
+fn expect_half_for_the_canary(lines: &str) {
+    let typed = |part: &str| {
+        let line = lines.lines().find(|line| line.contains(part)).expect("a line to try");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line]);
+        output_of(shell)
+    };
+    // As `uniq -c` counts: a number, and what it is the number of.
+    let for_the_canary = || -> usize {
+        let counts = typed("uniq -c");
+        let line = counts.lines().find(|line| line.contains("v2")).unwrap_or_default();
+        line.split_whitespace().next().and_then(|count| count.parse().ok()).unwrap_or_default()
+    };
+    let before = for_the_canary();
+    // Of a thousand requests, 100 give or take 9.5, and then 500 give or take 15.8.
+    assert!((1..250).contains(&before), "{before}");
+    typed("half.toml");
+    wait_until("half of the requests go to the canary", || for_the_canary() > 350);
 }
 
 /// A demo that runs, and what it has written so far, both to standard output and standard error.
