@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use ::bytes::BytesMut;
-use baremesh_model::http::{Headers, ResponseHead};
+use baremesh_model::http::{Headers, RequestHead, ResponseHead};
 use baremesh_model::identity::Identity;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -20,6 +20,7 @@ use super::upstream::{Connection, Lent, ShareError, UpstreamKey, Upstreams, Via}
 use crate::proxy::error::ProxyError;
 use crate::proxy::open::Delivered;
 use crate::proxy::{Entered, Worker};
+use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::Record;
 use crate::telemetry::request_record::{LoggedFields, RequestRecord};
@@ -89,6 +90,10 @@ impl Callee {
     /// Carries a request to the program.
     pub async fn carry(&self, mut exchange: Exchange<'_>) {
         let mut record = self.record(&exchange);
+        if let Err(refusal) = self.within_limits(exchange.head, &mut record) {
+            exchange.reply(&Reply::rate_limited(refusal), &mut record).await;
+            return self.finish(record, &exchange.upload);
+        }
         introduce(&mut exchange.head.headers, self.source.as_ref(), &self.local.identity);
         let mut download = Download::default();
         if record.protocol == RequestProtocol::Grpc {
@@ -127,6 +132,13 @@ impl Callee {
         let mut record = self.record(&exchange);
         exchange.reply(&reply, &mut record).await;
         self.finish(record, &exchange.upload);
+    }
+
+    /// Whether the limits in force have room for a request.
+    fn within_limits(&self, head: &RequestHead, record: &mut RequestRecord) -> Result<(), Refusal> {
+        let snapshot = self.worker.shared.snapshot.load();
+        let from = (self.source.as_ref(), self.peers.client.ip());
+        snapshot.rate_limits.on_arrival(&self.local, head, from, &mut record.limited)
     }
 
     fn record(&self, exchange: &Exchange<'_>) -> RequestRecord {
