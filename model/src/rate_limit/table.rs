@@ -21,6 +21,8 @@ pub struct Table {
     /// At so many counts they are looked through: twice as many as there were the last time, so that it costs a request
     /// nothing on the whole.
     sweep_at: usize,
+    /// No count is full before this moment: until then there is nothing to look for.
+    soonest: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +34,8 @@ struct Count {
 impl Table {
     /// A table of at most so many counts.
     pub fn new(bucket: Bucket, most: usize) -> Self {
-        Self { bucket, most, counts: HashMap::new(), parties: HashMap::new(), sweep_at: FEW.min(most) }
+        let (counts, parties) = (HashMap::new(), HashMap::new());
+        Self { bucket, most, counts, parties, sweep_at: FEW.min(most), soonest: u64::MAX }
     }
 
     /// How many counts there are.
@@ -52,13 +55,14 @@ impl Table {
             count.full_at = full_at;
             return Some(verdict);
         }
-        if self.counts.len() >= self.sweep_at {
+        if self.counts.len() >= self.sweep_at && self.soonest <= now {
             self.sweep(now);
         }
         if self.counts.len() >= self.most && !self.make_room_for(party) {
             return None;
         }
         let (full_at, verdict) = self.bucket.take(now, now);
+        self.soonest = self.soonest.min(full_at);
         self.counts.insert(key, Count { full_at, party });
         *self.parties.entry(party).or_default() += 1;
         Some(verdict)
@@ -68,20 +72,26 @@ impl Table {
     pub fn give_back(&mut self, key: u64) {
         if let Some(count) = self.counts.get_mut(&key) {
             count.full_at = self.bucket.give_back(count.full_at);
+            self.soonest = self.soonest.min(count.full_at);
         }
     }
 
     /// Forgets what is full again, and gives memory back where little is left.
     pub fn sweep(&mut self, now: u64) {
+        if self.soonest > now {
+            return;
+        }
         self.parties.clear();
-        let parties = &mut self.parties;
+        let (parties, mut soonest) = (&mut self.parties, u64::MAX);
         self.counts.retain(|_, count| {
             let stays = count.full_at > now;
             if stays {
                 *parties.entry(count.party).or_default() += 1;
+                soonest = soonest.min(count.full_at);
             }
             stays
         });
+        self.soonest = soonest;
         let room = (2 * self.counts.len()).max(FEW);
         self.sweep_at = room.min(self.most);
         if self.counts.capacity() > 2 * room {
@@ -96,6 +106,8 @@ impl Table {
         for count in converted.counts.values_mut() {
             count.full_at = bucket.converted(count.full_at, now, &self.bucket);
         }
+        // Looked for at the next occasion.
+        converted.soonest = 0;
         converted
     }
 
@@ -107,12 +119,14 @@ impl Table {
         if own >= self.most / parties {
             return false;
         }
-        let Some(largest) = self.parties.iter().max_by_key(|(_, counts)| **counts).map(|(party, _)| *party)
+        let Some(largest) =
+            self.parties.iter().max_by_key(|(party, counts)| (**counts, **party)).map(|(party, _)| *party)
         else {
             return false;
         };
         let of_largest = self.counts.iter().filter(|(_, count)| count.party == largest);
-        let Some(victim) = of_largest.min_by_key(|(_, count)| count.full_at).map(|(key, _)| *key) else {
+        let Some(victim) = of_largest.min_by_key(|(key, count)| (count.full_at, **key)).map(|(key, _)| *key)
+        else {
             return false;
         };
         self.counts.remove(&victim);
@@ -213,12 +227,13 @@ mod tests {
         #[test]
         fn is_a_bucket_for_each_key(
             most in 0..12_usize,
-            asked in vec((0..20_u64, 0..4_u64, 0..2_000_000_000_u64), 1..300),
+            asked in vec((0..20_u64, 0..4_u64, 0..2_000_000_000_u64, any::<bool>()), 1..300),
         ) {
             let bucket = bucket(3);
             let (mut table, mut apart, mut now) = (Table::new(bucket, most), HashMap::new(), SECOND);
             let mut whole = Table::new(bucket, usize::MAX);
-            for (key, party, step) in asked {
+            let mut eager = table.clone();
+            for (key, party, step, given_back) in asked {
                 now += step / 8;
                 // One key is one party's, as where the caller is part of the key.
                 let key = key * 4 + party;
@@ -226,8 +241,16 @@ mod tests {
                 let (after, expected) = bucket.take(*full_at, now);
                 *full_at = after;
                 prop_assert_eq!(whole.take(key, party, now), Some(expected));
-                table.take(key, party, now);
+                // Looking for what is full each time comes to the same places.
+                (eager.soonest, eager.sweep_at) = (0, eager.sweep_at.min(most));
+                prop_assert_eq!(table.take(key, party, now), eager.take(key, party, now));
                 prop_assert!(table.len() <= most);
+                if given_back && expected.allows() {
+                    *full_at = bucket.give_back(after);
+                    for table in [&mut table, &mut whole, &mut eager] {
+                        table.give_back(key);
+                    }
+                }
                 let mut counted: HashMap<u64, usize> = HashMap::new();
                 for count in table.counts.values() {
                     *counted.entry(count.party).or_default() += 1;

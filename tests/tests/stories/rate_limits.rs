@@ -10,7 +10,7 @@ use crate::pair::virtual_addresses;
 use crate::town::{REVIEWS, Town};
 
 /// Keys that an attacker makes up: more than an agent keeps apart.
-const RANDOM_KEYS: usize = 20_000;
+const RANDOM_KEYS: usize = 18_000;
 /// The most that it does.
 const MAX_COUNTS: usize = 16_384;
 
