@@ -35,7 +35,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use baremesh_model::identity::Identity;
@@ -272,6 +272,7 @@ impl Worker {
             self.pool.sweep();
             self.upstreams.sweep(self.shared.limits.idle_timeout);
             self.telemetry.sweep();
+            self.shared.snapshot.load().rate_limits.sweep(Instant::now());
             let tunnels = i64::try_from(self.pool.tunnels()).unwrap_or(i64::MAX);
             self.telemetry.metrics().tunnels.inc_by(tunnels - tunnels_before);
             tunnels_before = tunnels;

@@ -59,6 +59,7 @@ impl Publisher {
         let snapshot = Snapshot::build(&mesh, &registrations, &host, hbone_port, None);
         let snapshot = snapshot.map_err(|error| error.to_string())?;
         originations.load(&snapshot);
+        metrics.rate_limits.are(&snapshot.rate_limits);
         let wanted = watch::Sender::new(snapshot.identities());
         let inputs = Inputs {
             mesh: Arc::new(mesh),
@@ -170,6 +171,7 @@ impl Publisher {
                 let identities = snapshot.identities();
                 // Before it is in force: a call by it finds what it needs.
                 self.originations.load(&snapshot);
+                self.metrics.rate_limits.are(&snapshot.rate_limits);
                 self.snapshot.store(Arc::new(snapshot));
                 *inputs = Inputs {
                     mesh,

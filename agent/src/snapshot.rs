@@ -1,6 +1,6 @@
 //! What a connection is decided from: tables compiled from one whole validated mesh and this host's own
 //! registrations. A snapshot never changes; a connection loads one and keeps to it. The state of endpoints (in
-//! flight, ejections) is shared from snapshot to snapshot.
+//! flight, ejections) and what limits counted are shared from snapshot to snapshot.
 
 /// Compiling a snapshot.
 mod build;
@@ -10,6 +10,8 @@ pub mod cluster;
 pub mod endpoint;
 /// How services are called, by kinds of callers.
 mod views;
+/// Limits on requests, and what they counted.
+pub mod rate_limit;
 /// The capture plan that a snapshot comes to.
 pub mod plan;
 
@@ -36,6 +38,7 @@ use crate::telemetry::metrics::Party;
 pub use build::BuildError;
 pub use cluster::{Cluster, NoEndpoint};
 pub use endpoint::{Endpoint, EndpointState, Transport};
+use rate_limit::RateLimits;
 
 /// This host, as the mesh knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,6 +206,8 @@ pub struct Snapshot {
     pub sources: Vec<Source>,
     /// Routes of requests and connections.
     pub routing: Routing,
+    /// Limits on requests.
+    pub rate_limits: RateLimits,
     /// Which processes are which service of this host.
     pub callers: CallerTable<usize>,
     services: HashMap<Key, Arc<ServiceEntry>>,

@@ -7,6 +7,8 @@ pub mod access_log;
 pub mod metrics;
 /// The final record of one HTTP request.
 pub mod request_record;
+/// The metrics of limits on requests.
+pub mod rate_limits;
 /// The metrics of HTTP and gRPC requests.
 pub mod requests;
 /// The forms that metrics are served in.
@@ -21,6 +23,7 @@ use baremesh_model::identity::Identity;
 
 use crate::proxy::error::{ProxyError, Reason};
 use crate::proxy::relay::Meter;
+use crate::snapshot::rate_limit::Decision;
 use access_log::AccessLog;
 use metrics::{Metrics, Party, Series, SeriesCache, SeriesKey};
 use request_record::RequestRecord;
@@ -210,6 +213,7 @@ impl Telemetry {
         let grpc_status = record.grpc_status.filter(|_| protocol == RequestProtocol::Grpc);
         let key = RequestKey { peers, protocol, code, grpc_status };
         self.requests.series(&self.metrics, key).count(&record.sizes);
+        record.limited.iter().for_each(Decision::count);
         self.log.write_request(record);
     }
 

@@ -30,6 +30,8 @@ pub mod outlier;
 pub mod pattern;
 /// Whether plaintext is taken: PeerAuthentication and its precedence.
 pub mod peer_authentication;
+/// How many requests are let through: limits, their arithmetic and their bounded memory.
+pub mod rate_limit;
 /// Regular expressions of RE2's syntax, in linear time.
 pub mod re2;
 /// How many requests may be retries.

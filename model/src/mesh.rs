@@ -12,6 +12,7 @@ use crate::identity::{Identity, RESERVED_NAMESPACES};
 use crate::mesh_config::MeshConfig;
 use crate::name::{Key, Label};
 use crate::peer_authentication::PeerAuthentication;
+use crate::rate_limit::RateLimit;
 use crate::service::Service;
 use crate::virtual_service::VirtualService;
 use crate::workload::{Tunnel, Workload};
@@ -35,6 +36,8 @@ pub enum Kind {
     HostGrant,
     /// `DestinationRule`
     DestinationRule,
+    /// `RateLimit`
+    RateLimit,
 }
 
 impl Kind {
@@ -49,6 +52,7 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::HostGrant => "HostGrant",
             Self::DestinationRule => "DestinationRule",
+            Self::RateLimit => "RateLimit",
         }
     }
 }
@@ -123,6 +127,8 @@ pub struct Parts {
     pub authorization_policies: Vec<Arc<AuthorizationPolicy>>,
     /// Destination rules, ordered by key.
     pub destination_rules: Vec<Arc<DestinationRule>>,
+    /// Rate limits, ordered by key.
+    pub rate_limits: Vec<Arc<RateLimit>>,
 }
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
@@ -150,6 +156,7 @@ impl Mesh {
         parts.authorization_policies.sort_by(|a, b| a.key.cmp(&b.key));
         parts.virtual_services.sort_by(|a, b| a.key.cmp(&b.key));
         parts.destination_rules.sort_by(|a, b| a.key.cmp(&b.key));
+        parts.rate_limits.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);
         check_workloads(&parts, &mut errors);
         if errors.is_empty() { Ok(Self(parts)) } else { Err(errors) }

@@ -47,6 +47,7 @@ mod durations;
 mod host_grant;
 mod mesh_config;
 mod peer_authentication;
+mod rate_limit;
 mod service;
 mod virtual_service;
 mod workload_entry;

@@ -8,6 +8,7 @@ use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Key, Label, default_namespace};
 use baremesh_model::pattern::Pattern;
 use baremesh_model::peer_authentication::PeerAuthentication;
+use baremesh_model::rate_limit::RateLimit;
 use baremesh_model::service::Service;
 use baremesh_model::virtual_service::VirtualService;
 use baremesh_model::workload::Workload;
@@ -26,6 +27,7 @@ pub enum Resource {
     AuthorizationPolicy(Box<AuthorizationPolicy>),
     HostGrant(Box<HostGrant>),
     DestinationRule(Box<DestinationRule>),
+    RateLimit(Box<RateLimit>),
 }
 
 impl Resource {
@@ -40,6 +42,7 @@ impl Resource {
             Self::AuthorizationPolicy(_) => Kind::AuthorizationPolicy,
             Self::HostGrant(_) => Kind::HostGrant,
             Self::DestinationRule(_) => Kind::DestinationRule,
+            Self::RateLimit(_) => Kind::RateLimit,
         }
     }
 
@@ -55,6 +58,7 @@ impl Resource {
             Self::AuthorizationPolicy(policy) => policy.key.clone(),
             Self::HostGrant(grant) => grant.key.clone(),
             Self::DestinationRule(rule) => rule.key.clone(),
+            Self::RateLimit(limit) => limit.key.clone(),
         }
     }
 
@@ -70,7 +74,7 @@ pub fn mesh_config_key() -> Key {
 }
 
 /// Every kind that is taken, in the order of the reference.
-pub const KINDS: [Kind; 8] = [
+pub const KINDS: [Kind; 9] = [
     Kind::MeshConfig,
     Kind::Service,
     Kind::WorkloadEntry,
@@ -79,6 +83,7 @@ pub const KINDS: [Kind; 8] = [
     Kind::AuthorizationPolicy,
     Kind::HostGrant,
     Kind::DestinationRule,
+    Kind::RateLimit,
 ];
 
 /// Which services a host may be issued identities for, and which addresses it may announce. It grants something.

@@ -68,7 +68,9 @@ impl Loaded {
         let grants = self.grants.iter().map(|grant| Resource::HostGrant(grant.clone().into()));
         let rules = mesh.destination_rules.iter();
         let rules = rules.map(|rule| Resource::DestinationRule(Box::new((**rule).clone())));
-        let policies = peers.chain(policies).chain(grants).chain(rules);
+        let limits = mesh.rate_limits.iter();
+        let limits = limits.map(|limit| Resource::RateLimit(Box::new((**limit).clone())));
+        let policies = peers.chain(policies).chain(grants).chain(rules).chain(limits);
         config.chain(services).chain(workloads).chain(routes).chain(policies).collect()
     }
 }
@@ -121,8 +123,10 @@ const ISTIO_ROOT: &str = "istio-system";
 
 /// The key by which a policy is known: one of `istio-system` belongs to the root namespace.
 pub(crate) fn canonical_id(id: ResourceId, root: &Label) -> ResourceId {
-    let policy =
-        matches!(id.kind, Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::DestinationRule);
+    let policy = matches!(
+        id.kind,
+        Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::DestinationRule | Kind::RateLimit
+    );
     if policy && id.key.namespace.as_str() == ISTIO_ROOT {
         ResourceId { key: Key::new(root.clone(), id.key.name), ..id }
     } else {
@@ -155,6 +159,7 @@ fn rename(resource: &mut Resource, key: &Key) {
         Resource::PeerAuthentication(policy) => policy.key = key.clone(),
         Resource::AuthorizationPolicy(policy) => policy.key = key.clone(),
         Resource::DestinationRule(rule) => rule.key = key.clone(),
+        Resource::RateLimit(limit) => limit.key = key.clone(),
         _ => {}
     }
 }
@@ -183,6 +188,7 @@ fn parts(by_id: ById) -> (Parts, Vec<HostGrant>) {
             Resource::AuthorizationPolicy(policy) => parts.authorization_policies.push(Arc::new(*policy)),
             Resource::HostGrant(grant) => grants.push(*grant),
             Resource::DestinationRule(rule) => parts.destination_rules.push(Arc::new(*rule)),
+            Resource::RateLimit(limit) => parts.rate_limits.push(Arc::new(*limit)),
         }
     }
     let trust_domain = parts.config.trust_domain.as_str().to_owned();

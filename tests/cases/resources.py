@@ -167,9 +167,11 @@ def outcome_of(binary, text):
     errors = [finding for finding in findings if is_error(finding)]
     found = documents(text)
     later, kinds = False, set()
-    for kind, name, _ in found:
+    for kind, name, part in found:
         about = [finding for finding in errors if f"{kind} `{name}`" in finding["message"]]
         if about:
+            if kind == "EnvoyFilter" and "ratelimit" in part and not any("RateLimit" in (f["help"] or "") for f in about):
+                return "failed", f"{kind} {name} limits requests, and RateLimit is not named"
             later |= any("not supported yet" in finding["message"] for finding in about)
             kinds.add(kind)
             errors = [finding for finding in errors if finding not in about]

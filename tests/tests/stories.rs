@@ -73,6 +73,8 @@ mod meets_envoy;
 mod names;
 #[path = "stories/policies.rs"]
 mod policies;
+#[path = "stories/rate_limits.rs"]
+mod rate_limits;
 #[path = "stories/refuses_certificates.rs"]
 mod refuses_certificates;
 #[path = "stories/shop_without_a_mesh.rs"]

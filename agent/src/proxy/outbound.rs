@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::error::ProxyError;
+use super::http::callee::{self, Arrived};
 use super::http::caller::Caller;
 use super::http::downstream::{self, Side};
 use super::open::Delivered;
@@ -48,13 +49,21 @@ pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
     let mut record = Record::new(Reporter::Source, socket::canonical(address));
     let mut counted = None;
     let outcome = connect_and_relay(&worker, &mut client, &mut record, &mut counted).await;
-    if let Ok(Carried::Requests(asked)) = outcome {
-        return Box::pin(carry_requests(worker, client, asked, record)).await;
-    }
+    let outcome = match outcome {
+        Ok(Carried::Requests(asked)) => {
+            return Box::pin(carry_requests(worker, client, asked, record)).await;
+        }
+        Ok(Carried::Arrived(arrived, _counting)) => {
+            let halves = http::bytes::of_socket(client);
+            return Box::pin(callee::serve(worker, *arrived, halves, record)).await;
+        }
+        Ok(Carried::Bytes) => Ok(()),
+        Err(error) => Err(error),
+    };
     if outcome.is_err() {
         relay::reset_on_close(&client);
     }
-    worker.telemetry.finish(&record, counted.as_deref(), &outcome.map(|_| ()));
+    worker.telemetry.finish(&record, counted.as_deref(), &outcome);
 }
 
 /// What became of a connection.
@@ -63,6 +72,8 @@ enum Carried {
     Bytes,
     /// It is for a port that speaks HTTP, and each of its requests is carried for itself.
     Requests(Requests),
+    /// It has come to a service of this host that speaks HTTP, past any route: as if another host's agent had brought it.
+    Arrived(Box<Arrived>, Counting),
 }
 
 /// A connection whose requests are carried one by one.
@@ -133,6 +144,16 @@ async fn connect_and_relay(
         }
         Route::Passthrough => return Err(ProxyError::NotMeshed(destination)),
     };
+    let upstream = match upstream {
+        Upstream { leg: Leg::Socket(program), delivered: Some(delivered), counting, .. }
+            if delivered.local.protocol.is_http() =>
+        {
+            let arrived =
+                Arrived { delivered, decided_by: Arc::clone(&snapshot), program, entered: Some(entered) };
+            return Ok(Carried::Arrived(Box::new(arrived), counting));
+        }
+        upstream => upstream,
+    };
     let counted = counted.insert(worker.telemetry.open(record));
     upstream.relay(&call, client, counted).await.map(|()| Carried::Bytes)
 }
@@ -179,14 +200,23 @@ async fn who(
 /// The called side, connected.
 struct Upstream {
     leg: Leg,
-    /// Counts at the endpoint for as long as the connection lasts.
-    _in_flight: Option<endpoint::InFlight>,
-    /// Counts against the rule's limit for as long.
-    _held: Option<Held>,
+    /// Counts for as long as the connection lasts.
+    counting: Counting,
     times: Times,
     delivered: Option<Delivered>,
     /// What of the called side came with an HTTP proxy's answer.
     first: BytesMut,
+}
+
+/// Where a connection counts.
+#[derive(Default)]
+struct Counting {
+    /// At the endpoint.
+    #[allow(dead_code)] // It counts by being there.
+    in_flight: Option<endpoint::InFlight>,
+    /// Against the rule's limit.
+    #[allow(dead_code)] // As well.
+    held: Option<Held>,
 }
 
 enum Leg {
@@ -232,7 +262,7 @@ impl Upstream {
 
     fn on(leg: Leg) -> Self {
         let (times, first) = (Times::default(), BytesMut::new());
-        Self { leg, _in_flight: None, _held: None, times, delivered: None, first }
+        Self { leg, counting: Counting::default(), times, delivered: None, first }
     }
 }
 
@@ -277,7 +307,10 @@ async fn any_endpoint(
             Err(_) => {}
         }
         match connected {
-            Ok(upstream) => return Ok(Upstream { _held: Some(held), ..upstream }),
+            Ok(mut upstream) => {
+                upstream.counting.held = Some(held);
+                return Ok(upstream);
+            }
             Err(error) if error.is_endpoints_own() => {
                 tried.push(endpoint.address);
                 last = Some(error);
@@ -310,7 +343,9 @@ async fn dialled_endpoint(
         Err(error) if error.is_endpoints_own() => endpoint.state.failed(),
         Err(_) => {}
     }
-    Ok(Upstream { _held: Some(held), ..connected? })
+    let mut upstream = connected?;
+    upstream.counting.held = Some(held);
+    Ok(upstream)
 }
 
 /// Connects to one endpoint, and says there what its rule wants said first.
@@ -350,7 +385,8 @@ async fn one_endpoint(
         None => connecting.await,
     };
     let times = Times::of(cluster.limits());
-    connected.map(|upstream| Upstream { _in_flight: Some(in_flight), times, ..upstream })
+    let counting = Counting { in_flight: Some(in_flight), held: None };
+    connected.map(|upstream| Upstream { counting, times, ..upstream })
 }
 
 async fn over_tunnel(

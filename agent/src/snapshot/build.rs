@@ -14,6 +14,7 @@ use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Tunnel, Workload};
 
+use super::rate_limit::RateLimits;
 use super::views;
 use super::{
     Endpoint, EndpointState, Host, LocalEndpoint, PortEntry, ServiceEntry, Snapshot, Source, Transport,
@@ -67,6 +68,11 @@ impl Snapshot {
             sources: registrations.iter().map(|local| source(local, &config.trust_domain)).collect(),
             registrations: registrations.to_vec(),
             routing: Routing::new(&mesh.virtual_services, &config.domain),
+            rate_limits: RateLimits::new(
+                &mesh,
+                registrations,
+                previous.map(|previous| &previous.rate_limits),
+            ),
             services,
             advertised,
             mesh: Arc::new(mesh),

@@ -74,6 +74,11 @@ pub(super) fn milliseconds(now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(*BEGAN).as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Nanoseconds since the process began.
+pub(super) fn nanoseconds(now: Instant) -> u64 {
+    u64::try_from(now.saturating_duration_since(*BEGAN).as_nanos()).unwrap_or(u64::MAX)
+}
+
 impl Default for EndpointState {
     fn default() -> Self {
         let load = SharedLoad { active: AtomicU32::new(0), known_since: milliseconds(Instant::now()) };

@@ -15,6 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::rate_limits::RateLimitMetrics;
 use super::requests::RequestMetrics;
 use super::{Reporter, Security};
 use crate::dns::DnsCounters;
@@ -149,6 +150,8 @@ pub struct Metrics {
     certificate_expiry: Family<IdentityLabels, Gauge>,
     dns: Family<OutcomeLabels, Counter>,
     pub(super) requests: RequestMetrics,
+    /// Limits on requests.
+    pub rate_limits: RateLimitMetrics,
     /// Connections open at this moment.
     pub open_connections: Gauge,
     /// Tunnels to other agents that stand at this moment.
@@ -184,9 +187,12 @@ impl Metrics {
     pub fn new(cluster: &str) -> Arc<Self> {
         let mut registry = Registry::default();
         let requests = RequestMetrics::register(&mut registry);
+        let rate_limits = RateLimitMetrics::default();
+        registry.register_collector(Box::new(rate_limits.clone()));
         let metrics = Self {
             registry: Mutex::new(registry),
             requests,
+            rate_limits,
             cluster: Mutex::new(cluster.into()),
             opened: Family::default(),
             closed: Family::default(),

@@ -10,6 +10,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::requests::{RequestProtocol, RequestSizes};
 use super::{Record, milliseconds};
+use crate::snapshot::rate_limit::Decision;
 
 /// What is known of one request. It fills up as the request goes on, and is written once at its end.
 #[derive(Debug)]
@@ -46,6 +47,8 @@ pub struct RequestRecord {
     pub fields: LoggedFields,
     /// Bytes and messages.
     pub sizes: RequestSizes,
+    /// What limits said of it.
+    pub limited: Vec<Decision>,
 }
 
 /// The most of one field that is repeated in the log: thousands of lines may wait there.
@@ -103,6 +106,7 @@ impl RequestRecord {
             upstream_time: None,
             fields: LoggedFields::default(),
             sizes: RequestSizes::default(),
+            limited: Vec::new(),
         }
     }
 }
@@ -155,11 +159,14 @@ struct Line<'a> {
     traceparent: Option<&'a str>,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     policy_notes: &'a [String],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
+    rate_limits: &'a [String],
 }
 
 /// The request's line of the access log.
 pub fn line(record: &RequestRecord) -> Vec<u8> {
     let RequestRecord { peers, fields, sizes, .. } = record;
+    let rate_limits: Vec<String> = record.limited.iter().map(ToString::to_string).collect();
     let line = Line {
         start_time: OffsetDateTime::from(peers.at).format(&Rfc3339).unwrap_or_default(),
         method: &record.method,
@@ -191,6 +198,7 @@ pub fn line(record: &RequestRecord) -> Vec<u8> {
         connection_security_policy: peers.security.name(),
         traceparent: fields.traceparent.as_deref(),
         policy_notes: &peers.notes,
+        rate_limits: &rate_limits,
     };
     // A struct of strings and numbers always serialises.
     let mut text = serde_json::to_vec(&line).unwrap_or_default();

@@ -19,7 +19,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Delete {
-    /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, HostGrant or MeshConfig
+    /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, DestinationRule,
+    /// RateLimit, HostGrant or MeshConfig
     #[arg(value_parser = values::kind)]
     kind: Kind,
     /// Its name; of a MeshConfig any, as there is one

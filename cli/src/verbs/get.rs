@@ -24,7 +24,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Get {
-    /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, HostGrant or MeshConfig; the plural too
+    /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, DestinationRule,
+    /// RateLimit, HostGrant or MeshConfig; the plural too
     #[arg(value_parser = values::kind)]
     kind: Option<Kind>,
     /// One resource's name

@@ -12,8 +12,8 @@ use super::findings::Findings;
 use super::source::Span;
 use super::tree::{Entry, Node, Value};
 use super::{
-    authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, service,
-    virtual_service, workload_entry,
+    authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, rate_limit,
+    service, virtual_service, workload_entry,
 };
 use crate::diagnostic::{Code, quote};
 use crate::resource::{KINDS, Resource, mesh_config_key};
@@ -47,7 +47,7 @@ pub(super) fn group_of(kind: Kind) -> &'static str {
     match kind {
         Kind::WorkloadEntry | Kind::VirtualService | Kind::DestinationRule => "networking.istio.io",
         Kind::PeerAuthentication | Kind::AuthorizationPolicy => "security.istio.io",
-        Kind::MeshConfig | Kind::Service | Kind::HostGrant => OWN_GROUP,
+        Kind::MeshConfig | Kind::Service | Kind::HostGrant | Kind::RateLimit => OWN_GROUP,
     }
 }
 
@@ -62,6 +62,7 @@ pub(super) fn table_of(kind: Kind) -> &'static [Field] {
         Kind::AuthorizationPolicy => authorization_policy::FIELDS,
         Kind::HostGrant => host_grant::FIELDS,
         Kind::DestinationRule => destination_rule::FIELDS,
+        Kind::RateLimit => rate_limit::FIELDS,
     }
 }
 
@@ -204,8 +205,10 @@ pub(super) fn decode(document: &Document, findings: &mut Findings) -> Option<Res
     let metadata = metadata(&mut decoder, document)?;
     decoder.findings.about = Some(ResourceId { kind, key: metadata.key.clone() });
     let empty = Node::map(document.span, Vec::new());
-    let needs_spec =
-        matches!(kind, Kind::Service | Kind::WorkloadEntry | Kind::HostGrant | Kind::DestinationRule);
+    let needs_spec = matches!(
+        kind,
+        Kind::Service | Kind::WorkloadEntry | Kind::HostGrant | Kind::DestinationRule | Kind::RateLimit
+    );
     if document.spec.is_none() && needs_spec {
         let message = "`spec` is required: it is missing or empty".to_owned();
         decoder.findings.error(document.span, Code::InvalidValue, message, "");
@@ -235,6 +238,7 @@ fn decode_kind(decoder: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         Kind::DestinationRule => {
             Resource::DestinationRule(destination_rule::decode(decoder, metadata, spec)?.into())
         }
+        Kind::RateLimit => Resource::RateLimit(rate_limit::decode(decoder, metadata, spec)?.into()),
     })
 }
 

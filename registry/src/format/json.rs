@@ -15,8 +15,8 @@ use super::findings::{Findings, Unknown};
 use super::source::{Source, Span};
 use super::tree::{Entry, MAX_DEPTH, MAX_VALUES, Node, Value};
 use super::{
-    authorization_policy, destination_rule, host_grant, mesh_config, peer_authentication, service,
-    virtual_service, workload_entry,
+    authorization_policy, destination_rule, host_grant, mesh_config, peer_authentication, rate_limit,
+    service, virtual_service, workload_entry,
 };
 use crate::diagnostic::{Code, Diagnostic};
 use crate::resource::Resource;
@@ -61,6 +61,7 @@ fn encode_spec(resource: &Resource) -> Json {
         Resource::AuthorizationPolicy(policy) => authorization_policy::encode(policy),
         Resource::HostGrant(grant) => host_grant::encode(grant),
         Resource::DestinationRule(rule) => destination_rule::encode(rule),
+        Resource::RateLimit(limit) => rate_limit::encode(limit),
     }
 }
 

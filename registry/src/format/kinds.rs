@@ -11,19 +11,16 @@ use crate::diagnostic::{Code, quote};
 use crate::resource::KINDS;
 
 /// Kinds that a later version takes.
-pub(super) const LATER_KINDS: [&str; 7] = [
-    "Gateway",
-    "ServiceEntry",
-    "Sidecar",
-    "RequestAuthentication",
-    "Telemetry",
-    "WorkloadGroup",
-    "RateLimit",
-];
+pub(super) const LATER_KINDS: [&str; 6] =
+    ["Gateway", "ServiceEntry", "Sidecar", "RequestAuthentication", "Telemetry", "WorkloadGroup"];
 
 /// Kinds that are not taken, with what to use in their place.
 pub(super) const OTHER_KINDS: &[(&str, &str)] = &[
-    ("EnvoyFilter", "there is no Envoy here: what it is mostly used for are fields of the mesh's own kinds"),
+    (
+        "EnvoyFilter",
+        "there is no Envoy here: use RateLimit to limit requests; what else it is mostly used for are fields of the \
+         mesh's own kinds",
+    ),
     (
         "WasmPlugin",
         "the mesh runs no foreign code: use AuthorizationPolicy, or a proxy of your own before the service",

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use baremesh_model::name::Label;
-use baremesh_model::virtual_service::{Gateway, HostPattern, VirtualService, Visibility};
+use baremesh_model::virtual_service::{Gateway, HostPattern, HttpMatch, VirtualService, Visibility};
 
 use super::decode::{At, Decoder, Fields, optional};
 use super::document::Metadata;
@@ -23,7 +23,7 @@ mod stream;
 /// The table of fields.
 mod table;
 
-pub(super) use encode::encode;
+pub(super) use encode::{encode, http_match as encode_match};
 pub(super) use table::FIELDS;
 
 /// What names within the resource are read by.
@@ -33,6 +33,11 @@ struct Named<'a> {
     namespace: &'a Label,
     /// Whether it has no hosts.
     is_delegate: bool,
+}
+
+/// One block of a match on requests, as another kind of `namespace` has it.
+pub(super) fn http_match(d: &mut Decoder<'_>, at: &At<'_>, namespace: &Label) -> Option<HttpMatch> {
+    matching::http_match(d, at, Named { namespace, is_delegate: false })
 }
 
 pub(super) fn decode(

@@ -1,11 +1,11 @@
-//! The called side of HTTP: requests that came through a tunnel, or in plaintext where that is taken, for a service of
-//! this host. Each connection has one connection to the program behind it; what the program is told of the caller is
-//! what the handshake proved.
+//! The called side of HTTP: requests that came through a tunnel, in plaintext where that is taken, or from a program of
+//! this host that dialled the service's own address, for a service of this host. Each connection has one connection to the program behind it; what the program is told of the caller is
+//! what the handshake proved, or within a host the kernel.
 
 use std::sync::Arc;
 
 use ::bytes::BytesMut;
-use baremesh_model::http::{Headers, ResponseHead};
+use baremesh_model::http::{Headers, RequestHead, ResponseHead};
 use baremesh_model::identity::Identity;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -20,10 +20,11 @@ use super::upstream::{Connection, Lent, ShareError, UpstreamKey, Upstreams, Via}
 use crate::proxy::error::ProxyError;
 use crate::proxy::open::Delivered;
 use crate::proxy::{Entered, Worker};
+use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{LocalEndpoint, Snapshot};
-use crate::telemetry::Record;
 use crate::telemetry::request_record::{LoggedFields, RequestRecord};
 use crate::telemetry::requests::RequestProtocol;
+use crate::telemetry::{Record, Security};
 
 /// Where the called side learns who calls (Envoy's name).
 const CLIENT_CERT: &str = "x-forwarded-client-cert";
@@ -89,6 +90,10 @@ impl Callee {
     /// Carries a request to the program.
     pub async fn carry(&self, mut exchange: Exchange<'_>) {
         let mut record = self.record(&exchange);
+        if let Err(refusal) = self.within_limits(exchange.head, &mut record) {
+            exchange.reply(&Reply::rate_limited(refusal), &mut record).await;
+            return self.finish(record, &exchange.upload);
+        }
         introduce(&mut exchange.head.headers, self.source.as_ref(), &self.local.identity);
         let mut download = Download::default();
         if record.protocol == RequestProtocol::Grpc {
@@ -99,7 +104,7 @@ impl Callee {
         record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
         match ended {
             Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
-            Ok(Attempt::Failed(Failure::RefusedStream)) if self.source.is_some() => {
+            Ok(Attempt::Failed(Failure::RefusedStream)) if self.is_from_an_agent() => {
                 record.replied(&Reply::upstream_closed());
                 exchange.answer.refuse();
             }
@@ -111,7 +116,7 @@ impl Callee {
             Err(error) => {
                 record.fault = Some(error.to_string());
                 let reply = Reply::connect_failed();
-                if self.source.is_some() {
+                if self.is_from_an_agent() {
                     record.replied(&reply);
                     exchange.answer.refuse();
                 } else {
@@ -127,6 +132,18 @@ impl Callee {
         let mut record = self.record(&exchange);
         exchange.reply(&reply, &mut record).await;
         self.finish(record, &exchange.upload);
+    }
+
+    /// Whether another host's agent asks, which may send elsewhere what nobody has seen. A program is told what happened.
+    fn is_from_an_agent(&self) -> bool {
+        self.peers.security == Security::MutualTls
+    }
+
+    /// Whether the limits in force have room for a request.
+    fn within_limits(&self, head: &RequestHead, record: &mut RequestRecord) -> Result<(), Refusal> {
+        let snapshot = self.worker.shared.snapshot.load();
+        let from = (self.source.as_ref(), self.peers.client.ip());
+        snapshot.rate_limits.on_arrival(&self.local, head, from, &mut record.limited)
     }
 
     fn record(&self, exchange: &Exchange<'_>) -> RequestRecord {

@@ -131,6 +131,12 @@ impl Caller {
             Ok(held) => held,
             Err(_) => return exchange.reply(&Reply::overflow(), record).await,
         };
+        let to = (&forward.service.key, forward.service.ports[forward.port].port);
+        let from = (&self.identity, self.peers.client.ip());
+        let limited = &mut record.limited;
+        if let Err(refusal) = snapshot.rate_limits.on_sending(to, exchange.head, from, limited) {
+            return exchange.reply(&Reply::rate_limited(refusal), record).await;
+        }
         let mut download = Download::default();
         if record.protocol == RequestProtocol::Grpc {
             download.messages = Some(MessageCount::default());

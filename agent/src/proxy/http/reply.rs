@@ -6,6 +6,7 @@ use std::sync::Arc;
 use baremesh_model::http::{Headers, ResponseHead};
 
 use super::attempt::Failure;
+use crate::snapshot::rate_limit::Refusal;
 
 /// What a caller is told, and what the record says of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +75,25 @@ impl Reply {
         let mut reply = Self::new(503, body, "UO", "upstream_reset_before_response_started{overflow}");
         // A constant that may stand in a field.
         let _ = reply.headers.set("x-envoy-overloaded", b"true");
+        reply
+    }
+
+    /// A RateLimit refuses the request. The fields are those of draft-ietf-httpapi-ratelimit-headers-03, whose reset is
+    /// `Retry-After`'s moment.
+    pub fn rate_limited(Refusal { limit, wait }: Refusal) -> Self {
+        let mut reply = Self::new(429, "local_rate_limited", "RL", "local_rate_limited");
+        let seconds = wait.as_nanos().div_ceil(1_000_000_000).to_string();
+        let limit = limit.to_string();
+        for (name, value) in [
+            ("retry-after", &*seconds),
+            ("ratelimit-limit", &limit),
+            ("ratelimit-remaining", "0"),
+            ("ratelimit-reset", &seconds),
+            ("x-envoy-ratelimited", "true"),
+        ] {
+            // Numbers and constants may stand in a field.
+            let _ = reply.headers.set(name, value.as_bytes());
+        }
         reply
     }
 
@@ -150,6 +170,8 @@ fn percent_encoded(text: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -162,6 +184,28 @@ mod tests {
         Reply::no_healthy_upstream().head(&mut head, false);
         assert_eq!(head.status, 503);
         assert!(!head.headers.contains("grpc-status"));
+    }
+
+    #[test]
+    fn who_is_over_a_limit_is_told_when_to_come_back() {
+        let check = |wait: Duration, is_grpc: bool, seconds: &str| {
+            let mut head = ResponseHead::default();
+            let reply = Reply::rate_limited(Refusal { limit: 5, wait });
+            reply.head(&mut head, is_grpc);
+            assert_eq!(head.status, if is_grpc { 200 } else { 429 });
+            let field = |name: &str| head.headers.text(name).unwrap_or_default().into_owned();
+            assert_eq!(
+                (field("retry-after"), field("ratelimit-reset")),
+                (seconds.to_owned(), seconds.to_owned())
+            );
+            assert_eq!((&*field("ratelimit-limit"), &*field("ratelimit-remaining")), ("5", "0"));
+            assert_eq!((&*field("x-envoy-ratelimited"), reply.flags), ("true", "RL"));
+            // Envoy's local rate limit says UNAVAILABLE.
+            assert_eq!(&*field("grpc-status"), if is_grpc { "14" } else { "" });
+        };
+        check(Duration::from_nanos(1), false, "1");
+        check(Duration::from_secs(2), false, "2");
+        check(Duration::from_millis(2001), true, "3");
     }
 
     #[test]

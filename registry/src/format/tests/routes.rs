@@ -29,7 +29,7 @@ fn any_regex() -> impl Strategy<Value = Re2> {
         .prop_map(|text| Re2::new(&text).expect("an expression"))
 }
 
-fn any_match() -> BoxedStrategy<StringMatch> {
+pub(super) fn any_match() -> BoxedStrategy<StringMatch> {
     let exact = prop_oneof![any_text(), Just("".into())];
     let regex = any_regex().prop_map(StringMatch::Regex);
     prop_oneof![
@@ -65,7 +65,7 @@ fn any_scope() -> BoxedStrategy<Scope> {
         .boxed()
 }
 
-fn any_http_match<S: Strategy<Value = StringMatch> + 'static>(
+pub(super) fn any_http_match<S: Strategy<Value = StringMatch> + 'static>(
     asked: impl Fn() -> S,
 ) -> BoxedStrategy<HttpMatch> {
     let parts = (option::of(asked()), option::of(asked()), option::of(asked()), option::of(asked()));

@@ -242,8 +242,11 @@ fn any_host_grant() -> impl Strategy<Value = HostGrant> {
 
 /// Destination rules.
 mod destination_rules;
+/// Rate limits.
+mod rate_limits;
 
 use destination_rules::any_destination_rule;
+use rate_limits::any_rate_limit;
 
 pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
     prop_oneof![
@@ -255,5 +258,6 @@ pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
         any_authorization_policy().prop_map(|value| Resource::AuthorizationPolicy(value.into())),
         any_host_grant().prop_map(|value| Resource::HostGrant(value.into())),
         any_destination_rule().prop_map(|value| Resource::DestinationRule(value.into())),
+        any_rate_limit().prop_map(|value| Resource::RateLimit(value.into())),
     ]
 }

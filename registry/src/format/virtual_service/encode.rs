@@ -100,7 +100,8 @@ fn http_entry(entry: &HttpEntry) -> Json {
     out.done()
 }
 
-fn http_match(block: &HttpMatch) -> Json {
+/// One block of a match on requests.
+pub(in crate::format) fn http_match(block: &HttpMatch) -> Json {
     let mut out = scope(&block.scope);
     out.maybe("name", block.name.as_deref());
     out.maybe("uri", block.uri.as_ref().map(string_match));

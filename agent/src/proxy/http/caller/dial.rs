@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use baremesh_model::destination_rule::ClientTls;
-use baremesh_model::http::Headers;
+use baremesh_model::http::{Headers, RequestHead};
 use baremesh_model::identity::Identity;
 
 use super::Caller;
@@ -16,7 +16,9 @@ use crate::proxy::http::callee::introduce;
 use crate::proxy::http::upstream::{UpstreamKey, Via};
 use crate::proxy::socket;
 use crate::proxy::tunnel::{Peer, Place};
+use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, Snapshot, Transport};
+use crate::telemetry::request_record::RequestRecord;
 use crate::telemetry::{Record, Security};
 
 /// Both directions to an endpoint, with the place in the tunnel that they take.
@@ -83,6 +85,18 @@ impl Caller {
             }
             None => Ok(()),
         }
+    }
+
+    /// Whether the limits of a service of this host have room for a request. Another host's agent asks its own.
+    pub(super) fn within_limits(
+        &self,
+        target: &Target<'_>,
+        head: &RequestHead,
+        record: &mut RequestRecord,
+    ) -> Result<(), Refusal> {
+        let Some(local) = self.local(target) else { return Ok(()) };
+        let from = (Some(&self.identity), self.peers.client.ip());
+        target.snapshot.rate_limits.on_arrival(local, head, from, &mut record.limited)
     }
 
     /// What the endpoint is told of the caller: by its own agent, or where it is a service of this host, here.

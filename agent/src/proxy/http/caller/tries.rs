@@ -25,6 +25,7 @@ use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upload::Replay;
 use crate::proxy::http::upstream::{Connection, Lent, ShareError};
 use crate::snapshot::cluster::Held;
+use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{Endpoint, Snapshot};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::request_record::RequestRecord;
@@ -48,6 +49,8 @@ enum Miss {
     NotConnected(ProxyError),
     /// A limit was reached.
     Overflow,
+    /// A RateLimit of a service of this host refuses it.
+    RateLimited(Refusal),
     /// There is no endpoint to try.
     NoEndpoint,
     /// It was sent, and this became of it.
@@ -168,6 +171,9 @@ impl Caller {
         record.peers.upstream = Some(endpoint.address);
         if let Err(error) = self.admit(&target, &mut record.peers) {
             return Tried::Missed(Miss::NotConnected(error));
+        }
+        if let Err(refusal) = self.within_limits(&target, exchange.head, record) {
+            return Tried::Missed(Miss::RateLimited(refusal));
         }
         self.introduce(&target, &mut exchange.head.headers);
         let over_http2 = speaks_http2(forward, exchange.head.version);
@@ -307,7 +313,7 @@ impl Caller {
             Tried::Answered | Tried::Again(_) => Outcome::of_status(status),
             Tried::BrokeOff(Failure::CallerGone | Failure::CallerMalformed(_))
             | Tried::Missed(Miss::Failed(Failure::CallerGone | Failure::CallerMalformed(_)))
-            | Tried::Missed(Miss::Overflow | Miss::NoEndpoint) => return,
+            | Tried::Missed(Miss::Overflow | Miss::NoEndpoint | Miss::RateLimited(_)) => return,
             Tried::Missed(Miss::NotConnected(error)) if !error.is_endpoints_own() => return,
             Tried::Missed(Miss::NotConnected(_)) => Outcome::LocalFailure,
             // Without a rule only one that cannot be reached is left out.
@@ -397,6 +403,12 @@ fn worth_another(policy: &RetryPolicy, miss: &Miss) -> bool {
         }
         Miss::Failed(Failure::PerTryTimeout) => TryOutcome::TimedOut,
         Miss::Overflow => TryOutcome::Overflow,
+        // As the answer of another host's agent would be.
+        Miss::RateLimited(refusal) => {
+            let mut head = ResponseHead::default();
+            Reply::rate_limited(*refusal).head(&mut head, false);
+            return policy.retries_on(TryOutcome::Answered(&head));
+        }
         Miss::NotConnected(_)
         | Miss::NoEndpoint
         | Miss::Failed(Failure::Timeout | Failure::CallerGone | Failure::CallerMalformed(_)) => return false,
@@ -414,6 +426,7 @@ fn reply_to(miss: &Miss, attempts: u32) -> Reply {
     let mut reply = match miss {
         Miss::NoEndpoint => Reply::no_healthy_upstream(),
         Miss::Overflow => Reply::overflow(),
+        Miss::RateLimited(refusal) => Reply::rate_limited(*refusal),
         Miss::NotConnected(ProxyError::Denied(_) | ProxyError::DeniedByPeer(_)) => Reply::denied(),
         Miss::NotConnected(_) => Reply::connect_failed(),
         Miss::Failed(failure) => Reply::to(*failure),
