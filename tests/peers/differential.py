@@ -11,6 +11,7 @@ here wrote: h11 (PyPI) and nginx.
 
 The seed decides everything that is sent. What is wrong is printed with the case that it came of, and ends with 1."""
 
+import itertools
 import json
 import os
 import random
@@ -38,7 +39,7 @@ pid {directory}/nginx.pid;
 error_log {directory}/error.log warn;
 events {{ worker_connections 1024; }}
 http {{
-    log_format reading escape=json '{{"port":"$remote_port","request":"$request","id":"$http_x_request_id",'
+    log_format reading escape=json '{{"from":"$remote_addr-$remote_port","request":"$request","id":"$http_x_request_id",'
         '"host":"$http_host","length":"$http_content_length","coding":"$http_transfer_encoding",'
         '"body":"$request_body","status":"$status"}}';
     access_log off;
@@ -78,17 +79,19 @@ def serve(directory, nginx):
         time.sleep(0.05)
     listener = socket.create_server(PROGRAM, backlog=1024)
     print("serving", flush=True)
-    while True:
+    for number in itertools.count(1):
         agent, _ = listener.accept()
-        threading.Thread(target=tee, args=(directory, agent), daemon=True).start()
+        threading.Thread(target=tee, args=(directory, agent, number), daemon=True).start()
 
 
-def tee(directory, agent):
-    upstream = socket.create_connection(NGINX)
+def tee(directory, agent, number):
+    # An address for each connection: ports come again.
+    address = f"127.{1 + (number >> 16)}.{number >> 8 & 255}.{number & 255}"
+    upstream = socket.create_connection(NGINX, source_address=(address, 0))
     port = upstream.getsockname()[1]
     back = threading.Thread(target=copy, args=(upstream, agent, None), daemon=True)
     back.start()
-    with open(os.path.join(directory, f"sent-{time.monotonic_ns()}-{port}"), "wb") as kept:
+    with open(os.path.join(directory, f"sent-{number:08}_{address}-{port}"), "wb") as kept:
         copy(agent, upstream, kept)
     back.join()
 
@@ -145,7 +148,8 @@ class Mutator:
 
     def __init__(self, seed, number):
         self.random = random.Random(f"{seed}/{number}")
-        self.number = number
+        # Unique over all senders, whose seeds end with who they are.
+        self.name = b"%b-%d" % (seed.rsplit("/", 1)[-1].encode(), number)
         # Most mutations alone; some together with others.
         self.rate = self.random.choice([0.0, 0.04, 0.1, 0.25])
 
@@ -173,10 +177,10 @@ class Mutator:
 
     def request(self, name):
         rng = self.random
-        path = b"case-%d-%b" % (self.number, name)
+        path = b"case-%b-%b" % (self.name, name)
         body = bytes(rng.choice(b"abc\r\n0GET /") for _ in range(rng.choice([0, 1, 5, 40, 200])))
         if rng.random() < 0.3:
-            body = b"0\r\n\r\nGET /smuggled-%d HTTP/1.1\r\nHost: shop\r\n\r\n" % self.number + body
+            body = b"0\r\n\r\nGET /smuggled-%b HTTP/1.1\r\nHost: shop\r\n\r\n" % self.name + body
         method = self.pick(rng.choice([b"GET", b"POST", b"POST", b"PUT"]), METHODS)
         target = self.pick(b"/%b", TARGETS)
         target = target % path if b"%b" in target else target
@@ -203,12 +207,14 @@ class Mutator:
     def case(self):
         raw = self.request(b"a")
         if self.rate and self.random.random() < 0.3:
-            # Bytes that nobody thought of.
+            # Bytes that nobody thought of. What a request is known by stays, or it could not be looked up.
+            known = b"X-Request-Id: case-%b-a\r" % self.name
             at = self.random.randrange(len(raw) + 1)
-            raw = raw[:at] + self.random.choice([b"\x00", b"\r", b"\n", b"\x80", b":", b" ", b"0", b""]) + raw[at + self.random.randint(0, 2):]
+            mangled = raw[:at] + self.random.choice([b"\x00", b"\r", b"\n", b"\x80", b":", b" ", b"0", b""]) + raw[at + self.random.randint(0, 2):]
+            raw = mangled if known in mangled else raw
         if self.random.random() < 0.4:
             raw += self.request(b"b")
-        name = b"case-%d-last" % self.number
+        name = b"case-%b-last" % self.name
         return raw + b"GET /%b HTTP/1.1\r\nHost: shop\r\nX-Request-Id: %b\r\nConnection: close\r\n\r\n" % (name, name)
 
 
@@ -317,36 +323,37 @@ def read_by_h11(raw):
 
 
 def nginx_lines(path):
-    """What nginx read, by the port of the connection, in order."""
-    by_port = {}
+    """What nginx read, by where the connection came from, in order."""
+    by_peer = {}
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             reading = json.loads(line)
-            by_port.setdefault(reading["port"], []).append(reading)
-    return by_port
+            by_peer.setdefault(reading["from"], []).append(reading)
+    return by_peer
 
 
 def judge(directory, log):
     wrong = []
     with open(log, encoding="utf-8") as file:
         lines = [json.loads(line) for line in file if line.startswith("{")]
-    # Each request that the agent read has one line; those that it refused before they had a head have no id.
+    # Each request that the agent read has one line, by its id, or by its path where a mutation has lost that.
     agent = {}
     for line in lines:
-        if line.get("request_id") and line.get("reporter") == "destination":
-            agent.setdefault(line["request_id"], []).append(line)
-    by_port = nginx_lines(os.path.join(directory, "readings.log"))
+        if line.get("reporter") == "destination" and "path" in line:
+            agent.setdefault(line.get("request_id") or line["path"], []).append(line)
+    by_peer = nginx_lines(os.path.join(directory, "readings.log"))
     read, whole, broken = {}, 0, 0
     for name in sorted(name for name in os.listdir(directory) if name.startswith("sent-")):
         with open(os.path.join(directory, name), "rb") as file:
             raw = file.read()
         requests, fault = read_by_h11(raw)
-        ours = by_port.pop(name.rsplit("-", 1)[1], [])
+        ours = by_peer.pop(name.rsplit("_", 1)[1], [])
         complaints = []
         if fault and (not requests or requests[-1]["whole"]):
             complaints.append(f"h11 cannot read it: {fault}")
         for at, request in enumerate(requests):
-            records = agent.get(request["id"], [])
+            known = request["id"] or request["target"]
+            records = agent.get(known, [])
             if len(records) != 1:
                 complaints.append(f"the agent has {len(records)} lines for {request}")
                 continue
@@ -356,30 +363,31 @@ def judge(directory, log):
                 complaints.append(f"the agent said {said}, h11 {request}")
             if request["whole"] and record["bytes_received"] != len(request["body"]):
                 complaints.append(f"the agent read {record['bytes_received']} bytes of body, h11 {request}")
-            if not request["whole"] and (at + 1 < len(requests) or record["response_flags"] == "-"):
+            # nginx may answer early what it does not serve, and then the rest is not sent; it serves nothing before it is whole.
+            if not request["whole"] and (at + 1 < len(requests) or record["response_code"] == 200):
                 complaints.append(f"the agent took it for whole ({record}), h11 did not: {request}")
             whole, broken = whole + request["whole"], broken + (not request["whole"])
             # Where nginx closes what was kept, a request that can be sent again may be on its way.
             reading = ours[at] if at < len(ours) else None
             if reading is None:
                 continue
-            # What it refuses to serve it has read no further than its line.
-            refused = reading["status"] == "400"
+            # What it refuses to serve it may have read no further than its line, or its head.
+            refused, served = reading["status"] == "400", reading["status"] == "200"
             line = f"{request['method']} {request['target']} HTTP/1.1"
             if reading["request"] not in ([line, ""] if refused else [line]):
                 complaints.append(f"nginx read {reading}, h11 {request}")
             if not refused and (reading["id"], [reading["host"]]) != (request["id"], request["host"]):
                 complaints.append(f"nginx read {reading}, h11 {request}")
-            if request["whole"] and not refused and reading["body"].encode() != request["body"]:
+            if request["whole"] and served and reading["body"].encode("utf-8", "surrogateescape") != request["body"]:
                 complaints.append(f"nginx read the body {reading['body']!r}, h11 {request}")
-            if request["whole"] and read.setdefault(request["id"], name) != name:
-                complaints.append(f"nginx read it twice, in {read[request['id']]} too: {request}")
+            if request["whole"] and read.setdefault(known, name) != name:
+                complaints.append(f"nginx read it twice, in {read[known]} too: {request}")
         if len(ours) > len(requests):
             complaints.append(f"nginx read more: {ours[len(requests):]}")
         if any("smuggled" in request["target"] for request in requests):
             complaints.append("a smuggled request is one")
         wrong += [f"{name}: {complaint}\n  {raw!r}" for complaint in complaints]
-    wrong += [f"nginx read what nobody sent: {ours}" for ours in by_port.values() if any(one["request"] for one in ours)]
+    wrong += [f"nginx read what nobody sent: {ours}" for ours in by_peer.values() if any(one["request"] for one in ours)]
     for name, records in agent.items():
         if records[0]["response_code"] == 200 and records[0]["response_flags"] == "-" and name not in read:
             wrong.append(f"nginx has not read {records[0]}")

@@ -17,9 +17,12 @@ pub use frames::{Alarm, Starts, Watched};
 
 /// A stream that its peer resets sooner, before it was answered, was opened for nothing.
 pub const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
-/// Streams that a peer may give up at once, beyond those that are forgiven: as many as it may provoke resets of ours.
-/// A program that connects and resets, as some health checks do, stays far below.
-const MAX_GIVEN_UP: u32 = 200;
+/// Streams that a peer may give up at once on a connection that is its own, beyond those that are forgiven. A program that
+/// connects and resets, as some health checks do, stays far below.
+pub const MAX_GIVEN_UP: u32 = 200;
+/// The same in a tunnel, which the programs of a host share that are one service: what one of them gives up ends its own
+/// connection long before it ends theirs.
+pub const MAX_GIVEN_UP_IN_TUNNEL: u32 = 800;
 /// One stream that was given up is forgiven after so long: 50 a second, for as long as the connection stands.
 const FORGIVEN_EVERY: Duration = Duration::from_millis(20);
 /// How long a peer may take to read why its connection is closed.
@@ -64,14 +67,15 @@ pub enum Patience {
 /// Streams that a peer gave up, less those that were forgiven: one for each that ended well, and some as time passes.
 #[derive(Debug)]
 pub struct GivenUp {
+    most: u32,
     count: AtomicU32,
     forgiven_at: Mutex<Instant>,
 }
 
 impl GivenUp {
-    /// None so far.
-    pub fn new(now: Instant) -> Self {
-        Self { count: AtomicU32::new(0), forgiven_at: Mutex::new(now) }
+    /// None so far, of `most` at once.
+    pub fn new(now: Instant, most: u32) -> Self {
+        Self { most, count: AtomicU32::new(0), forgiven_at: Mutex::new(now) }
     }
 
     /// Counts a stream that has ended.
@@ -82,7 +86,7 @@ impl GivenUp {
                 self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
             return Patience::Left;
         }
-        if self.count.fetch_add(1, Ordering::Relaxed) < MAX_GIVEN_UP {
+        if self.count.fetch_add(1, Ordering::Relaxed) < self.most {
             return Patience::Left;
         }
         let mut forgiven_at = self.forgiven_at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,9 +97,9 @@ impl GivenUp {
         let forgive = |count: u32| count.saturating_sub(1).saturating_sub(forgiven) + 1;
         let before =
             self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| Some(forgive(count)));
-        match before.map_or(1, forgive) {
-            0..=MAX_GIVEN_UP => Patience::Left,
-            _ => Patience::Over,
+        match before.map_or(1, forgive) <= self.most {
+            true => Patience::Left,
+            false => Patience::Over,
         }
     }
 }

@@ -59,6 +59,14 @@ pub fn answers_each(stream: &mut TcpStream, sent: &Sent) -> io::Result<()> {
     }
 }
 
+/// The same, for requests whose path begins with `/other`: all others wait for their answers without end.
+pub fn answers_others(stream: &mut TcpStream, sent: &Sent) -> io::Result<()> {
+    match sent.text().rsplit_once(" HTTP/1.1\r\n").is_some_and(|(before, _)| before.ends_with(" /other")) {
+        true => answers_each(stream, sent),
+        false => Ok(()),
+    }
+}
+
 /// Whether the last request is whole, in the form in which agents send it.
 pub fn is_whole(bytes: &[u8]) -> bool {
     let text = String::from_utf8_lossy(bytes);
@@ -180,9 +188,14 @@ impl Target {
     /// A stream in it to the service.
     #[track_caller]
     pub fn enter<'t>(&self, tunnel: &'t Tunnel) -> Line<'t> {
-        let stream = tunnel.connect(&authority(self.pair.store.host.v4(), PROGRAM)).expect("an answer");
+        let stream = tunnel.connect(&self.authority()).expect("an answer");
         assert_eq!(stream.status, 200, "the agent takes it");
         Line::Tunnel(tunnel, Box::new(stream))
+    }
+
+    /// What a CONNECT asks for.
+    pub fn authority(&self) -> String {
+        authority(self.pair.store.host.v4(), PROGRAM)
     }
 
     /// Both agents.

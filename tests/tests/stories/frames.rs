@@ -25,7 +25,6 @@ pub const END_HEADERS: u8 = 4;
 /// Error codes (RFC 9113, section 7).
 pub const PROTOCOL_ERROR: u32 = 1;
 pub const CANCEL: u32 = 8;
-pub const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// One frame (RFC 9113, section 4.1).
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -99,7 +98,7 @@ impl Frame {
     }
 
     /// The status with which an answer begins.
-    fn status(&self) -> Option<u16> {
+    pub fn status(&self) -> Option<u16> {
         let mut block = &self.payload[..];
         // The size of the sender's table may be said first (RFC 7541, section 6.3).
         while block.first()? & 0xe0 == 0x20 {

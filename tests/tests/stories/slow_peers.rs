@@ -6,16 +6,19 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use baremesh_tests::{Requests, WAIT_BOUND, wait_until};
+use baremesh_tests::{Mesh, Requests, WAIT_BOUND, wait_until};
 use socket2::SockRef;
 
 use crate::attack::{Answers, End, Line, Sent, Target, answers_each, growth_of, memory_of, status_of};
-use crate::frames::{Client, END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, frame, request};
+use crate::frames::{Client, END_HEADERS, END_STREAM, HEADERS, SETTINGS, frame, request};
 use crate::pair::{Pair, virtual_addresses};
 use crate::peer::agent_of;
 
-/// Deadlines short enough to wait for.
-const CONFIG: &str = "[proxy]\nhandshake_timeout_seconds = 2\nbody_timeout_seconds = 2\n";
+/// Deadlines short enough to wait for. The called side waits longer than the caller's agent, whose deadline then shows.
+const CONFIGS: [&str; 2] = [
+    "[proxy]\nhandshake_timeout_seconds = 2\nbody_timeout_seconds = 2\n",
+    "[proxy]\nhandshake_timeout_seconds = 2\nbody_timeout_seconds = 6\n",
+];
 
 /// Says `bytes` one at a time, as slowly as a peer that only wants to hold a place, and what comes back at the end.
 fn drip(mut line: Line<'_>, bytes: &[u8]) -> (String, End) {
@@ -31,76 +34,90 @@ fn drip(mut line: Line<'_>, bytes: &[u8]) -> (String, End) {
     unreachable!("a drip has no end of its own")
 }
 
+/// A peer that takes forever over a request.
+#[derive(Clone, Copy)]
+struct Slow {
+    name: &'static str,
+    /// What it says at once.
+    first: &'static [u8],
+    /// What it says then, byte by byte; nothing more, if nothing.
+    then: &'static [u8],
+    /// What it is told.
+    statuses: &'static [u16],
+}
+
+const SLOW: [Slow; 6] = [
+    Slow { name: "a slow head", first: b"GET / HTTP/1.1\r\nHost: shop\r\nX: ", then: b"x", statuses: &[408] },
+    Slow { name: "a head that stops", first: b"GET / HTTP/1.1\r\nHo", then: b"", statuses: &[408] },
+    Slow { name: "a first byte of either version", first: b"P", then: b"", statuses: &[408] },
+    Slow {
+        name: "a preface that stops",
+        first: b"PRI * HTTP/2.0\r\n\r\nSM",
+        then: b"",
+        statuses: &[408, 505],
+    },
+    Slow {
+        name: "a body that stops",
+        first: b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 9\r\n\r\nx",
+        then: b"",
+        statuses: &[408],
+    },
+    Slow {
+        name: "a chunk that stops",
+        first: b"POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+        then: b"",
+        statuses: &[408],
+    },
+];
+
+impl Slow {
+    fn takes_forever(self, mut line: Line<'_>) {
+        line.say(self.first);
+        let (heard, end) = if self.then.is_empty() { line.hear_to_the_end() } else { drip(line, self.then) };
+        assert_ne!(end, End::Open, "{}: {heard:?}", self.name);
+        let status = status_of(&heard).unwrap_or_default();
+        assert!(self.statuses.contains(&status), "{}: {heard:?}", self.name);
+    }
+}
+
 #[test]
 fn who_takes_forever_is_given_up_at_a_deadline() {
-    let target = Target::with(Pair::with_config("slow-peers", CONFIG), answers_each as Answers);
-    let target = &target;
+    let mesh = Mesh::new("slow-peers");
+    let [of_web, of_store] = CONFIGS;
+    let web = mesh.member_with("web", 1, &["*"], of_web);
+    let store = mesh.member_with("store", 2, &["*"], of_store);
+    web.register("web", ["--port", "80", "--user", "0"]);
+    let target = Target::with(Pair { web, store, mesh }, answers_each as Answers);
     let others = Requests::start(&target.pair.web.host, &["--keep", "--parallel", "1"], "http://shop/other");
     let stranger = target.pair.mesh.net.host("stranger", 9);
-    let tls = agent_of(&target.pair.store.host);
+    // The tunnel outlives the test, and so may its streams.
+    let tunnel: &'static _ = Box::leak(Box::new(target.tunnel()));
     let started = Instant::now();
-    thread::scope(|scope| {
-        let mut peers = Vec::new();
-        for inside in [false, true] {
-            let case = move |name: &'static str,
-                             first: &'static [u8],
-                             then: &'static [u8],
-                             statuses: &'static [u16]| {
-                let tunnel = inside.then(|| target.tunnel());
-                let mut line = tunnel.as_ref().map_or_else(|| target.dial(), |tunnel| target.enter(tunnel));
-                line.say(first);
-                let (heard, end) = if then.is_empty() { line.hear_to_the_end() } else { drip(line, then) };
-                assert_ne!(end, End::Open, "{name}: {heard:?}");
-                match statuses {
-                    [] => {}
-                    statuses => {
-                        let status = status_of(&heard).unwrap_or_default();
-                        assert!(statuses.contains(&status), "{name}: {heard:?}");
-                    }
-                }
-            };
-            peers
-                .push(scope.spawn(move || {
-                    case("a slow head", b"GET / HTTP/1.1\r\nHost: shop\r\nX: ", b"x", &[408])
-                }));
-            peers.push(scope.spawn(move || case("a head that stops", b"GET / HTTP/1.1\r\nHo", b"", &[408])));
-            peers.push(scope.spawn(move || case("a first byte of either version", b"P", b"", &[408])));
-            peers.push(scope.spawn(move || case("a preface that stops", &PREFACE[..20], b"", &[408, 400])));
-            peers.push(scope.spawn(move || {
-                case(
-                    "a body that stops",
-                    b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 9\r\n\r\nx",
-                    b"",
-                    &[408],
-                );
-            }));
-            peers.push(scope.spawn(move || {
-                let chunks = b"POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab";
-                case("a chunk that stops", chunks, b"", &[408]);
-            }));
-            // Between two of its frames an HTTP/2 peer can answer PINGs; within one it cannot.
-            peers.push(scope.spawn(move || {
-                let tunnel = inside.then(|| target.tunnel());
-                let line = tunnel.as_ref().map_or_else(|| target.dial(), |tunnel| target.enter(tunnel));
-                let mut client = Client::start(line, &[]);
-                let head = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request("GET", "/half"));
-                client.send(&head[..12]);
-                while let Ok(next) = client.next(WAIT_BOUND) {
-                    assert!(next.is_some(), "it ends when PINGs are not answered");
-                }
-            }));
+    let mut peers = Vec::new();
+    for inside in [false, true] {
+        let line = || if inside { target.enter(tunnel) } else { target.dial() };
+        for slow in SLOW {
+            let line = line();
+            peers.push(thread::spawn(move || slow.takes_forever(line)));
         }
-        peers.push(scope.spawn(|| {
-            // A handshake, byte by byte.
-            let line = Line::Socket(stranger.connect(tls).expect("it listens"));
-            let hello = [&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 600]].concat();
-            let (_, end) = drip(line, &hello);
-            assert_ne!(end, End::Open, "a slow handshake");
+        // Between two of its frames a peer of HTTP/2 can answer PINGs; within one it cannot.
+        let mut client = Client::start(line(), &[]);
+        peers.push(thread::spawn(move || {
+            let head = frame(HEADERS, END_HEADERS | END_STREAM, 1, &request("GET", "/half"));
+            client.send(&head[..12]);
+            while let Ok(next) = client.next(WAIT_BOUND) {
+                assert!(next.is_some(), "it ends when PINGs are not answered");
+            }
         }));
-        for peer in peers {
-            peer.join().expect("each is given up");
-        }
-    });
+    }
+    let handshake = Line::Socket(stranger.connect(agent_of(&target.pair.store.host)).expect("it listens"));
+    peers.push(thread::spawn(move || {
+        let hello = [&[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3][..], &[7; 600]].concat();
+        assert_ne!(drip(handshake, &hello).1, End::Open, "a slow handshake");
+    }));
+    for peer in peers {
+        peer.join().expect("each is given up");
+    }
     println!("all were given up after {:?}", started.elapsed());
     others.wait_for_more(10);
     let failed: Vec<_> = others.stop().into_iter().filter(|answer| !answer.is_ok()).collect();
@@ -178,7 +195,8 @@ fn a_hundred_readers_of_a_gibibyte_who_do_not_read_cost_what_their_windows_hold(
         .collect();
     // Each has begun.
     for line in &mut lines {
-        line.hear_within(WAIT_BOUND).expect("its head comes");
+        let head = line.hear_within(WAIT_BOUND).expect("its head comes");
+        assert!(head.starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&head));
     }
     // As many on one connection.
     let mut client = Client::start(target.dial(), &[]);
@@ -187,7 +205,14 @@ fn a_hundred_readers_of_a_gibibyte_who_do_not_read_cost_what_their_windows_hold(
         let stream = client.stream();
         client.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &request("GET", "/endless")));
     }
-    client.settle();
+    let mut begun = 0;
+    while begun < READERS {
+        let frame = client.next(WAIT_BOUND).expect("it is open").expect("its heads come");
+        if frame.kind == HEADERS {
+            assert_eq!(frame.status(), Some(200), "{frame:?}");
+            begun += 1;
+        }
+    }
     let growth = growth_of(target.agents(), before);
     println!("{growth:?} bytes more for {} readers", 2 * READERS);
     let most = 2 * READERS as u64 * OF_READER + BESIDES;

@@ -113,17 +113,17 @@ fn allowances_come_back_with_time() {
 #[test]
 fn forgiveness_goes_by_the_time_that_passed_and_by_what_ended_well() {
     let start = Instant::now();
-    let given_up = GivenUp::new(start);
+    let given_up = GivenUp::new(start, MAX_GIVEN_UP);
     let burst =
         |given_up: &GivenUp, now| (1..=1_000).find(|_| given_up.count(Ended::GivenUp, now) == Patience::Over);
     assert_eq!(burst(&given_up, start), Some(MAX_GIVEN_UP + 1));
     assert_eq!(burst(&given_up, start + FORGIVEN_EVERY * 11), Some(11), "the eleventh is too many again");
     let later = start + Duration::from_secs(3600);
     assert_eq!(burst(&given_up, later), Some(MAX_GIVEN_UP + 1), "no more than all is forgiven");
-    let steady = GivenUp::new(start);
+    let steady = GivenUp::new(start, MAX_GIVEN_UP);
     let at = |step: u32| start + FORGIVEN_EVERY * step;
     assert!((0..100_000).all(|step| steady.count(Ended::GivenUp, at(step)) == Patience::Left));
-    let mixed = GivenUp::new(start);
+    let mixed = GivenUp::new(start, MAX_GIVEN_UP);
     let both = [Ended::GivenUp, Ended::Normally];
     assert!((0..10_000).all(|number| mixed.count(both[number % 2], start) == Patience::Left));
     assert_eq!(burst(&mixed, start), Some(MAX_GIVEN_UP + 1), "nothing is saved up");

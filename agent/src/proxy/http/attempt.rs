@@ -285,7 +285,15 @@ pub async fn attempt(
             progress.switched.notify_one();
         }
         download.grpc_status = grpc_status(&response.headers);
-        let mut relayed = pin!(relay(&mut incoming, answer, (framing, &progress), download));
+        let relayed = async {
+            relay(&mut incoming, answer, (framing, &progress), download).await?;
+            // Halves end one by one, and the called side's may be the first.
+            if framing == Framing::Upgraded {
+                progress.said_all.notified().await;
+            }
+            Ok(())
+        };
+        let mut relayed = pin!(relayed);
         tokio::select! {
             biased;
             ended = &mut relayed => ended,

@@ -24,7 +24,7 @@ use super::reply::Reply;
 use super::upload::{Stall, Upload};
 use crate::proxy::error::ProxyError;
 use crate::proxy::flood::{
-    Ended, Flooded, GIVEN_UP_WITHIN, GivenUp, LAST_WORDS, Patience, Starts, Watched, is_flood,
+    Ended, Flooded, GIVEN_UP_WITHIN, GivenUp, LAST_WORDS, MAX_GIVEN_UP, Patience, Starts, Watched, is_flood,
 };
 use crate::proxy::tunnel::until_dead;
 use crate::proxy::{Phase, Worker};
@@ -310,7 +310,7 @@ async fn serve_http2(side: Arc<Side>, io: Joined) -> Ended {
     let mut quiet_since = Instant::now();
     let streams = Arc::new(Streams {
         side,
-        given_up: GivenUp::new(tokio::time::Instant::now()),
+        given_up: GivenUp::new(tokio::time::Instant::now(), MAX_GIVEN_UP),
         too_many: Notify::new(),
         served: AtomicBool::new(false),
         heads: AtomicUsize::new(0),

@@ -185,6 +185,7 @@ impl<'a> Upload<'a> {
         }
         if self.hop.upgrade {
             sink.shutdown();
+            progress.said_all.notify_one();
             return pending().await;
         }
         progress.is_sent.store(true, Ordering::Relaxed);
@@ -202,6 +203,8 @@ pub(super) struct Progress {
     pub(super) switched: Notify,
     /// All of the request has come.
     pub(super) whole: Notify,
+    /// The caller has said all that it had to say in another protocol.
+    pub(super) said_all: Notify,
     /// More of the request has come than is kept.
     is_beyond_replay: AtomicBool,
     /// Something has moved since this was last looked at.

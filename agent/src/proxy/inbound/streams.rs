@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::proxy::flood::{Alarm, Ended, Flooded, GivenUp, Patience, is_flood};
+use crate::proxy::flood::{Alarm, Ended, Flooded, GivenUp, MAX_GIVEN_UP_IN_TUNNEL, Patience, is_flood};
 use crate::proxy::http::downstream::calm;
 use crate::proxy::tunnel::until_dead;
 use crate::proxy::{Phase, hbone};
@@ -49,7 +49,7 @@ where
     let mut look = tokio::time::interval(LOOK);
     let mut streams = JoinSet::new();
     let mut used = Instant::now();
-    let given_up = GivenUp::new(used);
+    let given_up = GivenUp::new(used, MAX_GIVEN_UP_IN_TUNNEL);
     let mut leaving = false;
     let end = loop {
         tokio::select! {
