@@ -32,7 +32,7 @@ fn nginx() -> PathBuf {
 
 #[test]
 fn whatever_the_bytes_agents_h11_and_nginx_read_the_same() {
-    let cases = env::var(CASES).unwrap_or_else(|_| "400".to_owned());
+    let cases = env::var(CASES).unwrap_or_else(|_| "1000".to_owned());
     let seed = env::var(SEED).unwrap_or_else(|_| "baremesh".to_owned());
     let pair = Pair::new("differential");
     let mut python = pair.web.host.command("python3");

@@ -1,20 +1,17 @@
 //! The asking side of HTTP: a connection of a program of this host, or a stream that another agent opened. Its requests
 //! are read one by one, or side by side over HTTP/2, and each is handed to the side that carries it.
 
-use std::future::poll_fn;
+/// The streams of one connection of HTTP/2.
+mod streams;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use ::bytes::{Bytes, BytesMut};
 use baremesh_model::http::{RequestHead, ResponseHead};
-use h2::server::{Connection, SendResponse};
-use h2::{Reason, RecvStream};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Notify;
 
 use super::attempt::{Download, Failure};
-use super::body::{Answer, Received, Source, framing_of};
+use super::body::{Answer, Source};
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::callee::Callee;
 use super::caller::Caller;
@@ -23,13 +20,13 @@ use super::h2 as http2;
 use super::reply::Reply;
 use super::upload::{Stall, Upload};
 use crate::proxy::error::ProxyError;
-use crate::proxy::flood::{
-    Ended, Flooded, GIVEN_UP_WITHIN, GivenUp, LAST_WORDS, MAX_GIVEN_UP, Patience, Starts, Watched, is_flood,
-};
+use crate::proxy::flood::{Ended, Flooded, GIVEN_UP_WITHIN, Starts, Watched, is_flood};
 use crate::proxy::tunnel::until_dead;
 use crate::proxy::{Phase, Worker};
 use crate::telemetry::request_record::RequestRecord;
 use crate::telemetry::requests::RequestProtocol;
+pub use streams::calm;
+use streams::{Streams, carry_stream};
 
 /// The bytes that every HTTP/2 client sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -279,18 +276,6 @@ async fn serve_http1(
     ended
 }
 
-/// What the streams of one connection of HTTP/2 share.
-struct Streams {
-    side: Arc<Side>,
-    given_up: GivenUp,
-    /// Told when more were given up than are forgiven.
-    too_many: Notify,
-    /// Whether one ended otherwise than given up.
-    served: AtomicBool,
-    /// Bytes of the heads that are held.
-    heads: AtomicUsize,
-}
-
 async fn serve_http2(side: Arc<Side>, io: Joined) -> Ended {
     let limits = HttpLimits::default();
     let worker = Arc::clone(side.worker());
@@ -308,13 +293,7 @@ async fn serve_http2(side: Arc<Side>, io: Joined) -> Ended {
     // Looked at once a period, instead of a timer armed at every request.
     let idle = worker.shared.limits.idle_timeout;
     let mut quiet_since = Instant::now();
-    let streams = Arc::new(Streams {
-        side,
-        given_up: GivenUp::new(tokio::time::Instant::now(), MAX_GIVEN_UP),
-        too_many: Notify::new(),
-        served: AtomicBool::new(false),
-        heads: AtomicUsize::new(0),
-    });
+    let streams = Arc::new(Streams::new(side));
     let flooded = loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
@@ -348,76 +327,5 @@ async fn serve_http2(side: Arc<Side>, io: Joined) -> Ended {
         streams.side.flooded(flooded);
         calm(&mut connection).await;
     }
-    match streams.served.load(Ordering::Relaxed) {
-        true => Ended::Normally,
-        false => Ended::GivenUp,
-    }
-}
-
-/// Ends a connection whose peer sent too much of something, and tells it so, for as long as it listens.
-pub(in crate::proxy) async fn calm<T: AsyncRead + AsyncWrite + Unpin>(connection: &mut Connection<T, Bytes>) {
-    connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-    let told = poll_fn(|cx| connection.poll_closed(cx));
-    // A peer that does not read is not told.
-    let _ = tokio::time::timeout(LAST_WORDS, told).await;
-}
-
-/// Carries one stream; `most` is what the heads of all streams of its connection may come to.
-async fn carry_stream(
-    streams: Arc<Streams>,
-    request: http::Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-    most: usize,
-) {
-    let (parts, body) = request.into_parts();
-    let mut head = RequestHead::default();
-    let read = http2::read_request(&parts, &mut head, &HttpLimits::default());
-    // As the crate has it, a head takes more memory than the text that was read from it.
-    drop(parts);
-    let held = Held::take(&streams.heads, http2::size_of_head(&head));
-    let mut received = Received::new(body);
-    let framing = framing_of(&head.headers, &received);
-    let hop = Hop { framing, persistence: Persistence::Keep, upgrade: false };
-    let exchange = Exchange {
-        head: &mut head,
-        upload: Upload::new(Source::Http2(&mut received), hop).within(streams.side.worker().stall()),
-        answer: Answer::Http2 { respond: &mut respond, stream: None, is_over: false },
-    };
-    let ended = match read {
-        Ok(()) if held.all <= most => streams.side.carry(exchange).await,
-        read => {
-            let reply = match read {
-                Ok(()) => Reply::malformed(431, "http2.heads_too_large"),
-                Err(malformed) => Reply::malformed(malformed.status, malformed.detail),
-            };
-            streams.side.refuse(exchange, reply).await;
-            Ended::Normally
-        }
-    };
-    if ended == Ended::Normally {
-        streams.served.store(true, Ordering::Relaxed);
-    }
-    if streams.given_up.count(ended, tokio::time::Instant::now()) == Patience::Over {
-        streams.too_many.notify_one();
-    }
-}
-
-/// A head's share of what the heads of a connection may take.
-struct Held<'a> {
-    heads: &'a AtomicUsize,
-    bytes: usize,
-    /// What all of them took when it came.
-    all: usize,
-}
-
-impl<'a> Held<'a> {
-    fn take(heads: &'a AtomicUsize, bytes: usize) -> Self {
-        Self { heads, bytes, all: heads.fetch_add(bytes, Ordering::Relaxed) + bytes }
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        self.heads.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
+    streams.ended()
 }
