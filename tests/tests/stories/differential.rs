@@ -55,7 +55,8 @@ fn whatever_the_bytes_agents_h11_and_nginx_read_the_same() {
         (&stranger, format!("{seed}/called"), real_address, "8080"),
     ];
     for (host, seed, address, port) in &senders {
-        println!("{}", output_of(peer(host, &["send", KEPT, seed, &cases, address, port])));
+        let said = output_of(peer(host, &["send", KEPT, seed, &cases, address, port]));
+        assert_eq!(said, format!("seed {seed}: {cases} cases sent"));
     }
     // Stopped in good order, it has written all that it knows.
     pair.store.stop_agent();
@@ -64,11 +65,12 @@ fn whatever_the_bytes_agents_h11_and_nginx_read_the_same() {
     std::fs::write(&log, lines.join("\n")).expect("the host's directory");
     let mut judge = Command::new("python3");
     judge.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/differential.py"));
-    println!(
-        "{}",
-        output_of({
-            judge.arg("judge").args([&kept, &log]);
-            judge
-        })
+    judge.arg("judge").args([&kept, &log]);
+    let judged = run(judge);
+    assert!(
+        judged.status.success(),
+        "{SEED}={seed} {CASES}={cases}: {}{}",
+        String::from_utf8_lossy(&judged.stdout),
+        String::from_utf8_lossy(&judged.stderr)
     );
 }

@@ -53,7 +53,6 @@ fn stopped(target: &Target, floods: &[Flood]) {
             let (outcome, after) = flood(&mut client, BATCHES, flood_of.batch);
             let name = format!("{}, inside a tunnel: {inside}", flood_of.name);
             assert!(outcome.is_end() && after <= flood_of.most, "{name}: {outcome:?} after {after}");
-            println!("{name}: {outcome:?} after {after}");
             others.wait_for_more(5);
         }
     }
@@ -353,7 +352,6 @@ fn heads_of_references_hold_no_more_than_a_hundred_times_what_was_sent() {
         let before = target.agents().map(memory_of);
         let (clients, sent) = bombs((0..CONNECTIONS).map(|_| target.dial()), fields, size);
         let growth = growth_of(target.agents(), before);
-        println!("{fields} of {size}: {growth:?} bytes more for {sent}");
         assert!(growth[0] < 100 * sent, "{fields} of {size}: {growth:?} bytes more for {sent}");
         others.wait_for_more(20);
         let failed: Vec<_> = others.stop().into_iter().filter(|answer| !Answer::is_ok(answer)).collect();

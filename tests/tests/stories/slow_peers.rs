@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use baremesh_tests::{Mesh, Requests, WAIT_BOUND, wait_until};
 use socket2::SockRef;
@@ -92,7 +92,6 @@ fn who_takes_forever_is_given_up_at_a_deadline() {
     let stranger = target.pair.mesh.net.host("stranger", 9);
     // The tunnel outlives the test, and so may its streams.
     let tunnel: &'static _ = Box::leak(Box::new(target.tunnel()));
-    let started = Instant::now();
     let mut peers = Vec::new();
     for inside in [false, true] {
         let line = || if inside { target.enter(tunnel) } else { target.dial() };
@@ -118,7 +117,6 @@ fn who_takes_forever_is_given_up_at_a_deadline() {
     for peer in peers {
         peer.join().expect("each is given up");
     }
-    println!("all were given up after {:?}", started.elapsed());
     others.wait_for_more(10);
     let failed: Vec<_> = others.stop().into_iter().filter(|answer| !answer.is_ok()).collect();
     assert!(failed.is_empty(), "others: {failed:?}");
@@ -214,7 +212,6 @@ fn a_hundred_readers_of_a_gibibyte_who_do_not_read_cost_what_their_windows_hold(
         }
     }
     let growth = growth_of(target.agents(), before);
-    println!("{growth:?} bytes more for {} readers", 2 * READERS);
     let most = 2 * READERS as u64 * OF_READER + BESIDES;
     assert!(growth.iter().all(|growth| *growth < most), "{growth:?}, {most} at most");
     others.wait_for_more(20);
