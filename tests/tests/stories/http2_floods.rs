@@ -1,7 +1,7 @@
 //! What HTTP/2 lets a peer have cheaply and its server dearly: resets, frames that carry nothing, heads that are mostly
 //! references. Each ends the connection that it came on, and leaves everybody else alone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use baremesh_tests::{Answer, Requests, wait_until};
 use serde_json::Value;
@@ -114,12 +114,15 @@ fn streams_that_are_opened_to_be_reset_end_the_connection_alone() {
     recorded(&target, "given up");
     // The same with streams of a tunnel: each has cost a connection to the program, which speaks HTTP and was told nothing.
     let tunnel = target.tunnel();
-    let opened = (0..5_000).take_while(|_| {
+    let started = Instant::now();
+    let opened = (0..20_000).take_while(|_| {
         let opened = tunnel.connect(&target.authority());
         opened.map(|mut stream| tunnel.reset(&mut stream)).is_ok()
     });
-    let opened = opened.count();
-    assert!((100..1_000).contains(&opened), "{opened}");
+    let opened = opened.count() as u64;
+    // Some are forgiven as time passes, and each takes its time.
+    let most = 1_000 + 60 * started.elapsed().as_secs();
+    assert!((100..most).contains(&opened), "{opened}, {most} at most");
     // Another tunnel of the same peer is not touched.
     let tunnel = target.tunnel();
     let mut line = target.enter(&tunnel);
