@@ -33,6 +33,7 @@ SENDERS = 8
 # ---- the called side
 
 CONFIG = """
+user root root;
 daemon off;
 master_process off;
 pid {directory}/nginx.pid;
