@@ -32,7 +32,7 @@ pub struct Refused {
     pub status: u16,
     /// A stable word for the log.
     pub detail: &'static str,
-    /// For who reads the code's tests.
+    /// In words, for who looks closer.
     pub why: Malformed,
 }
 

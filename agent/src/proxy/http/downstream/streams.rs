@@ -88,7 +88,10 @@ pub async fn carry_stream(
         read => {
             let reply = match read {
                 Ok(()) => Reply::malformed(431, "http2.heads_too_large"),
-                Err(malformed) => Reply::malformed(malformed.status, malformed.detail),
+                Err(refused) => {
+                    tracing::debug!(refused.why, "a request of HTTP/2 was refused");
+                    Reply::malformed(refused.status, refused.detail)
+                }
             };
             streams.side.refuse(exchange, reply).await;
             Ended::Normally
