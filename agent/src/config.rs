@@ -221,6 +221,7 @@ struct RawProxy {
     connect_timeout_seconds: Option<u64>,
     handshake_timeout_seconds: Option<u64>,
     idle_timeout_seconds: Option<u64>,
+    body_timeout_seconds: Option<u64>,
     max_connections: Option<usize>,
 }
 
@@ -231,6 +232,7 @@ impl RawProxy {
             connect_timeout: seconds(self.connect_timeout_seconds, default.connect_timeout),
             handshake_timeout: seconds(self.handshake_timeout_seconds, default.handshake_timeout),
             idle_timeout: seconds(self.idle_timeout_seconds, default.idle_timeout),
+            body_timeout: seconds(self.body_timeout_seconds, default.body_timeout),
             max_connections: self.max_connections.unwrap_or(default.max_connections),
             ..default
         }
@@ -360,7 +362,8 @@ impl AgentConfig {
     }
 
     fn check(self) -> Result<Self, String> {
-        if self.limits.idle_timeout.is_zero() || self.limits.connect_timeout.is_zero() {
+        let limits = &self.limits;
+        if [limits.idle_timeout, limits.body_timeout, limits.connect_timeout].contains(&Duration::ZERO) {
             return Err(
                 "a timeout of 0 would end every connection at once: leave it out for the default".to_owned()
             );

@@ -6,6 +6,8 @@
 pub mod error;
 /// The wire between agents.
 pub mod hbone;
+/// What peers send too much of.
+mod flood;
 /// The agent's own sockets.
 pub mod socket;
 /// Mutual TLS under a tunnel.
@@ -84,6 +86,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// How long a connection may be quiet both ways.
     pub idle_timeout: Duration,
+    /// How long a request's body that is waited for may stand still, before its answer has begun.
+    pub body_timeout: Duration,
     /// Connections that may be open at once, over all workers.
     pub max_connections: usize,
     /// Endpoints that are tried for one connection.
@@ -112,6 +116,8 @@ impl Default for Limits {
             connect_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(3600),
+            // As Envoy's default for streams.
+            body_timeout: Duration::from_secs(300),
             max_connections: 100_000,
             max_attempts: 3,
         }

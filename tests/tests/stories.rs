@@ -12,11 +12,17 @@ mod signer;
 mod raw_peer;
 #[path = "stories/impostor.rs"]
 mod impostor;
+#[path = "stories/attack.rs"]
+mod attack;
+#[path = "stories/frames.rs"]
+mod frames;
 
 #[path = "stories/addresses.rs"]
 mod addresses;
 #[path = "stories/agent_killed.rs"]
 mod agent_killed;
+#[path = "stories/broken_ends.rs"]
+mod broken_ends;
 #[path = "stories/calls_by_name.rs"]
 mod calls_by_name;
 #[path = "stories/capture_rules.rs"]
@@ -33,6 +39,8 @@ mod control_away;
 mod demo_tells_the_truth;
 #[path = "stories/destination_rules.rs"]
 mod destination_rules;
+#[path = "stories/differential.rs"]
+mod differential;
 #[path = "stories/disk_full.rs"]
 mod disk_full;
 #[path = "stories/draining.rs"]
@@ -45,6 +53,10 @@ mod enrolment;
 mod files;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
+#[path = "stories/http2_floods.rs"]
+mod http2_floods;
+#[path = "stories/http_cardinality.rs"]
+mod http_cardinality;
 #[path = "stories/http_grpc.rs"]
 mod http_grpc;
 #[path = "stories/http_limits.rs"]
@@ -79,6 +91,10 @@ mod rate_limits;
 mod refuses_certificates;
 #[path = "stories/shop_without_a_mesh.rs"]
 mod shop_without_a_mesh;
+#[path = "stories/slow_peers.rs"]
+mod slow_peers;
+#[path = "stories/smuggling.rs"]
+mod smuggling;
 #[path = "stories/strict_and_permissive.rs"]
 mod strict_and_permissive;
 #[path = "stories/survives_exhaustion.rs"]

@@ -148,8 +148,8 @@ pub enum ProxyError {
     /// The CONNECT was malformed, or not a CONNECT.
     #[error("not an HBONE request: {0}")]
     BadRequest(&'static str),
-    /// The peer sent more of something than anybody who means well, and lost its tunnel.
-    #[error("the tunnel was closed: its peer sent too many {0}")]
+    /// The peer sent more of something than anybody who means well, and lost its connection.
+    #[error("the connection was closed: its peer sent too many {0}")]
     Flooded(&'static str),
     /// The authority is not registered here, or belongs to another identity than the certificate shown.
     #[error("{authority} is not registered here under the identity that was asked for")]

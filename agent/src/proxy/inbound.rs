@@ -7,7 +7,7 @@ mod streams;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use ::bytes::Bytes;
 use baremesh_ca::tls::{LeafFacts, describe_io, peer_leaf_facts};
@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::Worker;
 use super::error::ProxyError;
+use super::flood::{Ended, Flooded, GIVEN_UP_WITHIN, Starts, Watched};
 use super::hbone::{self, Target};
 use super::http::bytes;
 use super::http::callee::{self, Arrived};
@@ -32,10 +33,7 @@ use crate::credentials::Credential;
 use crate::share::{Share, host_of};
 use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::{Counted, Record, Reporter, Security};
-use streams::{Ended, Flooded, Life};
-
-/// A stream that its peer resets sooner, before the program has said anything, was opened for nothing.
-const GIVEN_UP_WITHIN: Duration = Duration::from_secs(1);
+use streams::Life;
 
 /// Who is at the two ends of a tunnel.
 struct Tunnel {
@@ -128,6 +126,7 @@ async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>
     let tunnels = u32::try_from(standing.inc() + 1).unwrap_or(u32::MAX);
     let window =
         (hbone::WINDOW_BUDGET / tunnels.max(1)).clamp(hbone::STREAM_WINDOW, hbone::CONNECTION_WINDOW);
+    let (tls, alarm) = Watched::new(tls, Starts::Peer);
     let handshake = builder().initial_connection_window_size(window).handshake::<_, Bytes>(tls);
     let shaken = tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await;
     let ended = match shaken {
@@ -137,7 +136,7 @@ async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>
             let life = Life { expiry: Instant::now() + life, phase: worker.shared.phase.clone() };
             let carry =
                 |request, respond| serve_stream(Arc::clone(worker), Arc::clone(&tunnel), request, respond);
-            streams::serve(connection, life, carry).await
+            streams::serve((connection, alarm), life, carry).await
         }
         // What connects and leaves, or says nothing, has asked for nothing.
         Ok(Err(_)) | Err(_) => Ok(()),
@@ -172,22 +171,24 @@ async fn serve_stream(
     record.called_by(&tunnel.peer.identity);
     record.peer_serial = Some(Arc::clone(&tunnel.peer_serial));
     let mut counted = None;
+    let started = record.started;
     let outcome =
         judge_and_deliver(&worker, &tunnel, (request, &mut respond), &mut record, &mut counted).await;
     let outcome = match outcome {
         Ok(Carried::Bytes) => Ok(()),
         Ok(Carried::Requests(arrived, stream)) => {
-            Box::pin(callee::serve(worker, *arrived, bytes::of_tunnel(stream), record)).await;
-            return Ended::Normally;
+            let ended = Box::pin(callee::serve(worker, *arrived, bytes::of_tunnel(stream), record)).await;
+            return match started.elapsed() < GIVEN_UP_WITHIN {
+                true => ended,
+                false => Ended::Normally,
+            };
         }
         Err(error) => Err(error),
     };
     worker.telemetry.finish(&record, counted.as_deref(), &outcome);
     let answered = counted.is_some_and(|counted| counted.meter.bytes_to_client() > 0);
     match outcome {
-        Err(ProxyError::ClientBroke(_)) if !answered && record.started.elapsed() < GIVEN_UP_WITHIN => {
-            Ended::GivenUp
-        }
+        Err(ProxyError::ClientBroke(_)) if !answered && started.elapsed() < GIVEN_UP_WITHIN => Ended::GivenUp,
         _ => Ended::Normally,
     }
 }

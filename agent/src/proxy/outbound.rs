@@ -93,7 +93,8 @@ async fn carry_requests(worker: Arc<Worker>, client: TcpStream, requests: Reques
     tokio::select! {
         biased;
         _ = entry.until_closed() => {}
-        () = downstream::serve(Arc::new(Side::Caller(Box::new(caller))), reader, writer) => {}
+        // A program costs itself a connection with each.
+        _ = downstream::serve(Arc::new(Side::Caller(Box::new(caller))), reader, writer) => {}
     }
     drop(entered);
 }

@@ -22,7 +22,9 @@ pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
     let mut counted = None;
     let outcome = judge_and_deliver(&worker, &mut client, &mut record, &mut counted).await;
     if let Ok(Some(arrived)) = outcome {
-        return Box::pin(callee::serve(worker, arrived, bytes::of_socket(client), record)).await;
+        // Who calls in plaintext costs itself a connection with each.
+        let _ = Box::pin(callee::serve(worker, arrived, bytes::of_socket(client), record)).await;
+        return;
     }
     if outcome.is_err() {
         relay::reset_on_close(&client);

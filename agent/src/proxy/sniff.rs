@@ -7,8 +7,12 @@ use tokio::net::TcpStream;
 
 /// How long a caller may take for its first bytes; one that waits for the server to speak first is carried as bytes.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// Between two looks at a caller that has begun, and has not said enough.
+/// Between the first two looks at a caller that has begun, and has not said enough. What it says meanwhile wakes nobody,
+/// since what it said before is left where it is; each further look comes twice as late as the one before, so that who
+/// says little for long costs little.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// The longest between two looks.
+const LOOK_AT_LEAST: Duration = Duration::from_millis(128);
 /// Ports on which servers speak first (SMTP, DNS, MySQL, MongoDB): waiting would only delay them.
 const NEVER: [u16; 4] = [25, 53, 3306, 27017];
 /// The longest method that is taken for one, and its space.
@@ -23,6 +27,7 @@ pub async fn is_http(client: &TcpStream, port: u16) -> bool {
     }
     let told = async {
         let mut first = [0; 32];
+        let mut pause = LOOK_AGAIN;
         loop {
             // Nothing is taken: the bytes are read by whoever carries them.
             match client.peek(&mut first).await {
@@ -33,7 +38,8 @@ pub async fn is_http(client: &TcpStream, port: u16) -> bool {
                     }
                 }
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(LOOK_AT_LEAST);
         }
     };
     tokio::time::timeout(PATIENCE, told).await.unwrap_or(false)
@@ -46,7 +52,7 @@ const HELLO: usize = 16 * 1024;
 pub async fn server_name(client: &TcpStream) -> Option<String> {
     let told = async {
         let mut first = vec![0; HELLO];
-        let mut before = 0;
+        let (mut before, mut pause) = (0, LOOK_AGAIN);
         loop {
             match client.peek(&mut first).await {
                 Ok(0) | Err(_) => return None,
@@ -59,7 +65,8 @@ pub async fn server_name(client: &TcpStream) -> Option<String> {
                 Ok(HELLO) => return None,
                 Ok(_) => {}
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(LOOK_AT_LEAST);
         }
     };
     tokio::time::timeout(PATIENCE, told).await.ok().flatten()

@@ -18,6 +18,7 @@ use http::StatusCode;
 use rustls_pki_types::ServerName;
 
 use super::error::ProxyError;
+use super::flood::{Alarm, Flooded, Starts, Watched};
 use super::hbone::{self, DENIED};
 use super::relay::TunnelStream;
 use super::socket::{self, Mark};
@@ -237,6 +238,7 @@ impl Pool {
             .map_err(handshake_error)?;
         let facts =
             peer_leaf_facts(&session.peer).map_err(|error| handshake_error(io::Error::other(error)))?;
+        let (tls, alarm) = Watched::new(tls, Starts::We);
         let (sender, connection) = builder()
             .handshake::<_, Bytes>(tls)
             .await
@@ -252,7 +254,7 @@ impl Pool {
             expires_at,
             peer_serial: facts.serial.into(),
         });
-        tokio::spawn(drive(connection, Arc::clone(&tunnel)));
+        tokio::spawn(drive((connection, alarm), Arc::clone(&tunnel), address));
         Ok(tunnel)
     }
 }
@@ -321,9 +323,12 @@ async fn request(
     }
 }
 
-/// Drives a tunnel's connection until it is over: dead, told to go, or unused for long.
-async fn drive<T>(mut connection: h2::client::Connection<T, Bytes>, tunnel: Arc<Tunnel>)
-where
+/// Drives a tunnel's connection until it is over: dead, told to go, flooded, or unused for long.
+async fn drive<T>(
+    (mut connection, alarm): (h2::client::Connection<T, Bytes>, Arc<Alarm>),
+    tunnel: Arc<Tunnel>,
+    address: SocketAddr,
+) where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     let ping = connection.ping_pong();
@@ -334,6 +339,7 @@ where
             }
         }
         () = until_dead(ping) => tracing::debug!("a tunnel no longer answers"),
+        () = alarm.flooded() => tracing::warn!(%address, "a tunnel was closed: its peer sent too many {}", Flooded::FRAMES.0),
         () = until_unused(&tunnel) => {}
     }
     tunnel.over.store(true, Ordering::Relaxed);

@@ -4,8 +4,9 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// What is logged unless the environment says otherwise.
-const DEFAULT: &str = "info";
+/// What is logged unless the environment says otherwise. The HTTP/2 codec warns of each frame that a peer should not have
+/// sent; what comes of such peers is in the log of connections, once.
+const DEFAULT: &str = "info,h2=error";
 /// The variable that says otherwise: `debug`, or `info,baremesh_agent::proxy=debug`.
 const VARIABLE: &str = "BAREMESH_LOG";
 

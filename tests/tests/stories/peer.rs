@@ -2,9 +2,11 @@
 //! certificate it was given, and asks for whatever it likes.
 
 use std::fs;
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use baremesh_ca::issued::Issued;
 use baremesh_ca::tls::{
@@ -129,6 +131,47 @@ impl Tunnel {
             }
             String::from_utf8(heard).map_err(io::Error::other)
         }))
+    }
+
+    /// Sends bytes on a stream as soon as they may be sent.
+    pub fn send(&self, stream: &mut Stream, bytes: &[u8]) -> io::Result<()> {
+        self.runtime.block_on(in_time(async {
+            let mut left = Bytes::copy_from_slice(bytes);
+            while !left.is_empty() {
+                stream.send.reserve_capacity(left.len());
+                let capacity = poll_fn(|cx| stream.send.poll_capacity(cx)).await;
+                let capacity = capacity.ok_or(io::ErrorKind::BrokenPipe)?.map_err(io::Error::other)?;
+                let part = left.split_to(capacity.min(left.len()));
+                stream.send.send_data(part, false).map_err(io::Error::other)?;
+            }
+            Ok(())
+        }))
+    }
+
+    /// Says that nothing more comes on a stream.
+    pub fn end(&self, stream: &mut Stream) -> io::Result<()> {
+        self.runtime.block_on(async { stream.send.send_data(Bytes::new(), true) }).map_err(io::Error::other)
+    }
+
+    /// Resets a stream.
+    pub fn reset(&self, stream: &mut Stream) {
+        self.runtime.block_on(async { stream.send.send_reset(h2::Reason::CANCEL) });
+    }
+
+    /// What comes on a stream, for so long; nothing at its end.
+    pub fn receive(&self, stream: &mut Stream, patience: Duration) -> io::Result<Vec<u8>> {
+        self.runtime.block_on(async {
+            match tokio::time::timeout(patience, stream.receive.data()).await {
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                Ok(None) => Ok(Vec::new()),
+                Ok(Some(chunk)) => {
+                    let chunk = chunk.map_err(io::Error::other)?;
+                    let given_back = stream.receive.flow_control().release_capacity(chunk.len());
+                    given_back.map_err(io::Error::other)?;
+                    Ok(chunk.to_vec())
+                }
+            }
+        })
     }
 
     /// Whether the agent carries a word to `authority` and its echo back.

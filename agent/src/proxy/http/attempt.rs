@@ -54,6 +54,10 @@ pub enum Failure {
     Timeout,
     /// The time for one attempt ran out.
     PerTryTimeout,
+    /// The caller's body stood still for too long.
+    CallerStalled,
+    /// Nothing moved in either direction for too long.
+    Idle,
     /// The caller went away.
     CallerGone,
     /// The caller's body is malformed.
@@ -228,9 +232,11 @@ pub async fn attempt(
         }
     }
     let progress = Progress::of(upload);
+    let stall = upload.stall(head.is_grpc());
     let outcome = {
         let mut pump = pin!(upload.pump(&mut sink, &progress));
         let mut timeout = pin!(time_out(whole_at, (per_try, overall), &progress.whole));
+        let mut stalls = pin!(progress.stalls(stall));
         // A future that has ended is not asked again.
         let (mut is_timed, mut is_pumping, mut interim) = (true, true, 0);
         let mut response = ResponseHead::default();
@@ -247,6 +253,7 @@ pub async fn attempt(
                     failure => Err(failure),
                 },
                 failure = &mut timeout => Err(failure),
+                failure = &mut stalls => Err(failure),
                 () = answer.gone() => Err(Failure::CallerGone),
             };
             download.first_byte.get_or_insert_with(Instant::now);
@@ -267,6 +274,8 @@ pub async fn attempt(
         if judge(&mut response, progress.replay()) == Verdict::Again {
             return Attempt::Again;
         }
+        progress.moved();
+        progress.is_answered.store(true, Ordering::Relaxed);
         if answer.head(&response, framing).is_err() {
             return Attempt::BrokeOff(Failure::CallerGone);
         }
@@ -276,7 +285,15 @@ pub async fn attempt(
             progress.switched.notify_one();
         }
         download.grpc_status = grpc_status(&response.headers);
-        let mut relayed = pin!(relay(&mut incoming, answer, framing, download));
+        let relayed = async {
+            relay(&mut incoming, answer, (framing, &progress), download).await?;
+            // Halves end one by one, and the called side's may be the first.
+            if framing == Framing::Upgraded {
+                progress.said_all.notified().await;
+            }
+            Ok(())
+        };
+        let mut relayed = pin!(relayed);
         tokio::select! {
             biased;
             ended = &mut relayed => ended,
@@ -285,10 +302,12 @@ pub async fn attempt(
                 Failure::UpstreamClosed => tokio::select! {
                     ended = &mut relayed => ended,
                     failure = &mut timeout, if is_timed => Err(failure),
+                    failure = &mut stalls => Err(failure),
                 },
                 failure => Err(failure),
             },
             failure = &mut timeout, if is_timed => Err(failure),
+            failure = &mut stalls => Err(failure),
         }
     };
     match outcome {
@@ -304,7 +323,7 @@ pub async fn attempt(
 async fn relay(
     incoming: &mut Incoming<'_>,
     answer: &mut Answer<'_>,
-    framing: Framing,
+    (framing, progress): (Framing, &Progress),
     download: &mut Download,
 ) -> Result<(), Failure> {
     let gone = |_: std::io::Error| Failure::CallerGone;
@@ -329,6 +348,7 @@ async fn relay(
                 }
             }
         };
+        progress.moved();
         match next? {
             Some(Frame::Data(data)) => {
                 download.bytes += data.len() as u64;

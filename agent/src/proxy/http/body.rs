@@ -152,6 +152,8 @@ impl Sink<'_> {
         if let Self::Http1(writer) = self {
             // A peer that has gone both ways is told by what it sends.
             let _ = writer.bytes().shutdown();
+            // What is still on its way arrives, whoever ends first.
+            writer.bytes().settle();
         }
     }
 

@@ -18,6 +18,7 @@ use super::reply::Reply;
 use super::upload::{Replay, Upload};
 use super::upstream::{Connection, Lent, ShareError, UpstreamKey, Upstreams, Via};
 use crate::proxy::error::ProxyError;
+use crate::proxy::flood::Ended;
 use crate::proxy::open::Delivered;
 use crate::proxy::{Entered, Worker};
 use crate::snapshot::rate_limit::Refusal;
@@ -41,13 +42,14 @@ pub struct Arrived {
     pub entered: Option<Entered>,
 }
 
-/// Carries the requests of a connection until it ends, or is no longer allowed.
+/// Carries the requests of a connection until it ends, or is no longer allowed. Given up is one that its peer broke off
+/// before any request was served.
 pub async fn serve(
     worker: Arc<Worker>,
     arrived: Arrived,
     (reader, writer): (ByteReader, ByteWriter),
     peers: Record,
-) {
+) -> Ended {
     let Arrived { delivered, decided_by, program, entered: _entered } = arrived;
     let (local, source) = (Arc::clone(&delivered.local), delivered.source.clone());
     let entry = worker.open.enter(None, Some(delivered));
@@ -56,8 +58,8 @@ pub async fn serve(
     tokio::select! {
         biased;
         // Both sides are reset: nobody takes what has come for all there is.
-        _ = entry.until_closed() => {}
-        () = downstream::serve(Arc::new(Side::Callee(Box::new(callee))), reader, writer) => {}
+        _ = entry.until_closed() => Ended::Normally,
+        ended = downstream::serve(Arc::new(Side::Callee(Box::new(callee))), reader, writer) => ended,
     }
 }
 
@@ -87,8 +89,13 @@ impl Callee {
         Self { worker, local, source, peers, program, shared: Upstreams::default() }
     }
 
+    /// The two ends of the connection.
+    pub fn peers(&self) -> &Record {
+        &self.peers
+    }
+
     /// Carries a request to the program.
-    pub async fn carry(&self, mut exchange: Exchange<'_>) {
+    pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
         let mut record = self.record(&exchange);
         if let Err(refusal) = self.within_limits(exchange.head, &mut record) {
             exchange.reply(&Reply::rate_limited(refusal), &mut record).await;
@@ -124,7 +131,9 @@ impl Callee {
                 }
             }
         }
+        let ended = record.ended();
         self.finish(record, &exchange.upload);
+        ended
     }
 
     /// Answers a request that is not carried.

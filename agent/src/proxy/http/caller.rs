@@ -25,6 +25,7 @@ use super::downstream::Exchange;
 use super::grpc::MessageCount;
 use super::reply::Reply;
 use crate::proxy::Worker;
+use crate::proxy::flood::Ended;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Record;
 use crate::telemetry::request_record::{LoggedFields, RequestRecord};
@@ -50,8 +51,13 @@ impl Caller {
         Self { worker, identity, dialled, peers }
     }
 
+    /// The two ends of the connection.
+    pub fn peers(&self) -> &Record {
+        &self.peers
+    }
+
     /// Carries a request to wherever its route says.
-    pub async fn carry(&self, mut exchange: Exchange<'_>) {
+    pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
         let snapshot = self.worker.shared.snapshot.load_full();
         let mut record = self.record(&mut exchange);
         let asked = Asked { identity: &self.identity, service: &self.dialled.0, port: self.dialled.1 };
@@ -63,7 +69,9 @@ impl Caller {
                 self.forward(&snapshot, &forward, &mut exchange, &mut record).await;
             }
         }
+        let ended = record.ended();
         self.finish(record, &exchange);
+        ended
     }
 
     /// Answers a request that is not carried.

@@ -1,27 +1,32 @@
 //! The asking side of HTTP: a connection of a program of this host, or a stream that another agent opened. Its requests
 //! are read one by one, or side by side over HTTP/2, and each is handed to the side that carries it.
 
+/// The streams of one connection of HTTP/2.
+mod streams;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use ::bytes::{Bytes, BytesMut};
 use baremesh_model::http::{RequestHead, ResponseHead};
-use h2::RecvStream;
-use h2::server::SendResponse;
 
 use super::attempt::{Download, Failure};
-use super::body::{Answer, Received, Source, framing_of};
+use super::body::{Answer, Source};
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::callee::Callee;
 use super::caller::Caller;
 use super::h1::{self, Framing, HEAD_TIMEOUT, Hop, HttpLimits, Persistence};
 use super::h2 as http2;
 use super::reply::Reply;
-use super::upload::Upload;
+use super::upload::{Stall, Upload};
+use crate::proxy::error::ProxyError;
+use crate::proxy::flood::{Ended, Flooded, GIVEN_UP_WITHIN, Starts, Watched, is_flood};
 use crate::proxy::tunnel::until_dead;
 use crate::proxy::{Phase, Worker};
 use crate::telemetry::request_record::RequestRecord;
 use crate::telemetry::requests::RequestProtocol;
+pub use streams::calm;
+use streams::{Streams, carry_stream};
 
 /// The bytes that every HTTP/2 client sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -75,6 +80,14 @@ impl Exchange<'_> {
 }
 
 impl RequestRecord {
+    /// How the request ended, as far as its connection is concerned: given up if the caller took it back at once.
+    pub(super) fn ended(&self) -> Ended {
+        match self.status == 0 && self.flags == "DC" && self.peers.started.elapsed() < GIVEN_UP_WITHIN {
+            true => Ended::GivenUp,
+            false => Ended::Normally,
+        }
+    }
+
     /// The agent answered itself.
     pub(super) fn replied(&mut self, reply: &Reply) {
         let is_grpc = self.protocol == RequestProtocol::Grpc;
@@ -96,6 +109,8 @@ impl RequestRecord {
         (self.flags, self.details) = match failure {
             Failure::CallerGone | Failure::CallerMalformed(_) => ("DC", "downstream_remote_disconnect"),
             Failure::Timeout => ("UT", "response_timeout"),
+            Failure::CallerStalled => ("SI", "request_body_timeout"),
+            Failure::Idle => ("SI", "stream_idle_timeout"),
             Failure::PerTryTimeout => ("UT", "upstream_per_try_timeout"),
             Failure::UpstreamMalformed(details) => ("UPE", details),
             Failure::UpstreamClosed | Failure::RefusedStream => {
@@ -112,6 +127,13 @@ impl RequestRecord {
     }
 }
 
+impl Worker {
+    fn stall(&self) -> Stall {
+        let limits = &self.shared.limits;
+        Stall { body: limits.body_timeout, idle: limits.idle_timeout }
+    }
+}
+
 impl Side {
     fn worker(&self) -> &Arc<Worker> {
         match self {
@@ -120,7 +142,16 @@ impl Side {
         }
     }
 
-    async fn carry(&self, exchange: Exchange<'_>) {
+    /// Writes the record of a connection that ended because of what its peer sent too much of.
+    fn flooded(&self, flooded: Flooded) {
+        let peers = match self {
+            Self::Caller(caller) => caller.peers(),
+            Self::Callee(callee) => callee.peers(),
+        };
+        self.worker().telemetry.finish(&peers.again(), None, &Err(ProxyError::Flooded(flooded.0)));
+    }
+
+    async fn carry(&self, exchange: Exchange<'_>) -> Ended {
         match self {
             Self::Caller(caller) => caller.carry(exchange).await,
             Self::Callee(callee) => callee.carry(exchange).await,
@@ -136,55 +167,79 @@ impl Side {
     }
 }
 
-/// Serves a connection until it ends, in the version of HTTP that its first bytes show.
-pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) {
+/// Serves a connection until it ends, in the version of HTTP that its first bytes show. Given up is one that its peer
+/// broke off before any request was served.
+pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) -> Ended {
     let idle = side.worker().shared.limits.idle_timeout;
     let mut buffer = BytesMut::new();
-    let first = async {
-        while PREFACE.starts_with(&buffer) && buffer.len() < PREFACE.len() {
-            if reader.read_some(&mut buffer, PREFACE.len()).await.unwrap_or(0) == 0 {
-                return false;
-            }
-        }
-        true
-    };
     let mut phase = side.worker().shared.phase.clone();
     let begun = tokio::select! {
         biased;
-        begun = first => begun,
-        _ = phase.wait_for(|phase| *phase >= Phase::Draining) => false,
-        () = tokio::time::sleep(idle) => false,
+        read = reader.read_some(&mut buffer, PREFACE.len()) => read,
+        _ = phase.wait_for(|phase| *phase >= Phase::Draining) => Ok(0),
+        () = tokio::time::sleep(idle) => Ok(0),
     };
-    if !begun {
-        return writer.settle();
+    match begun {
+        Ok(0) => {
+            writer.settle();
+            return Ended::Normally;
+        }
+        Ok(_) => {}
+        Err(_) => return Ended::GivenUp,
+    }
+    // Who has begun is not waited for without end.
+    let by = tokio::time::Instant::now() + HEAD_TIMEOUT;
+    let told = async {
+        while PREFACE.starts_with(&buffer)
+            && buffer.len() < PREFACE.len()
+            && reader.read_some(&mut buffer, PREFACE.len()).await? > 0
+        {}
+        std::io::Result::Ok(())
+    };
+    if let Ok(Err(_)) = tokio::time::timeout_at(by, told).await {
+        return Ended::GivenUp;
     }
     if buffer.starts_with(PREFACE) {
-        serve_http2(side, Joined::new(reader, writer, buffer)).await;
+        serve_http2(side, Joined::new(reader, writer, buffer)).await
     } else {
         let reader = h1::Reader::with(reader, HttpLimits::default(), buffer);
-        serve_http1(&side, reader, h1::Writer::new(writer)).await;
+        serve_http1(&side, reader, h1::Writer::new(writer), by).await
     }
 }
 
-async fn serve_http1(side: &Side, mut reader: h1::Reader, mut writer: h1::Writer) {
+/// Serves a connection of HTTP/1, whose first head is to have come `by` then.
+async fn serve_http1(
+    side: &Side,
+    mut reader: h1::Reader,
+    mut writer: h1::Writer,
+    by: tokio::time::Instant,
+) -> Ended {
     let worker = side.worker();
     let mut phase = worker.shared.phase.clone();
     let mut head = RequestHead::default();
-    loop {
+    // Until one request was served, or refused.
+    let mut all = Ended::GivenUp;
+    let mut first = Some(by);
+    let ended = loop {
         tokio::select! {
             biased;
-            begins = reader.begins() => if !begins.unwrap_or(false) { break },
-            _ = phase.wait_for(|phase| *phase >= Phase::Draining) => break,
-            () = tokio::time::sleep(worker.shared.limits.idle_timeout) => break,
+            begins = reader.begins() => match begins {
+                Ok(true) => {}
+                Ok(false) => break Ended::Normally,
+                Err(_) => return all,
+            },
+            _ = phase.wait_for(|phase| *phase >= Phase::Draining) => break Ended::Normally,
+            () = tokio::time::sleep(worker.shared.limits.idle_timeout) => break Ended::Normally,
         }
         // What is refused before it is read is not recorded as the request before.
         head.clear();
-        let read = match tokio::time::timeout(HEAD_TIMEOUT, reader.request(&mut head)).await {
-            Ok(Ok(None)) => break,
+        let by = first.take().unwrap_or_else(|| tokio::time::Instant::now() + HEAD_TIMEOUT);
+        let read = match tokio::time::timeout_at(by, reader.request(&mut head)).await {
+            Ok(Ok(None)) => break Ended::Normally,
             Ok(Ok(Some(hop))) => Ok(hop),
             Ok(Err(error)) => match error.status() {
                 Some(status) => Err(Reply::malformed(status, error.detail())),
-                None => return,
+                None => return all,
             },
             Err(_) => Err(Reply::malformed(408, "request_header_timeout")),
         };
@@ -197,31 +252,39 @@ async fn serve_http1(side: &Side, mut reader: h1::Reader, mut writer: h1::Writer
         let version = head.version;
         let exchange = Exchange {
             head: &mut head,
-            upload: Upload::new(Source::Http1(&mut reader), hop),
+            upload: Upload::new(Source::Http1(&mut reader), hop).within(worker.stall()),
             answer: Answer::Http1 { writer: &mut writer, version, persistence: &mut persistence },
         };
-        match read {
+        let carried = match read {
             Ok(_) => side.carry(exchange).await,
-            Err(reply) => side.refuse(exchange, reply).await,
+            Err(reply) => {
+                side.refuse(exchange, reply).await;
+                Ended::Normally
+            }
+        };
+        if carried == Ended::Normally {
+            all = Ended::Normally;
         }
         // A request that was answered before it was whole leaves bytes that are no next request.
         if persistence == Persistence::Close || !reader.is_over() || !writer.is_over() {
-            break;
+            break all;
         }
-    }
+    };
     if writer.flush().await.is_ok() && writer.is_over() {
         bytes::linger(reader.bytes(), writer.bytes()).await;
     }
+    ended
 }
 
-async fn serve_http2(side: Arc<Side>, io: Joined) {
+async fn serve_http2(side: Arc<Side>, io: Joined) -> Ended {
     let limits = HttpLimits::default();
     let worker = Arc::clone(side.worker());
+    let (io, alarm) = Watched::new(io, Starts::Peer);
     let handshake = http2::server(&limits).handshake::<_, Bytes>(io);
     let Ok(Ok(mut connection)) =
         tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await
     else {
-        return;
+        return Ended::GivenUp;
     };
     let mut phase = worker.shared.phase.clone();
     let dead = until_dead(connection.ping_pong());
@@ -230,24 +293,23 @@ async fn serve_http2(side: Arc<Side>, io: Joined) {
     // Looked at once a period, instead of a timer armed at every request.
     let idle = worker.shared.limits.idle_timeout;
     let mut quiet_since = Instant::now();
-    let streams = Arc::new(());
-    loop {
+    let streams = Arc::new(Streams::new(side));
+    let flooded = loop {
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => {
-                    let (side, counted) = (Arc::clone(&side), Arc::clone(&streams));
                     quiet_since = Instant::now();
-                    tokio::spawn(async move {
-                        carry_stream(&side, request, respond).await;
-                        drop(counted);
-                    });
+                    let most = http2::most_of_heads(alarm.bytes_of_heads());
+                    tokio::spawn(carry_stream(Arc::clone(&streams), request, respond, most));
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a connection of HTTP/2 ended");
-                    return;
+                    break is_flood(&error).then_some(Flooded::CODEC);
                 }
-                None => return,
+                None => break None,
             },
+            () = alarm.flooded() => break Some(Flooded::FRAMES),
+            () = streams.too_many.notified() => break Some(Flooded::GIVEN_UP),
             _ = phase.wait_for(|phase| *phase >= Phase::Draining), if !leaving => {
                 leaving = true;
                 connection.graceful_shutdown();
@@ -258,25 +320,12 @@ async fn serve_http2(side: Arc<Side>, io: Joined) {
                     connection.graceful_shutdown();
                 }
             }
-            () = &mut dead => return,
+            () = &mut dead => break None,
         }
-    }
-}
-
-async fn carry_stream(side: &Side, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-    let (parts, body) = request.into_parts();
-    let mut head = RequestHead::default();
-    let read = http2::read_request(&parts, &mut head, &HttpLimits::default());
-    let mut received = Received::new(body);
-    let framing = framing_of(&head.headers, &received);
-    let hop = Hop { framing, persistence: Persistence::Keep, upgrade: false };
-    let exchange = Exchange {
-        head: &mut head,
-        upload: Upload::new(Source::Http2(&mut received), hop),
-        answer: Answer::Http2 { respond: &mut respond, stream: None, is_over: false },
     };
-    match read {
-        Ok(()) => side.carry(exchange).await,
-        Err(_) => side.refuse(exchange, Reply::malformed(400, "http2.invalid.header.field")).await,
+    if let Some(flooded) = flooded {
+        streams.side.flooded(flooded);
+        calm(&mut connection).await;
     }
+    streams.ended()
 }

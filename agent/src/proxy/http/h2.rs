@@ -1,6 +1,7 @@
 //! HTTP/2 by the h2 crate, to and from the same heads as HTTP/1. The crate checks frames, pseudo fields and flow control;
 //! here stands what RFC 9113 asks of a whole message, and the bounds of what a peer may have us hold.
 
+use baremesh_model::http::syntax::{check_target, is_authority};
 use baremesh_model::http::{Headers, RequestHead, ResponseHead, Scheme, Version};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
@@ -15,8 +16,44 @@ pub const MAX_STREAMS: u32 = 100;
 /// Streams that are reset before they were served (RFC 9113, section 5.4.2): a peer with more of them is closed.
 const MAX_RESETS: usize = 100;
 
+/// What of a head references can stand for: the table of compression (RFC 9113, section 6.5.2) once through, and the
+/// fields that every table has (RFC 7541, appendix A).
+const REFERENCED: usize = 4096 + 1024;
+/// How much longer a text is than its Huffman code at most (RFC 7541, appendix B: five bits for eight), rounded up.
+const HUFFMAN: usize = 2;
+
 /// Why a message is malformed (RFC 9113, section 8.1.1).
 pub type Malformed = &'static str;
+
+/// Why a request is not carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// What it is answered with.
+    pub status: u16,
+    /// A stable word for the log.
+    pub detail: &'static str,
+    /// In words, for who looks closer.
+    pub why: Malformed,
+}
+
+impl From<Malformed> for Refused {
+    fn from(why: Malformed) -> Self {
+        Self { status: 400, detail: "http2.invalid.header.field", why }
+    }
+}
+
+/// What the heads of a connection's requests may come to, of which so many bytes came over the wire. A reference of one
+/// byte stands for up to 4 KiB; who means well refers to a field once in a head, and who does not has all that is held
+/// of its heads stay within about a hundred times what it sent (CVE-2026-47774).
+pub fn most_of_heads(came: u64) -> usize {
+    let came = usize::try_from(came).unwrap_or(usize::MAX);
+    (MAX_STREAMS as usize * REFERENCED).saturating_add(came.saturating_mul(HUFFMAN))
+}
+
+/// What a head takes of it.
+pub fn size_of_head(head: &RequestHead) -> usize {
+    head.method.len() + head.authority.len() + head.target.len() + head.headers.bytes()
+}
 
 /// A server's side of a connection with a program of this host or with another agent.
 pub fn server(limits: &HttpLimits) -> h2::server::Builder {
@@ -48,41 +85,53 @@ fn header_list(limits: &HttpLimits) -> u32 {
     u32::try_from(limits.head_bytes).unwrap_or(u32::MAX)
 }
 
-/// Reads a request's head. What concerns one connection alone has no place in HTTP/2 (RFC 9113, section 8.2.2).
+/// Reads a request's head. What concerns one connection alone has no place in HTTP/2 (RFC 9113, section 8.2.2); method,
+/// target and authority are what they may be in HTTP/1, to which the request may be passed on.
 pub fn read_request(
     request: &http::request::Parts,
     head: &mut RequestHead,
     limits: &HttpLimits,
-) -> Result<(), Malformed> {
+) -> Result<(), Refused> {
     head.clear();
     head.version = Version::Http2;
     head.method.push_str(request.method.as_str());
+    let refused = |status, detail, why| Err(Refused { status, detail, why });
     if request.method == Method::CONNECT {
-        return Err("CONNECT is not carried");
+        return refused(405, "http2.connect_not_allowed", "CONNECT is not carried");
     }
-    if request.uri.scheme_str() == Some("https") {
-        head.scheme = Scheme::Https;
+    match request.uri.scheme_str() {
+        Some("https") => head.scheme = Scheme::Https,
+        Some("http") | None => {}
+        Some(_) => return refused(400, "http2.invalid_scheme", "a scheme other than http and https"),
     }
-    head.target.push_str(request.uri.path_and_query().ok_or("`:path` is missing")?.as_str());
-    if head.target.contains('#') {
-        return Err("`:path` holds a fragment");
+    let target = request.uri.path_and_query().ok_or("`:path` is missing")?.as_str();
+    let whole_server = request.method == Method::OPTIONS && target == "*";
+    if target.len() > limits.target_bytes {
+        return refused(414, "http2.url_too_long", "`:path` is too long");
     }
+    if !whole_server && check_target(target.as_bytes()).is_err() {
+        return refused(400, "http2.invalid_url", "`:path` is no target");
+    }
+    head.target.push_str(target);
     let host = match request.headers.get_all("host").iter().collect::<Vec<_>>()[..] {
         [] => None,
         [host] => Some(host.to_str().map_err(|_| "`host` is not text")?),
-        _ => return Err("more than one `host`"),
+        _ => return Err("more than one `host`".into()),
     };
     let authority = request.uri.authority().map(http::uri::Authority::as_str);
     head.authority.push_str(match (authority, host) {
         (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => {
-            return Err("`host` and `:authority` disagree");
+            return Err("`host` and `:authority` disagree".into());
         }
         (authority, host) => authority.or(host).ok_or("neither `:authority` nor `host`")?,
     });
-    if head.authority.contains('@') {
-        return Err("an authority with user information");
+    if !is_authority(head.authority.as_bytes()) {
+        return refused(400, "http2.invalid_host", "`:authority` is no name or address");
     }
-    read_fields(&request.headers, &mut head.headers, limits)
+    if request.headers.len() > limits.fields {
+        return refused(431, "http2.too_many_headers", "too many fields");
+    }
+    read_fields(&request.headers, &mut head.headers, limits).map_err(Refused::from)
 }
 
 /// Reads a response's head.
@@ -180,7 +229,7 @@ mod tests {
         builder.body(()).expect("a request").into_parts().0
     }
 
-    fn read(uri: &str, fields: &[(&str, &str)]) -> Result<RequestHead, Malformed> {
+    fn read(uri: &str, fields: &[(&str, &str)]) -> Result<RequestHead, Refused> {
         let mut head = RequestHead::default();
         read_request(&parts(uri, fields), &mut head, &HttpLimits::default())?;
         Ok(head)
@@ -202,7 +251,7 @@ mod tests {
     fn what_rfc_9113_calls_malformed_is_refused() {
         let check = |uri: &str, fields: &[(&str, &str)], part: &str| {
             let error = read(uri, fields).expect_err("malformed");
-            assert!(error.contains(part), "{error} should say {part}");
+            assert!(error.why.contains(part), "{error:?} should say {part}");
         };
         check("http://web/", &[("host", "other")], "disagree");
         check("/", &[], "neither");
@@ -210,6 +259,11 @@ mod tests {
         check("http://web/", &[("connection", "close")], "one connection");
         check("http://web/", &[("transfer-encoding", "chunked")], "one connection");
         check("http://web/", &[("te", "gzip")], "`te`");
-        check("http://a@web/", &[], "user information");
+        check("http://a@web/", &[], "no name");
+        check("http://web/a%00b", &[], "no target");
+        check("http://web/\u{e4}", &[], "no target");
+        check("ftp://web/", &[], "scheme");
+        let many: Vec<_> = (0..101).map(|_| ("cookie", "a=1")).collect();
+        check("http://web/", &many, "too many");
     }
 }

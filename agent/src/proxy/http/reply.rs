@@ -59,6 +59,8 @@ impl Reply {
             Failure::UpstreamMalformed(_) => Self::upstream_malformed(),
             Failure::PerTryTimeout => Self::upstream_timeout("upstream_per_try_timeout"),
             Failure::Timeout => Self::upstream_timeout("response_timeout"),
+            Failure::CallerStalled => Self::new(408, "stream timeout", "SI", "request_body_timeout"),
+            Failure::Idle => Self::new(504, "stream timeout", "SI", "stream_idle_timeout"),
             Failure::CallerGone => Self::caller_gone(),
             Failure::CallerMalformed(details) => Self::malformed(400, details),
         }

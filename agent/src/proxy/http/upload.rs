@@ -5,7 +5,7 @@ use std::future::{pending, poll_fn};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use baremesh_model::http::Headers;
 use bytes::{Bytes, BytesMut};
@@ -18,6 +18,15 @@ use super::h1::{Frame, Framing, Hop};
 
 /// The most of a request's body that is kept to be sent again; a longer one is sent once.
 pub const REPLAY_LIMIT: usize = 64 * 1024;
+
+/// How long an exchange may stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stall {
+    /// While the caller's body is waited for, and no answer has begun.
+    pub body: Duration,
+    /// Otherwise.
+    pub idle: Duration,
+}
 
 /// Whether a request could be sent again from its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +42,8 @@ pub struct Upload<'a> {
     source: Source<'a>,
     /// How the body ends, and whether another protocol is to follow.
     pub(super) hop: Hop,
+    /// How long the exchange may stand still; for as long as who asked for it likes, if none is given.
+    stall: Option<Stall>,
     /// A copy: parts of read buffers would keep the whole of each.
     kept: BytesMut,
     trailers: Option<Headers>,
@@ -51,12 +62,23 @@ impl<'a> Upload<'a> {
         Self {
             source,
             hop,
+            stall: None,
             kept: BytesMut::new(),
             trailers: None,
             whole_at: is_whole.then(Instant::now),
             bytes: 0,
             messages: None,
         }
+    }
+
+    /// The same, in an exchange that may stand still for so long.
+    pub fn within(self, stall: Stall) -> Self {
+        Self { stall: Some(stall), ..self }
+    }
+
+    /// How long the exchange may stand still. A gRPC call may be quiet for long before it says more.
+    pub(super) fn stall(&self, is_grpc: bool) -> Option<Stall> {
+        self.stall.map(|stall| if is_grpc { Stall { body: stall.idle, ..stall } } else { stall })
     }
 
     /// Whether the request can be sent again from its start.
@@ -84,6 +106,7 @@ impl<'a> Upload<'a> {
         (self.is_whole() && self.can_replay()).then(|| Upload {
             source: Source::Over,
             hop: Hop { upgrade: false, ..self.hop },
+            stall: None,
             kept: self.kept.clone(),
             trailers: self.trailers.clone(),
             whole_at: self.whole_at,
@@ -128,11 +151,15 @@ impl<'a> Upload<'a> {
                 match poll_fn(|cx| Poll::Ready(frame.as_mut().poll(cx))).await {
                     Poll::Ready(next) => next,
                     Poll::Pending => match sink.flush().await.map_err(closed) {
-                        Ok(()) => frame.await,
+                        Ok(()) => {
+                            progress.awaits_body.store(true, Ordering::Relaxed);
+                            frame.await
+                        }
                         Err(failure) => return failure,
                     },
                 }
             };
+            progress.moved();
             match next {
                 Ok(Some(Frame::Data(data))) => {
                     self.keep(&data);
@@ -158,6 +185,7 @@ impl<'a> Upload<'a> {
         }
         if self.hop.upgrade {
             sink.shutdown();
+            progress.said_all.notify_one();
             return pending().await;
         }
         progress.is_sent.store(true, Ordering::Relaxed);
@@ -175,14 +203,53 @@ pub(super) struct Progress {
     pub(super) switched: Notify,
     /// All of the request has come.
     pub(super) whole: Notify,
+    /// The caller has said all that it had to say in another protocol.
+    pub(super) said_all: Notify,
     /// More of the request has come than is kept.
     is_beyond_replay: AtomicBool,
+    /// Something has moved since this was last looked at.
+    has_moved: AtomicBool,
+    /// The caller is to send more.
+    awaits_body: AtomicBool,
+    /// An answer has begun.
+    pub(super) is_answered: AtomicBool,
 }
 
 impl Progress {
     /// Of an attempt that begins with what has come of `upload`.
     pub(super) fn of(upload: &Upload<'_>) -> Self {
         Self { is_beyond_replay: AtomicBool::new(!upload.can_replay()), ..Self::default() }
+    }
+
+    /// Something came, from either side.
+    pub(super) fn moved(&self) {
+        self.has_moved.store(true, Ordering::Relaxed);
+        self.awaits_body.store(false, Ordering::Relaxed);
+    }
+
+    /// Ends when nothing has moved for as long as that may be, or up to twice as long.
+    pub(super) async fn stalls(&self, stall: Option<Stall>) -> Failure {
+        let Some(Stall { body, idle }) = stall else { return pending().await };
+        let look = body.min(idle);
+        let mut quiet = Duration::ZERO;
+        loop {
+            tokio::time::sleep(look).await;
+            if self.has_moved.swap(false, Ordering::Relaxed) {
+                quiet = Duration::ZERO;
+                continue;
+            }
+            quiet += look;
+            if quiet >= body && self.awaits_body() {
+                return Failure::CallerStalled;
+            }
+            if quiet >= idle {
+                return Failure::Idle;
+            }
+        }
+    }
+
+    fn awaits_body(&self) -> bool {
+        self.awaits_body.load(Ordering::Relaxed) && !self.is_answered.load(Ordering::Relaxed)
     }
 
     pub(super) fn replay(&self) -> Replay {

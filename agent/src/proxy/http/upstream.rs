@@ -19,6 +19,7 @@ use tokio::sync::futures::Notified;
 use super::bytes::{ByteReader, ByteWriter, Joined};
 use super::h1::{self, HttpLimits};
 use super::h2 as http2;
+use crate::proxy::flood::{Flooded, Starts, Watched};
 use crate::proxy::relay::h2_error;
 use crate::proxy::tunnel::Place;
 use crate::snapshot::cluster::Held;
@@ -240,6 +241,7 @@ impl Upstreams {
             return Err(ShareError::Full);
         }
         let (io, places) = connect.await.map_err(ShareError::Connect)?;
+        let (io, alarm) = Watched::new(io, Starts::We);
         let handshake = http2::client(&HttpLimits::default()).handshake::<_, Bytes>(io);
         let (sender, connection) = handshake.await.map_err(|error| ShareError::Handshake(h2_error(error)))?;
         let shared = Arc::new(Shared {
@@ -251,10 +253,16 @@ impl Upstreams {
         });
         // Held weakly: a connection goes on for as long as somebody could send on it.
         let driven = Arc::downgrade(&shared);
+        let address = key.address;
         tokio::spawn(async move {
             let _places = places;
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to an endpoint ended");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection to an endpoint ended");
+                },
+                () = alarm.flooded() => {
+                    tracing::warn!(%address, "a connection was closed: the endpoint sent too many {}", Flooded::FRAMES.0);
+                }
             }
             if let Some(shared) = driven.upgrade() {
                 shared.over.store(true, Ordering::Relaxed);

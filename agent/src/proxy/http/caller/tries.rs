@@ -311,8 +311,10 @@ impl Caller {
     fn judge(&self, forward: &Forward<'_>, endpoint: &Endpoint, tried: &Tried, status: u16) {
         let outcome = match tried {
             Tried::Answered | Tried::Again(_) => Outcome::of_status(status),
-            Tried::BrokeOff(Failure::CallerGone | Failure::CallerMalformed(_))
-            | Tried::Missed(Miss::Failed(Failure::CallerGone | Failure::CallerMalformed(_)))
+            Tried::BrokeOff(Failure::CallerGone | Failure::CallerMalformed(_) | Failure::CallerStalled)
+            | Tried::Missed(Miss::Failed(
+                Failure::CallerGone | Failure::CallerMalformed(_) | Failure::CallerStalled,
+            ))
             | Tried::Missed(Miss::Overflow | Miss::NoEndpoint | Miss::RateLimited(_)) => return,
             Tried::Missed(Miss::NotConnected(error)) if !error.is_endpoints_own() => return,
             Tried::Missed(Miss::NotConnected(_)) => Outcome::LocalFailure,
@@ -411,7 +413,13 @@ fn worth_another(policy: &RetryPolicy, miss: &Miss) -> bool {
         }
         Miss::NotConnected(_)
         | Miss::NoEndpoint
-        | Miss::Failed(Failure::Timeout | Failure::CallerGone | Failure::CallerMalformed(_)) => return false,
+        | Miss::Failed(
+            Failure::Timeout
+            | Failure::Idle
+            | Failure::CallerStalled
+            | Failure::CallerGone
+            | Failure::CallerMalformed(_),
+        ) => return false,
     };
     policy.retries_on(outcome)
 }

@@ -1,13 +1,15 @@
 //! Tunnels over a pipe in memory, with the clock in the test's hand.
 
-use std::sync::Arc;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{Method, Response};
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::proxy::flood::{Starts, Watched};
 use crate::proxy::inbound::builder;
 
 /// What a tunnel's peer sees of it.
@@ -36,8 +38,9 @@ impl Peer {
         let taken = Arc::new(AtomicUsize::new(0));
         let counter = Arc::clone(&taken);
         let served = tokio::spawn(async move {
+            let (far, alarm) = Watched::new(far, Starts::Peer);
             let connection = builder().handshake(far).await.expect("a handshake");
-            serve(connection, life, move |_, respond| hold(Arc::clone(&counter), respond)).await
+            serve((connection, alarm), life, move |_, respond| hold(Arc::clone(&counter), respond)).await
         });
         let (sender, connection) = h2::client::handshake(near).await.expect("a handshake");
         Self { sender, connection: tokio::spawn(connection), served, taken, phase }
@@ -67,8 +70,8 @@ impl Peer {
 async fn who_opens_and_resets_without_end_loses_its_tunnel() {
     let mut peer = Peer::new(Duration::from_secs(86_400)).await;
     let opened = peer.flood(10_000).await;
-    assert!((MAX_GIVEN_UP as usize..1_000).contains(&opened), "{opened}");
-    assert_eq!(peer.served.await.expect("no panic"), Err(Flooded("streams given up at once")));
+    assert!((MAX_GIVEN_UP_IN_TUNNEL as usize..1_000).contains(&opened), "{opened}");
+    assert_eq!(peer.served.await.expect("no panic"), Err(Flooded::GIVEN_UP));
     let told = peer.connection.await.expect("no panic").expect_err("an error").reason();
     assert_eq!(told, Some(Reason::ENHANCE_YOUR_CALM));
 }
@@ -111,18 +114,4 @@ async fn the_drain_and_a_certificates_end_leave_open_streams_alone() {
         drop((response, held));
         assert_eq!(peer.served.await.expect("no panic"), Ok(()), "{phase:?}");
     }
-}
-
-#[test]
-fn forgiveness_goes_by_the_time_that_passed() {
-    let start = Instant::now();
-    let mut given_up = GivenUp::new(start);
-    let burst = |given_up: &mut GivenUp, now| (1..=1_000).find(|_| given_up.another(now) == Patience::Over);
-    assert_eq!(burst(&mut given_up, start), Some(MAX_GIVEN_UP + 1));
-    assert_eq!(burst(&mut given_up, start + FORGIVEN_EVERY * 11), Some(11), "the eleventh is too many again");
-    let later = start + Duration::from_secs(3600);
-    assert_eq!(burst(&mut given_up, later), Some(MAX_GIVEN_UP + 1), "no more than all is forgiven");
-    let mut steady = GivenUp::new(start);
-    let at = |step: u32| start + FORGIVEN_EVERY * step;
-    assert!((0..100_000).all(|step| steady.another(at(step)) == Patience::Left));
 }
