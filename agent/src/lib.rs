@@ -33,6 +33,8 @@ pub mod proxy;
 pub mod attribution;
 /// The nftables rules that bring connections here, and take them away again.
 pub mod capture;
+/// What becomes of a call, and why.
+pub mod explain;
 /// Names of the mesh answered, others forwarded.
 pub mod dns;
 /// Metrics and the access log.

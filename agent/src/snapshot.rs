@@ -279,6 +279,21 @@ impl Snapshot {
         self.sources.iter().position(|source| source.identity == *identity)
     }
 
+    /// The labels of a caller of this host, as routes match them. The host itself has none.
+    pub fn labels_of(&self, caller: Option<usize>) -> &Labels {
+        static NONE: Labels = Labels::new();
+        caller.map_or(&NONE, |index| &self.sources[index].labels)
+    }
+
+    /// The service of this host that an endpoint is. One without an agent that a resource places here is that, too.
+    pub fn here<'a>(&'a self, endpoint: &'a Endpoint) -> Option<&'a Arc<LocalEndpoint>> {
+        match &endpoint.transport {
+            Transport::Local(local) => Some(local),
+            Transport::Plain => self.local(endpoint.address),
+            Transport::Hbone(_) => None,
+        }
+    }
+
     /// A service by its full host name.
     pub fn service_of_host(&self, host: &str) -> Option<&Arc<ServiceEntry>> {
         let key = Key::resolve(host, &baremesh_model::name::default_namespace(), &self.mesh.config.domain);
@@ -367,4 +382,4 @@ impl Snapshot {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

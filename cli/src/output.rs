@@ -160,7 +160,7 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) -> String {
 }
 
 /// Texts of hosts and files may hold anything: none of it may steer the terminal.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 

@@ -18,6 +18,7 @@ mod completions;
 mod control;
 mod delete;
 mod demo;
+mod explain;
 mod get;
 mod host;
 mod init;
@@ -47,6 +48,7 @@ On every host, once:            baremesh join CONTROL-HOST --token TOKEN && syst
 Where a service runs:           baremesh service register orders --port 8080 --unit orders.service
 Who may call it:                baremesh apply -f policy.toml
 What is going on:               baremesh status
+What becomes of a call:         baremesh explain http://orders:8080/ --from web
 
 Each host needs a token of its own: `init` prints the first, `baremesh token create` on the control host makes more. A
 token says which services its host may run.";
@@ -109,6 +111,7 @@ enum Verb {
     Delete(delete::Delete),
     Get(get::Get),
     Analyze(analyze::Analyze),
+    Explain(explain::Explain),
     Token(token::Token),
     Host(host::Host),
     Status(status::Status),
@@ -155,6 +158,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Delete(verb) => verb.run(&global),
         Verb::Get(verb) => verb.run(&global),
         Verb::Analyze(verb) => verb.run(&global),
+        Verb::Explain(verb) => verb.run(&global),
         Verb::Token(verb) => verb.run(&global),
         Verb::Host(verb) => verb.run(&global),
         Verb::Status(verb) => verb.run(&global),
@@ -254,6 +258,9 @@ mod tests {
             "baremesh demo --once -o json",
             "baremesh completions bash",
             "baremesh analyze a.toml b.yaml",
+            "baremesh explain http://reviews:9080/api -H end-user:jason --from productpage -X POST -o json",
+            "baremesh explain tls://login:443 --sni a.b --source-ip 10.0.0.1",
+            "baremesh explain http://a -f a.toml -f b --from x.y --from-label a=b --from-locality eu/a",
             "baremesh reference",
             "baremesh verify-chain --roots r.pem --chain c.pem --purpose client --time 1700000000",
         ] {
@@ -275,6 +282,10 @@ mod tests {
             ("baremesh token create --host a --rejoin b", ErrorKind::ArgumentConflict),
             ("baremesh token create --expires never", ErrorKind::ValueValidation),
             ("baremesh apply", ErrorKind::MissingRequiredArgument),
+            ("baremesh explain", ErrorKind::MissingRequiredArgument),
+            ("baremesh explain http://a -H end-user=jason", ErrorKind::ValueValidation),
+            ("baremesh explain http://a --from-label a=b", ErrorKind::MissingRequiredArgument),
+            ("baremesh explain http://a -f a.toml", ErrorKind::MissingRequiredArgument),
             ("baremesh delete Pod x", ErrorKind::ValueValidation),
             ("baremesh get nosuch", ErrorKind::ValueValidation),
             ("baremesh -o xml get", ErrorKind::InvalidValue),

@@ -199,6 +199,11 @@ impl PolicySet {
         Self(all.iter().filter(chosen).cloned().collect())
     }
 
+    /// The policies, in the order of their keys.
+    pub fn policies(&self) -> &[Arc<AuthorizationPolicy>] {
+        &self.0
+    }
+
     /// Decides on a connection: any DENY that matches refuses, then any ALLOW that matches lets through, and
     /// without an enforced ALLOW policy everything else is let through.
     pub fn decide(&self, connection: &Connection<'_>) -> Decision {
@@ -228,8 +233,16 @@ impl PolicySet {
 
 impl AuthorizationPolicy {
     fn matches(&self, connection: &Connection<'_>) -> bool {
+        self.unmet(connection).any(|unmet| unmet.is_none())
+    }
+
+    /// For each rule the first thing that a connection does not have of it; none where the rule matches.
+    pub fn unmet<'a>(
+        &'a self,
+        connection: &'a Connection<'a>,
+    ) -> impl Iterator<Item = Option<Unmet<'a>>> + 'a {
         let facts = Facts { connection, without_identity: self.without_identity() };
-        self.rules.iter().any(|rule| facts.rule(rule))
+        self.rules.iter().map(move |rule| facts.unmet(rule))
     }
 
     fn without_identity(&self) -> WithoutIdentity {
@@ -253,11 +266,26 @@ struct Facts<'a> {
     without_identity: WithoutIdentity,
 }
 
+/// What a rule asks for and a connection does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unmet<'a> {
+    /// `from`: the caller is none of these.
+    From(&'a [Source]),
+    /// `to`: it is none of these that is called.
+    To(&'a [Operation]),
+    /// `when`: this does not hold.
+    When(&'a Condition),
+}
+
 impl Facts<'_> {
-    fn rule(&self, rule: &Rule) -> bool {
-        (rule.from.is_empty() || rule.from.iter().any(|source| self.source(source)))
-            && (rule.to.is_empty() || rule.to.iter().any(|operation| self.operation(operation)))
-            && rule.when.iter().all(|condition| self.condition(condition))
+    fn unmet<'a>(&self, rule: &'a Rule) -> Option<Unmet<'a>> {
+        if !rule.from.is_empty() && !rule.from.iter().any(|source| self.source(source)) {
+            return Some(Unmet::From(&rule.from));
+        }
+        if !rule.to.is_empty() && !rule.to.iter().any(|operation| self.operation(operation)) {
+            return Some(Unmet::To(&rule.to));
+        }
+        rule.when.iter().find(|condition| !self.condition(condition)).map(Unmet::When)
     }
 
     fn source(&self, source: &Source) -> bool {

@@ -20,6 +20,7 @@ mod routes;
 mod routing;
 mod scope;
 mod stream_route;
+mod unmet;
 mod url;
 
 pub use cors::{CorsDecision, CorsPolicy, Credentials, UnmatchedPreflights};
@@ -38,6 +39,7 @@ pub use routes::{RouteMatch, Routed, Routes};
 pub use routing::{DelegationFault, DelegationReason, Routing};
 pub use scope::{Caller, Gateway, Scope, Visibility};
 pub use stream_route::{Opening, TcpMatch, TcpRoute, TlsMatch, TlsRoute};
+pub use unmet::Unmet;
 pub use url::{
     MatchedPath, PathRewrite, Redirect, RedirectPath, RedirectPort, RedirectStatus, Rewrite, UrlText,
 };

@@ -49,6 +49,8 @@ mod draining;
 mod encrypts_plain_tcp;
 #[path = "stories/enrolment.rs"]
 mod enrolment;
+#[path = "stories/explains_calls.rs"]
+mod explains_calls;
 #[path = "stories/files.rs"]
 mod files;
 #[path = "stories/hosts_are_real.rs"]

@@ -1,5 +1,7 @@
 //! The agent's account of itself, in JSON on the socket.
 
+/// What becomes of a call.
+pub mod explain;
 /// About the capture rules.
 pub mod capture;
 

@@ -2,6 +2,8 @@
 
 /// Those about the capture rules.
 mod capturing;
+/// What becomes of a call.
+mod explaining;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,6 +38,9 @@ use crate::telemetry::text_format;
 
 /// How often the service manager is told that all is well, and readiness is looked at.
 const TELL: Duration = Duration::from_millis(200);
+
+/// The largest body of a request, in bytes: a question about a call, with its headers.
+const MAX_QUESTION: usize = 64 * 1024;
 
 /// What the routes answer from.
 pub struct Agent {
@@ -91,8 +96,7 @@ impl Sockets {
 struct Socket(Arc<Agent>);
 
 impl Administer for Socket {
-    /// No request of the agent has a body.
-    const MAX_BODY: usize = 0;
+    const MAX_BODY: usize = MAX_QUESTION;
 
     async fn answer(&self, _: u32, request: Request<Bytes>) -> Answer {
         Box::pin(self.0.administrate(request)).await
@@ -110,6 +114,7 @@ impl Agent {
             (&Method::GET, "/status") => json(&self.status().await),
             (&Method::GET, "/certificates") => json(&self.certificates()),
             (&Method::GET, "/services") => json(&self.services()),
+            (&Method::POST, "/explain") => self.explain(request.body()),
             (&Method::POST, "/reload") => match self.reload().await {
                 Ok(()) => json(&()),
                 Err(error) => text(StatusCode::CONFLICT, error.to_string()),

@@ -2,7 +2,7 @@
 //! relayed, recorded.
 
 /// Routes of bytes.
-mod stream_route;
+pub mod stream_route;
 
 use std::io;
 use std::net::SocketAddr;

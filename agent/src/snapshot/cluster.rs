@@ -19,9 +19,12 @@ use super::endpoint::milliseconds;
 
 /// Counts against limits.
 mod limits;
+/// How the endpoints stand, for people.
+mod standing;
 
 pub(super) use limits::Counters;
 pub use limits::{Held, OverLimit};
+pub use standing::Standing;
 
 /// One port of a service, or of one of its subsets, under one DestinationRule or none.
 #[derive(Debug)]
@@ -206,27 +209,34 @@ impl Cluster {
 
     /// The group whose turn it is.
     fn choose(&self, now: u64, random: u64) -> Option<Choice> {
-        let all_well =
-            self.policy.outlier.is_none() || self.state.unwell_until.load(Ordering::Relaxed) <= now;
+        let all_well = self.all_count_as_well(now);
         if all_well && self.groups.len() == 1 {
             return Some(Choice::Healthy(0));
         }
-        let health = |index: usize| {
-            let Group { priority, weight, range, .. } = &self.groups[index];
-            let members = &self.endpoints[range.clone()];
-            let total = members.len();
-            let healthy = || members.iter().filter(|member| !member.state.is_ejected_at(now)).count();
-            Health {
-                priority: *priority,
-                weight: *weight,
-                healthy: if all_well { total } else { healthy() },
-                total,
-            }
-        };
-        let panic = |healthy, total| {
-            self.policy.outlier.as_ref().is_some_and(|outlier| outlier.is_panic(healthy, total))
-        };
-        locality::choose(self.groups.len(), random, health, panic)
+        let health = |index: usize| self.health(index, now, all_well);
+        locality::choose(self.groups.len(), random, health, |healthy, total| self.is_panic(healthy, total))
+    }
+
+    /// Whether no endpoint's failures count among the groups.
+    fn all_count_as_well(&self, now: u64) -> bool {
+        self.policy.outlier.is_none() || self.state.unwell_until.load(Ordering::Relaxed) <= now
+    }
+
+    fn health(&self, group: usize, now: u64, all_well: bool) -> Health {
+        let Group { priority, weight, range, .. } = &self.groups[group];
+        let members = &self.endpoints[range.clone()];
+        let total = members.len();
+        let healthy = || members.iter().filter(|member| !member.state.is_ejected_at(now)).count();
+        Health {
+            priority: *priority,
+            weight: *weight,
+            healthy: if all_well { total } else { healthy() },
+            total,
+        }
+    }
+
+    fn is_panic(&self, healthy: usize, total: usize) -> bool {
+        self.policy.outlier.as_ref().is_some_and(|outlier| outlier.is_panic(healthy, total))
     }
 
     /// Remembers how a connection or a request went at one of its endpoints. Without outlier detection an endpoint that

@@ -123,6 +123,12 @@ impl EndpointState {
         until != 0 && now < until
     }
 
+    /// For how much longer the endpoint is left out; none where it is not.
+    pub(super) fn ejected_for(&self, now: u64) -> Option<Duration> {
+        let until = self.ejected_until.load(Ordering::Relaxed);
+        (until > now).then(|| Duration::from_millis(until - now))
+    }
+
     /// A connect succeeded.
     pub fn succeeded(&self) {
         // Written only where it changes something: the common case shares the cache line.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use baremesh_registry::diagnostic::Diagnostic;
-use baremesh_registry::format::Form;
+use baremesh_registry::format::{Form, Parsed};
 use baremesh_registry::set::assemble;
 use clap::Args;
 
@@ -32,17 +32,9 @@ pub struct Analyze {
 
 impl Analyze {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let (mut resources, mut findings, mut count) = (Vec::new(), Vec::new(), 0);
-        for file in self.files.iter().map(|file| expand(file)).collect::<Result<Vec<_>, _>>()?.concat() {
-            let (name, text) = read(&file)?;
-            let form = Form::of_file(&name).unwrap_or_else(|| Form::of_text(&text));
-            let parsed = form.parse(&text, &name);
-            resources.extend(parsed.resources);
-            findings.extend(parsed.findings);
-            count += 1;
-        }
-        let held = resources.len();
-        let findings = match assemble(resources, findings) {
+        let (parsed, count) = read_all(&self.files)?;
+        let held = parsed.resources.len();
+        let findings = match assemble(parsed.resources, parsed.findings) {
             Ok(loaded) => loaded.warnings,
             Err(refused) => refused.0,
         };
@@ -59,6 +51,20 @@ impl Analyze {
             false => Ok(()),
         }
     }
+}
+
+/// What files and directories hold, and how many files that is.
+pub(super) fn read_all(files: &[PathBuf]) -> anyhow::Result<(Parsed, usize)> {
+    let (mut all, mut count) = (Parsed::default(), 0);
+    for file in files.iter().map(|file| expand(file)).collect::<Result<Vec<_>, _>>()?.concat() {
+        let (name, text) = read(&file)?;
+        let form = Form::of_file(&name).unwrap_or_else(|| Form::of_text(&text));
+        let parsed = form.parse(&text, &name);
+        all.resources.extend(parsed.resources);
+        all.findings.extend(parsed.findings);
+        count += 1;
+    }
+    Ok((all, count))
 }
 
 /// A directory's files, as a host would read them: its own, and those one folder down.

@@ -54,6 +54,16 @@ pub fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Reads `name: value`, as a header stands in a request.
+pub fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once(':') {
+        Some((name, value)) if !name.trim().is_empty() => {
+            Ok((name.trim().to_owned(), value.trim().to_owned()))
+        }
+        _ => Err(format!("`{text}` is no header: write 'NAME: VALUE', such as 'end-user: jason'")),
+    }
+}
+
 /// Reads a kind's name in any case, in the plural too.
 pub fn kind(text: &str) -> Result<Kind, String> {
     let lower = text.to_lowercase();
@@ -108,6 +118,15 @@ mod tests {
         assert_eq!(label("a="), pair("a", ""));
         assert_eq!(label("a=b=c"), pair("a", "b=c"));
         assert!(label("a").is_err() && label("=b").is_err());
+    }
+
+    #[test]
+    fn reads_headers() {
+        let pair = |name: &str, value: &str| Ok((name.to_owned(), value.to_owned()));
+        assert_eq!(header("end-user: jason"), pair("end-user", "jason"));
+        assert_eq!(header("Host:a:80"), pair("Host", "a:80"));
+        assert_eq!(header("x:"), pair("x", ""));
+        assert!(header("end-user=jason").is_err() && header(": a").is_err() && header("").is_err());
     }
 
     #[test]

@@ -186,16 +186,7 @@ pub fn choose(
     let (chosen, total) = priority(groups, random, &health)?;
     let level = level(groups, chosen, &health);
     let panic = total < 100 && is_panic(level.healthy, level.total);
-    let weight = |index: usize| {
-        let group = health(index);
-        if group.priority != chosen {
-            0
-        } else if panic {
-            group.weight
-        } else {
-            group.weight.saturating_mul(group.availability())
-        }
-    };
+    let weight = |index: usize| weight_in(chosen, health(index), panic);
     let sum: u64 = (0..groups).map(weight).fold(0, u64::saturating_add);
     let mut left = super::hash::mix(random).checked_rem(sum)?;
     let index = (0..groups).find(|index| {
@@ -207,6 +198,74 @@ pub fn choose(
     Some(if panic { Choice::Any(index) } else { Choice::Healthy(index) })
 }
 
+/// A group's weight when it is `chosen` priority's turn.
+fn weight_in(chosen: u32, group: Health, panic: bool) -> u64 {
+    if group.priority != chosen {
+        0
+    } else if panic {
+        group.weight
+    } else {
+        group.weight.saturating_mul(group.availability())
+    }
+}
+
+/// What a group gets of all calls.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Share {
+    /// Of 1.
+    pub of_all: f64,
+    /// Whether all of its endpoints are used, well or not.
+    pub any: bool,
+}
+
+/// The shares by which [`choose`] chooses, a group each. All are 0 where it chooses none.
+pub fn shares(
+    groups: usize,
+    health: impl Fn(usize) -> Health,
+    is_panic: impl Fn(usize, usize) -> bool,
+) -> Vec<Share> {
+    let mut shares = vec![Share::default(); groups];
+    let Some((first, last)) = priorities(groups, &health) else { return shares };
+    let total = available_in(groups, first..=last, &health);
+    let mut left = total;
+    for priority in first..=last {
+        let level = level(groups, priority, &health);
+        let own = level.availability().min(left);
+        left -= own;
+        let load = match total {
+            0 => f64::from(u8::from(priority == first)),
+            total => own as f64 / total as f64,
+        };
+        let any = total < 100 && is_panic(level.healthy, level.total);
+        let weights = (0..groups).map(|index| weight_in(priority, health(index), any));
+        let sum = weights.clone().fold(0, u64::saturating_add);
+        for (share, weight) in shares.iter_mut().zip(weights).filter(|(_, weight)| *weight > 0) {
+            *share = Share { of_all: load * (weight as f64 / sum as f64), any };
+        }
+    }
+    shares
+}
+
+/// The nearest priority, and the farthest.
+fn priorities(groups: usize, health: &impl Fn(usize) -> Health) -> Option<(u32, u32)> {
+    let first = (0..groups).map(|index| health(index).priority).min()?;
+    let last = (0..groups).map(|index| health(index).priority).max()?;
+    Some((first, last))
+}
+
+/// How much some priorities together can take, in per cent.
+fn available_in(
+    groups: usize,
+    mut priorities: std::ops::RangeInclusive<u32>,
+    health: &impl Fn(usize) -> Health,
+) -> u64 {
+    let most = priorities.try_fold(0_u64, |sum, priority| {
+        let sum = sum + level(groups, priority, health).availability();
+        if sum < 100 { Ok(sum) } else { Err(sum) }
+    });
+    most.unwrap_or(100)
+}
+
 /// All groups of one priority together.
 fn level(groups: usize, priority: u32, health: &impl Fn(usize) -> Health) -> Health {
     let of = (0..groups).map(health).filter(|group| group.priority == priority);
@@ -215,10 +274,9 @@ fn level(groups: usize, priority: u32, health: &impl Fn(usize) -> Health) -> Hea
 
 /// The priority whose turn it is, and how much all together can take.
 fn priority(groups: usize, random: u64, health: &impl Fn(usize) -> Health) -> Option<(u32, u64)> {
-    let first = (0..groups).map(|index| health(index).priority).min()?;
-    let last = (0..groups).map(|index| health(index).priority).max()?;
+    let (first, last) = priorities(groups, health)?;
     let available = |priority| level(groups, priority, health).availability();
-    let total: u64 = (first..=last).map(available).sum::<u64>().min(100);
+    let total = available_in(groups, first..=last, health);
     let mut left = random.checked_rem(total).unwrap_or(0);
     let chosen = (first..=last).find(|priority| {
         let own = available(*priority);
@@ -313,8 +371,8 @@ mod tests {
         check(&none, true, "us", &[(0, 12, &[0, 1, 2, 3, 4, 5])]);
     }
 
-    /// How often of a hundred each group is chosen; `None` is the last.
-    fn shares(groups: &[(u32, u64, usize, usize)], min_health: usize) -> Vec<usize> {
+    /// How often of a hundred each group is chosen; `None` is the last. The shares that are told agree with it.
+    fn drawn(groups: &[(u32, u64, usize, usize)], min_health: usize) -> Vec<usize> {
         let health = |index: usize| {
             let (priority, weight, healthy, total) = groups[index];
             Health { priority, weight, healthy, total }
@@ -327,25 +385,30 @@ mod tests {
                 None => counts[groups.len()] += 1,
             }
         }
+        let panic = |healthy: usize, total: usize| healthy * 100 < min_health * total;
+        for (share, count) in super::shares(groups.len(), health, panic).iter().zip(&counts) {
+            let drawn = f64::from(u32::try_from(*count).expect("a count")) / 10_000.0;
+            assert!((share.of_all - drawn).abs() < 0.02, "{share:?} told and {drawn} drawn: {groups:?}");
+        }
         counts.into_iter().map(|count: usize| (count + 50) / 100).collect()
     }
 
     #[test]
     fn the_next_takes_what_the_nearest_cannot() {
-        assert_eq!(shares(&[(0, 1, 10, 10), (1, 1, 10, 10)], 0), [100, 0, 0]);
-        assert_eq!(shares(&[(0, 1, 8, 10), (1, 1, 10, 10)], 0), [100, 0, 0], "two fifths to spare");
-        assert_eq!(shares(&[(0, 1, 5, 10), (1, 1, 10, 10)], 0), [70, 30, 0]);
-        assert_eq!(shares(&[(0, 1, 0, 10), (1, 1, 10, 10)], 0), [0, 100, 0]);
-        assert_eq!(shares(&[(0, 1, 0, 10), (1, 1, 0, 10)], 0), [0, 0, 100]);
-        assert_eq!(shares(&[(0, 1, 0, 10), (1, 1, 0, 10)], 50), [100, 0, 0], "panic");
-        assert_eq!(shares(&[], 50), [100], "nobody");
+        assert_eq!(drawn(&[(0, 1, 10, 10), (1, 1, 10, 10)], 0), [100, 0, 0]);
+        assert_eq!(drawn(&[(0, 1, 8, 10), (1, 1, 10, 10)], 0), [100, 0, 0], "two fifths to spare");
+        assert_eq!(drawn(&[(0, 1, 5, 10), (1, 1, 10, 10)], 0), [70, 30, 0]);
+        assert_eq!(drawn(&[(0, 1, 0, 10), (1, 1, 10, 10)], 0), [0, 100, 0]);
+        assert_eq!(drawn(&[(0, 1, 0, 10), (1, 1, 0, 10)], 0), [0, 0, 100]);
+        assert_eq!(drawn(&[(0, 1, 0, 10), (1, 1, 0, 10)], 50), [100, 0, 0], "panic");
+        assert_eq!(drawn(&[], 50), [100], "nobody");
     }
 
     #[test]
     fn weights_follow_what_is_well() {
-        let found = shares(&[(0, 80, 5, 5), (0, 20, 5, 5)], 0);
+        let found = drawn(&[(0, 80, 5, 5), (0, 20, 5, 5)], 0);
         assert!((78..=82).contains(&found[0]), "{found:?}");
-        let found = shares(&[(0, 80, 0, 5), (0, 20, 5, 5)], 0);
+        let found = drawn(&[(0, 80, 0, 5), (0, 20, 5, 5)], 0);
         assert_eq!(found, [0, 100, 0]);
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::scope::{Caller, Scope};
+use super::unmet::Unmet;
 use super::url::MatchedPath;
 use crate::http::RequestHead;
 use crate::string_match::{Case, StringMatch};
@@ -46,17 +47,30 @@ pub struct HttpMatch {
 impl HttpMatch {
     /// Whether a request matches, and with which part of its path.
     pub fn matches(&self, request: Incoming<'_>) -> Option<MatchedPath> {
+        self.unmet(request).is_none().then(|| self.matched_path())
+    }
+
+    /// The first of its conditions that a request does not fulfil; none where it matches.
+    pub fn unmet(&self, request: Incoming<'_>) -> Option<Unmet<'_>> {
         let Incoming { head, port, caller } = request;
-        let asked = |asked: &Option<StringMatch>, text: &str| asked.as_ref().is_none_or(|a| a.matches(text));
-        let matches = self.scope.holds_for_requests(caller, port)
-            && self.uri.as_ref().is_none_or(|uri| uri.matches_in(head.path(), self.uri_case))
-            && asked(&self.scheme, head.scheme.name())
-            && asked(&self.method, &head.method)
-            && asked(&self.authority, &head.authority)
-            && self.headers.iter().all(|(name, asked)| has_header(head, name, asked))
-            && !self.without_headers.iter().any(|(name, asked)| has_unwanted_header(head, name, asked))
-            && self.query_params.iter().all(|(name, asked)| has_parameter(head, name, asked));
-        matches.then(|| self.matched_path())
+        let differs = |asked: &&StringMatch, text: &str| !asked.matches(text);
+        let in_scope = self.scope.unmet_by_request(caller, port);
+        let uri = || self.uri.as_ref().filter(|uri| !uri.matches_in(head.path(), self.uri_case));
+        let scheme = || self.scheme.as_ref().filter(|asked| differs(asked, head.scheme.name()));
+        let method = || self.method.as_ref().filter(|asked| differs(asked, &head.method));
+        let authority = || self.authority.as_ref().filter(|asked| differs(asked, &head.authority));
+        let header = || self.headers.iter().find(|(name, asked)| !has_header(head, name, asked));
+        let unwanted =
+            || self.without_headers.iter().find(|(name, asked)| has_unwanted_header(head, name, asked));
+        let parameter = || self.query_params.iter().find(|(name, asked)| !has_parameter(head, name, asked));
+        in_scope
+            .or_else(|| uri().map(Unmet::Uri))
+            .or_else(|| scheme().map(Unmet::Scheme))
+            .or_else(|| method().map(Unmet::Method))
+            .or_else(|| authority().map(Unmet::Authority))
+            .or_else(|| header().map(|(name, asked)| Unmet::Header(name, asked)))
+            .or_else(|| unwanted().map(|(name, asked)| Unmet::WithoutHeader(name, asked)))
+            .or_else(|| parameter().map(|(name, asked)| Unmet::QueryParam(name, asked)))
     }
 
     fn matched_path(&self) -> MatchedPath {
@@ -180,6 +194,33 @@ mod tests {
         check(&asked(StringMatch::Present), &get("/?t", &[]), true);
         check(&asked(StringMatch::Present), &get("/?tt=1", &[]), false);
         check(&asked(StringMatch::Present), &get("/", &[]), false);
+    }
+
+    #[test]
+    fn the_first_condition_that_does_not_hold_is_named() {
+        let asked = HttpMatch {
+            uri: Some(prefix("/v2")),
+            method: Some(exact("GET")),
+            headers: vec![("a".into(), exact("1"))],
+            without_headers: vec![("b".into(), StringMatch::Present)],
+            query_params: vec![("c".into(), regex("[0-9]+"))],
+            ..HttpMatch::default()
+        };
+        let (namespace, labels) = (Label::new("shop").expect("a label"), Labels::new());
+        let caller = Caller { gateway: &Gateway::Mesh, namespace: &namespace, labels: &labels };
+        let check = |head: &RequestHead, expected: Option<&str>| {
+            let request = Incoming { head, port: 80, caller };
+            let found = asked.unmet(request).map(|unmet| unmet.to_string());
+            assert_eq!(found.as_deref(), expected);
+            assert_eq!(asked.matches(request).is_some(), expected.is_none());
+        };
+        let whole = get("/v2?c=7", &[("a", "1")]);
+        check(&whole, None);
+        check(&get("/v1", &[]), Some("uri /v2*"));
+        check(&RequestHead { method: "PUT".into(), ..whole }, Some("method GET"));
+        check(&get("/v2", &[("a", "2")]), Some("headers a = 1"));
+        check(&get("/v2?c=7", &[("a", "1"), ("b", "")]), Some("withoutHeaders b = *"));
+        check(&get("/v2?c=x", &[("a", "1")]), Some("queryParams c = ~[0-9]+"));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroU16;
 
+use super::unmet::Unmet;
 use crate::name::{Key, Label};
 use crate::workload::{Labels, selects};
 
@@ -74,27 +75,36 @@ pub struct Scope {
 impl Scope {
     /// Whether a match on requests holds here. With gateways of its own it does not look at the source.
     pub(super) fn holds_for_requests(&self, caller: Caller<'_>, port: u16) -> bool {
-        let source = if self.gateways.is_empty() {
-            self.is_from(caller)
-        } else {
-            self.gateways.contains(caller.gateway)
-        };
-        source && self.is_port(port)
+        self.unmet_by_request(caller, port).is_none()
     }
 
-    /// Whether a match on connections holds here: everything that is asked for counts.
-    pub(super) fn holds_for_connections(&self, caller: Caller<'_>, port: u16) -> bool {
-        let gateway = self.gateways.is_empty() || self.gateways.contains(caller.gateway);
-        gateway && self.is_from(caller) && self.is_port(port)
+    /// What a request does not have of it, if anything.
+    pub(super) fn unmet_by_request(&self, caller: Caller<'_>, port: u16) -> Option<Unmet<'_>> {
+        let source =
+            if self.gateways.is_empty() { self.unmet_source(caller) } else { self.unmet_gateway(caller) };
+        source.or_else(|| self.unmet_port(port))
     }
 
-    fn is_from(&self, caller: Caller<'_>) -> bool {
-        selects(&self.source_labels, caller.labels)
-            && self.source_namespace.as_ref().is_none_or(|namespace| namespace == caller.namespace)
+    /// What a connection does not have of it: everything that is asked for counts.
+    pub(super) fn unmet_by_connection(&self, caller: Caller<'_>, port: u16) -> Option<Unmet<'_>> {
+        self.unmet_gateway(caller).or_else(|| self.unmet_source(caller)).or_else(|| self.unmet_port(port))
     }
 
-    fn is_port(&self, port: u16) -> bool {
-        self.port.is_none_or(|asked| asked.get() == port)
+    fn unmet_gateway(&self, caller: Caller<'_>) -> Option<Unmet<'_>> {
+        let holds = self.gateways.is_empty() || self.gateways.contains(caller.gateway);
+        (!holds).then_some(Unmet::Gateways(&self.gateways))
+    }
+
+    fn unmet_source(&self, caller: Caller<'_>) -> Option<Unmet<'_>> {
+        if !selects(&self.source_labels, caller.labels) {
+            return Some(Unmet::SourceLabels(&self.source_labels));
+        }
+        let other = |namespace: &&Label| *namespace != caller.namespace;
+        self.source_namespace.as_ref().filter(other).map(Unmet::SourceNamespace)
+    }
+
+    fn unmet_port(&self, port: u16) -> Option<Unmet<'_>> {
+        self.port.filter(|asked| asked.get() != port).map(Unmet::Port)
     }
 }
 
@@ -109,7 +119,8 @@ mod tests {
         let other = Gateway::Named(Key::new(namespace.clone(), Label::new("public").expect("a label")));
         let check = |scope: &Scope, gateway: &Gateway, expected: (bool, bool)| {
             let caller = Caller { gateway, namespace: &namespace, labels: &labels };
-            let found = (scope.holds_for_requests(caller, 80), scope.holds_for_connections(caller, 80));
+            let of_connections = scope.unmet_by_connection(caller, 80).is_none();
+            let found = (scope.holds_for_requests(caller, 80), of_connections);
             assert_eq!(found, expected, "{scope:?} at {gateway}");
         };
         let all = Scope::default();

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::host::HostPattern;
 use super::http_route::Split;
 use super::scope::{Caller, Scope};
+use super::unmet::Unmet;
 
 /// A connection as routing sees it.
 #[derive(Debug, Clone, Copy)]
@@ -56,17 +57,28 @@ pub struct TlsMatch {
 }
 
 impl TcpMatch {
-    fn matches(&self, opening: Opening<'_>) -> bool {
+    /// The first of its conditions that a connection does not fulfil; none where it matches.
+    pub fn unmet(&self, opening: Opening<'_>) -> Option<Unmet<'_>> {
         let subnets = &self.destination_subnets;
-        self.scope.holds_for_connections(opening.caller, opening.port)
-            && (subnets.is_empty() || subnets.iter().any(|subnet| subnet.contains(&opening.destination)))
+        let inside = || subnets.is_empty() || subnets.iter().any(|net| net.contains(&opening.destination));
+        let in_scope = self.scope.unmet_by_connection(opening.caller, opening.port);
+        in_scope.or_else(|| (!inside()).then_some(Unmet::DestinationSubnets(subnets)))
+    }
+}
+
+impl TlsMatch {
+    /// The first of its conditions that a connection which asks for `server_name`, in lower case, does not fulfil; none
+    /// where it matches.
+    pub fn unmet(&self, opening: Opening<'_>, server_name: &str) -> Option<Unmet<'_>> {
+        let named = self.sni_hosts.iter().any(|host| host.matches_text(server_name));
+        if named { self.connection.unmet(opening) } else { Some(Unmet::SniHosts(&self.sni_hosts)) }
     }
 }
 
 impl TcpRoute {
     /// Whether a connection is this route's.
     pub fn matches(&self, opening: Opening<'_>) -> bool {
-        self.matches.is_empty() || self.matches.iter().any(|block| block.matches(opening))
+        self.matches.is_empty() || self.matches.iter().any(|block| block.unmet(opening).is_none())
     }
 }
 
@@ -74,9 +86,7 @@ impl TlsRoute {
     /// Whether a connection that asks for `server_name` is this route's. Without a name it is nobody's but `*`'s.
     pub fn matches(&self, opening: Opening<'_>, server_name: Option<&str>) -> bool {
         let name = server_name.unwrap_or_default().to_ascii_lowercase();
-        self.matches.iter().any(|block| {
-            block.sni_hosts.iter().any(|host| host.matches_text(&name)) && block.connection.matches(opening)
-        })
+        self.matches.iter().any(|block| block.unmet(opening, &name).is_none())
     }
 }
 

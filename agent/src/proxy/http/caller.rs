@@ -165,7 +165,7 @@ impl Caller {
 }
 
 /// What the called side sees: path, authority and fields as the route says.
-fn prepare(head: &mut RequestHead, forward: &Forward<'_>) {
+pub fn prepare(head: &mut RequestHead, forward: &Forward<'_>) {
     let (Some(route), Some(to)) = (forward.route, forward.to) else { return };
     let authority = route.route.authority(to).map(str::to_owned);
     if let Some(path) = route.route.options.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
@@ -183,7 +183,8 @@ fn prepare(head: &mut RequestHead, forward: &Forward<'_>) {
     }
 }
 
-fn aborted(status: AbortStatus) -> Reply {
+/// The answer of a fault.
+pub fn aborted(status: AbortStatus) -> Reply {
     let (status, grpc_status) = match status {
         AbortStatus::Http(status) => (status, None),
         AbortStatus::Grpc(status) => (200, Some(u16::from(status.code()))),

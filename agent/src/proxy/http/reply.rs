@@ -47,6 +47,11 @@ impl Reply {
         Self::new(404, "", "NR", "route_not_found")
     }
 
+    /// A route names what there is not, or not yet (Envoy's answer for a cluster that it does not know).
+    pub fn cluster_not_found() -> Self {
+        Self::new(503, "", "NC", "cluster_not_found")
+    }
+
     /// No endpoint is healthy.
     pub fn no_healthy_upstream() -> Self {
         Self::new(503, "no healthy upstream", "UH", "no_healthy_upstream")

@@ -4,16 +4,16 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use baremesh_model::identity::Identity;
 use baremesh_model::service::Protocol;
-use baremesh_model::virtual_service::{Caller, Gateway, HostName, Opening};
-use baremesh_model::workload::Labels;
+use baremesh_model::virtual_service::{Caller, Destination, Gateway, HostName, Opening, Routes, Split};
 use tokio::net::TcpStream;
 
 use super::super::error::ProxyError;
 use super::super::http::caller::plan;
 use super::super::sniff;
 use super::{Call, no_endpoint};
-use crate::snapshot::ServiceEntry;
+use crate::snapshot::{ServiceEntry, Snapshot};
 
 /// A service's port, of all endpoints or of a subset.
 pub struct Target {
@@ -26,7 +26,7 @@ pub struct Target {
 }
 
 /// Decides for a connection to `opened`: the address, the port and what the port speaks.
-pub async fn target(
+pub(super) async fn target(
     call: &Call<'_>,
     client: &TcpStream,
     (address, number, protocol): (SocketAddr, u16, Protocol),
@@ -34,32 +34,61 @@ pub async fn target(
 ) -> Result<Target, ProxyError> {
     let snapshot = call.snapshot;
     let dialled = |service| Ok(Target { service, port, subset: None });
-    if snapshot.routing.is_empty() {
-        return dialled(service);
-    }
-    let namespace = call.caller.namespace();
-    let host = HostName::of_service(&service.key, &snapshot.mesh.config.domain);
-    let Some(routes) = snapshot.routing.on_mesh(namespace, &host) else { return dialled(service) };
-    let (none, gateway) = (Labels::new(), Gateway::Mesh);
-    let labels = call.index.map_or(&none, |index| &snapshot.sources[index].labels);
-    let caller = Caller { gateway: &gateway, namespace, labels };
-    let opening = Opening { destination: address.ip(), port: number, caller };
-    let by_name = match protocol {
-        Protocol::Tls | Protocol::Https if !routes.tls.is_empty() => {
-            let name = sniff::server_name(client).await;
-            routes.tls(opening, name.as_deref()).map(|route| &route.split)
-        }
-        _ => None,
+    let Some(routes) = concerned(snapshot, &call.caller, &service) else { return dialled(service) };
+    let name = match goes_by_name(routes, protocol) {
+        true => sniff::server_name(client).await,
+        false => None,
     };
-    let Some(split) = by_name.or_else(|| routes.tcp(opening).map(|route| &route.split)) else {
-        return dialled(service);
-    };
+    let opening = opening(snapshot, (&call.caller, call.index), (address, number));
+    let Some(split) = split(routes, opening, protocol, name.as_deref()) else { return dialled(service) };
     let to = &split.all()[split.pick(rand::random())].destination;
-    match plan::destination(snapshot, (number, call.index), to) {
-        Some((service, port, _)) => {
-            Ok(Target { service: Arc::clone(service), port, subset: to.subset.clone() })
-        }
-        // A route may name what there is not, or not yet.
-        None => Err(no_endpoint(&service)),
+    // A route may name what there is not, or not yet.
+    aimed(snapshot, (number, call.index), to).ok_or_else(|| no_endpoint(&service))
+}
+
+/// The routes that hold for a connection to a service, if there are any.
+pub fn concerned<'a>(
+    snapshot: &'a Snapshot,
+    caller: &Identity,
+    service: &ServiceEntry,
+) -> Option<&'a Arc<Routes>> {
+    if snapshot.routing.is_empty() {
+        return None;
     }
+    let host = HostName::of_service(&service.key, &snapshot.mesh.config.domain);
+    snapshot.routing.on_mesh(caller.namespace(), &host)
+}
+
+/// A connection as routes see it: who calls, with the index of its registration, and what was dialled.
+pub fn opening<'a>(
+    snapshot: &'a Snapshot,
+    (caller, index): (&'a Identity, Option<usize>),
+    (address, port): (SocketAddr, u16),
+) -> Opening<'a> {
+    let labels = snapshot.labels_of(index);
+    let caller = Caller { gateway: &Gateway::Mesh, namespace: caller.namespace(), labels };
+    Opening { destination: address.ip(), port, caller }
+}
+
+/// Whether the TLS server name is looked at.
+pub fn goes_by_name(routes: &Routes, protocol: Protocol) -> bool {
+    matches!(protocol, Protocol::Tls | Protocol::Https) && !routes.tls.is_empty()
+}
+
+/// The destinations of the route that takes a connection; none: it goes where it was going.
+pub fn split<'a>(
+    routes: &'a Routes,
+    opening: Opening<'_>,
+    protocol: Protocol,
+    server_name: Option<&str>,
+) -> Option<&'a Split> {
+    let by_name =
+        goes_by_name(routes, protocol).then(|| routes.tls(opening, server_name)).flatten().map(|r| &r.split);
+    by_name.or_else(|| routes.tcp(opening).map(|route| &route.split))
+}
+
+/// Where a destination leads those who dialled a port; none where there is no such service, port or subset.
+pub fn aimed(snapshot: &Snapshot, dialled: (u16, Option<usize>), to: &Destination) -> Option<Target> {
+    let (service, port, _) = plan::destination(snapshot, dialled, to)?;
+    Some(Target { service: Arc::clone(service), port, subset: to.subset.clone() })
 }

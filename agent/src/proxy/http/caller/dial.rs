@@ -109,13 +109,9 @@ impl Caller {
         );
     }
 
-    /// The service of this host that the endpoint is. One without an agent that a resource places here is that, too.
+    /// The service of this host that the endpoint is.
     fn local<'a>(&self, target: &'a Target<'_>) -> Option<&'a Arc<LocalEndpoint>> {
-        match &target.endpoint.transport {
-            Transport::Local(local) => Some(local),
-            Transport::Plain => target.snapshot.local(target.endpoint.address),
-            Transport::Hbone(_) => None,
-        }
+        target.snapshot.here(target.endpoint)
     }
 
     /// Connects to the endpoint.

@@ -10,7 +10,6 @@ use baremesh_model::virtual_service::{
     Caller, Destination, Gateway, HostName, HttpAction, Incoming, RouteMatch, Routed, Routes,
     WeightedDestination,
 };
-use baremesh_model::workload::Labels;
 
 use crate::proxy::http::reply::Reply;
 use crate::snapshot::{Cluster, ServiceEntry, Snapshot};
@@ -54,16 +53,13 @@ pub struct Forward<'a> {
 pub fn plan<'a>(snapshot: &'a Snapshot, asked: Asked<'_>, head: &RequestHead, random: u64) -> Plan<'a> {
     let from = asked.identity.namespace();
     let caller = snapshot.caller(asked.identity);
-    let named = named(snapshot, head, from).filter(|service| service.port_index(asked.port).is_some());
-    let Some(service) = named.or_else(|| snapshot.service(asked.service)) else {
+    let Some((service, routes)) = concerned(snapshot, asked, head) else {
         return Plan::Answer(Reply::no_route());
     };
-    let none = Labels::new();
-    let labels = caller.map_or(&none, |index| &snapshot.sources[index].labels);
-    let gateway = Gateway::Mesh;
-    let incoming =
-        Incoming { head, port: asked.port, caller: Caller { gateway: &gateway, namespace: from, labels } };
-    let routed = match routes(snapshot, head, from, service) {
+    let labels = snapshot.labels_of(caller);
+    let caller_of_routes = Caller { gateway: &Gateway::Mesh, namespace: from, labels };
+    let incoming = Incoming { head, port: asked.port, caller: caller_of_routes };
+    let routed = match routes {
         Some(routes) => routes.http(incoming),
         None => Routed::Unconcerned,
     };
@@ -99,6 +95,19 @@ pub fn plan<'a>(snapshot: &'a Snapshot, asked: Asked<'_>, head: &RequestHead, ra
     }
 }
 
+/// The service that a request is for, and the routes that hold for it, if there are any; nothing where the service that was
+/// dialled is there no longer.
+pub fn concerned<'a>(
+    snapshot: &'a Snapshot,
+    asked: Asked<'_>,
+    head: &RequestHead,
+) -> Option<(&'a Arc<ServiceEntry>, Option<&'a Arc<Routes>>)> {
+    let from = asked.identity.namespace();
+    let named = named(snapshot, head, from).filter(|service| service.port_index(asked.port).is_some());
+    let service = named.or_else(|| snapshot.service(asked.service))?;
+    Some((service, routes(snapshot, head, from, service)))
+}
+
 /// An answer of the agent's own with the fields that its route asks for.
 fn marked(mut reply: Reply, route: &RouteMatch<'_>) -> Reply {
     if let Some(rules) = &route.route.options.headers {
@@ -118,8 +127,8 @@ fn forward<'a>(
         Some((service, port, cluster)) => {
             Plan::Forward(Forward { service, port, cluster, route: Some(route), to: Some(to) })
         }
-        // A route may name what there is not, or not yet (Envoy's answer for a cluster that it does not know).
-        None => Plan::Answer(Reply::new(503, "", "NC", "cluster_not_found")),
+        // A route may name what there is not, or not yet.
+        None => Plan::Answer(Reply::cluster_not_found()),
     }
 }
 

@@ -1,0 +1,29 @@
+//! The route that explains a call: from the state in force, with what this agent has learnt of endpoints.
+
+use std::time::SystemTime;
+
+use baremesh_model::identity::Identity;
+use bytes::Bytes;
+use http::StatusCode;
+
+use super::Agent;
+use crate::admin::report::explain::Question;
+use crate::admin::server::{Answer, json, text};
+use crate::explain::{Caller, explain};
+
+impl Agent {
+    pub(super) fn explain(&self, body: &Bytes) -> Answer {
+        let question: Question = match serde_json::from_slice(body) {
+            Ok(question) => question,
+            Err(error) => return text(StatusCode::BAD_REQUEST, format!("not a question: {error}")),
+        };
+        let snapshot = self.publisher.snapshot().load_full();
+        let credentials = self.credentials.load();
+        let certified = |identity: &Identity| credentials.of(identity, SystemTime::now()).is_some();
+        let caller = Caller::registered(&snapshot, question.from.as_deref());
+        match caller.and_then(|caller| explain(&snapshot, &caller, &question, &certified)) {
+            Ok(explanation) => json(&explanation),
+            Err(error) => text(StatusCode::BAD_REQUEST, error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What becomes of a call, and why: `baremesh explain`. Nothing is decided here. The questions go to the functions that the
+//! data path asks itself, with the draws of chance laid out one beside the other, and the answers are put into words.
+//!
+//! Modules in reading order.
+
+/// The call that is asked about.
+mod asked;
+/// Who calls.
+pub mod caller;
+/// Calls whose requests are routed one by one.
+mod requests;
+/// Calls that are carried as bytes.
+mod streams;
+/// Endpoints, and how they stand.
+mod destinations;
+/// What is decided at an endpoint.
+mod policies;
+/// Routes and rules in words.
+mod words;
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use baremesh_model::http::FieldError;
+use baremesh_model::identity::Identity;
+use baremesh_model::service::Protocol;
+
+use crate::admin::report::explain::{
+    AnswerReport, CalledReport, Explanation, Outcome, Question, RequestReport,
+};
+use crate::proxy::error::ProxyError;
+use crate::snapshot::{Route, ServiceEntry, Snapshot};
+use asked::{Asked, Carried};
+pub use caller::Caller;
+
+/// Why a call cannot be explained: what was asked makes no sense.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ExplainError {
+    /// The URL cannot be read.
+    #[error("`{0}` is no URL of a call: write http://SERVICE:PORT/PATH, or tcp://SERVICE:PORT for bytes")]
+    Url(String),
+    /// There is no usual port.
+    #[error("`{0}` needs a port: tcp://SERVICE:PORT")]
+    NoPort(String),
+    /// The method is none.
+    #[error("`{0}` is no method")]
+    Method(String),
+    /// A header cannot be sent.
+    #[error("the header `{name}` cannot be sent: {source}")]
+    Header {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: FieldError,
+    },
+    /// There is no such service.
+    #[error("no service of the mesh is called `{name}`{hint}")]
+    NoService {
+        /// The name as given.
+        name: String,
+        /// Names near it, in words.
+        hint: String,
+    },
+    /// The caller is not known.
+    #[error("`{name}` is {what}{hint}")]
+    NoCaller {
+        /// The name as given.
+        name: String,
+        /// What it is not, in words.
+        what: &'static str,
+        /// Names near it, in words.
+        hint: String,
+    },
+    /// The port is declared to speak HTTP.
+    #[error(
+        "port {port} of {service} speaks {protocol}: what is no HTTP is refused there; ask with http://, or about another port"
+    )]
+    SpeaksHttp {
+        /// The service.
+        service: String,
+        /// The port.
+        port: u16,
+        /// What it speaks.
+        protocol: Protocol,
+    },
+    /// The set does not go together with the caller.
+    #[error("{0}")]
+    Set(String),
+}
+
+/// A call that is being explained.
+struct Case<'a> {
+    snapshot: &'a Snapshot,
+    caller: &'a Caller,
+    asked: &'a Asked,
+    /// Where the connection goes as the program sees it.
+    dialled: SocketAddr,
+    /// Whether there is a certificate for an identity.
+    certified: &'a dyn Fn(&Identity) -> bool,
+    now: Instant,
+}
+
+impl Case<'_> {
+    /// The address that the agent sees the caller's connection come from. To an address of its own host, virtual ones among
+    /// them, the kernel lets a program speak from that very address, unless it has bound another.
+    fn client_ip(&self) -> Option<IpAddr> {
+        let ranges = &self.snapshot.mesh.config.virtual_ranges;
+        let is_own = ranges.contains(self.dialled.ip()) || self.snapshot.local(self.dialled).is_some();
+        self.asked.source_ip.or(is_own.then_some(self.dialled.ip()))
+    }
+
+    /// The address that the agent of an endpoint sees the call come from.
+    fn address_towards(&self, agent: IpAddr) -> Option<IpAddr> {
+        let same_family = |address: &&IpAddr| address.is_ipv4() == agent.is_ipv4();
+        self.asked.source_ip.or_else(|| self.caller.addresses.iter().find(same_family).copied())
+    }
+}
+
+/// Explains a call of `caller`. `certified` says whether this host holds a certificate for an identity.
+pub fn explain(
+    snapshot: &Snapshot,
+    caller: &Caller,
+    question: &Question,
+    certified: &dyn Fn(&Identity) -> bool,
+) -> Result<Explanation, ExplainError> {
+    let asked = Asked::read(question)?;
+    let dialled = dialled(snapshot, caller, &asked)?;
+    let case = Case { snapshot, caller, asked: &asked, dialled, certified, now: Instant::now() };
+    let mut explanation = blank(question, &case);
+    match snapshot.route(dialled) {
+        Ok(Route::Service(service, port)) => {
+            let entry = &service.ports[port];
+            let is_http = match entry.protocol {
+                Protocol::Auto => asked.carried == Carried::Requests,
+                declared => declared.is_http(),
+            };
+            explanation.service = Some(called(&service, entry.port, entry.protocol));
+            match (is_http, asked.carried) {
+                (true, Carried::Requests) => {
+                    explanation.request.carried_as = "http".to_owned();
+                    requests::explain(&case, &service, port, &mut explanation);
+                }
+                (true, Carried::Bytes) => {
+                    let (service, port) = (service.key.to_string(), entry.port);
+                    return Err(ExplainError::SpeaksHttp { service, port, protocol: entry.protocol });
+                }
+                (false, carried) => {
+                    if carried == Carried::Requests {
+                        explanation.notes.push(format!(
+                            "port {} is declared `{}`: requests are carried as bytes, and `http` routes say nothing of them",
+                            entry.port, entry.protocol
+                        ));
+                    }
+                    streams::explain(&case, &service, port, &mut explanation);
+                }
+            }
+        }
+        Ok(Route::Endpoint(service, port, endpoint)) => {
+            streams::explain_endpoint(&case, (&service, port), &endpoint, &mut explanation);
+        }
+        Ok(Route::Local(local)) => streams::explain_local(&case, &local, &mut explanation),
+        Ok(Route::Passthrough) => {
+            explanation.outcome = Outcome::NotMeshed;
+            explanation.summary = format!(
+                "{dialled} is no service's: unless `capture.outbound = \"all\"` says otherwise it is not captured, and goes as without a mesh"
+            );
+        }
+        Err(error) => {
+            explanation.outcome = match error {
+                ProxyError::NoSuchPort { .. } => Outcome::NoSuchPort,
+                _ => Outcome::NoRoute,
+            };
+            explanation.summary = format!("refused: {error}{}", ports(&case));
+            explanation.answer = Some(AnswerReport {
+                status: None,
+                flags: error.reason().response_flags().to_owned(),
+                details: error.reason().name().to_owned(),
+                location: None,
+            });
+        }
+    }
+    Ok(explanation)
+}
+
+/// Where a program's connection goes: an address as it is, a name as the mesh's DNS resolves it.
+fn dialled(snapshot: &Snapshot, caller: &Caller, asked: &Asked) -> Result<SocketAddr, ExplainError> {
+    if let Ok(address) = asked.host.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(address, asked.port));
+    }
+    let found = snapshot.service_of_host(&asked.host);
+    let address = found.and_then(|service| service.addresses.first());
+    address.map(|address| SocketAddr::new(*address, asked.port)).ok_or_else(|| ExplainError::NoService {
+        name: asked.host.clone(),
+        hint: caller::hint_of_services(snapshot, caller.identity.namespace(), &asked.host),
+    })
+}
+
+/// The ports that the service has which the call is for.
+fn ports(case: &Case<'_>) -> String {
+    let services = || case.snapshot.services();
+    let service = services().find(|service| service.addresses.contains(&case.dialled.ip()));
+    let ports =
+        service.map(|service| service.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol)));
+    ports.map_or(String::new(), |ports| format!(" ({})", ports.collect::<Vec<_>>().join(", ")))
+}
+
+fn blank(question: &Question, case: &Case<'_>) -> Explanation {
+    let requests = case.asked.carried == Carried::Requests;
+    Explanation {
+        request: RequestReport {
+            url: question.url.clone(),
+            method: requests.then(|| question.method.clone()),
+            carried_as: "bytes".to_owned(),
+            identity: case.caller.identity.to_string(),
+            service: case.caller.service.as_ref().map(ToString::to_string),
+            source_ip: case.asked.source_ip.or_else(|| case.caller.addresses.first().copied()),
+        },
+        outcome: Outcome::Forwarded,
+        passes: false,
+        summary: String::new(),
+        service: None,
+        virtual_service: None,
+        routes: Vec::new(),
+        answer: None,
+        effects: Vec::new(),
+        destinations: Vec::new(),
+        notes: Vec::new(),
+    }
+}
+
+fn called(service: &ServiceEntry, port: u16, protocol: Protocol) -> CalledReport {
+    CalledReport {
+        service: service.key.to_string(),
+        host: service.host.to_string(),
+        port,
+        protocol: protocol.to_string(),
+        identity: service.identity.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

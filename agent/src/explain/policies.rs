@@ -1,0 +1,183 @@
+//! What is decided at an endpoint: by its own agent, whose policies every agent knows, by this agent where the endpoint is a
+//! service of this host, or by nobody where no agent is.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use baremesh_model::authorization::{
+    Action, AuthorizationPolicy, Condition, Connection, Enforcement, Operation, PolicySet, Rule, Source,
+    Unmet,
+};
+use baremesh_model::name::{Key, Label};
+use baremesh_model::pattern::Match;
+use baremesh_model::peer_authentication::{ModeOrigin, MtlsMode, mode_with_origin};
+use baremesh_model::workload::Labels;
+
+use super::Case;
+use crate::admin::report::explain::{DecisionReport, MtlsReport, PolicyReport};
+use crate::snapshot::{Endpoint, LocalEndpoint, ServiceEntry, Transport};
+
+/// What is decided at an endpoint of a service.
+pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoint) -> DecisionReport {
+    if let Some(local) = case.snapshot.here(endpoint) {
+        return decide_here(case, local);
+    }
+    let Transport::Hbone(agent) = endpoint.transport else {
+        return DecisionReport {
+            by: "nobody".to_owned(),
+            allowed: true,
+            verdict: "no agent is there: policies are not enforced".to_owned(),
+            mtls: None,
+            policies: Vec::new(),
+        };
+    };
+    let mesh = &case.snapshot.mesh;
+    // As the endpoint's agent fills in what a registration leaves out.
+    let mut labels = endpoint.labels.clone();
+    labels.entry("app".into()).or_insert_with(|| service.key.name.as_str().into());
+    let namespace = &service.key.namespace;
+    let root = &mesh.config.root_namespace;
+    let policies = PolicySet::select(&mesh.authorization_policies, namespace, &labels, root);
+    let connection = Connection {
+        source: Some(&case.caller.identity),
+        source_ip: case.address_towards(agent.ip()).unwrap_or(UNKNOWN),
+        destination_ip: endpoint.address.ip(),
+        destination_port: endpoint.address.port(),
+    };
+    report("agent", &policies, &connection, mtls(case, (namespace, &labels), endpoint.address.port()))
+}
+
+/// What is decided at a service of this host.
+pub(super) fn decide_here(case: &Case<'_>, local: &LocalEndpoint) -> DecisionReport {
+    let connection = Connection {
+        source: Some(&case.caller.identity),
+        source_ip: case.client_ip().unwrap_or(UNKNOWN),
+        destination_ip: local.advertised.ip(),
+        destination_port: local.advertised.port(),
+    };
+    let mtls = mtls(case, (&local.service.namespace, &local.labels), local.advertised.port());
+    report("this_agent", &local.policies, &connection, mtls)
+}
+
+/// What stands for an address that nobody said; a note tells where it matters.
+const UNKNOWN: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// Whether a policy of the mesh asks where a call comes from.
+pub(super) fn asks_for_addresses(policies: &AuthorizationPolicy) -> bool {
+    let of_rule = |rule: &Rule| {
+        rule.from.iter().any(|source| !source.ip_blocks.is_empty())
+            || rule.when.iter().any(|condition| matches!(condition, Condition::SourceIp(_)))
+    };
+    policies.rules.iter().any(of_rule)
+}
+
+fn report(by: &str, policies: &PolicySet, connection: &Connection<'_>, mtls: MtlsReport) -> DecisionReport {
+    let verdict = policies.decide(connection).verdict;
+    DecisionReport {
+        by: by.to_owned(),
+        allowed: verdict.allows(),
+        verdict: verdict.to_string(),
+        mtls: Some(mtls),
+        policies: policies.policies().iter().map(|policy| policy_report(policy, connection)).collect(),
+    }
+}
+
+fn policy_report(policy: &AuthorizationPolicy, connection: &Connection<'_>) -> PolicyReport {
+    let unmet: Vec<_> = policy.unmet(connection).map(|unmet| unmet.map(words)).collect();
+    PolicyReport {
+        policy: slashed(&policy.key),
+        action: match policy.action {
+            Action::Allow => "ALLOW",
+            Action::Deny => "DENY",
+            Action::Audit => "AUDIT",
+        }
+        .to_owned(),
+        dry_run: policy.enforcement == Enforcement::DryRun,
+        matched_rule: unmet.iter().position(Option::is_none).map(|index| index + 1),
+        unmet,
+    }
+}
+
+fn mtls(case: &Case<'_>, workload: (&Label, &Labels), port: u16) -> MtlsReport {
+    let mesh = &case.snapshot.mesh;
+    let default = (&mesh.config.root_namespace, mesh.config.default_mtls);
+    let (mode, origin) = mode_with_origin(&mesh.peer_authentications, workload, port, default);
+    let policy = |key: &Key, whose: &str| format!("PeerAuthentication {}, {whose}", slashed(key));
+    MtlsReport {
+        mode: match mode {
+            MtlsMode::Disable => "DISABLE",
+            MtlsMode::Permissive => "PERMISSIVE",
+            MtlsMode::Strict => "STRICT",
+        }
+        .to_owned(),
+        from: match origin {
+            ModeOrigin::Port(key) => policy(key, "for the workload's port"),
+            ModeOrigin::Workload(key) => policy(key, "for the workload"),
+            ModeOrigin::Namespace(key) => policy(key, "for the namespace"),
+            ModeOrigin::Root(key) => policy(key, "for the mesh"),
+            ModeOrigin::Default => "the mesh's default, no PeerAuthentication says anything".to_owned(),
+        },
+    }
+}
+
+/// A resource as messages name it.
+pub(super) fn slashed(key: &Key) -> String {
+    format!("{}/{}", key.namespace, key.name)
+}
+
+/// What a rule asks for, in the fields' own names.
+fn words(unmet: Unmet<'_>) -> String {
+    match unmet {
+        Unmet::From(sources) => format!("from: {}", any(sources.iter().map(source))),
+        Unmet::To(operations) => format!("to: {}", any(operations.iter().map(operation))),
+        Unmet::When(condition) => format!("when: {}", self::condition(condition)),
+    }
+}
+
+fn any(all: impl Iterator<Item = String>) -> String {
+    all.collect::<Vec<_>>().join(" or ")
+}
+
+fn source(source: &Source) -> String {
+    let account = |account: &baremesh_model::authorization::ServiceAccount| {
+        format!("{}/{}", account.namespace, account.account)
+    };
+    let parts = [
+        listed("principals", &source.principals, ToString::to_string),
+        listed("namespaces", &source.namespaces, ToString::to_string),
+        listed("serviceAccounts", &source.service_accounts, account),
+        listed("trustDomains", &source.trust_domains, ToString::to_string),
+        listed("ipBlocks", &source.ip_blocks, ToString::to_string),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
+}
+
+fn operation(operation: &Operation) -> String {
+    listed("ports", &operation.ports, ToString::to_string).unwrap_or_default()
+}
+
+fn condition(condition: &Condition) -> String {
+    let account = |account: &baremesh_model::authorization::ServiceAccount| {
+        format!("{}/{}", account.namespace, account.account)
+    };
+    match condition {
+        Condition::SourceIp(asked) => listed("source.ip", asked, ToString::to_string),
+        Condition::SourceNamespace(asked) => listed("source.namespace", asked, ToString::to_string),
+        Condition::SourcePrincipal(asked) => listed("source.principal", asked, ToString::to_string),
+        Condition::SourceServiceAccount(asked) => listed("source.serviceAccount", asked, account),
+        Condition::SourceTrustDomain(asked) => listed("source.trustDomain", asked, ToString::to_string),
+        Condition::DestinationIp(asked) => listed("destination.ip", asked, ToString::to_string),
+        Condition::DestinationPort(asked) => listed("destination.port", asked, ToString::to_string),
+    }
+    .unwrap_or_default()
+}
+
+/// A field with its values, `name a, b` and `not c`; none where it asks for nothing.
+fn listed<T>(name: &str, asked: &Match<T>, text: impl Fn(&T) -> String) -> Option<String> {
+    let list = |values: &[T]| values.iter().map(&text).collect::<Vec<_>>().join(", ");
+    match (&asked.any_of[..], &asked.none_of[..]) {
+        ([], []) => None,
+        (any, []) => Some(format!("{name} {}", list(any))),
+        ([], none) => Some(format!("{name} not {}", list(none))),
+        (any, none) => Some(format!("{name} {} and not {}", list(any), list(none))),
+    }
+}
