@@ -23,6 +23,7 @@ mod host;
 mod init;
 mod join;
 mod reference;
+mod schema;
 mod service;
 mod status;
 mod token;
@@ -119,6 +120,7 @@ enum Verb {
     Version(version::Version),
     Completions(completions::Completions),
     Reference(reference::Reference),
+    Schema(schema::Schema),
     #[command(name = "verify-chain", hide = true)]
     VerifyChain(verify_chain::VerifyChain),
 }
@@ -165,6 +167,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Version(verb) => verb.run(&global),
         Verb::Completions(verb) => verb.run(&global),
         Verb::Reference(verb) => verb.run(&global),
+        Verb::Schema(verb) => verb.run(&global),
         Verb::VerifyChain(verb) => verb.run(),
     }
 }
@@ -253,8 +256,12 @@ mod tests {
             "baremesh capture gone --file /run/gone.nft",
             "baremesh demo --once -o json",
             "baremesh completions bash",
+            "baremesh analyze",
             "baremesh analyze a.toml b.yaml",
+            "baremesh analyze --live a.toml",
             "baremesh reference",
+            "baremesh schema",
+            "baremesh schema VirtualService --form yaml",
             "baremesh verify-chain --roots r.pem --chain c.pem --purpose client --time 1700000000",
         ] {
             check(line, Ok(()));

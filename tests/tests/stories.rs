@@ -17,6 +17,8 @@ mod impostor;
 mod addresses;
 #[path = "stories/agent_killed.rs"]
 mod agent_killed;
+#[path = "stories/analysis.rs"]
+mod analysis;
 #[path = "stories/calls_by_name.rs"]
 mod calls_by_name;
 #[path = "stories/capture_rules.rs"]

@@ -76,7 +76,7 @@ pub(super) fn suggestion(table: &'static [Field], path: &str) -> Option<String> 
 }
 
 /// The candidate that a mistyped name most likely meant, if one is near enough.
-pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     /// Longer names are no near miss of anything.
     const LONGEST: usize = 64;
     let plain = |text: &str| text.replace(['_', '-'], "").to_lowercase();
