@@ -10,7 +10,7 @@ use baremesh_model::identity::Identity;
 use baremesh_model::mesh::{Mesh, MeshError, Parts};
 use baremesh_model::name::TrustDomain;
 use baremesh_model::peer_authentication::mode_of;
-use baremesh_model::service::Service;
+use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Tunnel, Workload};
 
