@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use baremesh_model::identity::Identity;
 use baremesh_model::name::{Key, Label, TrustDomain};
-use baremesh_model::service::Protocol;
+use baremesh_model::service::{Protocol, Service, ServicePort};
 use baremesh_model::workload::{Labels, Locality, Workload};
 
 use crate::attribution::Matcher;
@@ -92,6 +92,23 @@ impl LocalService {
         let mut labels = self.labels.clone();
         labels.entry("app".into()).or_insert_with(|| self.key.name.as_str().into());
         labels
+    }
+
+    /// The Service that this registration stands for where none was declared.
+    pub fn implied_service(&self) -> Service {
+        let port = |port: &LocalPort| ServicePort {
+            port: port.port,
+            target_port: port.target_port,
+            protocol: port.protocol,
+            name: port.name.clone(),
+        };
+        Service {
+            key: self.key.clone(),
+            ports: self.ports.iter().map(port).collect(),
+            selector: None,
+            service_account: self.service_account.clone(),
+            addresses: Vec::new(),
+        }
     }
 
     /// The workload that this registration makes on `host`, or `None` where the host has no address.

@@ -9,12 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use baremesh_agent::admin::client::SocketError;
 use baremesh_ca::client::ClientError;
-use baremesh_registry::diagnostic::Diagnostic;
 use clap::ValueEnum;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
-use serde_json::json;
 
 /// The form of what is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -162,21 +160,6 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) -> String {
 /// Texts of hosts and files may hold anything: none of it may steer the terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
-}
-
-/// Prints findings: for people to the standard error, for programs to the standard output.
-pub fn say_findings(output: Output, findings: &[Diagnostic]) -> anyhow::Result<()> {
-    match output {
-        Output::Json => {
-            let findings: Vec<_> = findings.iter().map(Diagnostic::to_json).collect();
-            say_json(&json!({ "findings": findings }))
-        }
-        _ => {
-            let text: Vec<_> = findings.iter().map(ToString::to_string).collect();
-            remark(text.join("\n").trim_end());
-            Ok(())
-        }
-    }
 }
 
 /// Seconds since 1970.

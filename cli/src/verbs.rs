@@ -24,6 +24,7 @@ mod host;
 mod init;
 mod join;
 mod reference;
+mod schema;
 mod service;
 mod status;
 mod token;
@@ -122,6 +123,7 @@ enum Verb {
     Version(version::Version),
     Completions(completions::Completions),
     Reference(reference::Reference),
+    Schema(schema::Schema),
     #[command(name = "verify-chain", hide = true)]
     VerifyChain(verify_chain::VerifyChain),
 }
@@ -169,6 +171,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Version(verb) => verb.run(&global),
         Verb::Completions(verb) => verb.run(&global),
         Verb::Reference(verb) => verb.run(&global),
+        Verb::Schema(verb) => verb.run(&global),
         Verb::VerifyChain(verb) => verb.run(),
     }
 }
@@ -257,11 +260,15 @@ mod tests {
             "baremesh capture gone --file /run/gone.nft",
             "baremesh demo --once -o json",
             "baremesh completions bash",
+            "baremesh analyze",
             "baremesh analyze a.toml b.yaml",
             "baremesh explain http://reviews:9080/api -H end-user:jason --from productpage -X POST -o json",
             "baremesh explain tls://login:443 --sni a.b --source-ip 10.0.0.1",
             "baremesh explain http://a -f a.toml -f b --from x.y --from-label a=b --from-locality eu/a",
+            "baremesh analyze --live a.toml",
             "baremesh reference",
+            "baremesh schema",
+            "baremesh schema VirtualService --form yaml",
             "baremesh verify-chain --roots r.pem --chain c.pem --purpose client --time 1700000000",
         ] {
             check(line, Ok(()));

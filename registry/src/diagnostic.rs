@@ -9,10 +9,15 @@ use baremesh_model::mesh::ResourceId;
 
 use crate::format::source::{Origin, Source, Span};
 
+/// The kinds of findings, with what each is about and what to do.
+mod code;
+
+pub use code::{Code, table as code_table};
+
 /// How much a finding weighs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
-    /// The set is not taken.
+    /// The set is not taken; of an analysis: what is written does not work.
     Error,
     /// The set is taken; something in it has no effect, or not the one that it seems to have.
     Warning,
@@ -24,67 +29,6 @@ impl fmt::Display for Severity {
             Self::Error => "Error",
             Self::Warning => "Warning",
         })
-    }
-}
-
-/// What kind of finding it is: Istio's code where Istio has one for the fault, otherwise one of our own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Code {
-    /// The file is not TOML or YAML, or not of the shape that resources have.
-    Syntax,
-    /// A key that the kind does not have.
-    UnknownField,
-    /// A field that the mesh does not enforce, in a place where that would be dangerous.
-    RefusedField,
-    /// A field that is taken and does nothing.
-    NoEffect,
-    /// A kind that the mesh does not take.
-    RefusedKind,
-    /// More than the bounds on files, nesting or values allow.
-    TooLarge,
-    /// A field's value is not valid (Istio's schema validation).
-    InvalidValue,
-    /// Something is named that is not there.
-    MissingReference,
-    /// Two resources of one kind, namespace and name.
-    Duplicate,
-    /// Resources that do not hold together.
-    Conflict,
-    /// A resource of a newer version was not understood in full.
-    FromNewer,
-    /// A file or directory cannot be read or written.
-    Unreadable,
-    /// Files that were there are gone in a way that nobody means.
-    Vanished,
-    /// A resource stands among others in a file that a person wrote.
-    SharedFile,
-}
-
-impl Code {
-    /// The stable text.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Syntax => "BM0101",
-            Self::UnknownField => "BM0102",
-            Self::RefusedField => "BM0103",
-            Self::NoEffect => "BM0104",
-            Self::RefusedKind => "BM0105",
-            Self::TooLarge => "BM0106",
-            Self::InvalidValue => "IST0106",
-            Self::MissingReference => "IST0101",
-            Self::Duplicate => "BM0201",
-            Self::Conflict => "BM0202",
-            Self::FromNewer => "BM0203",
-            Self::Unreadable => "BM0301",
-            Self::Vanished => "BM0302",
-            Self::SharedFile => "BM0303",
-        }
-    }
-}
-
-impl fmt::Display for Code {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::diagnostic::{Code, Diagnostic};
+use crate::resource::{Located, Resource};
 use crate::set::{Loaded, Refused, assemble};
 
 /// Applying and deleting resources.
@@ -52,8 +53,19 @@ impl ResourceDirectory {
         self.load_with_sizes().map(|(loaded, _)| loaded)
     }
 
+    /// The resources of all files with what is said of reading them, whether or not they hold together.
+    pub fn resources(&self) -> Result<(Vec<Located<Resource>>, Vec<Diagnostic>), Refused> {
+        let (files, mut findings) = self.read()?;
+        let mut resources = Vec::new();
+        for file in files {
+            resources.extend(file.parsed.resources);
+            findings.extend(file.parsed.findings);
+        }
+        Ok((resources, findings))
+    }
+
     fn load_with_sizes(&self) -> Result<(Loaded, Sizes), Refused> {
-        let (files, mut findings) = read::read_all(&self.path)?;
+        let (files, mut findings) = self.read()?;
         let sizes = files.iter().map(|file| (file.path.clone(), file.text.len())).collect();
         let mut resources = Vec::new();
         for file in files {

@@ -36,6 +36,10 @@ pub mod write;
 
 /// The reference of all kinds and fields.
 pub mod reference;
+/// JSON Schemas for editors.
+pub mod schema;
+/// Places within resources.
+pub(crate) mod place;
 
 /// Lengths of time.
 mod duration;
@@ -60,6 +64,11 @@ pub use write::{to_toml, to_yaml};
 
 use document::Document;
 use findings::Findings;
+
+/// The fields of a kind.
+pub fn fields_of(kind: baremesh_model::mesh::Kind) -> &'static [fields::Field] {
+    document::table_of(kind)
+}
 
 /// What a text held.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

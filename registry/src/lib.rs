@@ -11,6 +11,8 @@ pub mod resource;
 pub mod format;
 /// Resources put together into one validated mesh.
 pub mod set;
+/// What a set of resources does not do although it is taken: Istio's analysers, and our own.
+pub mod analysis;
 /// A directory of resource files: read, watched, changed.
 pub mod files;
 /// The control protocol: what the control server keeps and pushes, and how agents follow it.

@@ -109,6 +109,14 @@ pub fn assemble(resources: Vec<Located<Resource>>, findings: Vec<Diagnostic>) ->
     }
 }
 
+/// The parts of a set that need not hold together, and where each resource stands; of two that are one, the first.
+pub(crate) fn gather(resources: Vec<Located<Resource>>) -> (Parts, BTreeMap<ResourceId, Origin>) {
+    let root = root_namespace(&resources);
+    let (by_id, _) = index(resources, &root);
+    let origins = by_id.iter().map(|(id, located)| (id.clone(), located.origin.clone())).collect();
+    (parts(by_id).0, origins)
+}
+
 /// The root namespace that the set's MeshConfig names.
 pub(crate) fn root_namespace(resources: &[Located<Resource>]) -> Label {
     let named = resources.iter().find_map(|located| match &located.value {

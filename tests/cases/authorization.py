@@ -7,7 +7,7 @@ connection, 403 a closed one. Other policies are refused by the fields' names, w
 import mesh
 from hosts import CommandFailed
 from mesh import Mesh
-from resources import KINDS, NOT_YET, REFUSED_FIELD, REFUSED_KIND, Unexpected, analyze, is_error
+from resources import KINDS, NOT_YET, REFUSED_FIELD, REFUSED_KIND, Unexpected, analyze, is_refusal
 
 # Cases that seem wrong, by id, with the reason.
 LEFT_OUT = {}
@@ -64,7 +64,7 @@ def fields_not_yet(report, binary, name, policies):
     except Unexpected as error:
         report.failed(f"the policies {name}", error)
         return "policies that could not be read"
-    errors = [finding for finding in findings if is_error(finding)]
+    errors = [finding for finding in findings if is_refusal(finding)]
     if not errors:
         return None
     for finding in errors:

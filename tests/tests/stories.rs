@@ -21,6 +21,8 @@ mod frames;
 mod addresses;
 #[path = "stories/agent_killed.rs"]
 mod agent_killed;
+#[path = "stories/analysis.rs"]
+mod analysis;
 #[path = "stories/broken_ends.rs"]
 mod broken_ends;
 #[path = "stories/calls_by_name.rs"]

@@ -55,7 +55,8 @@ pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
         }
         Ok(Carried::Arrived(arrived, _counting)) => {
             let halves = http::bytes::of_socket(client);
-            return Box::pin(callee::serve(worker, *arrived, halves, record)).await;
+            Box::pin(callee::serve(worker, *arrived, halves, record)).await;
+            return;
         }
         Ok(Carried::Bytes) => Ok(()),
         Err(error) => Err(error),

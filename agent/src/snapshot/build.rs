@@ -89,7 +89,7 @@ fn with_registrations(
     let mut parts = mesh.clone().into_parts();
     drop_intruders(&mut parts, registrations, host);
     for local in registrations {
-        parts.services.entry(local.key.clone()).or_insert_with(|| implied_service(local));
+        parts.services.entry(local.key.clone()).or_insert_with(|| local.implied_service());
         if let Some(workload) = local.workload(&host.name, &host.addresses) {
             parts.workloads.insert(workload.key.clone(), workload);
         }
@@ -128,23 +128,6 @@ fn drop_intruders(parts: &mut Parts, registrations: &[Arc<LocalService>], host: 
         }
         !intrudes
     });
-}
-
-/// The Service that a registration stands for where none was declared.
-fn implied_service(local: &LocalService) -> Service {
-    let port = |port: &crate::registration::LocalPort| ServicePort {
-        port: port.port,
-        target_port: port.target_port,
-        protocol: port.protocol,
-        name: port.name.clone(),
-    };
-    Service {
-        key: local.key.clone(),
-        ports: local.ports.iter().map(port).collect(),
-        selector: None,
-        service_account: local.service_account.clone(),
-        addresses: Vec::new(),
-    }
 }
 
 fn local_endpoints(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host) -> Vec<Arc<LocalEndpoint>> {

@@ -11,6 +11,8 @@ use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::mesh::ResourceId;
 use baremesh_model::name::{Key, Label};
 use baremesh_registry::diagnostic::Diagnostic;
+use baremesh_registry::format;
+use baremesh_registry::resource::{Located, Resource};
 use baremesh_registry::set::{Loaded, Refused};
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -21,10 +23,10 @@ use tokio::time::timeout;
 
 use super::Server;
 use super::report::{
-    ApplyRequest, Changes, DeleteRequest, Fault, HostReport, HostStatus, RegistrationStatus, StatusReport,
-    TokenAnswer, TokenOrder, TokenReport,
+    AnalyzeRequest, ApplyRequest, Changes, DeleteRequest, Fault, HostReport, HostStatus, RegistrationStatus,
+    StatusReport, TokenAnswer, TokenOrder, TokenReport,
 };
-use super::resources::{self, Filter, Mode};
+use super::resources::{self, Beside, Filter, Mode};
 use super::socket::Denial;
 use crate::output::{in_words, to_unix};
 use crate::verbs::values;
@@ -47,6 +49,10 @@ pub(super) async fn carry_out(server: Arc<Server>, order: Order) -> Result<Value
     let path: Vec<&str> = order.path.split('/').skip(1).collect();
     match (order.method.as_str(), path.as_slice()) {
         ("POST", ["apply"]) => apply(server, read(&order.body)?, order.who).await,
+        ("POST", ["analyze"]) => {
+            let request = read(&order.body)?;
+            blocking(server, move |server| analyze(server, &request)).await
+        }
         ("POST", ["delete"]) => delete(server, read(&order.body)?, order.who).await,
         ("GET", ["resources"]) => list(&server, &order.query),
         ("POST", ["token"]) => {
@@ -130,11 +136,33 @@ fn audit(server: &Server, who: &str, what: String, refused: Option<&str>) {
 async fn apply(server: Arc<Server>, request: ApplyRequest, who: String) -> Result<Value, Denial> {
     let (mode, name) = (Mode::of_dry_run(request.dry_run), request.name.clone());
     let changing = move |server: &Server| {
-        let applied = resources::apply(&server.directory, &request, Some(&server.trust_domain));
+        let beside = Beside { served: Some(&server.trust_domain), registered: registered(server) };
+        let applied = resources::apply(&server.directory, &request, beside);
         changed(server, applied, &who, &format!("apply {name}"), mode)
     };
     let changed = blocking(server.clone(), changing).await?;
     settled(&server, changed).await
+}
+
+fn analyze(server: &Server, request: &AnalyzeRequest) -> Result<Value, Denial> {
+    let beside = Beside { served: None, registered: registered(server) };
+    told(resources::analyze(&server.directory, request, beside)?)
+}
+
+/// The services and workloads that are published, those of hosts among them.
+fn registered(server: &Server) -> Vec<Located<Resource>> {
+    let published = server.control.published();
+    let resources = published.iter().filter_map(|(_, text)| {
+        let document = serde_json::from_str(text).ok()?;
+        // What a newer version wrote is nothing that this one can judge.
+        match format::decode(&document).ok()? {
+            resource @ (Resource::Service(_) | Resource::Workload(_)) => {
+                Some(resources::registered(resource))
+            }
+            _ => None,
+        }
+    });
+    resources.collect()
 }
 
 async fn delete(server: Arc<Server>, request: DeleteRequest, who: String) -> Result<Value, Denial> {

@@ -29,6 +29,26 @@ pub enum WrittenForm {
     Yaml,
 }
 
+/// `POST /analyze`: resources that are looked at as if they were in force.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AnalyzeRequest {
+    /// Texts with the names that findings are to show; an ending says the form.
+    pub texts: Vec<(String, String)>,
+}
+
+/// What is said of a set.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Analysis {
+    /// How many resources are written in it.
+    pub resources: usize,
+    /// The findings, errors first.
+    pub findings: Vec<Value>,
+    /// The same for people.
+    pub text: String,
+}
+
 /// `POST /delete`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -1,16 +1,22 @@
 //! Reading and changing a directory of resources, as the administration socket and the command line both do it, and
 //! what they tell of it.
 
+use std::sync::Arc;
+
 use baremesh_model::mesh::{Kind, ResourceId};
 use baremesh_model::name::TrustDomain;
+use baremesh_registry::analysis::{self, Subject};
 use baremesh_registry::control::server::MAX_RESOURCE;
 use baremesh_registry::diagnostic::{Code, Diagnostic};
-use baremesh_registry::files::{Change, Effect, ResourceDirectory};
+use baremesh_registry::files::{Applied, Change, Effect, ResourceDirectory};
+use baremesh_registry::format::source::{Source, Span};
 use baremesh_registry::format::{self, Form};
-use baremesh_registry::resource::Resource;
+use baremesh_registry::resource::{Located, Origin, Resource};
 use baremesh_registry::set::{Loaded, Refused};
 
-use super::report::{ApplyRequest, ChangeReport, Changes, ResourceReport, WrittenForm};
+use super::report::{
+    Analysis, AnalyzeRequest, ApplyRequest, ChangeReport, Changes, ResourceReport, WrittenForm,
+};
 
 /// Bytes that a resource's key takes in a message at most: a kind, and two names of 63 bytes.
 const MAX_KEY: usize = 256;
@@ -31,14 +37,30 @@ impl Mode {
     }
 }
 
-/// Applies a text to a directory. `served` is the trust domain of the authority, where a control server asks.
+/// What there is besides a directory.
+#[derive(Debug, Default)]
+pub struct Beside<'a> {
+    /// The trust domain of the authority, where a control server asks.
+    pub served: Option<&'a TrustDomain>,
+    /// The services and workloads that hosts registered.
+    pub registered: Vec<Located<Resource>>,
+}
+
+/// A resource that a host registered, which stands in no file.
+pub fn registered(value: Resource) -> Located<Resource> {
+    let source = Arc::new(Source::new("registrations", ""));
+    Located { value, origin: Origin { source, span: Span::default() } }
+}
+
+/// Applies a text to a directory. Beside the warnings of reading it stands what an analysis of the resulting set says of
+/// the resources in it; nothing is refused for that.
 pub fn apply(
     directory: &ResourceDirectory,
     request: &ApplyRequest,
-    served: Option<&TrustDomain>,
+    beside: Beside<'_>,
 ) -> Result<Changes, Refused> {
     let name = name_with_form(request);
-    if let Some(served) = served {
+    if let Some(served) = beside.served {
         let form = Form::of_file(&name).unwrap_or_else(|| Form::of_text(&request.text));
         let parsed = form.parse(&request.text, &name);
         let faults = parsed.resources.iter().filter_map(|located| {
@@ -55,7 +77,40 @@ pub fn apply(
         Mode::DryRun => directory.plan(&request.text, &name)?,
         Mode::Change => directory.apply(&request.text, &name)?,
     };
-    Ok(report(&applied.changes, &applied.warnings))
+    let Applied { changes, mut warnings, mut resulting } = applied;
+    resulting.extend(beside.registered);
+    let is_about =
+        |finding: &Diagnostic| changes.iter().any(|change| finding.resource.as_ref() == Some(&change.id));
+    let found = analysis::analyze(resulting, &[]).into_iter().filter(is_about);
+    warnings.extend(found.map(Diagnostic::into_warning));
+    Ok(report(&changes, &warnings))
+}
+
+/// Analyses what a directory holds, with texts put over it.
+pub fn analyze(
+    directory: &ResourceDirectory,
+    request: &AnalyzeRequest,
+    beside: Beside<'_>,
+) -> Result<Analysis, Refused> {
+    let (resources, findings) = directory.resources()?;
+    let subject = Subject { resources, findings, beside: beside.registered };
+    Ok(judged(subject, &request.texts))
+}
+
+/// What is said of a set with texts put over it.
+pub fn judged(subject: Subject, texts: &[(String, String)]) -> Analysis {
+    let parse = |(name, text): &(String, String)| {
+        Form::of_file(name).unwrap_or_else(|| Form::of_text(text)).parse(text, name)
+    };
+    let subject = subject.with(texts.iter().map(parse).collect());
+    let resources = subject.resources.len();
+    let findings = subject.judge();
+    let text: Vec<_> = findings.iter().map(ToString::to_string).collect();
+    Analysis {
+        resources,
+        findings: findings.iter().map(Diagnostic::to_json).collect(),
+        text: text.join("\n"),
+    }
 }
 
 /// Deletes a resource of a directory.
@@ -182,15 +237,62 @@ mod tests {
         ApplyRequest { text: text.to_owned(), name: name.to_owned(), form, dry_run }
     }
 
+    fn serving(served: &TrustDomain) -> Beside<'_> {
+        Beside { served: Some(served), ..Beside::default() }
+    }
+
+    #[test]
+    fn applying_shows_what_an_analysis_says_of_it_and_refuses_nothing_for_that() {
+        let place = tempfile::tempdir().expect("a directory");
+        let directory = ResourceDirectory::new(place.path());
+        let routes = "[[VirtualService]]\nname = \"orders\"\nhosts = [\"orders\"]\n\
+            http = [{ route = [{ destination = { host = \"orders\", subset = \"v9\" } }] }]\n";
+        let check = |registered: Vec<Located<Resource>>, expected: &[&str]| {
+            let beside = Beside { registered, ..Beside::default() };
+            let changes = apply(&directory, &request(routes, "r.toml", None, true), beside).expect("applied");
+            let said = changes.warnings.iter().map(|finding| {
+                assert_eq!(finding["severity"], "warning");
+                finding["code"].as_str().expect("a code")
+            });
+            assert_eq!(said.collect::<Vec<_>>(), expected, "{}", changes.warning_text);
+        };
+        check(Vec::new(), &["IST0101", "BM0407"]);
+        let orders =
+            Form::Toml.parse(&ORDERS.replace("port = 80", "port = 80, protocol = \"http\""), "o.toml");
+        let orders = orders.resources.into_iter().map(|located| registered(located.value));
+        check(orders.collect(), &["IST0101"]);
+    }
+
+    #[test]
+    fn texts_are_looked_at_as_if_they_were_in_force() {
+        let place = tempfile::tempdir().expect("a directory");
+        let directory = ResourceDirectory::new(place.path());
+        apply(&directory, &request(ORDERS, "o.toml", None, false), Beside::default()).expect("applied");
+        let analyzed = |texts: &[(&str, &str)]| {
+            let texts = texts.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+            analyze(&directory, &AnalyzeRequest { texts }, Beside::default()).expect("an analysis")
+        };
+        assert!(analyzed(&[]).findings.is_empty());
+        let routes = "[[VirtualService]]\nname = \"orders\"\nhosts = [\"orders\"]\n\
+            tcp = [{ route = [{ destination = { host = \"orders\", port = { number = 81 } } }] }]\n";
+        let found = analyzed(&[("r.toml", routes)]);
+        assert!(found.text.starts_with("r.toml:4:"), "{}", found.text);
+        assert_eq!((found.findings.len(), found.resources), (1, 2));
+        // The Service as it would be replaces the one that is in force.
+        let moved = ORDERS.replace("80", "81");
+        assert!(analyzed(&[("r.toml", routes), ("o.toml", &moved)]).findings.is_empty());
+    }
+
     #[test]
     fn applies_lists_and_deletes() {
         let place = tempfile::tempdir().expect("a directory");
         let directory = ResourceDirectory::new(place.path());
-        let dry = apply(&directory, &request(ORDERS, "-", None, true), None).expect("a plan");
+        let dry = apply(&directory, &request(ORDERS, "-", None, true), Beside::default()).expect("a plan");
         assert_eq!(dry.changes[0].effect, "created");
         assert!(dry.changes[0].diff.contains("+[[Service]]"));
         assert!(directory.load().expect("a set").places.is_empty(), "a dry run changes nothing");
-        apply(&directory, &request(ORDERS, "-", Some(WrittenForm::Toml), false), None).expect("applied");
+        apply(&directory, &request(ORDERS, "-", Some(WrittenForm::Toml), false), Beside::default())
+            .expect("applied");
         let filter = Filter { kind: Some(Kind::Service), ..Filter::default() };
         let listed = list(&directory.load().expect("a set"), &filter);
         assert_eq!(listed.len(), 1);
@@ -212,7 +314,7 @@ mod tests {
         let served = TrustDomain::new("mesh.test").expect("a domain");
         let other = "# a comment\n[[MeshConfig]]\ntrustDomain = \"other.test\"\n";
         let refused =
-            apply(&directory, &request(other, "m.toml", None, false), Some(&served)).expect_err("refused");
+            apply(&directory, &request(other, "m.toml", None, false), serving(&served)).expect_err("refused");
         let headline = refused.0[0].headline();
         assert!(
             headline.starts_with("m.toml:2:1: Error [BM0202]") && headline.contains("mesh.test"),
@@ -220,6 +322,6 @@ mod tests {
         );
         assert!(directory.load().expect("a set").places.is_empty());
         let same = other.replace("other.test", "mesh.test");
-        apply(&directory, &request(&same, "m.toml", None, false), Some(&served)).expect("applied");
+        apply(&directory, &request(&same, "m.toml", None, false), serving(&served)).expect("applied");
     }
 }

@@ -2,69 +2,81 @@
 
 use std::path::{Path, PathBuf};
 
-use baremesh_registry::diagnostic::Diagnostic;
-use baremesh_registry::format::{Form, Parsed};
-use baremesh_registry::set::assemble;
+use baremesh_registry::analysis::Subject;
+use baremesh_registry::format::Form;
 use clap::Args;
+use serde_json::json;
 
-use super::Global;
 use super::apply::read;
-use crate::output::{Exit, Output, Said, remark, say_findings, usage};
+use super::place::{Done, Place, shown};
+use super::{Global, block_on};
+use crate::control::report::AnalyzeRequest;
+use crate::control::resources::judged;
+use crate::output::{Exit, Output, Said, remark, say_json, usage};
 
 const LONG_ABOUT: &str = "\
-Check files of resources without putting them in force: each by itself, and all of them as one set. Nothing needs to
-run. Exits with 0 where nothing is wrong or there are warnings alone, 1 on an error, 2 where a file cannot be read.";
+Say what is wrong with resources: each by itself, all of them as one set, and what they do not do although they are
+taken, such as a route to a host that is not there or a policy that selects nothing. Codes that begin with IST are
+Istio's; docs/analysis.md lists all of them with what to do.
+
+Without a file: what is in force, with what hosts registered. It is asked of the control server of this host; on a host
+without one that reads its resources from files, of its directory.
+With files: those alone, as one set. Nothing needs to run, and what hosts registered is not known.
+With files and --live: the files as if they were applied to what is in force.
+
+Exits with 0 where nothing is wrong or there are warnings alone, 1 on an error, 2 where a file cannot be read.";
 
 const EXAMPLES: &str = "\
 Examples:
-  baremesh analyze policy.toml services.yaml
-  baremesh analyze /etc/baremesh/registry
+  baremesh analyze                              what is in force
+  baremesh analyze policy.toml services.yaml    these files as one set
+  baremesh analyze --live canary.yaml           as if it were applied
   baremesh analyze -o json . | jq '.findings[].code'";
 
-/// Check resource files without putting them in force
+/// Say what is wrong with resources, in files or in force
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_help = EXAMPLES)]
 pub struct Analyze {
-    /// Files, directories of files, or `-` for the standard input
-    #[arg(value_name = "FILE", required = true)]
+    /// Files, directories of files, or `-` for the standard input; what is in force without
+    #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Look at the files as if they were applied to what is in force
+    #[arg(long)]
+    live: bool,
 }
 
 impl Analyze {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let (parsed, count) = read_all(&self.files)?;
-        let held = parsed.resources.len();
-        let findings = match assemble(parsed.resources, parsed.findings) {
-            Ok(loaded) => loaded.warnings,
-            Err(refused) => refused.0,
+        let texts = texts(&self.files)?;
+        let (live, count) = (self.live || self.files.is_empty(), texts.len());
+        let analysis = if live {
+            let place = Place::of(&global.directories())?;
+            let request = AnalyzeRequest { texts };
+            shown(global.output, block_on(place.analyze(&request)), &Done::Asking)?
+        } else {
+            judged(Subject::default(), &texts)
         };
-        if global.output == Output::Json || !findings.is_empty() {
-            say_findings(global.output, &findings)?;
+        let errors = analysis.findings.iter().filter(|finding| finding["severity"] == "error").count();
+        if global.output == Output::Json {
+            say_json(&json!({ "findings": analysis.findings }))?;
+        } else {
+            if !analysis.text.is_empty() {
+                remark(analysis.text.trim_end());
+            }
+            let (held, warnings) = (analysis.resources, analysis.findings.len() - errors);
+            let of = if live { "in force".to_owned() } else { format!("in {count} files") };
+            let over =
+                if live && count > 0 { format!(", with {count} files over them") } else { String::new() };
+            remark(format_args!("{held} resources {of}{over}: {errors} errors, {warnings} warnings"));
         }
-        let errors = findings.iter().filter(|finding| finding.is_error()).count();
-        if global.output != Output::Json {
-            let warnings = findings.len() - errors;
-            remark(format_args!("{held} resources in {count} files: {errors} errors, {warnings} warnings"));
-        }
-        match findings.iter().any(Diagnostic::is_error) {
-            true => Err(Said(Exit::Refused).into()),
-            false => Ok(()),
-        }
+        if errors > 0 { Err(Said(Exit::Refused).into()) } else { Ok(()) }
     }
 }
 
-/// What files and directories hold, and how many files that is.
-pub(super) fn read_all(files: &[PathBuf]) -> anyhow::Result<(Parsed, usize)> {
-    let (mut all, mut count) = (Parsed::default(), 0);
-    for file in files.iter().map(|file| expand(file)).collect::<Result<Vec<_>, _>>()?.concat() {
-        let (name, text) = read(&file)?;
-        let form = Form::of_file(&name).unwrap_or_else(|| Form::of_text(&text));
-        let parsed = form.parse(&text, &name);
-        all.resources.extend(parsed.resources);
-        all.findings.extend(parsed.findings);
-        count += 1;
-    }
-    Ok((all, count))
+/// What stands in files and in the files of directories, each with its name.
+pub(super) fn texts(files: &[PathBuf]) -> anyhow::Result<Vec<(String, String)>> {
+    let files = files.iter().map(|file| expand(file)).collect::<Result<Vec<_>, _>>()?.concat();
+    files.iter().map(|file| read(file)).collect()
 }
 
 /// A directory's files, as a host would read them: its own, and those one folder down.

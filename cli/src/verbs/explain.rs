@@ -8,13 +8,16 @@ use baremesh_agent::admin::client::{Socket, SocketError};
 use baremesh_agent::admin::report::explain::{Explanation, Question};
 use baremesh_agent::explain::{caller, explain};
 use baremesh_model::workload::Locality;
+use baremesh_registry::diagnostic::Diagnostic;
+use baremesh_registry::format::{Form, Parsed};
 use baremesh_registry::set::assemble;
 use clap::Args;
 use http::{Method, StatusCode};
+use serde_json::json;
 
-use super::analyze::read_all;
+use super::analyze::texts;
 use super::{Global, block_on, values};
-use crate::output::{Exit, Output, Said, remark, say, say_findings, say_json, usage};
+use crate::output::{Exit, Output, Said, remark, say, say_json, usage};
 
 /// The answer as people read it.
 mod show;
@@ -97,11 +100,23 @@ impl Explain {
     }
 
     fn by_files(&self, global: &Global, question: &Question) -> anyhow::Result<Explanation> {
-        let (parsed, _) = read_all(&self.file)?;
+        let mut parsed = Parsed::default();
+        for (name, text) in texts(&self.file)? {
+            let form = Form::of_file(&name).unwrap_or_else(|| Form::of_text(&text));
+            let of_file = form.parse(&text, &name);
+            parsed.resources.extend(of_file.resources);
+            parsed.findings.extend(of_file.findings);
+        }
         let loaded = match assemble(parsed.resources, parsed.findings) {
             Ok(loaded) => loaded,
             Err(refused) => {
-                say_findings(global.output, &refused.0)?;
+                if global.output == Output::Json {
+                    let findings: Vec<_> = refused.0.iter().map(Diagnostic::to_json).collect();
+                    say_json(&json!({ "findings": findings }))?;
+                } else {
+                    let text: Vec<_> = refused.0.iter().map(ToString::to_string).collect();
+                    remark(text.join("\n").trim_end());
+                }
                 remark("the files do not hold together: `baremesh analyze` says the same");
                 return Err(Said(Exit::Usage).into());
             }

@@ -1,22 +1,29 @@
 //! Where resources are changed: through the control server where there is one, in the directory itself on a host
 //! that reads its resources from files.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context;
 use baremesh_agent::admin::client::{Socket, SocketError};
 use baremesh_agent::config::{AgentConfig, Directories, SourceConfig};
+use baremesh_agent::registration::{LocalService, file};
 use baremesh_model::mesh::ResourceId;
+use baremesh_model::name::Label;
 use baremesh_registry::diagnostic::{Code, Diagnostic};
 use baremesh_registry::files::ResourceDirectory;
+use baremesh_registry::resource::Resource;
 use baremesh_registry::set::Refused;
 use http::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::control::report::{ApplyRequest, Changes, DeleteRequest, Fault, ResourceReport};
-use crate::control::resources::{self, Filter, Mode};
+use crate::control::report::{
+    Analysis, AnalyzeRequest, ApplyRequest, Changes, DeleteRequest, Fault, ResourceReport,
+};
+use crate::control::resources::{self, Beside, Filter, Mode};
 use crate::output::{Exit, Output, Said, remark, say_json, usage};
 
 /// The control server's socket of this host.
@@ -142,8 +149,8 @@ pub(super) fn shown<T>(output: Output, result: anyhow::Result<T>, done: &Done<'_
 pub(super) enum Place {
     /// Through the control server.
     Control(ControlSocket),
-    /// In the directory that this host's agent reads.
-    Directory(ResourceDirectory),
+    /// In the directory that this host's agent reads, beside its registrations.
+    Directory(ResourceDirectory, Vec<Arc<LocalService>>),
 }
 
 impl Place {
@@ -151,7 +158,9 @@ impl Place {
         if !directories.control_socket().exists() {
             let config = AgentConfig::load(directories.clone()).map_err(|error| usage(error.to_string()))?;
             if let SourceConfig::Files(path) = config.source {
-                return Ok(Self::Directory(ResourceDirectory::new(&path)));
+                let local = file::read_all(&directories.services(), &config.ssh_ports);
+                let local = local.map_err(|error| usage(error.to_string()))?;
+                return Ok(Self::Directory(ResourceDirectory::new(&path), local));
             }
         }
         Ok(Self::Control(ControlSocket::of(directories)))
@@ -160,8 +169,17 @@ impl Place {
     pub(super) async fn apply(&self, request: &ApplyRequest) -> anyhow::Result<Changes> {
         match self {
             Self::Control(socket) => socket.post("/apply", request).await,
-            Self::Directory(directory) => {
-                Ok(resources::apply(directory, request, None).map_err(Denied::from)?)
+            Self::Directory(directory, local) => {
+                Ok(resources::apply(directory, request, beside(local)).map_err(Denied::from)?)
+            }
+        }
+    }
+
+    pub(super) async fn analyze(&self, request: &AnalyzeRequest) -> anyhow::Result<Analysis> {
+        match self {
+            Self::Control(socket) => socket.post("/analyze", request).await,
+            Self::Directory(directory, local) => {
+                Ok(resources::analyze(directory, request, beside(local)).map_err(Denied::from)?)
             }
         }
     }
@@ -177,14 +195,16 @@ impl Place {
                 };
                 socket.post("/delete", &request).await
             }
-            Self::Directory(directory) => Ok(resources::delete(directory, id, mode).map_err(Denied::from)?),
+            Self::Directory(directory, _) => {
+                Ok(resources::delete(directory, id, mode).map_err(Denied::from)?)
+            }
         }
     }
 
     pub(super) async fn list(&self, filter: &Filter) -> anyhow::Result<Vec<ResourceReport>> {
         match self {
             Self::Control(socket) => socket.ask(Method::GET, &target_of(filter)).await,
-            Self::Directory(directory) => {
+            Self::Directory(directory, _) => {
                 Ok(resources::list(&directory.load().map_err(Denied::from)?, filter))
             }
         }
@@ -193,11 +213,22 @@ impl Place {
     /// What a change comes to where it was made.
     pub(super) fn consequence(&self, changes: &Changes) -> Option<&'static str> {
         match self {
-            Self::Directory(_) => Some("the agent of this host takes it up within seconds"),
+            Self::Directory(..) => Some("the agent of this host takes it up within seconds"),
             Self::Control(_) if changes.in_force => None,
             Self::Control(_) => Some("written, and not in force yet: `baremesh status` says why"),
         }
     }
+}
+
+/// What this host registered, as it is in the mesh that it is by itself. Where its workloads are is nobody's question here.
+fn beside(local: &[Arc<LocalService>]) -> Beside<'static> {
+    let host = Label::new("localhost").expect("a label");
+    let resources = local.iter().flat_map(|local| {
+        let workload = local.workload(&host, &[Ipv4Addr::LOCALHOST.into()]);
+        let workload = workload.map(|workload| Resource::Workload(workload.into()));
+        workload.into_iter().chain([Resource::Service(local.implied_service().into())])
+    });
+    Beside { served: None, registered: resources.map(resources::registered).collect() }
 }
 
 /// Every part is letters, digits, hyphens and dots: nothing needs escaping.

@@ -65,6 +65,8 @@ pub struct Applied {
     pub changes: Vec<Change>,
     /// The warnings of what was applied.
     pub warnings: Vec<Diagnostic>,
+    /// The set that results.
+    pub resulting: Vec<Located<Resource>>,
 }
 
 /// What is left in a directory's last file when its last resource is deleted, so that a directory without any file stays
@@ -112,8 +114,8 @@ impl ResourceDirectory {
         };
         let added = parsed.resources.into_iter();
         let added = added.filter(|new| !unchanged(&canonical_id(new.value.id(), &root)));
-        check(kept, added.collect())?;
-        Ok(Applied { changes, warnings: parsed.findings })
+        let resulting = check(kept, added.collect())?;
+        Ok(Applied { changes, warnings: parsed.findings, resulting })
     }
 
     /// Where a new resource goes.
@@ -210,15 +212,18 @@ fn rewrites(change: &Change) -> bool {
     change.effect != Effect::Unchanged
 }
 
-/// Validates the set that would result.
-fn check(kept: impl Iterator<Item = FileRead>, added: Vec<Located<Resource>>) -> Result<(), Refused> {
+/// Validates the set that would result, and gives it back.
+fn check(
+    kept: impl Iterator<Item = FileRead>,
+    added: Vec<Located<Resource>>,
+) -> Result<Vec<Located<Resource>>, Refused> {
     let (mut resources, mut findings) = (Vec::new(), Vec::new());
     for file in kept {
         resources.extend(file.parsed.resources);
         findings.extend(file.parsed.findings);
     }
     resources.extend(added);
-    assemble(resources, findings).map(|_| ())
+    assemble(resources.clone(), findings).map(|_| resources)
 }
 
 fn find<'f>(

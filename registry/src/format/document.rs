@@ -37,7 +37,7 @@ pub(crate) enum Dialect {
 }
 
 /// API versions that are one and the same.
-const VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha1"];
+pub(super) const VERSIONS: [&str; 4] = ["v1", "v1beta1", "v1alpha3", "v1alpha1"];
 
 /// Our own API group.
 pub(super) const OWN_GROUP: &str = "baremesh.io";

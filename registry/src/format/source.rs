@@ -39,6 +39,11 @@ impl Source {
         &self.file
     }
 
+    /// The text; empty in a source without one.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
     /// Line and column of a byte, both from 1, the column in characters; (0, 0) in a source without text.
     pub fn position(&self, offset: usize) -> (usize, usize) {
         if self.text.is_empty() {

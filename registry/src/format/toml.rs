@@ -19,7 +19,8 @@ pub fn parse(text: &str, file: &str) -> Parsed {
     finish(documents, findings)
 }
 
-fn documents(text: &str, findings: &mut Findings) -> Vec<Document> {
+/// The resources of a text as they are written.
+pub(super) fn documents(text: &str, findings: &mut Findings) -> Vec<Document> {
     let table = match DeTable::parse(text) {
         Ok(table) => table,
         Err(error) => {

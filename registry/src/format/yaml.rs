@@ -21,7 +21,8 @@ pub fn parse(text: &str, file: &str) -> Parsed {
     finish(documents, findings)
 }
 
-fn documents(text: &str, findings: &mut Findings) -> Vec<Document> {
+/// The resources of a text as they are written.
+pub(super) fn documents(text: &str, findings: &mut Findings) -> Vec<Document> {
     let mut documents = Vec::new();
     match Builder::new(text).roots() {
         Ok(roots) => {
@@ -32,6 +33,12 @@ fn documents(text: &str, findings: &mut Findings) -> Vec<Document> {
         Err(fault) => findings.error(fault.span, fault.code, fault.message, ""),
     }
     documents
+}
+
+/// What the documents of a text hold.
+#[cfg(test)]
+pub(super) fn roots(text: &str) -> Vec<Node> {
+    Builder::new(text).roots().unwrap_or_default()
 }
 
 struct Fault {

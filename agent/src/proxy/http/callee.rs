@@ -99,7 +99,9 @@ impl Callee {
         let mut record = self.record(&exchange);
         if let Err(refusal) = self.within_limits(exchange.head, &mut record) {
             exchange.reply(&Reply::rate_limited(refusal), &mut record).await;
-            return self.finish(record, &exchange.upload);
+            let ended = record.ended();
+            self.finish(record, &exchange.upload);
+            return ended;
         }
         introduce(&mut exchange.head.headers, self.source.as_ref(), &self.local.identity);
         let mut download = Download::default();

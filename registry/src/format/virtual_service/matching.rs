@@ -81,7 +81,12 @@ pub(super) fn string_match(d: &mut Decoder<'_>, at: &At<'_>) -> Option<StringMat
 
 /// A compiled expression.
 pub(super) fn regex(d: &mut Decoder<'_>, at: &At<'_>, text: &str) -> Option<Re2> {
-    Re2::new(text).map_err(|error| d.invalid(at, error.to_string(), "")).ok()
+    let expression = Re2::new(text);
+    if let Err(error) = &expression {
+        let message = format!("`{}`: {error}", at.path);
+        d.findings.error(at.node.span, Code::InvalidRegex, message, "");
+    }
+    expression.ok()
 }
 
 fn named_matches(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<(Arc<str>, StringMatch)>> {

@@ -1,0 +1,260 @@
+//! What single values look like. A field is found by the end of its path, so that what several kinds share is written once.
+//! That every field has a shape, and that the reader refuses what has another, is held by tests.
+
+use baremesh_model::mesh::Kind;
+use serde_json::{Value as Json, json};
+
+/// What a value looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// A text.
+    Text,
+    /// A text, such as these.
+    Like(&'static [&'static str]),
+    /// One of these texts.
+    Choice(&'static [&'static str]),
+    /// A number and a unit, such as `10s`.
+    Duration,
+    /// `true` or `false`.
+    Boolean,
+    /// A whole number from `.0` to `.1`.
+    Integer(i64, i64),
+    /// A number from 0 to this.
+    Number(i64),
+    /// A list of texts.
+    Texts,
+    /// Names to texts.
+    Labels,
+    /// Names to whole numbers from `.0` to `.1`.
+    Integers(i64, i64),
+}
+
+use Shape::{Boolean, Choice, Duration, Integer, Integers, Labels, Like, Number, Text, Texts};
+
+const PORT: Shape = Integer(1, 65535);
+const COUNT: Shape = Integer(0, i32::MAX as i64);
+const SMALL: Shape = Integer(0, 65535);
+const PERCENT: Shape = Integer(0, 100);
+const WEIGHT: Shape = Integer(0, u32::MAX as i64);
+const STATUS: Shape = Integer(200, 599);
+const MTLS: Shape = Choice(&["UNSET", "DISABLE", "PERMISSIVE", "STRICT"]);
+const PROTOCOLS: Shape =
+    Like(&["tcp", "tls", "http", "http2", "grpc", "https", "mongo", "mysql", "redis", "auto"]);
+const WHEN: Shape = Choice(&[
+    "source.ip",
+    "source.namespace",
+    "source.principal",
+    "source.serviceAccount",
+    "source.trustDomain",
+    "remote.ip",
+    "destination.ip",
+    "destination.port",
+]);
+
+/// Fields of one kind, by their whole path or its end.
+const OF_KIND: &[(Kind, &str, Shape)] = &[
+    (Kind::Service, "protocol", PROTOCOLS),
+    (Kind::Service, "appProtocol", PROTOCOLS),
+    (Kind::Service, "selector", Labels),
+    (Kind::WorkloadEntry, "ports", Integers(1, 65535)),
+    (Kind::WorkloadEntry, "host", Text),
+    (Kind::WorkloadEntry, "weight", Integer(1, u32::MAX as i64)),
+    (Kind::PeerAuthentication, "mode", MTLS),
+    (Kind::DestinationRule, "tls.mode", Choice(&["DISABLE", "SIMPLE", "MUTUAL", "ISTIO_MUTUAL"])),
+    (Kind::DestinationRule, "retryBudget.percent", Number(100)),
+    (Kind::DestinationRule, "distribute[].to", Integers(1, 100)),
+    (Kind::AuthorizationPolicy, "ports", Texts),
+];
+
+/// Fields by the end of their path.
+const ENDS: &[(&str, Shape)] = &[
+    ("trustDomain", Text),
+    ("domain", Text),
+    ("rootNamespace", Text),
+    ("defaultMtlsMode", Choice(&["DISABLE", "PERMISSIVE", "STRICT"])),
+    ("virtualRanges.v4", Text),
+    ("virtualRanges.v6", Text),
+    ("port", PORT),
+    ("number", PORT),
+    ("targetPort", PORT),
+    ("name", Text),
+    ("namespace", Text),
+    ("serviceAccount", Text),
+    ("addresses", Texts),
+    ("address", Text),
+    ("otherAddresses", Texts),
+    ("service", Text),
+    ("services", Texts),
+    ("labels", Labels),
+    ("matchLabels", Labels),
+    ("sourceLabels", Labels),
+    ("sourceNamespace", Text),
+    ("locality", Like(&["eu-west/a/rack-1"])),
+    ("weight", WEIGHT),
+    ("tunnel", Choice(&["hbone", "plain"])),
+    ("hosts", Texts),
+    ("gateways", Texts),
+    ("exportTo", Texts),
+    ("sniHosts", Texts),
+    ("sni_hosts", Texts),
+    ("destinationSubnets", Texts),
+    ("exact", Text),
+    ("prefix", Text),
+    ("regex", Text),
+    ("ignoreUriCase", Boolean),
+    ("host", Text),
+    ("subset", Text),
+    ("set", Labels),
+    ("add", Labels),
+    ("remove", Texts),
+    ("uri", Text),
+    ("prefixRewrite", Text),
+    ("authority", Text),
+    ("derivePort", Choice(&["FROM_REQUEST_PORT", "FROM_PROTOCOL_DEFAULT"])),
+    ("scheme", Choice(&["http", "https"])),
+    ("redirectCode", Integer(301, 308)),
+    ("directResponse.status", STATUS),
+    ("string", Text),
+    ("bytes", Text),
+    ("uriRegexRewrite.match", Text),
+    ("uriRegexRewrite.rewrite", Text),
+    ("timeout", Duration),
+    ("attempts", COUNT),
+    ("perTryTimeout", Duration),
+    (
+        "retryOn",
+        Like(&["connect-failure,refused-stream,503", "5xx", "gateway-error", "reset", "unavailable"]),
+    ),
+    ("retryRemoteLocalities", Boolean),
+    ("retryIgnorePreviousHosts", Boolean),
+    ("backoff", Duration),
+    ("fixedDelay", Duration),
+    ("percentage.value", Number(100)),
+    ("mirrorPercentage.value", Number(100)),
+    ("percent", PERCENT),
+    ("mirrorPercent", PERCENT),
+    ("httpStatus", STATUS),
+    ("grpcStatus", Like(&["UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"])),
+    ("allowOrigin", Texts),
+    ("allowMethods", Texts),
+    ("allowHeaders", Texts),
+    ("exposeHeaders", Texts),
+    ("maxAge", Duration),
+    ("allowCredentials", Boolean),
+    ("unmatchedPreflights", Choice(&["FORWARD", "IGNORE"])),
+    ("action", Choice(&["ALLOW", "DENY", "AUDIT"])),
+    ("dryRun", Boolean),
+    ("principals", Texts),
+    ("notPrincipals", Texts),
+    ("namespaces", Texts),
+    ("notNamespaces", Texts),
+    ("serviceAccounts", Texts),
+    ("notServiceAccounts", Texts),
+    ("trustDomains", Texts),
+    ("notTrustDomains", Texts),
+    ("ipBlocks", Texts),
+    ("notIpBlocks", Texts),
+    ("notPorts", Texts),
+    ("when[].key", WHEN),
+    ("values", Texts),
+    ("notValues", Texts),
+    (
+        "simple",
+        Choice(&["LEAST_REQUEST", "ROUND_ROBIN", "RANDOM", "PASSTHROUGH", "LEAST_CONN", "UNSPECIFIED"]),
+    ),
+    ("httpHeaderName", Text),
+    ("path", Text),
+    ("ttl", Duration),
+    ("attributes[].value", Text),
+    ("useSourceIp", Boolean),
+    ("httpQueryParameterName", Text),
+    ("minimumRingSize", COUNT),
+    ("tableSize", COUNT),
+    ("duration", Duration),
+    ("minimumPercent", Number(100)),
+    ("aggression", Number(i32::MAX as i64)),
+    ("warmupDurationSecs", Duration),
+    ("localityLbSetting.enabled", Boolean),
+    ("from", Text),
+    ("to", Text),
+    ("failoverPriority", Texts),
+    ("maxConnections", COUNT),
+    ("connectTimeout", Duration),
+    ("probes", COUNT),
+    ("time", Duration),
+    ("interval", Duration),
+    ("maxConnectionDuration", Duration),
+    ("idleTimeout", Duration),
+    ("http1MaxPendingRequests", COUNT),
+    ("http2MaxRequests", COUNT),
+    ("maxRequestsPerConnection", COUNT),
+    ("maxRetries", COUNT),
+    ("maxConcurrentStreams", COUNT),
+    ("consecutive5xxErrors", SMALL),
+    ("consecutiveGatewayErrors", SMALL),
+    ("splitExternalLocalOriginErrors", Boolean),
+    ("consecutiveLocalOriginFailures", SMALL),
+    ("baseEjectionTime", Duration),
+    ("maxEjectionPercent", PERCENT),
+    ("minHealthPercent", PERCENT),
+    ("clientCertificate", Text),
+    ("privateKey", Text),
+    ("caCertificates", Text),
+    ("credentialName", Text),
+    ("subjectAltNames", Texts),
+    ("sni", Text),
+    ("insecureSkipVerify", Boolean),
+    ("minRetryConcurrency", COUNT),
+    ("proxyProtocol.version", Choice(&["V1", "V2"])),
+];
+
+/// Fields without which a resource is refused.
+pub(super) const REQUIRED: [(Kind, &str); 8] = [
+    (Kind::Service, "ports"),
+    (Kind::Service, "ports[].port"),
+    (Kind::WorkloadEntry, "address"),
+    (Kind::HostGrant, "host"),
+    (Kind::DestinationRule, "host"),
+    (Kind::DestinationRule, "subsets[].name"),
+    (Kind::VirtualService, "http[].route[].destination"),
+    (Kind::AuthorizationPolicy, "rules[].when[].key"),
+];
+
+/// Whether a field with fields below its entries has names for them, and is no list.
+pub(super) fn is_map(path: &str) -> bool {
+    let name = path.rsplit('.').next().unwrap_or(path);
+    matches!(name, "headers" | "withoutHeaders" | "queryParams" | "portLevelMtls")
+}
+
+/// The shape of a field without fields below it.
+pub(super) fn shape_of(kind: Kind, path: &str) -> Option<Shape> {
+    let ends =
+        |end: &str| path.strip_suffix(end).is_some_and(|before| before.is_empty() || before.ends_with('.'));
+    let of_kind = OF_KIND.iter().find(|(of, end, _)| *of == kind && ends(end)).map(|(_, _, shape)| *shape);
+    of_kind.or_else(|| ENDS.iter().find(|(end, _)| ends(end)).map(|(_, shape)| *shape))
+}
+
+/// Go's durations, as Istio writes them.
+const DURATION: &str = "^(0|([0-9]*\\.?[0-9]*(ns|us|µs|ms|s|m|h))+)$";
+
+impl Shape {
+    pub(super) fn schema(self) -> Json {
+        match self {
+            Text => json!({ "type": "string" }),
+            Like(examples) => json!({ "type": "string", "examples": examples }),
+            Choice(choices) => json!({ "enum": choices }),
+            Duration => {
+                json!({ "type": "string", "pattern": DURATION, "examples": ["10s", "1.5s", "250ms", "1h"] })
+            }
+            Boolean => json!({ "type": "boolean" }),
+            Integer(least, most) => json!({ "type": "integer", "minimum": least, "maximum": most }),
+            Number(most) => json!({ "type": "number", "minimum": 0, "maximum": most }),
+            Texts => json!({ "type": "array", "items": { "type": "string" } }),
+            Labels => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+            Integers(least, most) => {
+                let number = json!({ "type": "integer", "minimum": least, "maximum": most });
+                json!({ "type": "object", "additionalProperties": number })
+            }
+        }
+    }
+}
