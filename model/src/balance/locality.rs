@@ -154,11 +154,12 @@ pub struct Health {
 }
 
 impl Health {
-    /// How much of its calls it can take, in per cent: with two fifths to spare, as Envoy has it.
+    /// How much of its calls it can take, in per cent: with two fifths to spare, as Envoy has it. One of very many that is
+    /// well is more than nothing.
     fn availability(self) -> u64 {
         const OVERPROVISIONING: usize = 140;
         let available = self.healthy.saturating_mul(OVERPROVISIONING) / self.total.max(1);
-        u64::try_from(available).unwrap_or(u64::MAX).min(100)
+        u64::try_from(available.max(usize::from(self.healthy > 0))).unwrap_or(u64::MAX).min(100)
     }
 
     fn with(self, other: Self) -> Self {
@@ -338,6 +339,8 @@ mod tests {
         assert_eq!(shares(&[(0, 1, 0, 10), (1, 1, 10, 10)], 0), [0, 100, 0]);
         assert_eq!(shares(&[(0, 1, 0, 10), (1, 1, 0, 10)], 0), [0, 0, 100]);
         assert_eq!(shares(&[(0, 1, 0, 10), (1, 1, 0, 10)], 50), [100, 0, 0], "panic");
+        assert_eq!(shares(&[(0, 1, 1, 1000)], 0), [100, 0], "one is left");
+        assert_eq!(shares(&[(0, 1, 0, 10), (1, 1, 1, 1000)], 0), [0, 100, 0], "one is left, and far away");
         assert_eq!(shares(&[], 50), [100], "nobody");
     }
 
