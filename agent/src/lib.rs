@@ -35,6 +35,8 @@ pub mod attribution;
 pub mod capture;
 /// Names of the mesh answered, others forwarded.
 pub mod dns;
+/// Checks of this host's services.
+pub mod health;
 /// Metrics and the access log.
 pub mod telemetry;
 /// The administration socket, metrics and readiness.

@@ -38,7 +38,7 @@ pub mod write;
 pub mod reference;
 
 /// Lengths of time.
-mod duration;
+pub mod duration;
 
 mod authorization_policy;
 mod authorization_rule;

@@ -43,6 +43,8 @@ mod encrypts_plain_tcp;
 mod enrolment;
 #[path = "stories/files.rs"]
 mod files;
+#[path = "stories/health.rs"]
+mod health;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
 #[path = "stories/http_grpc.rs"]

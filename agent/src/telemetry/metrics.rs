@@ -15,6 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::health::HealthMetrics;
 use super::requests::RequestMetrics;
 use super::{Reporter, Security};
 use crate::dns::DnsCounters;
@@ -149,6 +150,8 @@ pub struct Metrics {
     certificate_expiry: Family<IdentityLabels, Gauge>,
     dns: Family<OutcomeLabels, Counter>,
     pub(super) requests: RequestMetrics,
+    /// What checks of this host's services have found.
+    pub health: HealthMetrics,
     /// Connections open at this moment.
     pub open_connections: Gauge,
     /// Tunnels to other agents that stand at this moment.
@@ -184,9 +187,11 @@ impl Metrics {
     pub fn new(cluster: &str) -> Arc<Self> {
         let mut registry = Registry::default();
         let requests = RequestMetrics::register(&mut registry);
+        let health = HealthMetrics::register(&mut registry);
         let metrics = Self {
             registry: Mutex::new(registry),
             requests,
+            health,
             cluster: Mutex::new(cluster.into()),
             opened: Family::default(),
             closed: Family::default(),
