@@ -27,7 +27,7 @@ pub use callers::{Ambiguous, Caller, CallerTable, Matcher, MatcherError};
 pub use cgroup::{CgroupError, Cgroups};
 pub use place::{CgroupPath, PlaceError, UnitName};
 pub use sock_diag::{LookupError, Uid};
-pub use users::{UserError, uid_of};
+pub use users::{UserError, main_group, uid_of};
 
 use look_up::DiagSocket;
 use sock_diag::{CgroupId, Flow, SocketOwner, canonical};

@@ -37,6 +37,8 @@ pub mod capture;
 pub mod explain;
 /// Names of the mesh answered, others forwarded.
 pub mod dns;
+/// Checks of this host's services.
+pub mod health;
 /// Metrics and the access log.
 pub mod telemetry;
 /// The administration socket, metrics and readiness.

@@ -23,7 +23,7 @@ use tokio_rustls::client::TlsStream;
 use crate::snapshot::Snapshot;
 
 /// What a server's certificate must show.
-mod verify;
+pub(crate) mod verify;
 
 use verify::{AnyOfNames, Unverified};
 

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use baremesh_model::health::Health;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use tokio::sync::watch;
@@ -140,11 +141,36 @@ impl Publisher {
         }
     }
 
-    /// Takes new registrations of this host.
-    pub fn take_registrations(&self, registrations: Vec<Arc<LocalService>>) -> Result<(), String> {
+    /// Takes new registrations of this host. What was found of those before holds as far as it is about the same.
+    pub fn take_registrations(&self, mut registrations: Vec<Arc<LocalService>>) -> Result<(), String> {
         let mut inputs = self.lock();
+        for registration in &mut registrations {
+            let before = inputs.registrations.iter().find(|before| before.key == registration.key);
+            let health = registration.first_health(before.map(|before| &**before));
+            set_health(registration, health);
+        }
         let mesh = (Arc::clone(&inputs.mesh), inputs.version);
         self.publish(&mut inputs, mesh, registrations)
+    }
+
+    /// Takes what checks have found. Of a service that has been registered anew meanwhile, nothing was found yet.
+    pub fn take_health(&self, found: &[(Arc<LocalService>, Health)]) -> Result<(), String> {
+        let mut inputs = self.lock();
+        let mut registrations = inputs.registrations.clone();
+        for (checked, health) in found {
+            let same = registrations.iter_mut().find(|registered| registered.is_checked_like(checked));
+            same.into_iter().for_each(|registered| set_health(registered, *health));
+        }
+        if registrations == inputs.registrations {
+            return Ok(());
+        }
+        let mesh = (Arc::clone(&inputs.mesh), inputs.version);
+        let (taken, last_error) = (inputs.taken, inputs.last_error.clone());
+        self.publish(&mut inputs, mesh, registrations)?;
+        // Nothing came from the source, and what it had refused is refused still.
+        (inputs.taken, inputs.last_error) = (taken, last_error);
+        note(&self.metrics, &inputs);
+        Ok(())
     }
 
     /// Remembers that a state was refused before it came here.
@@ -210,6 +236,12 @@ impl Publisher {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inputs> {
         self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn set_health(registration: &mut Arc<LocalService>, health: Health) {
+    if registration.health != health {
+        *registration = Arc::new(LocalService { health, ..LocalService::clone(registration) });
     }
 }
 

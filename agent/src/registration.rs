@@ -1,6 +1,8 @@
 //! The services that run on this host, as its administrator registered them. Registrations are local files: where
 //! a connection is delivered, and which processes are the service, comes from here and from nowhere else.
 
+/// How a service is looked at.
+pub mod check;
 /// The registration files: reading, writing, removing.
 pub mod file;
 
@@ -9,11 +11,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use baremesh_model::health::Health;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::{Key, Label, TrustDomain};
 use baremesh_model::service::{Protocol, Service, ServicePort};
 use baremesh_model::workload::{Labels, Locality, Workload};
 
+use self::check::Check;
 use crate::attribution::Matcher;
 
 /// What happens to a service's connections while the agent is gone.
@@ -64,6 +68,10 @@ pub struct LocalService {
     pub when_gone: WhenGone,
     /// Whether peers that send no server name reach this service at its addresses.
     pub default_for_address: DefaultForAddress,
+    /// How it is looked at; without that it is always healthy.
+    pub check: Option<Arc<Check>>,
+    /// What its check has found so far.
+    pub health: Health,
 }
 
 /// Whether a service answers peers that do not say whom they want.
@@ -80,6 +88,21 @@ impl LocalService {
     /// The identity that the service's certificate shows.
     pub fn identity(&self, trust_domain: &TrustDomain) -> Identity {
         Identity::new(trust_domain.clone(), self.key.namespace.clone(), self.service_account.clone())
+    }
+
+    /// Whether the same is looked at in the same way, so that what was found of the one holds for the other.
+    pub fn is_checked_like(&self, other: &Self) -> bool {
+        self.key == other.key && self.check == other.check && self.ports == other.ports
+    }
+
+    /// What it is held to be before its check has found anything, where `before` was registered in its place. One that
+    /// is new takes no calls until its check passes; one that took calls goes on until its check fails.
+    pub fn first_health(&self, before: Option<&Self>) -> Health {
+        match (&self.check, before) {
+            (None, _) => Health::Healthy,
+            (Some(_), Some(before)) if before.ports == self.ports => before.health,
+            (Some(_), _) => Health::Unhealthy,
+        }
     }
 
     /// The addresses that the service is advertised at on a host with these.
@@ -127,6 +150,7 @@ impl LocalService {
             weight: self.weight,
             service_account: Some(self.service_account.clone()),
             tunnel: baremesh_model::workload::Tunnel::Hbone,
+            health: self.health,
         })
     }
 }

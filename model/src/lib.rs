@@ -14,6 +14,8 @@ pub mod destination_rule;
 pub mod grant;
 /// What gRPC puts into HTTP heads.
 pub mod grpc;
+/// Whether a workload is fit to be called: what results of checks come to.
+pub mod health;
 /// HTTP messages without a wire.
 pub mod http;
 /// SPIFFE identities, and which of them the mesh keeps for itself.

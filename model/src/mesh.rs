@@ -288,6 +288,7 @@ mod tests {
             weight: 1,
             service_account: None,
             tunnel: Tunnel::Hbone,
+            health: Default::default(),
         }
     }
 

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use crate::health::Health;
 use crate::name::{Key, Label};
 use crate::service::{Service, ServicePort};
 
@@ -84,6 +85,8 @@ pub struct Workload {
     pub service_account: Option<Label>,
     /// How it is reached.
     pub tunnel: Tunnel,
+    /// Whether it is to be called, as far as its host knows.
+    pub health: Health,
 }
 
 impl Workload {

@@ -60,5 +60,8 @@ pub fn understands(protocol: u32) -> bool {
 /// A name of a capability: the server answers every renewal, so its silence means that the connection is dead.
 pub const ANSWERS_RENEWALS: &str = "answers-renewals";
 
+/// A name of a capability: the server takes changes of health apart from registrations.
+pub const TAKES_HEALTH: &str = "takes-health";
+
 #[cfg(test)]
 mod session_tests;

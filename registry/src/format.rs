@@ -42,7 +42,7 @@ pub mod schema;
 pub(crate) mod place;
 
 /// Lengths of time.
-mod duration;
+pub mod duration;
 
 mod authorization_policy;
 mod authorization_rule;

@@ -55,6 +55,8 @@ mod enrolment;
 mod explains_calls;
 #[path = "stories/files.rs"]
 mod files;
+#[path = "stories/health.rs"]
+mod health;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
 #[path = "stories/http2_floods.rs"]

@@ -68,6 +68,59 @@ pub struct LocalServiceReport {
     pub mtls: String,
     /// Whether it has a certificate.
     pub certificate: bool,
+    /// What its check has found; none where it has no check.
+    #[serde(default)]
+    pub health: Option<HealthReport>,
+}
+
+/// What a service's check has found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthReport {
+    /// The check's kind: `httpGet`, `tcpSocket`, `grpc`, `exec`, `ttl` or `unit`.
+    pub check: String,
+    /// `healthy` or `unhealthy`.
+    pub health: String,
+    /// For how many seconds it has been that.
+    pub seconds: u64,
+    /// The last result, `passed` or `failed`; none before the first.
+    pub last: Option<String>,
+    /// How many seconds ago that was.
+    pub last_seconds: Option<u64>,
+    /// Why it failed, where it did.
+    pub reason: Option<String>,
+}
+
+/// `POST /heartbeat`: a service's word on itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeartbeatOrder {
+    /// `name.namespace`.
+    pub service: String,
+    /// What it says.
+    pub status: HeartbeatStatus,
+    /// Why, for people.
+    #[serde(default)]
+    pub note: Option<String>,
+}
+
+/// What a service says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeartbeatStatus {
+    /// It is well.
+    #[default]
+    Passing,
+    /// It is not.
+    Failing,
+}
+
+/// The answer to `POST /heartbeat`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeartbeatAnswer {
+    /// `name.namespace`.
+    pub service: String,
+    /// `healthy` or `unhealthy`.
+    pub health: String,
 }
 
 /// `GET /certificates`: one entry a certificate.
@@ -109,7 +162,7 @@ pub struct EndpointReport {
     pub address: SocketAddr,
     /// `hbone`, `plain` or `local`.
     pub transport: String,
-    /// `healthy` or `ejected`.
+    /// `healthy`, `unhealthy` where its own host's check says so, or `ejected` where this host leaves it out.
     pub health: String,
     /// Connections in flight from this host.
     pub active: u32,

@@ -4,12 +4,15 @@
 mod capturing;
 /// What becomes of a call.
 mod explaining;
+/// A service's word on itself.
+mod heartbeat;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use baremesh_model::health::Health;
 use baremesh_model::peer_authentication::MtlsMode;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -26,6 +29,7 @@ use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
 use crate::dns::DnsCounters;
+use crate::health::Checks;
 use crate::identity::RotationStatus;
 use crate::proxy::Phase;
 use crate::publish::Publisher;
@@ -49,6 +53,7 @@ pub struct Agent {
     pub credentials: Arc<ArcSwap<Credentials>>,
     pub rotation: Arc<Mutex<RotationStatus>>,
     pub steward: Option<Arc<Steward>>,
+    pub checks: Arc<Checks>,
     pub connected: watch::Receiver<bool>,
     pub metrics: Arc<Metrics>,
     pub dns: Option<Arc<DnsCounters>>,
@@ -96,6 +101,7 @@ impl Sockets {
 struct Socket(Arc<Agent>);
 
 impl Administer for Socket {
+    /// A question or a heartbeat with its note; no other request has a body.
     const MAX_BODY: usize = MAX_QUESTION;
 
     async fn answer(&self, _: u32, request: Request<Bytes>) -> Answer {
@@ -119,6 +125,7 @@ impl Agent {
                 Ok(()) => json(&()),
                 Err(error) => text(StatusCode::CONFLICT, error.to_string()),
             },
+            (&Method::POST, "/heartbeat") => self.heartbeat(request.body()),
             (method, path) if path.starts_with("/capture/") => self.capture(method, path, query).await,
             _ => text(StatusCode::NOT_FOUND, "no such route\n"),
         }
@@ -247,6 +254,7 @@ impl Agent {
                 }
                 .to_owned(),
                 certificate: credentials.of(&first.identity, SystemTime::now()).is_some(),
+                health: self.checks.report(&registered.key),
             })
         };
         snapshot.registrations.iter().filter_map(report).collect()
@@ -283,7 +291,11 @@ fn service_report(service: &crate::snapshot::ServiceEntry) -> ServiceReport {
             Transport::Local(_) => "local",
         }
         .to_owned(),
-        health: if service.is_ejected(endpoint.address) { "ejected" } else { "healthy" }.to_owned(),
+        health: match endpoint.health {
+            Health::Healthy if service.is_ejected(endpoint.address) => "ejected",
+            health => health.word(),
+        }
+        .to_owned(),
         active: endpoint.state.active(),
     });
     ServiceReport {

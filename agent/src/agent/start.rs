@@ -18,6 +18,8 @@ use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig};
 use crate::credentials::Credentials;
+use crate::health::Checks;
+use crate::health::probe::{Prober, RunAs};
 use crate::identity::{Rotation, RotationStatus};
 use crate::originate::Originations;
 use crate::proxy::socket::Mark;
@@ -96,13 +98,17 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         counters
     });
     let steward = capture.map(|capture| make_steward(capture, &config, &publisher, &metrics));
-    let (connected, source) = start_source(prepared.source, &publisher, &metrics, phase.subscribe());
+    let prober = Prober::new(mark, RunAs::of_this_process());
+    let checks = Checks::new(Arc::clone(&publisher), prober, Arc::clone(&metrics));
+    others.push(tokio::spawn(Arc::clone(&checks).run()));
+    let (connected, source) = start_source(prepared.source, &publisher, &checks, &metrics, phase.subscribe());
     let agent = Arc::new(routes::Agent {
         config,
         publisher,
         credentials,
         rotation: rotation_status,
         steward,
+        checks,
         connected,
         metrics,
         dns,
@@ -245,13 +251,14 @@ async fn keep_rules(steward: &Arc<Steward>) -> Result<Task<()>, AgentError> {
 fn start_source(
     source: Source,
     publisher: &Arc<Publisher>,
+    checks: &Arc<Checks>,
     metrics: &Arc<Metrics>,
     leaving: watch::Receiver<Phase>,
 ) -> (watch::Receiver<bool>, Task<()>) {
     let connected = watch::Sender::new(matches!(source, Source::Files(_)));
     let receiver = connected.subscribe();
     metrics.registry_connected.set(i64::from(*receiver.borrow()));
-    let publisher = Arc::clone(publisher);
+    let (publisher, checks) = (Arc::clone(publisher), Arc::clone(checks));
     let metrics = Arc::clone(metrics);
     let task = tokio::spawn(async move {
         match source {
@@ -262,6 +269,8 @@ fn start_source(
                 }
             }
             Source::Control(control) => {
+                // What the control server is told first is what others are to go by.
+                checks.first_results().await;
                 control.follow(publisher, connected, metrics, until(leaving, Phase::Draining)).await;
             }
         }

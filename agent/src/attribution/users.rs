@@ -59,6 +59,22 @@ pub async fn uid_of(name: &str) -> Result<Uid, UserError> {
     find(&lines, name).ok_or_else(|| UserError::Unknown(name.to_owned()))
 }
 
+/// The main group of a user of this host's own database; `None` for one of a directory service, or none.
+pub async fn main_group(uid: Uid) -> Option<u32> {
+    let lines = tokio::fs::read_to_string(PASSWD).await.ok()?;
+    group_in(&lines, uid)
+}
+
+/// The main group of `uid` in lines of passwd(5).
+fn group_in(lines: &str, Uid(uid): Uid) -> Option<u32> {
+    lines.lines().find_map(|line| {
+        let mut numbers = line.split(':').skip(2);
+        let found = numbers.next()?.parse() == Ok(uid);
+        let group = numbers.next()?;
+        found.then(|| group.parse().ok()).flatten()
+    })
+}
+
 /// The number of `name` in lines of passwd(5).
 fn find(lines: &str, name: &str) -> Option<Uid> {
     lines.lines().find_map(|line| {
@@ -75,11 +91,14 @@ mod tests {
 
     #[test]
     fn names_are_found_in_lines_of_passwd() {
-        let lines = "root:x:0:0:root:/root:/bin/sh\nbroken\norders:x:997:997::/:/bin/false\nbad:x:-1:0::/:\n";
+        let lines = "root:x:0:0:root:/root:/bin/sh\nbroken\norders:x:997:99::/:/bin/false\nbad:x:-1:0::/:\n";
         for (name, expected) in
             [("orders", Some(997)), ("root", Some(0)), ("order", None), ("bad", None), ("", None)]
         {
             assert_eq!(find(lines, name), expected.map(Uid), "{name}");
+        }
+        for (uid, expected) in [(0, Some(0)), (997, Some(99)), (998, None)] {
+            assert_eq!(group_in(lines, Uid(uid)), expected, "{uid}");
         }
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use baremesh_model::health::Health;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label, default_namespace};
@@ -95,6 +96,8 @@ pub fn in_set(mesh: &Mesh, named: &Named) -> Result<(Snapshot, Caller), ExplainE
         locality: named.locality.clone().or_else(|| workload.map(|workload| workload.locality.clone())),
         weight: 1,
         when_gone: WhenGone::default(),
+        check: None,
+        health: Health::default(),
         default_for_address: DefaultForAddress::default(),
         key: key.clone(),
     };

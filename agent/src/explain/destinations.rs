@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use baremesh_model::destination_rule::ClientTls;
+use baremesh_model::health::Health;
 use baremesh_model::virtual_service::Destination;
 
 use super::{Case, policies, words};
@@ -51,7 +52,7 @@ fn report(
     let fault = match candidates.peek() {
         Some(_) => None,
         None if endpoints.is_empty() => Some("there is no endpoint"),
-        None => Some("every endpoint is left out at the moment"),
+        None => Some("every endpoint is unhealthy or left out at the moment"),
     };
     let takes =
         |endpoint: &EndpointStandingReport| endpoint.fault.is_none() && decisions[endpoint.decision].allowed;
@@ -123,7 +124,12 @@ fn endpoint(
         priority: standing.priority,
         weight: endpoint.weight,
         share: share * 100.0,
-        health: if standing.ejected_for.is_some() { "ejected" } else { "healthy" }.to_owned(),
+        health: match (endpoint.health, standing.ejected_for) {
+            (Health::Unhealthy, _) => "unhealthy",
+            (Health::Healthy, Some(_)) => "ejected",
+            (Health::Healthy, None) => "healthy",
+        }
+        .to_owned(),
         // What is left of a second counts as one.
         ejected_for: standing.ejected_for.map(|time| time.as_secs() + 1),
         active: endpoint.state.active(),

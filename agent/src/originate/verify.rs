@@ -60,7 +60,7 @@ impl ServerCertVerifier for AnyOfNames {
 
 /// Whoever answers: `insecureSkipVerify`. That the server holds the key of the certificate that it shows is still checked.
 #[derive(Debug)]
-pub(super) struct Unverified(pub(super) Arc<CryptoProvider>);
+pub(crate) struct Unverified(pub(crate) Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Unverified {
     fn verify_server_cert(

@@ -63,6 +63,11 @@ pub enum ProxyError {
         "every endpoint of {0} is left out by outlier detection: `baremesh status` shows why and until when"
     )]
     AllEjected(Key),
+    /// No endpoint is healthy by the check of its own host.
+    #[error(
+        "every endpoint of {0} is unhealthy: `baremesh service list` on their hosts says what each check finds"
+    )]
+    AllUnhealthy(Key),
     /// A limit of a DestinationRule is reached.
     #[error("{0}")]
     OverLimit(#[from] crate::snapshot::cluster::OverLimit),
@@ -191,6 +196,7 @@ impl ProxyError {
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoEndpoint(_) => Reason::NoEndpoint,
             Self::AllEjected(_) => Reason::AllEjected,
+            Self::AllUnhealthy(_) => Reason::AllUnhealthy,
             Self::OverLimit(_) => Reason::OverLimit,
             Self::NeedsTls { .. } => Reason::NeedsTls,
             Self::TooLong => Reason::TooLong,
@@ -269,6 +275,7 @@ reasons! {
     NoSuchPort, "no_such_port", "NR", Client;
     NoEndpoint, "no_endpoint", "UH", Upstream;
     AllEjected, "all_ejected", "UH", Upstream;
+    AllUnhealthy, "all_unhealthy", "UH", Upstream;
     OverLimit, "over_limit", "UO", Policy;
     NeedsTls, "needs_tls", "UF", Policy;
     TooLong, "too_long", "DT", Policy;

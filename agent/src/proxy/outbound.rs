@@ -294,8 +294,12 @@ async fn any_endpoint(
     while tried.len() < call.worker.shared.limits.max_attempts {
         let endpoint = match cluster.pick(&tried, hash, Instant::now(), rand::random()) {
             Ok(endpoint) => endpoint,
-            Err(NoEndpoint::Unhealthy) => {
+            Err(NoEndpoint::Ejected) => {
                 last = last.or_else(|| Some(ProxyError::AllEjected(service.key.clone())));
+                break;
+            }
+            Err(NoEndpoint::Unhealthy) => {
+                last = last.or_else(|| Some(ProxyError::AllUnhealthy(service.key.clone())));
                 break;
             }
             Err(NoEndpoint::Empty | NoEndpoint::Tried) => break,

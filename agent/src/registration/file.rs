@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use baremesh_ca::file::{FileError, PUBLIC, write_atomically};
+use baremesh_model::health::Health;
 use baremesh_model::identity::RESERVED_NAMESPACES;
 use baremesh_model::name::{Key, Label, default_namespace};
 use baremesh_model::workload::Locality;
 use serde::{Deserialize, Serialize};
 
+use super::check::{Check, Fault, WrittenCheck, line_of};
 use super::{DefaultForAddress, LocalPort, LocalService, WhenGone};
 use crate::attribution::{CgroupPath, Matcher, Uid, UnitName};
 use crate::capture::plan::{EXEMPT_PORTS, SSH_PORT};
@@ -23,7 +25,7 @@ pub const MAX_SERVICES: usize = 1000;
 /// The largest registration file, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 /// Ports of the agent: nothing is delivered to them.
-const AGENT_PORTS: [u16; 8] = [15001, 15006, 15008, 15012, 15014, 15020, 15021, 15053];
+pub(super) const AGENT_PORTS: [u16; 8] = [15001, 15006, 15008, 15012, 15014, 15020, 15021, 15053];
 
 /// Why a registration was refused.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +103,9 @@ pub struct Written {
     /// Whether peers that send no server name reach it.
     #[serde(default)]
     pub default_for_address: bool,
+    /// How it is looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<WrittenCheck>,
 }
 
 /// A port as written.
@@ -135,18 +140,18 @@ pub enum WrittenWhenGone {
 }
 
 impl TryFrom<&Written> for LocalService {
-    type Error = String;
+    type Error = Fault;
 
-    fn try_from(written: &Written) -> Result<Self, String> {
+    fn try_from(written: &Written) -> Result<Self, Fault> {
         let label = |text: &str| Label::new(text).map_err(|error| error.to_string());
         let namespace = written.namespace.as_deref().map_or(Ok(default_namespace()), label)?;
         if RESERVED_NAMESPACES.contains(&namespace.as_str()) {
-            return Err(format!("the namespace `{namespace}` is the mesh's own: choose another"));
+            return Err(format!("the namespace `{namespace}` is the mesh's own: choose another").into());
         }
         let name = label(&written.name)?;
         let service_account = written.service_account.as_deref().map_or(Ok(name.clone()), label)?;
         if written.ports.is_empty() {
-            return Err("at least one port is needed".to_owned());
+            return Err("at least one port is needed".to_owned().into());
         }
         let ports = written.ports.iter().map(local_port).collect::<Result<Vec<_>, _>>()?;
         for (index, port) in ports.iter().enumerate() {
@@ -154,11 +159,13 @@ impl TryFrom<&Written> for LocalService {
                 .iter()
                 .any(|other| other.port == port.port || other.target_port == port.target_port)
             {
-                return Err(format!("the port {} is named twice", port.port));
+                return Err(format!("the port {} is named twice", port.port).into());
             }
         }
+        let check = |check: &WrittenCheck| Check::of(check, &ports, written.user).map(Arc::new);
+        let check = written.check.as_ref().map(check).transpose()?;
         let text = |(key, value): (&String, &String)| (Arc::from(key.as_str()), Arc::from(value.as_str()));
-        Ok(Self {
+        let mut local = Self {
             key: Key::new(namespace, name),
             service_account,
             ports,
@@ -175,7 +182,11 @@ impl TryFrom<&Written> for LocalService {
                 true => DefaultForAddress::Yes,
                 false => DefaultForAddress::IfAlone,
             },
-        })
+            check,
+            health: Health::Healthy,
+        };
+        local.health = local.first_health(None);
+        Ok(local)
     }
 }
 
@@ -236,7 +247,10 @@ pub fn read(path: &Path) -> Result<(Written, LocalService), RegistrationError> {
     }
     let text = std::fs::read_to_string(path).map_err(file)?;
     let written: Written = toml::from_str(&text).map_err(|error| content(error.to_string()))?;
-    let local = LocalService::try_from(&written).map_err(content)?;
+    let local = LocalService::try_from(&written).map_err(|fault| {
+        let line = fault.key.and_then(|key| line_of(&text, key));
+        content(line.map_or_else(|| fault.to_string(), |line| format!("line {line}: {fault}")))
+    })?;
     Ok((written, local))
 }
 
@@ -338,7 +352,7 @@ pub fn register(
     ssh_ports: &BTreeSet<u16>,
 ) -> Result<LocalService, RegistrationError> {
     let fault = |fault| RegistrationError::Content { path: directory.to_owned(), fault };
-    let local = LocalService::try_from(written).map_err(fault)?;
+    let local = LocalService::try_from(written).map_err(|bad| fault(bad.to_string()))?;
     let path = path_of(directory, &local.key);
     if let Some(fault) = at_ssh(&local, ssh_ports) {
         return Err(RegistrationError::Conflict { path, fault });

@@ -209,14 +209,22 @@ fn service_entry(
             labels: workload.labels.clone(),
             locality: workload.locality.clone(),
             weight: workload.weight,
+            health: workload.health,
             state,
         })
     };
     let port = |port: &ServicePort| {
         let mut endpoints: Vec<_> = workloads.iter().map(|workload| endpoint(workload, port)).collect();
-        // A hand-written entry and a registration may name the same place: it is one endpoint.
+        // A hand-written entry and a registration may name the same place: it is one endpoint, and healthy if neither
+        // says otherwise.
         endpoints.sort_by_key(|endpoint| endpoint.address);
-        endpoints.dedup_by_key(|endpoint| endpoint.address);
+        endpoints.dedup_by(|other, kept| {
+            let same = other.address == kept.address;
+            if same && !other.health.is_healthy() {
+                *kept = Arc::new(Endpoint { health: other.health, ..Endpoint::clone(kept) });
+            }
+            same
+        });
         PortEntry { port: port.port.get(), protocol: port.protocol, endpoints }
     };
     let ports: Vec<PortEntry> = service.ports.iter().map(port).collect();
@@ -269,6 +277,7 @@ fn at_address(known: &Arc<Endpoint>, address: SocketAddr) -> Arc<Endpoint> {
         labels: known.labels.clone(),
         locality: known.locality.clone(),
         weight: known.weight,
+        health: known.health,
         state: Arc::clone(&known.state),
     })
 }

@@ -36,6 +36,8 @@ pub struct Cluster {
     /// Its endpoints, by groups.
     endpoints: Box<[Arc<Endpoint>]>,
     groups: Box<[Group]>,
+    /// Whether every endpoint's host says that it is healthy, as is the rule.
+    all_healthy: bool,
     state: Arc<ClusterState>,
 }
 
@@ -86,7 +88,9 @@ pub(super) struct ClusterState {
 pub enum NoEndpoint {
     /// There is none at all.
     Empty,
-    /// All are left out for the time being.
+    /// Those that are healthy are left out for the time being.
+    Ejected,
+    /// None is healthy: the checks of their own hosts fail.
     Unhealthy,
     /// Every one that could be was tried.
     Tried,
@@ -109,7 +113,8 @@ impl Cluster {
         groups: Vec<Group>,
         state: Arc<ClusterState>,
     ) -> Self {
-        Self { name, policy, endpoints: endpoints.into(), groups: groups.into(), state }
+        let all_healthy = endpoints.iter().all(|endpoint| endpoint.health.is_healthy());
+        Self { name, policy, endpoints: endpoints.into(), groups: groups.into(), all_healthy, state }
     }
 
     /// Its endpoints. Those that no locality's weight covers are not among them.
@@ -149,7 +154,8 @@ impl Cluster {
     }
 
     /// The endpoint for a connection or request, leaving out those in `tried`. `hash` is that of its key, where it has
-    /// one. Without a rule, an endpoint that is left out is better than none.
+    /// one. Without a rule, an endpoint that is left out is better than none. One whose own checks fail is not: it is used
+    /// only where `minHealthPercent` says so.
     pub fn pick(
         &self,
         tried: &[SocketAddr],
@@ -159,22 +165,37 @@ impl Cluster {
     ) -> Result<&Arc<Endpoint>, NoEndpoint> {
         let now = milliseconds(now);
         let untried = |endpoint: &Endpoint| !tried.contains(&endpoint.address);
-        let well = |endpoint: &Endpoint| untried(endpoint) && !endpoint.state.is_ejected_at(now);
-        let (group, use_all) = match self.choose(now, random) {
-            Some(Choice::Healthy(group)) => (group, self.policy.outlier.is_none()),
+        let fit = |endpoint: &Endpoint| untried(endpoint) && endpoint.health.is_healthy();
+        let is_well =
+            |endpoint: &Endpoint| endpoint.health.is_healthy() && !endpoint.state.is_ejected_at(now);
+        let well = |endpoint: &Endpoint| untried(endpoint) && is_well(endpoint);
+        let (group, panic) = match self.choose(now, random) {
+            Some(Choice::Healthy(group)) => (group, false),
             Some(Choice::Any(group)) => (group, true),
             None if self.endpoints.is_empty() => return Err(NoEndpoint::Empty),
-            None => return Err(NoEndpoint::Unhealthy),
+            None => return Err(self.unfit()),
         };
         let draw = |hash| Draw { random, turn: 0, hash };
-        let picked = self.pick_from(group, draw(hash), now, &well);
-        let picked =
-            picked.or_else(|| use_all.then(|| self.pick_from(group, draw(hash), now, &untried)).flatten());
-        picked.ok_or_else(|| match self.endpoints.iter().any(|endpoint| !endpoint.state.is_ejected_at(now)) {
+        let picked = match (panic, &self.policy.outlier) {
+            (true, _) => self.pick_from(group, draw(hash), now, &untried),
+            (false, Some(_)) => self.pick_from(group, draw(hash), now, &well),
+            (false, None) => self
+                .pick_from(group, draw(hash), now, &well)
+                .or_else(|| self.pick_from(group, draw(hash), now, &fit)),
+        };
+        picked.ok_or_else(|| match self.endpoints.iter().any(|endpoint| is_well(endpoint)) {
             _ if self.endpoints.is_empty() => NoEndpoint::Empty,
             true => NoEndpoint::Tried,
-            false => NoEndpoint::Unhealthy,
+            false => self.unfit(),
         })
+    }
+
+    /// Why none of its endpoints can be used, of which there are some.
+    fn unfit(&self) -> NoEndpoint {
+        match self.endpoints.iter().any(|endpoint| endpoint.health.is_healthy()) {
+            true => NoEndpoint::Ejected,
+            false => NoEndpoint::Unhealthy,
+        }
     }
 
     /// One of the group's endpoints that may be used, else one of the others', the nearest first.
@@ -219,14 +240,19 @@ impl Cluster {
 
     /// Whether no endpoint's failures count among the groups.
     fn all_count_as_well(&self, now: u64) -> bool {
-        self.policy.outlier.is_none() || self.state.unwell_until.load(Ordering::Relaxed) <= now
+        let none_ejected =
+            self.policy.outlier.is_none() || self.state.unwell_until.load(Ordering::Relaxed) <= now;
+        self.all_healthy && none_ejected
     }
 
     fn health(&self, group: usize, now: u64, all_well: bool) -> Health {
         let Group { priority, weight, range, .. } = &self.groups[group];
         let members = &self.endpoints[range.clone()];
-        let total = members.len();
-        let healthy = || members.iter().filter(|member| !member.state.is_ejected_at(now)).count();
+        let (total, ejects) = (members.len(), self.policy.outlier.is_some());
+        let is_well = |member: &&Arc<Endpoint>| {
+            member.health.is_healthy() && !(ejects && member.state.is_ejected_at(now))
+        };
+        let healthy = || members.iter().filter(is_well).count();
         Health {
             priority: *priority,
             weight: *weight,

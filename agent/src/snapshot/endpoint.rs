@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use baremesh_model::health::Health;
 use baremesh_model::outlier::{Cause, Ejections, Outcome, OutlierDetection, Streaks};
 use baremesh_model::workload::{Labels, Locality};
 
@@ -42,6 +43,8 @@ pub struct Endpoint {
     pub locality: Locality,
     /// Share of the connections.
     pub weight: u32,
+    /// What its host's checks say of it.
+    pub health: Health,
     /// What was learnt of it.
     pub state: Arc<EndpointState>,
 }

@@ -6,7 +6,7 @@ mod line;
 /// Showing which addresses are this host's.
 mod showing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -246,7 +246,13 @@ async fn register(
     while local.changed().await.is_ok() {
         let host = snapshot.load().host.addresses.clone();
         let registrations = registrations_of(&local.borrow_and_update(), &host);
-        showing.show(&registrations).await;
+        // Most changes are of health, which is not to wait for a question about addresses.
+        let addresses = |all: &[Registration]| all.iter().flat_map(|one| one.addresses.clone()).collect();
+        let (before, after): (BTreeSet<_>, BTreeSet<_>) =
+            (addresses(&tell.borrow()), addresses(&registrations));
+        if before != after {
+            showing.show(&registrations).await;
+        }
         tell.send_replace(registrations);
     }
     std::future::pending::<()>().await;
@@ -272,5 +278,6 @@ fn registration(service: &LocalService, host: &[std::net::IpAddr]) -> Option<Reg
         locality: service.locality.clone().unwrap_or_default(),
         weight: service.weight,
         service_account: Some(service.service_account.clone()),
+        health: service.health,
     })
 }

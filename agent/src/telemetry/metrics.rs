@@ -15,6 +15,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::health::HealthMetrics;
 use super::rate_limits::RateLimitMetrics;
 use super::requests::RequestMetrics;
 use super::{Reporter, Security};
@@ -152,6 +153,8 @@ pub struct Metrics {
     pub(super) requests: RequestMetrics,
     /// Limits on requests.
     pub rate_limits: RateLimitMetrics,
+    /// What checks of this host's services have found.
+    pub health: HealthMetrics,
     /// Connections open at this moment.
     pub open_connections: Gauge,
     /// Tunnels to other agents that stand at this moment.
@@ -189,10 +192,12 @@ impl Metrics {
         let requests = RequestMetrics::register(&mut registry);
         let rate_limits = RateLimitMetrics::default();
         registry.register_collector(Box::new(rate_limits.clone()));
+        let health = HealthMetrics::register(&mut registry);
         let metrics = Self {
             registry: Mutex::new(registry),
             requests,
             rate_limits,
+            health,
             cluster: Mutex::new(cluster.into()),
             opened: Family::default(),
             closed: Family::default(),

@@ -350,12 +350,14 @@ fn status(server: &Server) -> Result<Value, Denial> {
             let service = registration.service.to_string();
             let without = without.iter().find(|outcome| outcome.service == service);
             let without = without.and_then(|outcome| outcome.without.clone());
-            RegistrationStatus { service, held: registration.held, without }
+            let health = registration.health.word().to_owned();
+            RegistrationStatus { service, held: registration.held, without, health }
         });
         let refused = refused.into_iter().map(|outcome| RegistrationStatus {
             service: outcome.service,
             held: outcome.refused,
             without: None,
+            health: String::new(),
         });
         host.registrations = accepted.chain(refused).collect();
     }

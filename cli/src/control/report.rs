@@ -242,6 +242,9 @@ pub struct RegistrationStatus {
     /// Why it is published without some of its addresses, where it is.
     #[serde(default)]
     pub without: Option<String>,
+    /// `healthy` or `unhealthy`, as its host's checks have it.
+    #[serde(default)]
+    pub health: String,
 }
 
 /// Every answer but 200.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use baremesh_agent::admin::client::Socket;
+use baremesh_agent::admin::report::{HealthReport, StatusReport};
 use baremesh_agent::attribution::{Uid, uid_of};
 use baremesh_agent::config::{AgentConfig, Directories};
 use baremesh_agent::registration::LocalService;
@@ -18,6 +19,14 @@ use serde_json::json;
 use super::values::{self, PortPair};
 use super::{Global, block_on};
 use crate::output::{Output, remark, say, say_json, table, usage};
+
+/// How a service is looked at.
+mod check;
+/// A service's word on itself.
+mod heartbeat;
+
+use check::CheckFlags;
+use heartbeat::Heartbeat;
 
 /// Register the services of this host, deregister and list them
 #[derive(Debug, Args)]
@@ -40,6 +49,7 @@ enum ServiceVerb {
     },
     /// List the services that are registered on this host
     List,
+    Heartbeat(Heartbeat),
 }
 
 const LONG_ABOUT: &str = "\
@@ -52,7 +62,10 @@ The host must have been granted the service, by its join token (`baremesh token 
 
 --unit, --user and --cgroup say which processes are the service when they call others: their connections carry its
 identity. Where several are given, all of them must hold. Without any, others can call the service, and its own calls
-carry the host's identity.";
+carry the host's identity.
+
+With a --check-… the agent looks at the service by itself. It takes no calls before its check passes for the first time,
+and none while it fails; connections that are open go on. Without one it is called as long as it is registered.";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,6 +73,8 @@ Examples:
   baremesh service register orders --port 80:8080 --protocol http --namespace shop --label version=v2
   baremesh service register db --port 5432 --deliver 10.0.3.7:5432        in a container of this host
   baremesh service register web --port 80 --port 443 --protocol http --protocol https --user www-data
+  baremesh service register orders --port 8080 --protocol http --check-http /healthz --check-interval 5s
+  baremesh service register db --port 5432 --check-exec /usr/bin/pg_isready -q
 
 With several ports, --protocol, --port-name and --deliver are given once for each port, in the order of the ports; a
 single --protocol holds for all of them.";
@@ -116,6 +131,8 @@ struct Register {
     /// Peers that send no server name (ztunnel) reach this service, where its addresses are those of several
     #[arg(long = "default")]
     default_for_address: bool,
+    #[command(flatten)]
+    check: CheckFlags,
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -155,6 +172,7 @@ impl Service {
                 }
             }
             ServiceVerb::List => list(&directories, global.output),
+            ServiceVerb::Heartbeat(heartbeat) => heartbeat.run(&directories, global.output),
         }
     }
 }
@@ -180,6 +198,7 @@ impl Register {
                 WhenGone::Closed => WrittenWhenGone::Closed,
             },
             default_for_address: self.default_for_address,
+            check: self.check.written(self.unit.as_ref())?,
         })
     }
 
@@ -243,8 +262,17 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
     // As a set: what the agent would refuse is not to be listed as if all were well.
     let ssh_ports = AgentConfig::load(directories.clone())?.ssh_ports;
     let services = file::read_each(&directories.services(), &ssh_ports)?;
+    let found = found_by_checks(directories);
+    let of = |service: &LocalService| found.iter().find(|(key, _)| *key == service.key.to_string());
     if output == Output::Json {
-        return say_json(&services.iter().map(|(written, _)| written).collect::<Vec<_>>());
+        let with_health = |(written, service): &(Written, Arc<LocalService>)| {
+            let mut value = serde_json::to_value(written)?;
+            if let (Some((_, health)), Some(object)) = (of(service), value.as_object_mut()) {
+                object.insert("health".to_owned(), serde_json::to_value(health)?);
+            }
+            Ok(value)
+        };
+        return say_json(&services.iter().map(with_health).collect::<Result<Vec<_>, serde_json::Error>>()?);
     }
     let row = |(written, service): &(Written, Arc<LocalService>)| {
         let ports = service.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol));
@@ -255,11 +283,38 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
             deliver.collect::<Vec<_>>().join(" "),
             processes(written),
             service.service_account.to_string(),
+            match (&service.check, of(service)) {
+                (None, _) => "-".to_owned(),
+                (Some(check), None) => format!("unknown ({})", check.probe.kind()),
+                (Some(_), Some((_, health))) => health_in_words(health),
+            },
         ]
     };
     let empty = "no services: `baremesh service register` adds one";
     let rows = services.iter().map(row).collect();
-    say(table(&["SERVICE", "PORTS", "DELIVERED TO", "PROCESSES", "ACCOUNT"], rows, empty))
+    say(table(&["SERVICE", "PORTS", "DELIVERED TO", "PROCESSES", "ACCOUNT", "HEALTH"], rows, empty))
+}
+
+/// What the agent's checks have found; nothing where no agent answers.
+fn found_by_checks(directories: &Directories) -> Vec<(String, HealthReport)> {
+    let path = directories.agent_socket();
+    let socket = Socket { path: &path, program: "baremesh agent" };
+    let status = block_on(async {
+        let answer = socket.call(Method::GET, "/status", Vec::new()).await?;
+        Ok(serde_json::from_slice::<StatusReport>(&answer)?)
+    });
+    let services = status.into_iter().flat_map(|status| status.services);
+    services.filter_map(|service| Some((service.service, service.health?))).collect()
+}
+
+/// `healthy (httpGet)`, `unhealthy (httpGet: / answered 503)`.
+pub(super) fn health_in_words(health: &HealthReport) -> String {
+    let HealthReport { check, health, last, reason, .. } = health;
+    match (last, reason) {
+        (None, _) => format!("{health} ({check}: not looked at yet)"),
+        (Some(_), Some(reason)) => format!("{health} ({check}: {reason})"),
+        (Some(_), None) => format!("{health} ({check})"),
+    }
 }
 
 fn processes(written: &Written) -> String {
@@ -308,6 +363,74 @@ mod tests {
             "a --port 80 --port 81 --deliver 127.0.0.1:80",
         ] {
             assert!(written(bad).expect_err(bad).contains("times for"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn one_check_is_what_its_flags_say() {
+        let check = |flags: &str, expected: &str| {
+            let written = written(&format!("a --port 80 --unit a.service {flags}")).expect(flags);
+            let expected: Option<Written> = (!expected.is_empty()).then(|| {
+                let text = format!("name = \"a\"\nports = [{{ port = 80 }}]\n[check]\n{expected}");
+                toml::from_str(&text).expect(&text)
+            });
+            assert_eq!(written.check, expected.and_then(|expected| expected.check), "{flags}");
+            LocalService::try_from(&written).expect(flags);
+        };
+        check("", "");
+        check("--check-http", "httpGet = { path = \"/\" }");
+        check(
+            "--check-http /healthz --check-port 81 --check-header Host=x",
+            "httpGet = { path = \"/healthz\", port = 81, httpHeaders = [{ name = \"Host\", value = \"x\" }] }",
+        );
+        check("--check-https /", "httpGet = { path = \"/\", scheme = \"HTTPS\" }");
+        check("--check-tcp", "tcpSocket = {}");
+        check("--check-grpc", "grpc = {}");
+        check("--check-grpc a.B --check-port 80", "grpc = { service = \"a.B\", port = 80 }");
+        check(
+            "--check-exec /bin/a -q --check-tcp",
+            "exec = { command = [\"/bin/a\", \"-q\", \"--check-tcp\"] }",
+        );
+        check(
+            "--check-exec /bin/a -q ; --check-interval 5s",
+            "period = \"5s\"\nexec = { command = [\"/bin/a\", \"-q\"] }",
+        );
+        check("--check-ttl 30s", "ttl = \"30s\"");
+        check("--check-unit", "unit = \"a.service\"");
+        check("--check-unit b.service", "unit = \"b.service\"");
+        check(
+            "--check-tcp --check-interval 5s --check-timeout 2s --check-delay 1m --check-success 2 --check-failure 4",
+            "tcpSocket = {}\nperiod = \"5s\"\ntimeout = \"2s\"\ninitialDelay = \"1m\"\nsuccessThreshold = 2\nfailureThreshold = 4",
+        );
+        for (flags, part) in [
+            ("--check-http / --check-tcp", "cannot be used with"),
+            ("--check-interval 5s", "required"),
+            ("--check-tcp --check-header a=b", "goes with --check-http"),
+            ("--check-ttl 30s --check-port 80", "goes with --check-http"),
+            ("--check-unit", "give --unit"),
+        ] {
+            let error = written(&format!("a --port 80 {flags}")).expect_err(flags);
+            assert!(error.contains(part), "{flags}: {error}");
+        }
+    }
+
+    #[test]
+    fn health_is_told_with_its_reason() {
+        let report = |last: Option<&str>, health: &str, reason: Option<&str>| HealthReport {
+            check: "ttl".to_owned(),
+            health: health.to_owned(),
+            seconds: 7,
+            last: last.map(str::to_owned),
+            last_seconds: last.map(|_| 1),
+            reason: reason.map(str::to_owned),
+        };
+        for (last, health, reason, expected) in [
+            (None, "unhealthy", None, "unhealthy (ttl: not looked at yet)"),
+            (Some("passed"), "healthy", None, "healthy (ttl)"),
+            // One failure of three.
+            (Some("failed"), "healthy", Some("it hangs"), "healthy (ttl: it hangs)"),
+        ] {
+            assert_eq!(health_in_words(&report(last, health, reason)), expected);
         }
     }
 

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use baremesh_agent::admin::client::{Socket, SocketError};
 use baremesh_agent::admin::report::StatusReport as AgentStatus;
+use baremesh_model::health::Health;
 use clap::Args;
 use http::Method;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::service::health_in_words;
 use super::{Global, block_on};
 use crate::control::report::{HostStatus, StatusReport as ControlStatus};
 use crate::output::{Exit, Output, Said, in_full, remark, say, say_json, table};
@@ -107,10 +109,15 @@ fn say_agent(agent: &AgentStatus) -> anyhow::Result<()> {
             list(&service.deliver),
             service.mtls.clone(),
             certificate.to_owned(),
+            service.health.as_ref().map_or_else(|| "-".to_owned(), health_in_words),
         ]
     });
     let empty = "no services on this host: `baremesh service register` adds one";
-    say(table(&["SERVICE", "ADVERTISED", "DELIVERED TO", "MTLS", "CERTIFICATE"], rows.collect(), empty))
+    say(table(
+        &["SERVICE", "ADVERTISED", "DELIVERED TO", "MTLS", "CERTIFICATE", "HEALTH"],
+        rows.collect(),
+        empty,
+    ))
 }
 
 fn say_control(control: &ControlStatus) -> anyhow::Result<()> {
@@ -153,6 +160,9 @@ fn host_row(host: &HostStatus, newest: u64) -> Vec<String> {
     let services = host.registrations.iter().map(|registration| {
         let service = &registration.service;
         match (&registration.held, &registration.without) {
+            (None, None) if registration.health == Health::Unhealthy.word() => {
+                format!("{service} (unhealthy: its check on the host fails)")
+            }
             (None, None) => service.clone(),
             (Some(reason), _) => format!("{service} (not published: {reason})"),
             (None, Some(reason)) => format!("{service} (without some addresses: {reason})"),

@@ -154,11 +154,12 @@ pub struct Health {
 }
 
 impl Health {
-    /// How much of its calls it can take, in per cent: with two fifths to spare, as Envoy has it.
+    /// How much of its calls it can take, in per cent: with two fifths to spare, as Envoy has it. One of very many that is
+    /// well is more than nothing.
     fn availability(self) -> u64 {
         const OVERPROVISIONING: usize = 140;
         let available = self.healthy.saturating_mul(OVERPROVISIONING) / self.total.max(1);
-        u64::try_from(available).unwrap_or(u64::MAX).min(100)
+        u64::try_from(available.max(usize::from(self.healthy > 0))).unwrap_or(u64::MAX).min(100)
     }
 
     fn with(self, other: Self) -> Self {
@@ -386,7 +387,7 @@ mod tests {
             }
         }
         let panic = |healthy: usize, total: usize| healthy * 100 < min_health * total;
-        for (share, count) in super::shares(groups.len(), health, panic).iter().zip(&counts) {
+        for (share, count) in shares(groups.len(), health, panic).iter().zip(&counts) {
             let drawn = f64::from(u32::try_from(*count).expect("a count")) / 10_000.0;
             assert!((share.of_all - drawn).abs() < 0.02, "{share:?} told and {drawn} drawn: {groups:?}");
         }
@@ -401,6 +402,8 @@ mod tests {
         assert_eq!(drawn(&[(0, 1, 0, 10), (1, 1, 10, 10)], 0), [0, 100, 0]);
         assert_eq!(drawn(&[(0, 1, 0, 10), (1, 1, 0, 10)], 0), [0, 0, 100]);
         assert_eq!(drawn(&[(0, 1, 0, 10), (1, 1, 0, 10)], 50), [100, 0, 0], "panic");
+        assert_eq!(drawn(&[(0, 1, 1, 1000)], 0), [100, 0], "one is left");
+        assert_eq!(drawn(&[(0, 1, 0, 10), (1, 1, 1, 1000)], 0), [0, 100, 0], "one is left, and far away");
         assert_eq!(drawn(&[], 50), [100], "nobody");
     }
 

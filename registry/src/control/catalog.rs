@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use baremesh_model::health::Health;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::service::Service;
@@ -56,6 +57,8 @@ pub enum Change {
     Register { host: Label, sequence: u64, workload: Label, registration: Registration },
     /// A registration that is gone.
     Deregister { host: Label, service: Key },
+    /// What a host's checks have found of what it registered.
+    Health { host: Label, service: Key, health: Health },
     /// Whether a host said goodbye.
     Departed { host: Label, departed: bool },
     /// A virtual address.
@@ -164,6 +167,13 @@ impl Catalog {
                         catalog.forget(host, service, effects);
                     });
                     self.drop_empty(host);
+                }
+                Change::Health { host, service, health } => {
+                    let entry = self.hosts.get_mut(host);
+                    if let Some(known) = entry.and_then(|entry| entry.registrations.get_mut(service)) {
+                        known.registration.health = *health;
+                        effects.endpoints.insert((host.clone(), service.clone()));
+                    }
                 }
                 Change::Departed { host, departed } => {
                     self.hosts.entry(host.clone()).or_default().departed = *departed;

@@ -14,12 +14,12 @@ use super::codec::{FrameError, FrameReader, FrameWriter};
 use super::followed::{Followed, FollowedError, Link, Staged};
 use super::leases::RENEWALS;
 use super::message::{
-    Ack, Complete, FromControl, Goodbye, Hello, MessageError, Nack, Outcome, Register, RegisterResult, Renew,
-    Subscribe, Unknown, Welcome, frame, printable,
+    Ack, Complete, FromControl, Goodbye, Health, Hello, MessageError, Nack, Outcome, Register,
+    RegisterResult, Renew, Subscribe, Unknown, Welcome, frame, printable,
 };
-use super::registration::Registration;
+use super::registration::{Registration, health_changes};
 use super::subscription::Subscription;
-use super::{ANSWERS_RENEWALS, PROTOCOL, understands};
+use super::{ANSWERS_RENEWALS, PROTOCOL, TAKES_HEALTH, understands};
 
 /// The first pause before connecting again.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -114,6 +114,7 @@ where
         asked: None,
         subscribed: 0,
         registered: 0,
+        told: Vec::new(),
         again: None,
         dirty: None,
     };
@@ -143,6 +144,8 @@ struct Connection<'a, R, W, P> {
     /// How many subscriptions were asked for, and lists of registrations sent.
     subscribed: u64,
     registered: u64,
+    /// What the server was told last of what this host runs.
+    told: Vec<Registration>,
     /// When refused registrations are tried again.
     again: Option<Instant>,
     /// When a state that is in force and not on disk is due there.
@@ -166,6 +169,7 @@ where
         self.writer.send(&frame(&hello)).await?;
         let Some(welcome) = self.welcomed().await? else { return Ok(Ended::Closed) };
         let lease = Duration::from_secs(welcome.lease_seconds.clamp(LEASE_BOUNDS.0, LEASE_BOUNDS.1));
+        let takes_health = welcome.capabilities.iter().any(|capability| capability == TAKES_HEALTH);
         let answers = welcome.capabilities.iter().any(|capability| capability == ANSWERS_RENEWALS);
         self.epoch = welcome.epoch;
         self.link(|link| {
@@ -183,7 +187,7 @@ where
                         self.hear(message).await?;
                     }
                 }
-                () = changed(&mut local.registrations) => self.register(local).await?,
+                () = changed(&mut local.registrations) => self.tell(local, takes_health).await?,
                 () = changed(&mut local.subscription) => {}
                 () = sleep_until(renewal) => {
                     self.writer.send(&frame(&Renew {})).await?;
@@ -309,8 +313,22 @@ where
         Ok(())
     }
 
+    /// Tells what has changed: where that is health alone, no more than that.
+    async fn tell(&mut self, local: &mut Local, takes_health: bool) -> Result<(), FollowError> {
+        let Some(changes) = health_changes(&self.told, &local.registrations.borrow()) else {
+            return self.register(local).await;
+        };
+        self.told.clone_from(&local.registrations.borrow_and_update());
+        // An older server keeps what it was told with the registrations.
+        if takes_health && !changes.is_empty() {
+            self.writer.send(&frame(&Health { changes })).await?;
+        }
+        Ok(())
+    }
+
     async fn register(&mut self, local: &mut Local) -> Result<(), FollowError> {
-        let written = local.registrations.borrow_and_update().iter().map(Registration::written).collect();
+        self.told.clone_from(&local.registrations.borrow_and_update());
+        let written = self.told.iter().map(Registration::written).collect();
         self.registered += 1;
         self.again = None;
         let register = Register { number: self.registered, registrations: written };

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::SystemTime;
 
+use baremesh_model::health::Health;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::service::Service;
@@ -82,6 +83,20 @@ impl Catalog {
         }
         changes.extend(addresses.into_iter().map(Change::Address));
         changes
+    }
+
+    /// What a host's findings about its services change.
+    pub fn health_changes(&self, host: &Label, found: &[(Key, Health)]) -> Vec<Change> {
+        let known = |service: &Key| self.hosts.get(host)?.registrations.get(service);
+        let differs = |(service, health): &&(Key, Health)| {
+            known(service).is_some_and(|known| known.registration.health != *health)
+        };
+        let change = |(service, health): &(Key, Health)| Change::Health {
+            host: host.clone(),
+            service: service.clone(),
+            health: *health,
+        };
+        found.iter().filter(differs).map(change).collect()
     }
 
     /// Decides about taking addresses out of a registration; one that has no other goes.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use baremesh_model::health::Health;
 use baremesh_model::name::{Key, Label};
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -33,6 +34,8 @@ pub struct RegistrationStatus {
     pub service: Key,
     /// The workload that it is published as.
     pub workload: Key,
+    /// What its host's checks have found.
+    pub health: Health,
     /// Why it is accepted and not published, when other resources contradict it.
     pub held: Option<String>,
 }
@@ -301,6 +304,7 @@ impl Core {
                     .map(|(service, registered)| RegistrationStatus {
                         service: service.clone(),
                         workload: Key::new(service.namespace.clone(), registered.workload.clone()),
+                        health: registered.registration.health,
                         held: registered.held.as_ref().map(ToString::to_string),
                     })
                     .collect(),

@@ -120,6 +120,22 @@ message! {
         reason: String,
     }
 }
+/// What a host's checks have found of one of its services.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Finding {
+    /// The service, as `name.namespace`.
+    pub service: String,
+    /// `healthy` or `unhealthy`; what is neither is ignored.
+    pub health: String,
+}
+message! {
+    /// Agent: what has changed in the health of what it registered. Only to servers that take it.
+    Health {
+        /// One a service that has changed.
+        changes: Vec<Finding>,
+    }
+}
 message! {
     /// Agent: still here.
     Renew {}
@@ -238,7 +254,7 @@ macro_rules! side {
 }
 side! {
     /// What an agent says.
-    FromAgent { Hello, Subscribe, Register, Ack, Nack, Renew, Goodbye }
+    FromAgent { Hello, Subscribe, Register, Health, Ack, Nack, Renew, Goodbye }
 }
 side! {
     /// What the control server says.

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use baremesh_model::health::Health;
 use baremesh_model::identity::RESERVED_NAMESPACES;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::service::{Protocol, Service, ServicePort};
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::digest::Digest;
+use super::message::Finding;
 use super::ownership::NotOwn;
 use super::subscription::service_key;
 
@@ -58,6 +60,8 @@ pub struct Registration {
     pub weight: u32,
     /// The account that it runs as, where it says so.
     pub service_account: Option<Label>,
+    /// Whether its host's checks find it fit to be called.
+    pub health: Health,
 }
 
 /// Why a registration is none, whatever the rest of the mesh is.
@@ -103,6 +107,9 @@ struct Raw {
     weight: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     service_account: Option<String>,
+    /// `unhealthy`, or nothing: as it was before there were checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    health: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -145,6 +152,7 @@ impl Registration {
             locality: Locality::parse(text("locality", &raw.locality)?),
             weight: raw.weight,
             service_account: service_account.transpose()?,
+            health: raw.health.as_deref().map_or(Ok(Health::Healthy), read_health)?,
         })
     }
 
@@ -164,6 +172,7 @@ impl Registration {
             locality: self.locality.to_string(),
             weight: self.weight,
             service_account: self.service_account.as_ref().map(ToString::to_string),
+            health: (!self.health.is_healthy()).then(|| self.health.word().to_owned()),
         };
         serde_json::to_value(raw).expect("text keys and plain values")
     }
@@ -209,8 +218,27 @@ impl Registration {
             weight: self.weight,
             service_account: self.service_account.clone(),
             tunnel: Tunnel::Hbone,
+            health: self.health,
         }
     }
+}
+
+/// What has changed in the health of what is registered; `None` where something else has changed.
+pub(super) fn health_changes(before: &[Registration], after: &[Registration]) -> Option<Vec<Finding>> {
+    if before.len() != after.len() {
+        return None;
+    }
+    let mut changes = Vec::new();
+    for (before, after) in before.iter().zip(after) {
+        if before.health != after.health {
+            let (service, health) = (after.service.to_string(), after.health.word().to_owned());
+            changes.push(Finding { service, health });
+        }
+        if before != after && (Registration { health: after.health, ..before.clone() }) != *after {
+            return None;
+        }
+    }
+    Some(changes)
 }
 
 /// The workload's name: `<service>-<host>`, cut and told apart by a hash where that is too long or `taken`
@@ -224,6 +252,12 @@ pub fn workload_name(service: &Label, host: &Label, taken: impl Fn(&Label) -> bo
     let cut = &plain[..plain.len().min(MAX_NAME - 1 - hash.len())];
     Label::new(&format!("{cut}-{hash}"))
         .expect("letters, digits and hyphens, with a letter or digit at each end")
+}
+
+/// What a word of a host's says of its service.
+pub(super) fn read_health(word: &str) -> Result<Health, RegistrationError> {
+    let rule = "use healthy or unhealthy";
+    Health::of_word(word).ok_or_else(|| RegistrationError::Text { what: "the health", text: cut(word), rule })
 }
 
 fn bounded(what: &'static str, found: usize, limit: usize) -> Result<(), RegistrationError> {
@@ -317,7 +351,8 @@ mod tests {
             "labels": { "version": "v2" },
             "locality": "eu/a",
             "weight": 3,
-            "serviceAccount": "clerk"
+            "serviceAccount": "clerk",
+            "health": "unhealthy"
         })
     }
 
@@ -329,6 +364,7 @@ mod tests {
         let registration = Registration::read(&least).expect("a registration");
         assert_eq!(registration.ports[0].target_port.get(), 1);
         assert_eq!(registration.account().as_str(), "a");
+        assert!(registration.health.is_healthy(), "of a host that does not say");
         assert_eq!(Registration::read(&registration.written()), Ok(registration));
     }
 
@@ -362,6 +398,37 @@ mod tests {
         check("locality", json!("x".repeat(254)), "at most 253");
         check("weight", json!(0), "at least 1");
         check("serviceAccount", json!("Root"), "lower-case");
+        check("health", json!("fine"), "healthy or unhealthy");
+    }
+
+    #[test]
+    fn changes_of_health_are_told_apart_from_others() {
+        let registration = |service: &str, weight: u32, health: &str| {
+            let raw = json!({
+                "service": service, "ports": [{ "port": 80 }], "addresses": ["10.0.0.1"], "weight": weight,
+                "health": health,
+            });
+            Registration::read(&raw).expect("a registration")
+        };
+        let list = |services: &[(&str, u32, &str)]| -> Vec<Registration> {
+            services.iter().map(|(service, weight, health)| registration(service, *weight, health)).collect()
+        };
+        let before = list(&[("a.x", 1, "healthy"), ("b.x", 1, "unhealthy")]);
+        let check = |after: &[(&str, u32, &str)], expected: Option<&[(&str, &str)]>| {
+            let found = health_changes(&before, &list(after));
+            let found: Option<Vec<_>> =
+                found.map(|found| found.into_iter().map(|one| (one.service, one.health)).collect());
+            let own = |(service, health): &(&str, &str)| ((*service).to_owned(), (*health).to_owned());
+            assert_eq!(found, expected.map(|expected| expected.iter().map(own).collect()), "{after:?}");
+        };
+        check(&[("a.x", 1, "healthy"), ("b.x", 1, "unhealthy")], Some(&[]));
+        check(&[("a.x", 1, "unhealthy"), ("b.x", 1, "unhealthy")], Some(&[("a.x", "unhealthy")]));
+        let both = Some(&[("a.x", "unhealthy"), ("b.x", "healthy")][..]);
+        check(&[("a.x", 1, "unhealthy"), ("b.x", 1, "healthy")], both);
+        check(&[("a.x", 2, "unhealthy"), ("b.x", 1, "unhealthy")], None);
+        check(&[("c.x", 1, "healthy"), ("b.x", 1, "unhealthy")], None);
+        check(&[("a.x", 1, "healthy")], None);
+        check(&[], None);
     }
 
     #[test]

@@ -343,7 +343,7 @@ impl Control {
         .await
     }
 
-    async fn take_turn<T: Send + 'static>(
+    pub(super) async fn take_turn<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Shared) -> Result<T, ControlError> + Send + 'static,
     ) -> Result<T, ControlError> {

@@ -16,15 +16,15 @@ use super::admission::Refusal;
 use super::codec::{FrameError, FrameReader, FrameWriter};
 use super::memory::Nack;
 use super::message::{
-    Complete, Delete, FromAgent, Hello, MessageError, Outcome, Refused, Register, RegisterResult, Renewed,
-    Welcome, frame, printable, upsert_frame,
+    Complete, Delete, Finding, FromAgent, Hello, MessageError, Outcome, Refused, Register, RegisterResult,
+    Renewed, Welcome, frame, printable, upsert_frame,
 };
 use super::ownership::NotOwn;
-use super::registration::Registration;
+use super::registration::{Registration, read_health};
 use super::server::{Control, ControlError, MAX_HOSTS};
 use super::state::{Change, Difference, Held};
-use super::subscription::Subscription;
-use super::{ANSWERS_RENEWALS, PROTOCOL, understands};
+use super::subscription::{Subscription, service_key};
+use super::{ANSWERS_RENEWALS, PROTOCOL, TAKES_HEALTH, understands};
 
 /// How long a new connection has for its first message.
 pub const HELLO_WAIT: Duration = Duration::from_secs(10);
@@ -195,6 +195,7 @@ impl Session<'_> {
             match message {
                 FromAgent::Hello(_) => return Err(SessionError::Hello),
                 FromAgent::Register(register) => self.register(register, outbox).await?,
+                FromAgent::Health(told) => self.take_health(&told.changes).await?,
                 FromAgent::Subscribe(subscribe) => {
                     let subscription =
                         Subscription::read(&subscribe.subscribe).ok_or(SessionError::Subscription)?;
@@ -226,6 +227,36 @@ impl Session<'_> {
                     return Ok(());
                 }
             }
+        }
+    }
+
+    /// Takes what the host's checks have found, and publishes what that changes. What this version cannot read, or the
+    /// host has not registered, changes nothing.
+    async fn take_health(&self, told: &[Finding]) -> Result<(), SessionError> {
+        let read = |one: &Finding| Some((service_key(&one.service)?, read_health(&one.health).ok()?));
+        let found: Vec<_> = told.iter().filter_map(read).collect();
+        let (host, number) = (self.host.clone(), self.number);
+        let taken = self.control.take_turn(move |shared| {
+            let core = shared.core();
+            if !core.is_current(&host, number) {
+                return Err(ControlError::Superseded);
+            }
+            let changes = core.catalog.health_changes(&host, &found);
+            drop(core);
+            if let Err(error) = shared.commit(&changes) {
+                // Callers are to know all the same; after a restart it is what it was until the host is back.
+                tracing::warn!(%host, %error, "a change of health was not stored");
+            }
+            shared.apply(&changes, None);
+            Ok(())
+        });
+        match taken.await {
+            Err(ControlError::Superseded) => Err(SessionError::Superseded),
+            Err(error) => {
+                tracing::error!(host = %self.host, %error, "a change of health was not published");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -318,7 +349,7 @@ impl Session<'_> {
         Welcome {
             protocol: PROTOCOL,
             server_version: self.control.0.settings.version.clone(),
-            capabilities: vec![ANSWERS_RENEWALS.to_owned()],
+            capabilities: vec![ANSWERS_RENEWALS.to_owned(), TAKES_HEALTH.to_owned()],
             lease_seconds: core.leases.period().as_secs().max(1),
             epoch: core.state.epoch(),
             mesh: mesh.map(|(_, value)| value.clone()),

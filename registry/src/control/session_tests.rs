@@ -64,11 +64,13 @@ fn read_workload(key: &Key, value: &Value) -> Result<Workload, String> {
         weight: 1,
         service_account: None,
         tunnel: Tunnel::Plain,
+        health: Default::default(),
     })
 }
 
 fn write_workload(workload: &Workload) -> Value {
-    json!({ "address": workload.address, "host": workload.host.as_ref().map(Label::as_str) })
+    let host = workload.host.as_ref().map(Label::as_str);
+    json!({ "address": workload.address, "host": host, "health": workload.health.word() })
 }
 
 fn settings() -> Settings {
@@ -102,6 +104,8 @@ fn registration(service: &str, address: &str) -> Registration {
 
 /// Whose address it is.
 mod ownership;
+/// What checks have found.
+mod health;
 
 type Near = (ReadHalf<DuplexStream>, WriteHalf<DuplexStream>);
 

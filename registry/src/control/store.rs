@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use baremesh_model::health::Health;
 use baremesh_model::name::Label;
 use rusqlite::{Connection, Row, Transaction, params};
 
@@ -133,6 +134,16 @@ fn write(transaction: &Transaction<'_>, change: &Change) -> Result<(), StoreErro
             let delete = "DELETE FROM registry_registrations WHERE host = ?1 AND service = ?2";
             transaction.prepare_cached(delete)?.execute(params![host.as_str(), service.to_string()])?;
         }
+        Change::Health { host, service, health } => {
+            // As `Registration::written` has it: nothing where it is healthy.
+            let update = match health {
+                Health::Healthy => "json_remove(body, '$.health')",
+                Health::Unhealthy => "json_set(body, '$.health', 'unhealthy')",
+            };
+            let update =
+                format!("UPDATE registry_registrations SET body = {update} WHERE host = ?1 AND service = ?2");
+            transaction.prepare_cached(&update)?.execute(params![host.as_str(), service.to_string()])?;
+        }
         Change::Departed { host, departed: true } => {
             let insert = "INSERT OR IGNORE INTO registry_departed (host) VALUES (?1)";
             transaction.prepare_cached(insert)?.execute(params![host.as_str()])?;
@@ -244,6 +255,16 @@ mod tests {
         let free = Change::Address(("fd00::1".parse().expect("an address"), None));
         store.commit(&[gone, departed(false), free]).expect("stored");
         assert_eq!(store.load().expect("records"), [register(3, "a.x"), assigned("240.240.0.1", Some(77))]);
+        for health in [Health::Unhealthy, Health::Unhealthy, Health::Healthy] {
+            let host = Label::new("h1").expect("a label");
+            let service = service_key("a.x").expect("a service");
+            store.commit(&[Change::Health { host, service, health }]).expect("stored");
+            let mut expected = register(3, "a.x");
+            if let Change::Register { registration, .. } = &mut expected {
+                registration.health = health;
+            }
+            assert_eq!(store.load().expect("records")[0], expected);
+        }
     }
 
     /// What another process sees at any moment is what a crash at that moment leaves.

@@ -45,20 +45,27 @@ impl Shared {
         });
     }
 
-    fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
+    pub(super) fn commit(&self, changes: &[Change]) -> Result<(), StoreError> {
         if changes.is_empty() { Ok(()) } else { self.store.commit(changes) }
     }
 
     /// Stores and applies changes, and publishes what follows from them.
     pub(super) fn change(&self, changes: &[Change], live: Option<(&Label, bool)>) -> Result<(), StoreError> {
         self.commit(changes)?;
+        self.apply(changes, live);
+        Ok(())
+    }
+
+    /// Applies changes, and publishes what follows from them.
+    pub(super) fn apply(&self, changes: &[Change], live: Option<(&Label, bool)>) {
         let mut core = self.core();
         let mut effects = Arc::make_mut(&mut core.catalog).apply(changes);
         if let Some((host, live)) = live {
             effects.endpoints.extend(Arc::make_mut(&mut core.catalog).mark(host, live).endpoints);
         }
         core.publish(&effects, &self.settings.format);
-        let reconsider = !changes.is_empty() && core.catalog.holds_back();
+        let other = |change: &Change| !matches!(change, Change::Health { .. });
+        let reconsider = changes.iter().any(other) && core.catalog.holds_back();
         let (declared, version) = (core.catalog.declared().clone(), core.state.version());
         drop(core);
         self.publish(version);
@@ -66,7 +73,6 @@ impl Shared {
         if reconsider && let Err(error) = self.redeclare(declared, None) {
             tracing::warn!(%error, "registrations that were held back stay so");
         }
-        Ok(())
     }
 
     pub(super) fn redeclare(

@@ -33,7 +33,8 @@ pub(super) fn positive(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Duration> {
     Some(read)
 }
 
-fn parse(text: &str) -> Option<Duration> {
+/// Reads a length of time; `None` is none.
+pub fn parse(text: &str) -> Option<Duration> {
     let (mut rest, mut total) = (text, Duration::ZERO);
     if rest == "0" {
         return Some(total);
@@ -61,7 +62,7 @@ fn times(number: &str, nanoseconds: f64) -> Option<Duration> {
 }
 
 /// A length of time in seconds, as it is read back.
-pub(super) fn text(duration: Duration) -> String {
+pub fn text(duration: Duration) -> String {
     match duration.subsec_nanos() {
         0 => format!("{}s", duration.as_secs()),
         nanos => {

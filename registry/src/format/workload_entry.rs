@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use baremesh_model::health::Health;
 use baremesh_model::workload::{Locality, Tunnel, Workload};
 use serde_json::{Map, Value as Json};
 
@@ -26,6 +27,10 @@ pub(super) static FIELDS: &[Field] = &[
     enforced("weight", "share of the connections relative to the other endpoints; 1 unless set"),
     enforced("serviceAccount", "the account that it runs as; must be that of its services"),
     enforced("tunnel", "hbone (an agent is there) or plain (default)"),
+    enforced(
+        "health",
+        "healthy (default) or unhealthy, which takes no calls; the host that registered it says so",
+    ),
     no_effect("network", "every workload is taken to be reachable at its address"),
 ];
 
@@ -41,6 +46,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
     let weight = optional(spec.take("weight"), |at| weight(d, &at));
     let account = optional(spec.take("serviceAccount"), |at| d.label(&at));
     let tunnel = optional(spec.take("tunnel"), |at| tunnel(d, &at));
+    let health = optional(spec.take("health"), |at| health(d, &at));
     let mut labels = labels?.unwrap_or_default();
     labels.extend(metadata_labels?.unwrap_or_default());
     Some(Workload {
@@ -55,6 +61,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         weight: weight?.unwrap_or(1),
         service_account: account?,
         tunnel: tunnel?.unwrap_or_default(),
+        health: health?.unwrap_or_default(),
     })
 }
 
@@ -133,6 +140,15 @@ fn tunnel(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Tunnel> {
     }
 }
 
+fn health(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Health> {
+    let text = d.text(at)?;
+    let health = Health::of_word(text);
+    if health.is_none() {
+        d.invalid(at, format!("{} is not healthy or unhealthy", quote(text)), "");
+    }
+    health
+}
+
 pub(super) fn encode(workload: &Workload) -> Json {
     let mut spec = Map::new();
     let mut put = |key: &str, value: Json| {
@@ -141,6 +157,9 @@ pub(super) fn encode(workload: &Workload) -> Json {
     put("address", workload.address.to_string().into());
     put("weight", workload.weight.into());
     put("tunnel", if workload.tunnel == Tunnel::Hbone { "hbone" } else { "plain" }.into());
+    if !workload.health.is_healthy() {
+        put("health", workload.health.word().into());
+    }
     if !workload.other_addresses.is_empty() {
         let others: Vec<Json> = workload.other_addresses.iter().map(|a| a.to_string().into()).collect();
         put("otherAddresses", others.into());

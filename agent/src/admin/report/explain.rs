@@ -200,7 +200,7 @@ pub struct EndpointStandingReport {
     pub weight: u32,
     /// Of the destination's calls, in per cent: by weight, while as much is in flight everywhere.
     pub share: f64,
-    /// `healthy` or `ejected`.
+    /// `healthy`, `unhealthy` where its own host's check says so, or `ejected` where this host leaves it out.
     pub health: String,
     /// For how many more seconds it is left out, where it is.
     pub ejected_for: Option<u64>,

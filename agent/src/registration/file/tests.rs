@@ -2,7 +2,7 @@ use super::*;
 
 fn written(toml: &str) -> Result<LocalService, String> {
     let written: Written = toml::from_str(toml).map_err(|error| error.to_string())?;
-    LocalService::try_from(&written)
+    LocalService::try_from(&written).map_err(|fault| fault.to_string())
 }
 
 #[test]

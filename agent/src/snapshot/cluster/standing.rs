@@ -40,19 +40,23 @@ impl Cluster {
         let of_groups = locality::shares(self.groups.len(), health, panic);
         let mut standings: Vec<_> = self.groups.iter().flat_map(|group| self.members(group, now)).collect();
         for (index, share) in of_groups.iter().enumerate().filter(|(_, share)| share.of_all > 0.0) {
-            // Without a rule, an endpoint that is left out is better than none.
-            let use_all = share.any || self.policy.outlier.is_none();
-            let others = (0..self.groups.len()).filter(|other| *other != index);
-            let well = std::iter::once(index).chain(others).find_map(|group| {
-                let range = self.groups[group].range.clone();
-                let members = range.filter(|member| standings[*member].ejected_for.is_none());
-                Some(members.collect::<Vec<_>>()).filter(|members| !members.is_empty())
-            });
-            let members = match well {
-                Some(well) => well,
-                None if use_all => self.groups[index].range.clone().collect(),
-                None => continue,
+            let others = || (0..self.groups.len()).filter(|other| *other != index);
+            let nearest = |usable: &dyn Fn(&Standing<'_>) -> bool| {
+                std::iter::once(index).chain(others()).find_map(|group| {
+                    let range = self.groups[group].range.clone();
+                    let members: Vec<_> = range.filter(|member| usable(&standings[*member])).collect();
+                    Some(members).filter(|members| !members.is_empty())
+                })
             };
+            let fit = |standing: &Standing<'_>| standing.endpoint.health.is_healthy();
+            let well = |standing: &Standing<'_>| fit(standing) && standing.ejected_for.is_none();
+            let members = match (share.any, &self.policy.outlier) {
+                (true, _) => nearest(&|_| true),
+                (false, Some(_)) => nearest(&well),
+                // Without a rule, an endpoint that is left out is better than none.
+                (false, None) => nearest(&well).or_else(|| nearest(&fit)),
+            };
+            let Some(members) = members else { continue };
             let weight = |member: &usize| f64::from(self.endpoints[*member].weight);
             let sum: f64 = members.iter().map(weight).sum();
             for member in members {

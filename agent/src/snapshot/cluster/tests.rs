@@ -154,10 +154,93 @@ fn all_left_out_is_no_endpoint_unless_few_that_are_well_mean_panic() {
     let eject_all = |cluster: &Cluster| [11, 12, 13].map(|last| fail(cluster, last, 1).is_some());
     let none = cluster(&build(&text(0), None));
     assert_eq!(eject_all(&none), [true; 3]);
-    assert_eq!(none.pick(&[], None, Instant::now(), 1).err(), Some(NoEndpoint::Unhealthy));
+    assert_eq!(none.pick(&[], None, Instant::now(), 1).err(), Some(NoEndpoint::Ejected));
     let panic = cluster(&build(&text(50), None));
     eject_all(&panic);
     assert!(panic.pick(&[], None, Instant::now(), 1).is_ok());
+}
+
+/// The same endpoints, of which these are unhealthy by their own hosts' word.
+fn build_unwell(rules: &str, unwell: &[&str], previous: Option<&Snapshot>) -> Snapshot {
+    let mut text = format!("{WEB}{rules}");
+    for name in unwell {
+        let entry = format!("name = \"{name}\"\n");
+        text = text.replace(&entry, &format!("{entry}health = \"unhealthy\"\n"));
+    }
+    let mesh = mesh(&text);
+    Snapshot::build(&mesh, &[registration(SHOP)], &host(), 15008, previous).expect("a snapshot")
+}
+
+#[test]
+fn what_is_unhealthy_takes_no_calls_by_whatever_balancer() {
+    let tables = ["ringHash = { minimumRingSize = 100 }", "maglev = { tableSize = 4099 }"];
+    let hashed = tables.map(|table| {
+        rule(&format!("{{ loadBalancer = {{ consistentHash = {{ useSourceIp = true, {table} }} }} }}"))
+    });
+    let simple = ["LEAST_REQUEST", "ROUND_ROBIN", "RANDOM", "PASSTHROUGH"]
+        .map(|simple| rule(&format!("{{ loadBalancer = {{ simple = \"{simple}\" }} }}")));
+    let weights = rule(
+        "{ loadBalancer = { localityLbSetting = { distribute = [{ from = \"eu/a\", to = { \"eu/*\" = 50, \"us/*\" = 50 } }] } } }",
+    );
+    for rules in hashed.iter().chain(&simple).chain([&weights, &String::new()]) {
+        let all: BTreeSet<u8> = (0..50)
+            .flat_map(|hash| {
+                picked(
+                    &cluster(&build_unwell(rules, &["b"], None)),
+                    &[],
+                    Some(baremesh_model::balance::hash::mix(hash)),
+                )
+            })
+            .collect();
+        assert_eq!(all, [11, 13].into(), "{rules}");
+        let last = cluster(&build_unwell(rules, &["a", "b"], None));
+        assert_eq!(picked(&last, &[], None), [13].into(), "{rules}");
+        let tried =
+            last.endpoints().iter().find(|endpoint| endpoint.health.is_healthy()).expect("one").address;
+        assert_eq!(last.pick(&[tried], None, Instant::now(), 1).err(), Some(NoEndpoint::Tried), "{rules}");
+        let none = cluster(&build_unwell(rules, &["a", "b", "c"], None));
+        assert_eq!(none.pick(&[], None, Instant::now(), 1).err(), Some(NoEndpoint::Unhealthy), "{rules}");
+    }
+}
+
+/// Without a rule, one that could not be connected to is better than none; one that is unhealthy is not.
+#[test]
+fn what_is_unhealthy_is_no_last_resort() {
+    let snapshot = build_unwell("", &["a"], None);
+    let cluster = cluster(&snapshot);
+    fail(&cluster, 12, 1);
+    fail(&cluster, 13, 1);
+    assert_eq!(picked(&cluster, &[], None), [12, 13].into());
+    // What was learnt and what is known of its health do not touch each other.
+    let well = self::cluster(&build_unwell("", &[], Some(&snapshot)));
+    assert_eq!(picked(&well, &[], None), [11].into());
+}
+
+#[test]
+fn the_unhealthy_and_the_ejected_count_alike_for_panic_and_for_failover() {
+    let outlier = |least: u8| {
+        rule(&format!(
+            "{{ outlierDetection = {{ consecutive5xxErrors = 1, maxEjectionPercent = 100, minHealthPercent = {least} }}, \
+             loadBalancer = {{ localityLbSetting = {{ enabled = false }} }} }}"
+        ))
+    };
+    // Istio's default, where Envoy's own is 50: no panic, however few are well.
+    let strict = cluster(&build_unwell(&outlier(0), &["a", "b"], None));
+    assert_eq!(picked(&strict, &[], None), [13].into());
+    fail(&strict, 13, 1);
+    assert_eq!(strict.pick(&[], None, Instant::now(), 1).err(), Some(NoEndpoint::Ejected));
+    // One of three is less than half: all are used, the unhealthy too. Two of three are not.
+    let panic = cluster(&build_unwell(&outlier(50), &["a", "b"], None));
+    assert_eq!(picked(&panic, &[], None), [11, 12, 13].into());
+    let enough = cluster(&build_unwell(&outlier(50), &["a"], None));
+    assert_eq!(picked(&enough, &[], None), [12, 13].into());
+    fail(&enough, 12, 1);
+    assert_eq!(picked(&enough, &[], None), [11, 12, 13].into(), "one ejected and one unhealthy");
+    // The nearest that are well, by health as by ejection.
+    let near = rule("{ outlierDetection = { consecutive5xxErrors = 1, maxEjectionPercent = 100 } }");
+    assert_eq!(picked(&cluster(&build_unwell(&near, &[], None)), &[], None), [11].into());
+    assert_eq!(picked(&cluster(&build_unwell(&near, &["a"], None)), &[], None), [12].into());
+    assert_eq!(picked(&cluster(&build_unwell(&near, &["a", "b"], None)), &[], None), [13].into());
 }
 
 #[test]

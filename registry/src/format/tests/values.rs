@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 
 use baremesh_model::authorization::*;
 use baremesh_model::grant::{AddressGrant, Grant};
+use baremesh_model::health::Health;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Domain, Key, Label};
 use baremesh_model::pattern::{Match, Pattern};
@@ -184,9 +185,17 @@ fn any_workload() -> impl Strategy<Value = Workload> {
     let locality = ("[a-z0-9-]{0,5}", "[a-z0-9-]{0,5}", "[a-z0-9/-]{0,5}");
     let labels = option::of(any_labels()).prop_map(Option::unwrap_or_default);
     let names = (option::of(any_label()), option::of(any_label()), option::of(any_label()));
-    let reach = (any_address(), vec(any_address(), 0..3), proptest::bool::ANY, 1..=u32::MAX);
+    let any_bool = proptest::bool::ANY;
+    let reach = (any_address(), vec(any_address(), 0..3), (any_bool, any_bool), 1..=u32::MAX);
     (any_key(), reach, names, ports, labels, locality).prop_map(
-        |(key, (address, other_addresses, hbone, weight), names, ports, labels, (region, zone, subzone))| {
+        |(
+            key,
+            (address, other_addresses, (hbone, healthy), weight),
+            names,
+            ports,
+            labels,
+            (region, zone, subzone),
+        )| {
             let text = format!("{region}/{zone}/{subzone}");
             Workload {
                 key,
@@ -200,6 +209,7 @@ fn any_workload() -> impl Strategy<Value = Workload> {
                 weight,
                 service_account: names.2,
                 tunnel: if hbone { Tunnel::Hbone } else { Tunnel::Plain },
+                health: if healthy { Health::Healthy } else { Health::Unhealthy },
             }
         },
     )
