@@ -84,7 +84,7 @@ fn well(pair: &Pair) -> Process {
     pair.store.host.serve("well", ["echo", "127.0.0.1:7100"])
 }
 
-fn end(process: Process) {
+fn end(process: &Process) {
     process.kill();
     process.wait();
 }
@@ -99,7 +99,7 @@ fn a_tcp_service_that_is_unhealthy_takes_no_new_connections_and_keeps_those_that
     let well = well(&pair);
     wait_for_health(&pair.web, "echo.default", &["healthy"]);
     let (mut caller, mut called) = pair.both_ends("echo", &listener);
-    end(well);
+    end(&well);
     wait_for_health(&pair.web, "echo.default", &["unhealthy"]);
     assert!(cut());
     let mut read = [0; 5];
@@ -126,7 +126,7 @@ fn what_is_found_while_the_control_server_is_away_is_told_when_it_is_back() {
     let well = well(&pair);
     wait_for_health(&pair.web, "echo.default", &["healthy"]);
     pair.mesh.kill_control();
-    end(well);
+    end(&well);
     wait_for_health(&pair.store, "echo.default", &["unhealthy"]);
     assert_eq!(health(&pair.web, "echo.default"), ["healthy"], "nobody told it");
     pair.mesh.start_control();
@@ -174,7 +174,7 @@ fn a_command_decides_and_one_that_hangs_decides_too() {
         let listed = output_of(pair.store.host.baremesh(["service", "list"]));
         listed.contains("unhealthy (exec: no answer within 500ms)")
     });
-    end(needed);
+    end(&needed);
     wait_for_health(&pair.web, "echo.default", &["unhealthy"]);
     assert!(is_cut(pair.call("echo", 7000, "hello")));
 }
