@@ -45,6 +45,8 @@ mod enrolment;
 mod files;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
+#[path = "stories/http_edges.rs"]
+mod http_edges;
 #[path = "stories/http_grpc.rs"]
 mod http_grpc;
 #[path = "stories/http_limits.rs"]

@@ -20,6 +20,7 @@ use crate::config::{AccessLogTarget, AgentConfig};
 use crate::credentials::Credentials;
 use crate::identity::{Rotation, RotationStatus};
 use crate::originate::Originations;
+use crate::proxy::http::upstream::KeptSockets;
 use crate::proxy::socket::Mark;
 use crate::proxy::{Limits, Listeners, Phase, Shared, Worker};
 use crate::publish::Publisher;
@@ -79,6 +80,7 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         phase: phase.subscribe(),
         cgroups: Cgroups::of_system(),
         connections: Arc::default(),
+        kept: Arc::new(KeptSockets::new(limits.max_kept, metrics.kept_connections.clone())),
         mark,
         ports: config.ports,
         limits,

@@ -18,10 +18,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::error::ProxyError;
+use super::http::callee::{self, Arrived};
 use super::http::caller::Caller;
 use super::http::downstream::{self, Side};
 use super::open::Delivered;
 use super::relay::{self, Broken, TunnelStream};
+use super::sniff::First;
 use super::socket;
 use super::tunnel::{Peer, Place};
 use super::{Entered, Worker, http, sniff};
@@ -46,13 +48,20 @@ pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
     let mut record = Record::new(Reporter::Source, socket::canonical(address));
     let mut counted = None;
     let outcome = connect_and_relay(&worker, &mut client, &mut record, &mut counted).await;
-    if let Ok(Carried::Requests(asked)) = outcome {
-        return Box::pin(carry_requests(worker, client, asked, record)).await;
-    }
-    if outcome.is_err() {
-        relay::reset_on_close(&client);
-    }
-    worker.telemetry.finish(&record, counted.as_deref(), &outcome.map(|_| ()));
+    let outcome = match outcome {
+        Ok(Carried::Bytes) => Ok(()),
+        Ok(Carried::Requests(asked)) => {
+            return Box::pin(carry_requests(worker, client, asked, record)).await;
+        }
+        Ok(Carried::Delivered(arrived)) => {
+            return Box::pin(callee::serve(worker, *arrived, http::bytes::of_socket(client), record)).await;
+        }
+        Err(error) => {
+            relay::reset_on_close(&client);
+            Err(error)
+        }
+    };
+    worker.telemetry.finish(&record, counted.as_deref(), &outcome);
 }
 
 /// What became of a connection.
@@ -61,6 +70,8 @@ enum Carried {
     Bytes,
     /// It is for a port that speaks HTTP, and each of its requests is carried for itself.
     Requests(Requests),
+    /// The same, for a service of this host: nothing routes it, and its program is told who calls.
+    Delivered(Box<Arrived>),
 }
 
 /// A connection whose requests are carried one by one.
@@ -131,6 +142,18 @@ async fn connect_and_relay(
         }
         Route::Passthrough => return Err(ProxyError::NotMeshed(destination)),
     };
+    let upstream = match upstream {
+        Upstream { leg: Leg::Socket(program), delivered: Some(delivered), in_flight, held, times } => {
+            if worker.speaks_http(&delivered, &snapshot, First::Socket(client), &program).await? {
+                let (counts, decided_by) = ((in_flight, held), Arc::clone(&snapshot));
+                let entered = Some(entered);
+                let arrived = Arrived { delivered, decided_by, program, entered, counts, tunnel: None };
+                return Ok(Carried::Delivered(Box::new(arrived)));
+            }
+            Upstream { leg: Leg::Socket(program), delivered: Some(delivered), in_flight, held, times }
+        }
+        other => other,
+    };
     let counted = counted.insert(worker.telemetry.open(record));
     upstream.relay(&call, client, counted).await.map(|()| Carried::Bytes)
 }
@@ -178,9 +201,9 @@ async fn who(
 struct Upstream {
     leg: Leg,
     /// Counts at the endpoint for as long as the connection lasts.
-    _in_flight: Option<endpoint::InFlight>,
+    in_flight: Option<endpoint::InFlight>,
     /// Counts against the rule's limit for as long.
-    _held: Option<Held>,
+    held: Option<Held>,
     times: Times,
     delivered: Option<Delivered>,
 }
@@ -223,7 +246,7 @@ impl Upstream {
     }
 
     fn on(leg: Leg) -> Self {
-        Self { leg, _in_flight: None, _held: None, times: Times::default(), delivered: None }
+        Self { leg, in_flight: None, held: None, times: Times::default(), delivered: None }
     }
 }
 
@@ -270,7 +293,7 @@ async fn any_endpoint(
         match connected {
             Ok(mut upstream) => {
                 ruled::announce(&mut upstream.leg, cluster, record).await?;
-                return Ok(Upstream { _held: Some(held), ..upstream });
+                return Ok(Upstream { held: Some(held), ..upstream });
             }
             Err(error) if error.is_endpoints_own() => {
                 tried.push(endpoint.address);
@@ -306,7 +329,7 @@ async fn dialled_endpoint(
     }
     let mut upstream = connected?;
     ruled::announce(&mut upstream.leg, cluster, record).await?;
-    Ok(Upstream { _held: Some(held), ..upstream })
+    Ok(Upstream { held: Some(held), ..upstream })
 }
 
 /// Connects to one endpoint.
@@ -339,7 +362,7 @@ async fn one_endpoint(
         None => connecting.await,
     };
     let times = Times::of(cluster.limits());
-    connected.map(|upstream| Upstream { _in_flight: Some(in_flight), times, ..upstream })
+    connected.map(|upstream| Upstream { in_flight: Some(in_flight), times, ..upstream })
 }
 
 async fn over_tunnel(

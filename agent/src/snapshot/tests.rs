@@ -43,17 +43,17 @@ mtls = { mode = "STRICT" }
 
 const ORDERS: &str = "name = \"orders\"\nports = [{ port = 7000, deliver = \"127.0.0.1:9000\" }]\nuser = 7\n";
 
-pub(super) fn registration(toml: &str) -> Arc<LocalService> {
+pub(crate) fn registration(toml: &str) -> Arc<LocalService> {
     let written: Written = toml::from_str(toml).expect("a registration");
     Arc::new(LocalService::try_from(&written).expect("a registration"))
 }
 
-pub(super) fn mesh(toml: &str) -> Mesh {
+pub(crate) fn mesh(toml: &str) -> Mesh {
     let parsed = parse(toml, "mesh.toml");
     assemble(parsed.resources, parsed.findings).expect("a mesh").mesh
 }
 
-pub(super) fn host() -> Host {
+pub(crate) fn host() -> Host {
     Host {
         name: Label::new("h1").expect("a label"),
         addresses: ["10.0.0.1", "fd00::1"].iter().map(|text| text.parse().expect("an address")).collect(),

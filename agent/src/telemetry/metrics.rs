@@ -151,6 +151,8 @@ pub struct Metrics {
     pub(super) requests: RequestMetrics,
     /// Connections open at this moment.
     pub open_connections: Gauge,
+    /// Sockets to endpoints that are kept without a request at this moment.
+    pub kept_connections: Gauge,
     /// Tunnels to other agents that stand at this moment.
     pub tunnels: Gauge,
     /// Tunnels from other agents that stand at this moment.
@@ -196,6 +198,7 @@ impl Metrics {
             certificate_expiry: Family::default(),
             dns: Family::default(),
             open_connections: Gauge::default(),
+            kept_connections: Gauge::default(),
             tunnels: Gauge::default(),
             inbound_tunnels: Gauge::default(),
             snapshot_version: Gauge::default(),
@@ -239,6 +242,11 @@ impl Metrics {
         registry.register("baremesh_dns_queries", "DNS questions by what became of them", self.dns.clone());
         let mut gauge = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
         gauge("baremesh_open_connections", "Connections open now", &self.open_connections);
+        gauge(
+            "baremesh_kept_connections",
+            "HTTP connections without an agent at the other end, kept for the next request",
+            &self.kept_connections,
+        );
         gauge("baremesh_tunnels", "Tunnels to other agents that stand now", &self.tunnels);
         gauge("baremesh_inbound_tunnels", "Tunnels from other agents that stand now", &self.inbound_tunnels);
         gauge("baremesh_snapshot_version", "The version of the state in force", &self.snapshot_version);

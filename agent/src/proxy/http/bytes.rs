@@ -66,7 +66,12 @@ pub fn of_tls(stream: TlsStream<TcpStream>) -> (ByteReader, ByteWriter) {
 
 /// Both halves of a stream in a tunnel.
 pub fn of_tunnel(stream: TunnelStream) -> (ByteReader, ByteWriter) {
-    (ByteReader::Tunnel(stream.receive, Bytes::new()), ByteWriter::Tunnel(stream.send))
+    of_tunnel_with(stream, Bytes::new())
+}
+
+/// The same of a stream of which `first` has come and was not let go.
+pub fn of_tunnel_with(stream: TunnelStream, first: Bytes) -> (ByteReader, ByteWriter) {
+    (ByteReader::Tunnel(stream.receive, first), ByteWriter::Tunnel(stream.send))
 }
 
 impl ByteReader {
@@ -98,18 +103,25 @@ impl ByteReader {
     }
 
     /// Ends when the peer will send nothing more: `Ok` if it said so itself, the error if it broke off. What comes until
-    /// then is kept in `buffer`; a peer that sends more than `READ_AHEAD` is taken to be there, and is not looked at again.
+    /// then is kept in `buffer`. Of a peer that sends more than `READ_AHEAD` the kernel still tells the end of its socket,
+    /// and no stream in a tunnel does.
     pub async fn closed(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
-        poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
             while buffer.len() < READ_AHEAD {
                 let most = READ_AHEAD - buffer.len();
                 if ready!(self.poll_some(cx, buffer, most))? == 0 {
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(Ok(true));
                 }
             }
-            Poll::Pending
-        })
-        .await
+            Poll::Ready(Ok::<_, io::Error>(false))
+        });
+        match (ended.await?, self) {
+            (true, _) => Ok(()),
+            // Besides priority data, for which it is not registered, this tells the peer's end alone, however much is
+            // still to be read before it (EPOLLRDHUP, epoll_ctl(2)).
+            (false, Self::Socket(socket)) => socket.ready(Interest::PRIORITY).await.map(|_| ()),
+            (false, Self::Tunnel(..) | Self::Tls(_)) => std::future::pending().await,
+        }
     }
 
     /// Whether a connection that nothing is expected on is as it was left: nothing has come, and it has not ended. Only
@@ -416,4 +428,4 @@ fn poll_capacity(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<i
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(in crate::proxy) mod tests;

@@ -44,6 +44,15 @@ pub struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
+    /// Ends when the caller has gone. Nothing that it sends meanwhile is lost: what is read to see it is kept for whoever
+    /// reads next.
+    pub async fn gone(&mut self) {
+        tokio::select! {
+            () = self.upload.gone() => {}
+            () = self.answer.gone() => {}
+        }
+    }
+
     /// Answers in the agent's own name.
     pub async fn reply(&mut self, reply: &Reply, record: &mut RequestRecord) {
         let is_grpc = record.protocol == RequestProtocol::Grpc;
@@ -97,6 +106,8 @@ impl RequestRecord {
             Failure::CallerGone | Failure::CallerMalformed(_) => ("DC", "downstream_remote_disconnect"),
             Failure::Timeout => ("UT", "response_timeout"),
             Failure::PerTryTimeout => ("UT", "upstream_per_try_timeout"),
+            Failure::Idle => ("SI", "stream_idle_timeout"),
+            Failure::NoLongerAllowed => ("UAEX", "rbac_access_denied"),
             Failure::UpstreamMalformed(details) => ("UPE", details),
             Failure::UpstreamClosed | Failure::RefusedStream => {
                 ("UC", "upstream_reset_after_response_started{connection_termination}")
@@ -120,6 +131,18 @@ impl Side {
         }
     }
 
+    /// From when on no further request is taken.
+    fn ends(&self) -> Option<tokio::time::Instant> {
+        match self {
+            Self::Caller(_) => None,
+            Self::Callee(callee) => callee.ends(),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.ends().is_some_and(|ends| tokio::time::Instant::now() >= ends)
+    }
+
     async fn carry(&self, exchange: Exchange<'_>) {
         match self {
             Self::Caller(caller) => caller.carry(exchange).await,
@@ -133,6 +156,14 @@ impl Side {
             Self::Caller(caller) => caller.refuse(exchange, reply).await,
             Self::Callee(callee) => callee.refuse(exchange, reply).await,
         }
+    }
+}
+
+/// Ends at the time, if there is one.
+pub async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -154,6 +185,7 @@ pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) 
         begun = first => begun,
         _ = phase.wait_for(|phase| *phase >= Phase::Draining) => false,
         () = tokio::time::sleep(idle) => false,
+        () = until(side.ends()) => false,
     };
     if !begun {
         return writer.settle();
@@ -176,6 +208,7 @@ async fn serve_http1(side: &Side, mut reader: h1::Reader, mut writer: h1::Writer
             begins = reader.begins() => if !begins.unwrap_or(false) { break },
             _ = phase.wait_for(|phase| *phase >= Phase::Draining) => break,
             () = tokio::time::sleep(worker.shared.limits.idle_timeout) => break,
+            () = until(side.ends()) => break,
         }
         // What is refused before it is read is not recorded as the request before.
         head.clear();
@@ -190,10 +223,8 @@ async fn serve_http1(side: &Side, mut reader: h1::Reader, mut writer: h1::Writer
         };
         let closing = Hop { framing: Framing::None, persistence: Persistence::Close, upgrade: false };
         let hop = *read.as_ref().unwrap_or(&closing);
-        let mut persistence = match *phase.borrow() {
-            Phase::Running => hop.persistence,
-            Phase::Draining | Phase::Closing => Persistence::Close,
-        };
+        let is_last = *phase.borrow() >= Phase::Draining || side.is_over();
+        let mut persistence = if is_last { Persistence::Close } else { hop.persistence };
         let version = head.version;
         let exchange = Exchange {
             head: &mut head,
@@ -249,6 +280,10 @@ async fn serve_http2(side: Arc<Side>, io: Joined) {
                 None => return,
             },
             _ = phase.wait_for(|phase| *phase >= Phase::Draining), if !leaving => {
+                leaving = true;
+                connection.graceful_shutdown();
+            }
+            () = until(side.ends()), if !leaving => {
                 leaving = true;
                 connection.graceful_shutdown();
             }

@@ -59,6 +59,9 @@ impl Reply {
             Failure::PerTryTimeout => Self::upstream_timeout("upstream_per_try_timeout"),
             Failure::Timeout => Self::upstream_timeout("response_timeout"),
             Failure::CallerGone => Self::caller_gone(),
+            Failure::NoLongerAllowed => Self::denied(),
+            // Comes of connections alone that were answered with 101.
+            Failure::Idle => Self::upstream_timeout("stream_idle_timeout"),
             Failure::CallerMalformed(details) => Self::malformed(400, details),
         }
     }

@@ -20,11 +20,11 @@ impl Meter {
         self.to_client.load(Ordering::Relaxed)
     }
 
-    pub(super) fn sent(&self, bytes: usize) {
+    pub(in crate::proxy) fn sent(&self, bytes: usize) {
         self.from_client.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn answered(&self, bytes: usize) {
+    pub(in crate::proxy) fn answered(&self, bytes: usize) {
         self.to_client.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
