@@ -3,6 +3,8 @@
 
 /// The access log: one line a connection, written by a task of its own.
 pub mod access_log;
+/// What a line of the log says.
+pub mod line;
 /// The metrics, and the series that connections count in.
 pub mod metrics;
 /// The final record of one HTTP request.
