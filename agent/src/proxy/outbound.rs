@@ -1,15 +1,15 @@
 //! What a local program opens: captured, who opened it, where it goes, to which endpoint, over which transport,
 //! relayed, recorded.
 
+/// Reaching one endpoint.
+mod reach;
 /// Routes of bytes.
 mod stream_route;
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
-use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
 use baremesh_model::outlier::Outcome;
@@ -25,21 +25,18 @@ use super::open::Delivered;
 use super::relay::{self, Broken, TunnelStream};
 use super::sniff::First;
 use super::socket;
-use super::tunnel::{Peer, Place};
+use super::tunnel::Place;
 use super::{Entered, Worker, http, sniff};
 use crate::attribution::{self, Who};
 use crate::capture::Outbound;
 use crate::snapshot::cluster::Held;
-use crate::snapshot::{
-    Cluster, Endpoint, LocalEndpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot,
-};
-use crate::snapshot::{Transport, endpoint};
-use crate::telemetry::metrics::Party;
-use crate::telemetry::{Counted, Record, Reporter, Security};
+use crate::snapshot::{Endpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot, endpoint};
+use crate::telemetry::{Counted, Record, Reporter};
 
 /// What DestinationRules add.
 mod ruled;
 
+use reach::{as_it_was, one_endpoint, this_host};
 use ruled::Times;
 
 /// Carries one captured connection, and writes its record.
@@ -330,138 +327,4 @@ async fn dialled_endpoint(
     let mut upstream = connected?;
     ruled::announce(&mut upstream.leg, cluster, record).await?;
     Ok(Upstream { held: Some(held), ..upstream })
-}
-
-/// Connects to one endpoint.
-async fn one_endpoint(
-    call: &Call<'_>,
-    service: &ServiceEntry,
-    cluster: &Cluster,
-    endpoint: &Arc<Endpoint>,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    let in_flight = endpoint.state.enter();
-    record.target =
-        Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
-    record.upstream = Some(endpoint.address);
-    let connecting = async {
-        match &endpoint.transport {
-            Transport::Hbone(agent) => {
-                over_tunnel(call, (*agent, endpoint.address), &service.identity, record).await
-            }
-            Transport::Plain => without_agent(call, cluster, endpoint.address, record).await,
-            Transport::Local(local) => this_host(call, local, record).await,
-        }
-    };
-    let connected = match cluster.limits().connect_timeout {
-        // Its own time comes on top of the agent's, which is the most there is.
-        Some(time) => tokio::time::timeout(time, connecting).await.unwrap_or_else(|_| {
-            let source = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {time:?}"));
-            Err(ProxyError::Connect { address: endpoint.address, source })
-        }),
-        None => connecting.await,
-    };
-    let times = Times::of(cluster.limits());
-    connected.map(|upstream| Upstream { in_flight: Some(in_flight), times, ..upstream })
-}
-
-async fn over_tunnel(
-    Call { worker, caller, .. }: &Call<'_>,
-    (agent, authority): (SocketAddr, SocketAddr),
-    callee: &Identity,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    let credentials = worker.shared.credentials.load_full();
-    let source = credentials
-        .of(caller, SystemTime::now())
-        .ok_or_else(|| ProxyError::NoCertificate(caller.to_string()))?;
-    record.security = Security::MutualTls;
-    let peer = Peer { credentials: &credentials, source, destination: callee, agent };
-    let (stream, place) = worker.pool.open(peer, authority, record.client).await?;
-    record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
-    Ok(Upstream::on(Leg::Tunnel(stream, place)))
-}
-
-/// To a service of this host: no wire, the same policy.
-async fn this_host(
-    Call { worker, caller, .. }: &Call<'_>,
-    local: &Arc<LocalEndpoint>,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    record.security = Security::None;
-    record.target = Party::registered(&local.identity, None, &local.labels);
-    let source_ip = record.client.ip();
-    worker.authorize(local, Some(caller), source_ip, record)?;
-    let upstream = worker.deliver(local, record).await?;
-    let delivered = Delivered { local: Arc::clone(local), source: Some(caller.clone()), source_ip };
-    Ok(Upstream { delivered: Some(delivered), ..Upstream::on(Leg::Socket(upstream)) })
-}
-
-/// To an endpoint without an agent. One that a resource places at a service of this host is that service, under its
-/// policy, and one at the agent's own ports is none.
-async fn without_agent(
-    call: &Call<'_>,
-    cluster: &Cluster,
-    address: SocketAddr,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    if call.worker.is_own(call.snapshot, address) {
-        return Err(ProxyError::NotMeshed(address));
-    }
-    match call.snapshot.local(address) {
-        Some(local) => this_host(call, local, record).await,
-        None => {
-            if let Some(tls @ ClientTls::IstioMutual) = cluster.tls() {
-                // What asks for TLS is never sent in plaintext.
-                return Err(ProxyError::NeedsTls { address, mode: tls.mode() });
-            }
-            let upstream = as_it_was(call, address, record).await?;
-            if let (Leg::Socket(socket), Some(keepalive)) = (&upstream.leg, cluster.limits().keepalive) {
-                socket::keep_alive_as(socket, keepalive).map_err(ProxyError::UpstreamBroke)?;
-            }
-            match (cluster.tls(), upstream.leg) {
-                (Some(ClientTls::Simple(server) | ClientTls::Mutual(_, server)), Leg::Socket(socket)) => {
-                    let to = (address, socket);
-                    let tls = Box::pin(call.worker.in_tls(cluster, server, to)).await?;
-                    Ok(Upstream::on(Leg::Tls(tls)))
-                }
-                (_, leg) => Ok(Upstream { leg, ..upstream }),
-            }
-        }
-    }
-}
-
-/// Plaintext, as without a mesh.
-async fn as_it_was(
-    Call { worker, snapshot, .. }: &Call<'_>,
-    address: SocketAddr,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    record.security = Security::None;
-    record.upstream = Some(address);
-    let timeout = worker.shared.limits.connect_timeout;
-    let upstream = worker.connect_outside(snapshot, address, timeout).await?;
-    Ok(Upstream::on(Leg::Socket(upstream)))
-}
-
-impl Worker {
-    /// Connects to where no agent is.
-    pub(super) async fn connect_outside(
-        &self,
-        snapshot: &Snapshot,
-        address: SocketAddr,
-        timeout: Duration,
-    ) -> Result<TcpStream, ProxyError> {
-        let stream = socket::connect(address, self.shared.mark, timeout)
-            .await
-            .inspect(relay::reset_on_close)
-            .map_err(|source| ProxyError::Connect { address, source })?;
-        // Both ends at one address: it is this host, under an address that was not known to be its own. Its services are
-        // reached through their policies or not at all.
-        let here = stream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address.ip());
-        if here && snapshot.serves_port(address.port()) {
-            return Err(ProxyError::NotMeshed(address));
-        }
-        Ok(stream)
-    }
 }
