@@ -4,11 +4,15 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 use baremesh_tests::{Member, WAIT_BOUND, exit, output_of, told_by, wait_until};
 use serde_json::Value;
+use time::OffsetDateTime;
 
 use crate::pair::{WEB_ID, virtual_addresses};
+use crate::peer::{Tunnel, agent_of, authority, config};
+use crate::signer::Signer;
 use crate::town::{REVIEWS, Town, routes, rule, subsets, to};
 
 #[test]
@@ -194,7 +198,7 @@ fn told_of_caller(
     stream.set_read_timeout(Some(WAIT_BOUND)).expect("a timeout");
     if first == "wait" {
         // Longer than an agent waits for first bytes where a call is made.
-        thread::sleep(std::time::Duration::from_secs(4));
+        thread::sleep(Duration::from_secs(4));
     }
     let all = format!("{request} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{FORGED}\r\n");
     stream.write_all(all.as_bytes()).expect("taken");
@@ -412,4 +416,32 @@ fn what_a_program_says_of_its_own_connection_is_for_the_agent() {
     }
     let crumbs = ["--http2", "--header", "cookie: a=1", "--header", "cookie: b=2"];
     assert_eq!(town.web.host.get(&crumbs, "http://odd/").body, "joined");
+}
+
+#[test]
+fn a_connection_in_a_tunnel_takes_no_request_after_the_end_of_a_certificate() {
+    let town = Town::new("certificate-end", 1);
+    let [v1] = town.open();
+    let end = OffsetDateTime::now_utc() + Duration::from_secs(10);
+    let key = Signer::of_mesh(&town.mesh).sign(|leaf| leaf.not_after = end);
+    let store = &town.hosts[0].host;
+    let tunnel =
+        Tunnel::open(&town.web.host, agent_of(store), config(&town.mesh, key), None).expect("a tunnel");
+    let authority = authority(store.v4(), 8080);
+    let (mut idle, mut busy) =
+        (tunnel.connect(&authority).expect("a stream"), tunnel.connect(&authority).expect("another"));
+    assert_eq!((idle.status, busy.status), (200, 200));
+    tunnel.say(&mut idle, request("/before", "")).expect("taken");
+    tunnel.say(&mut busy, request("/over?delay=15", "")).expect("taken");
+    let heard = tunnel.hear(&mut idle).expect("an end in good order");
+    assert_eq!(heard.matches("HTTP/1.1 200").count(), 1, "{heard}");
+    assert!(OffsetDateTime::now_utc() >= end - Duration::from_secs(1), "it was kept until then");
+    // What was under way goes on to its end, and what follows it is not taken.
+    tunnel.say(&mut busy, request("/after", "")).expect("taken");
+    let heard = tunnel.hear(&mut busy).expect("an end in good order");
+    assert_eq!(
+        (heard.matches("HTTP/1.1 200").count(), v1.seen("/over"), v1.seen("/after")),
+        (1, 1, 0),
+        "{heard}"
+    );
 }

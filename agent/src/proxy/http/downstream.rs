@@ -139,10 +139,6 @@ impl Side {
         }
     }
 
-    fn is_over(&self) -> bool {
-        self.ends().is_some_and(|ends| tokio::time::Instant::now() >= ends)
-    }
-
     async fn carry(&self, exchange: Exchange<'_>) {
         match self {
             Self::Caller(caller) => caller.carry(exchange).await,
@@ -205,10 +201,11 @@ async fn serve_http1(side: &Side, mut reader: h1::Reader, mut writer: h1::Writer
     loop {
         tokio::select! {
             biased;
+            // What is there already is not taken either.
+            () = until(side.ends()) => break,
             begins = reader.begins() => if !begins.unwrap_or(false) { break },
             _ = phase.wait_for(|phase| *phase >= Phase::Draining) => break,
             () = tokio::time::sleep(worker.shared.limits.idle_timeout) => break,
-            () = until(side.ends()) => break,
         }
         // What is refused before it is read is not recorded as the request before.
         head.clear();
@@ -223,8 +220,10 @@ async fn serve_http1(side: &Side, mut reader: h1::Reader, mut writer: h1::Writer
         };
         let closing = Hop { framing: Framing::None, persistence: Persistence::Close, upgrade: false };
         let hop = *read.as_ref().unwrap_or(&closing);
-        let is_last = *phase.borrow() >= Phase::Draining || side.is_over();
-        let mut persistence = if is_last { Persistence::Close } else { hop.persistence };
+        let mut persistence = match *phase.borrow() {
+            Phase::Running => hop.persistence,
+            Phase::Draining | Phase::Closing => Persistence::Close,
+        };
         let version = head.version;
         let exchange = Exchange {
             head: &mut head,

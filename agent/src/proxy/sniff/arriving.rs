@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::{LOOK_AGAIN, NEVER, tell};
+use crate::proxy::http::downstream::until;
 use crate::proxy::http::h1::HEAD_TIMEOUT;
 use crate::proxy::relay::h2_error;
 
@@ -35,26 +36,20 @@ pub async fn arrives_as_http(mut first: First<'_>, port: u16, program: &TcpStrea
     if NEVER.contains(&port) {
         return Ok(false);
     }
-    let mut buffer = Vec::new();
+    let (mut buffer, mut word) = (Vec::new(), [0]);
     let mut deadline = None;
     loop {
         let told = tokio::select! {
             biased;
             seen = first.more(&mut buffer) => seen?,
-            ready = program.readable() => return ready.map(|()| false),
+            // Something, its end, or that it has broken off: readiness alone may be said of one that is quiet.
+            _ = program.peek(&mut word) => return Ok(false),
             () = until(deadline) => return Ok(true),
         };
         if let Some(told) = told {
             return Ok(told);
         }
         deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
-    }
-}
-
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
 
