@@ -23,11 +23,14 @@ const QUEUE: usize = 16_384;
 /// The most lines written with one system call.
 const BATCH: usize = 256;
 
+/// The state in force.
+type InForce = Arc<ArcSwap<Snapshot>>;
+
 /// A worker's end of the log.
 #[derive(Clone)]
 pub struct AccessLog {
     /// Where lines go, and the state that says what they look like.
-    lines: Option<(mpsc::Sender<Vec<u8>>, Arc<ArcSwap<Snapshot>>)>,
+    lines: Option<(mpsc::Sender<Vec<u8>>, InForce)>,
     tally: Arc<Tally>,
 }
 
@@ -201,7 +204,7 @@ mod tests {
         }
     }
 
-    fn snapshot() -> Arc<ArcSwap<Snapshot>> {
+    fn snapshot() -> InForce {
         let mesh = crate::snapshot::tests::mesh("");
         let snapshot = Snapshot::build(&mesh, &[], &crate::snapshot::tests::host(), 15008, None);
         Arc::new(ArcSwap::from_pointee(snapshot.expect("a snapshot")))

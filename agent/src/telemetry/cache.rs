@@ -28,8 +28,11 @@ pub trait Key: Eq + Hash + Sized {
     fn forget(&self, metrics: &Metrics);
 }
 
+/// Series, and when each was counted in last.
+type Remembered<K> = HashMap<K, (Arc<<K as Key>::Series>, Instant)>;
+
 /// The series that a worker counts in.
-pub struct SeriesCache<K: Key>(Mutex<HashMap<K, (Arc<K::Series>, Instant)>>);
+pub struct SeriesCache<K: Key>(Mutex<Remembered<K>>);
 
 impl<K: Key> Default for SeriesCache<K> {
     fn default() -> Self {

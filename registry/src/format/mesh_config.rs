@@ -142,11 +142,7 @@ fn access_log(d: &mut Decoder<'_>, spec: &Fields<'_>) -> Option<AccessLogFormat>
             return Some(TextFormat::default());
         }
         if !is_text {
-            d.invalid(
-                &at,
-                "a format is for text".to_owned(),
-                "set `accessLogEncoding` to TEXT, or leave it out",
-            );
+            d.invalid(&at, "a format is for text", "set `accessLogEncoding` to TEXT, or leave it out");
             return None;
         }
         let read = TextFormat::parse(text);
