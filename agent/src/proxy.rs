@@ -52,7 +52,7 @@ use crate::originate::Originations;
 use crate::share::Shares;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
-use http::upstream::Upstreams;
+use http::upstream::{KeptSockets, Upstreams};
 use open::OpenConnections;
 use socket::Mark;
 use tunnel::Pool;
@@ -90,6 +90,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// Connections that may be open at once, over all workers.
     pub max_connections: usize,
+    /// Sockets to endpoints that may be kept without a request, over all workers.
+    pub max_kept: usize,
     /// Endpoints that are tried for one connection.
     pub max_attempts: usize,
 }
@@ -99,14 +101,20 @@ pub struct Limits {
 const RESERVED_DESCRIPTORS: u64 = 384;
 /// The most that one connection takes: its own socket, and the one that it is carried on.
 const DESCRIPTORS_A_CONNECTION: u64 = 2;
+/// Of the descriptors that connections have, one in so many may be a socket that is kept for the next request.
+const KEPT_SHARE: u64 = 8;
+/// Sockets that are kept for the next request, at most.
+const MAX_KEPT: usize = 8192;
 
 impl Limits {
     /// With no more connections than there are descriptors for. What comes beyond is refused at once, and the agent
     /// itself still answers.
     pub fn within(self, descriptors: u64) -> Self {
         let spare = descriptors.saturating_sub(RESERVED_DESCRIPTORS).max(descriptors / 4);
-        let most = usize::try_from(spare / DESCRIPTORS_A_CONNECTION).unwrap_or(usize::MAX).max(1);
-        Self { max_connections: self.max_connections.min(most), ..self }
+        let number = |descriptors: u64| usize::try_from(descriptors).unwrap_or(usize::MAX);
+        let max_kept = self.max_kept.min(number(spare / KEPT_SHARE));
+        let most = number(spare.saturating_sub(max_kept as u64) / DESCRIPTORS_A_CONNECTION).max(1);
+        Self { max_connections: self.max_connections.min(most), max_kept, ..self }
     }
 }
 
@@ -119,6 +127,7 @@ impl Default for Limits {
             // As Envoy's default for streams.
             body_timeout: Duration::from_secs(300),
             max_connections: 100_000,
+            max_kept: MAX_KEPT,
             max_attempts: 3,
         }
     }
@@ -152,6 +161,8 @@ pub struct Shared {
     pub cgroups: Arc<Cgroups>,
     /// Connections open over all workers.
     pub connections: Arc<AtomicUsize>,
+    /// Sockets to endpoints that are kept without a request, over all workers.
+    pub kept: Arc<KeptSockets>,
     /// The mark of the agent's own sockets.
     pub mark: Mark,
     /// Ports.
@@ -228,7 +239,7 @@ impl Worker {
             shaking: Shares::default(),
             peers: Shares::default(),
             pool: Pool::new(shared.mark, shared.limits.connect_timeout),
-            upstreams: Upstreams::default(),
+            upstreams: Upstreams::new(Arc::clone(&shared.kept)),
             copies: Arc::new(Semaphore::new(http::MAX_COPIES)),
             open: OpenConnections::default(),
             telemetry,
@@ -276,7 +287,7 @@ impl Worker {
             tokio::time::sleep(TICK).await;
             self.open.flush();
             self.pool.sweep();
-            self.upstreams.sweep(self.shared.limits.idle_timeout);
+            self.upstreams.sweep();
             self.telemetry.sweep();
             self.shared.snapshot.load().rate_limits.sweep(Instant::now());
             let tunnels = i64::try_from(self.pool.tunnels()).unwrap_or(i64::MAX);
@@ -330,8 +341,15 @@ mod tests {
         };
         check(u64::MAX, 5_000);
         check(20_000, 5_000);
-        check(1024, 320);
-        check(384, 48);
+        check(1024, 280);
+        check(384, 42);
         check(0, 1);
+        let within = |descriptors| Limits::default().within(descriptors);
+        assert_eq!(within(u64::MAX).max_kept, MAX_KEPT);
+        for descriptors in [0, 384, 1024, 65_536] {
+            let Limits { max_connections, max_kept, .. } = within(descriptors);
+            let taken = 2 * max_connections + max_kept;
+            assert!(taken <= descriptors.max(2) as usize, "{taken} of {descriptors}");
+        }
     }
 }

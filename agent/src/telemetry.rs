@@ -5,6 +5,10 @@
 pub mod access_log;
 /// The metrics of checks.
 pub mod health;
+/// What a line of the log says.
+pub mod line;
+/// The series that a worker counts in.
+pub mod cache;
 /// The metrics, and the series that connections count in.
 pub mod metrics;
 /// The final record of one HTTP request.
@@ -27,9 +31,10 @@ use crate::proxy::error::{ProxyError, Reason};
 use crate::proxy::relay::Meter;
 use crate::snapshot::rate_limit::Decision;
 use access_log::AccessLog;
-use metrics::{Metrics, Party, Series, SeriesCache, SeriesKey};
+use cache::SeriesCache;
+use metrics::{Metrics, Party, Series, SeriesKey};
 use request_record::RequestRecord;
-use requests::{RequestCache, RequestKey, RequestProtocol};
+use requests::{RequestKey, RequestProtocol};
 
 /// Which of the two agents reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -157,15 +162,15 @@ impl Counted {
 /// One worker's way to the metrics and the log.
 pub struct Telemetry {
     metrics: Arc<Metrics>,
-    cache: SeriesCache,
-    requests: RequestCache,
+    connections: SeriesCache<SeriesKey>,
+    requests: SeriesCache<RequestKey>,
     log: AccessLog,
 }
 
 impl Telemetry {
     /// A worker's own handle.
     pub fn new(metrics: Arc<Metrics>, log: AccessLog) -> Self {
-        Self { metrics, cache: SeriesCache::default(), requests: RequestCache::default(), log }
+        Self { metrics, connections: SeriesCache::default(), requests: SeriesCache::default(), log }
     }
 
     /// The process's metrics.
@@ -221,12 +226,12 @@ impl Telemetry {
 
     /// Forgets the series of connections that ended long ago.
     pub fn sweep(&self) {
-        self.cache.sweep_into(&self.metrics);
+        self.connections.sweep_into(&self.metrics);
         self.requests.sweep_into(&self.metrics);
     }
 
     fn series(&self, record: &Record, flags: &'static str) -> Arc<Series> {
-        self.cache.series(&self.metrics, Self::series_key(record, flags))
+        self.connections.series(&self.metrics, Self::series_key(record, flags))
     }
 
     fn series_key(record: &Record, flags: &'static str) -> SeriesKey {

@@ -11,6 +11,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use crate::clock::from_unix;
+use crate::key::sha256;
 
 /// Why a certificate shows no identity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +40,8 @@ pub struct LeafFacts {
     pub not_before: SystemTime,
     /// Until when it is valid, this second included.
     pub not_after: SystemTime,
+    /// The SHA-256 of the whole certificate.
+    pub fingerprint: [u8; 32],
 }
 
 /// A serial number. RFC 5280, section 4.1.2.2, allows 20 bytes at most.
@@ -85,6 +88,7 @@ pub fn peer_leaf_facts(certificate: &CertificateDer<'_>) -> Result<LeafFacts, Le
         serial: serial_text(parsed.raw_serial()),
         not_before: from_unix(parsed.validity().not_before.timestamp()),
         not_after: from_unix(parsed.validity().not_after.timestamp()),
+        fingerprint: sha256(certificate),
     })
 }
 
@@ -182,6 +186,7 @@ mod tests {
             serial: String::new(),
             not_before: SystemTime::UNIX_EPOCH,
             not_after: SystemTime::UNIX_EPOCH,
+            fingerprint: [0; 32],
         };
         for generation in [0, 1, 256, u32::MAX] {
             let mut serial = [0xab; 16];

@@ -2,6 +2,8 @@
 //! wire format or asks the clock: every function decides from its arguments, and every type is valid by
 //! construction.
 
+/// What a line of the access log looks like.
+pub mod access_log;
 /// Who may call whom: authorization policies and the decision they come to.
 pub mod authorization;
 /// Which endpoint takes the next connection.

@@ -1,8 +1,10 @@
 //! Mesh-wide settings: Istio's MeshConfig, as far as it is in force here.
 
+use crate::access_log::AccessLogFormat;
 use crate::name::{Domain, Label, TrustDomain};
 use crate::peer_authentication::MtlsMode;
 use crate::virtual_address::VirtualRanges;
+use crate::virtual_service::RetryPolicy;
 
 /// What holds for the whole mesh. There is one, and `Default` is what an empty file means.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,10 @@ pub struct MeshConfig {
     pub default_mtls: MtlsMode,
     /// Where virtual addresses are taken from.
     pub virtual_ranges: VirtualRanges,
+    /// How requests are tried again whose route does not say; none: as `RetryPolicy::default` has it.
+    pub default_retries: Option<RetryPolicy>,
+    /// What the access log looks like.
+    pub access_log: AccessLogFormat,
 }
 
 impl Default for MeshConfig {
@@ -30,6 +36,8 @@ impl Default for MeshConfig {
             root_namespace: Label::new("mesh-system").expect("a label"),
             default_mtls: MtlsMode::Permissive,
             virtual_ranges: VirtualRanges::default(),
+            default_retries: None,
+            access_log: AccessLogFormat::default(),
         }
     }
 }

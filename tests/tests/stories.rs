@@ -63,6 +63,8 @@ mod hosts_are_real;
 mod http2_floods;
 #[path = "stories/http_cardinality.rs"]
 mod http_cardinality;
+#[path = "stories/http_edges.rs"]
+mod http_edges;
 #[path = "stories/http_grpc.rs"]
 mod http_grpc;
 #[path = "stories/http_limits.rs"]

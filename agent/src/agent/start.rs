@@ -22,10 +22,12 @@ use crate::health::Checks;
 use crate::health::probe::{Prober, RunAs};
 use crate::identity::{Rotation, RotationStatus};
 use crate::originate::Originations;
+use crate::proxy::http::upstream::KeptSockets;
 use crate::proxy::socket::Mark;
 use crate::proxy::{Limits, Listeners, Phase, Shared, Worker};
 use crate::publish::Publisher;
 use crate::registration::file;
+use crate::snapshot::Snapshot;
 use crate::steward::{Mode, Steward};
 use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{self, AccessLog, Writing};
@@ -81,13 +83,14 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         phase: phase.subscribe(),
         cgroups: Cgroups::of_system(),
         connections: Arc::default(),
+        kept: Arc::new(KeptSockets::new(limits.max_kept, metrics.kept_connections.clone())),
         mark,
         ports: config.ports,
         limits,
         outbound: config.outbound,
     };
     tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
-    let (lines, log) = start_access_log(&config.access_log)?;
+    let (lines, log) = start_access_log(&config.access_log, publisher.snapshot())?;
     let tally = lines.tally();
     let workers = start_workers(listeners, &shared, &metrics, &lines)?;
     // From here on the workers alone have ends of the log: it ends with them.
@@ -186,7 +189,10 @@ async fn bind_listeners(config: &AgentConfig, mark: Mark) -> Result<Vec<Listener
     }
 }
 
-fn start_access_log(target: &AccessLogTarget) -> Result<(AccessLog, Option<Writing>), AgentError> {
+fn start_access_log(
+    target: &AccessLogTarget,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+) -> Result<(AccessLog, Option<Writing>), AgentError> {
     let out: Box<dyn io::Write + Send> = match target {
         AccessLogTarget::Off => return Ok((AccessLog::off(), None)),
         AccessLogTarget::Stdout => Box::new(io::stdout()),
@@ -195,7 +201,7 @@ fn start_access_log(target: &AccessLogTarget) -> Result<(AccessLog, Option<Writi
             Box::new(file.map_err(doing(format!("opening the access log {}", path.display())))?)
         }
     };
-    let (log, writing) = access_log::start(out).map_err(doing("starting the access log"))?;
+    let (log, writing) = access_log::start(out, snapshot).map_err(doing("starting the access log"))?;
     Ok((log, Some(writing)))
 }
 

@@ -6,13 +6,16 @@ use std::sync::Arc;
 
 use baremesh_model::authorization::{Action, Decision};
 use baremesh_model::identity::Identity;
+use baremesh_model::service::Protocol;
 use tokio::net::TcpStream;
 
 use super::Worker;
 use super::error::ProxyError;
+use super::open::Delivered;
 use super::relay;
+use super::sniff::{First, arrives_as_http};
 use super::socket;
-use crate::snapshot::LocalEndpoint;
+use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::Record;
 use crate::telemetry::metrics::Party;
 
@@ -48,6 +51,33 @@ impl Worker {
         record.upstream = Some(address);
         let connected = socket::connect(address, self.shared.mark, self.shared.limits.connect_timeout).await;
         connected.inspect(relay::reset_on_close).map_err(|source| ProxyError::Deliver { address, source })
+    }
+}
+
+impl Worker {
+    /// Whether a connection that was let through, by the state `decided_by`, is carried request by request. Waits for its
+    /// first bytes where the port does not say what it speaks.
+    pub(super) async fn speaks_http(
+        &self,
+        delivered: &Delivered,
+        decided_by: &Arc<Snapshot>,
+        first: First<'_>,
+        program: &TcpStream,
+    ) -> Result<bool, ProxyError> {
+        let local = &delivered.local;
+        if local.protocol != Protocol::Auto {
+            return Ok(local.protocol.is_http());
+        }
+        let entry = self.open.enter(None, Some(delivered.clone()));
+        entry.judge_again(decided_by, &self.shared.snapshot);
+        tokio::select! {
+            biased;
+            reason = entry.until_closed() => Err(reason),
+            told = arrives_as_http(first, local.advertised.port(), program) => {
+                told.map_err(ProxyError::ClientBroke)
+            }
+            () = tokio::time::sleep(self.shared.limits.idle_timeout) => Err(ProxyError::Idle),
+        }
     }
 }
 

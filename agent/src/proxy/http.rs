@@ -18,6 +18,8 @@ pub mod upload;
 pub mod attempt;
 /// Upstream connections that are kept.
 pub mod upstream;
+/// What programs are told of their callers.
+pub mod forwarded_cert;
 /// Answers of the agent's own.
 pub mod reply;
 /// Connections that ask.

@@ -9,12 +9,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use ::bytes::Bytes;
+use ::bytes::{Bytes, BytesMut};
 use baremesh_ca::tls::{LeafFacts, describe_io, peer_leaf_facts};
 use baremesh_model::name::{Key, default_namespace};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
@@ -23,10 +24,11 @@ use super::Worker;
 use super::error::ProxyError;
 use super::flood::{Ended, Flooded, GIVEN_UP_WITHIN, Starts, Watched};
 use super::hbone::{self, Target};
-use super::http::bytes;
-use super::http::callee::{self, Arrived};
+use super::http::bytes::{self, ByteReader, ByteWriter};
+use super::http::callee::{self, Arrived, Through};
 use super::open::Delivered;
 use super::relay::{self, TunnelStream};
+use super::sniff::First;
 use super::socket;
 use super::tls::{self, TlsStream};
 use crate::credentials::Credential;
@@ -42,6 +44,8 @@ struct Tunnel {
     local: SocketAddr,
     peer: LeafFacts,
     peer_serial: Arc<str>,
+    /// As programs are told of the tunnel.
+    through: Through,
     /// The certificate that we showed.
     shown: Arc<Credential>,
 }
@@ -118,7 +122,10 @@ async fn handshake(
         .cloned()
         .ok_or_else(|| ProxyError::NoCertificate("the name that the peer asked for".to_owned()))?;
     let peer_serial = peer.serial.as_str().into();
-    Ok((tls, Tunnel { client, local, peer, peer_serial, shown }))
+    let fingerprint: String = peer.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
+    let life = peer.not_after.min(shown.not_after).duration_since(SystemTime::now()).unwrap_or_default();
+    let through = Through { ends: Instant::now() + life, fingerprint: fingerprint.into() };
+    Ok((tls, Tunnel { client, local, peer, peer_serial, through, shown }))
 }
 
 async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>) -> Result<(), ProxyError> {
@@ -131,9 +138,7 @@ async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>
     let shaken = tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await;
     let ended = match shaken {
         Ok(Ok(connection)) => {
-            let ends = tunnel.peer.not_after.min(tunnel.shown.not_after);
-            let life = ends.duration_since(SystemTime::now()).unwrap_or_default();
-            let life = Life { expiry: Instant::now() + life, phase: worker.shared.phase.clone() };
+            let life = Life { expiry: tunnel.through.ends, phase: worker.shared.phase.clone() };
             let carry =
                 |request, respond| serve_stream(Arc::clone(worker), Arc::clone(&tunnel), request, respond);
             streams::serve((connection, alarm), life, carry).await
@@ -176,8 +181,8 @@ async fn serve_stream(
         judge_and_deliver(&worker, &tunnel, (request, &mut respond), &mut record, &mut counted).await;
     let outcome = match outcome {
         Ok(Carried::Bytes) => Ok(()),
-        Ok(Carried::Requests(arrived, stream)) => {
-            let ended = Box::pin(callee::serve(worker, *arrived, bytes::of_tunnel(stream), record)).await;
+        Ok(Carried::Requests(arrived, ends)) => {
+            let ended = Box::pin(callee::serve(worker, *arrived, *ends, record)).await;
             return match started.elapsed() < GIVEN_UP_WITHIN {
                 true => ended,
                 false => Ended::Normally,
@@ -198,7 +203,7 @@ enum Carried {
     /// It was carried to its end.
     Bytes,
     /// It is for a port that speaks HTTP, and each of its requests is carried for itself.
-    Requests(Box<Arrived>, TunnelStream),
+    Requests(Box<Arrived>, Box<(ByteReader, ByteWriter)>),
 }
 
 async fn judge_and_deliver(
@@ -238,28 +243,47 @@ async fn judge_and_deliver(
         .map_err(|source| ProxyError::Tunnel { address: tunnel.client, source })?;
     let mut stream = TunnelStream { send, receive: request.into_body() };
     let source_ip = tunnel.client.ip();
-    let is_http = local.protocol.is_http();
     let delivered = Delivered { local, source: Some(tunnel.peer.identity.clone()), source_ip };
-    if is_http {
-        let arrived = Arrived { delivered, decided_by: snapshot, program: upstream, entered };
-        return Ok(Carried::Requests(Box::new(arrived), stream));
+    let mut first = BytesMut::new();
+    let asked = First::Stream(&mut stream.receive, &mut first);
+    let is_http = worker.speaks_http(&delivered, &snapshot, asked, &upstream).await;
+    if is_http.inspect_err(|error| cut(error, &upstream, &mut stream))? {
+        let (decided_by, program, counts) = (snapshot, upstream, (None, None));
+        let through = Some(tunnel.through.clone());
+        let arrived = Arrived { delivered, decided_by, program, entered, counts, tunnel: through };
+        let ends = bytes::of_tunnel_with(stream, first.freeze());
+        return Ok(Carried::Requests(Box::new(arrived), Box::new(ends)));
     }
     let counted = counted.insert(worker.telemetry.open(record));
     let entry = worker.open.enter(Some(Arc::clone(counted)), Some(delivered));
     entry.judge_again(&snapshot, &worker.shared.snapshot);
     let idle = worker.shared.limits.idle_timeout;
+    let relayed = async {
+        // What was looked at goes first, and only then may the peer send as much again.
+        upstream.write_all(&first).await.map_err(ProxyError::UpstreamBroke)?;
+        counted.meter.sent(first.len());
+        // Fails on a stream that is gone, which the relay finds out with its reason.
+        let _ = stream.receive.flow_control().release_capacity(first.len());
+        let ended = relay::tunnel_to_upstream(&mut stream, &mut upstream, &counted.meter, idle).await;
+        ended.map_err(ProxyError::from)
+    };
     let relayed = tokio::select! {
         biased;
         reason = entry.until_closed() => Err(reason),
-        ended = relay::tunnel_to_upstream(&mut stream, &mut upstream, &counted.meter, idle) => {
-            ended.map_err(ProxyError::from)
-        }
+        ended = relayed => ended,
     };
-    if let Err(ProxyError::NoLongerAllowed(_) | ProxyError::Draining) = &relayed {
-        relay::reset_on_close(&upstream);
-        stream.send.send_reset(Reason::REFUSED_STREAM);
+    if let Err(error) = &relayed {
+        cut(error, &upstream, &mut stream);
     }
     relayed.map(|()| Carried::Bytes)
+}
+
+/// Ends what is no longer allowed with a reset of both sides; what broke was reset where it was relayed.
+fn cut(error: &ProxyError, upstream: &TcpStream, stream: &mut TunnelStream) {
+    if let ProxyError::NoLongerAllowed(_) | ProxyError::Draining = error {
+        relay::reset_on_close(upstream);
+        stream.send.send_reset(Reason::REFUSED_STREAM);
+    }
 }
 
 /// Every check that stands before a delivery.

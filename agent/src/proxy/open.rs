@@ -17,7 +17,7 @@ use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::Counted;
 
 /// What a policy decided on when a delivered connection was let through, to decide again when it changes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Delivered {
     /// The service's port on this host.
     pub local: Arc<LocalEndpoint>,

@@ -1,15 +1,15 @@
 //! What a local program opens: captured, who opened it, where it goes, to which endpoint, over which transport,
 //! relayed, recorded.
 
+/// Reaching one endpoint.
+mod reach;
 /// Routes of bytes.
 pub mod stream_route;
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
-use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
 use baremesh_model::outlier::Outcome;
@@ -25,22 +25,20 @@ use super::http::caller::Caller;
 use super::http::downstream::{self, Side};
 use super::open::Delivered;
 use super::relay::{self, Broken, TunnelStream};
+use super::sniff::First;
 use super::socket;
-use super::tunnel::{Peer, Place};
+use super::tunnel::Place;
 use super::{Entered, Worker, http, sniff};
 use crate::attribution::{self, Who};
 use crate::capture::Outbound;
 use crate::snapshot::cluster::Held;
-use crate::snapshot::{
-    Cluster, Endpoint, LocalEndpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot,
-};
-use crate::snapshot::{Transport, endpoint};
-use crate::telemetry::metrics::Party;
-use crate::telemetry::{Counted, Record, Reporter, Security};
+use crate::snapshot::{Endpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot, endpoint};
+use crate::telemetry::{Counted, Record, Reporter};
 
 /// What DestinationRules add.
 mod ruled;
 
+use reach::{as_it_was, one_endpoint, this_host};
 use ruled::Times;
 
 /// Carries one captured connection, and writes its record.
@@ -50,20 +48,19 @@ pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
     let mut counted = None;
     let outcome = connect_and_relay(&worker, &mut client, &mut record, &mut counted).await;
     let outcome = match outcome {
+        Ok(Carried::Bytes) => Ok(()),
         Ok(Carried::Requests(asked)) => {
             return Box::pin(carry_requests(worker, client, asked, record)).await;
         }
-        Ok(Carried::Arrived(arrived, _counting)) => {
-            let halves = http::bytes::of_socket(client);
-            Box::pin(callee::serve(worker, *arrived, halves, record)).await;
+        Ok(Carried::Delivered(arrived)) => {
+            Box::pin(callee::serve(worker, *arrived, http::bytes::of_socket(client), record)).await;
             return;
         }
-        Ok(Carried::Bytes) => Ok(()),
-        Err(error) => Err(error),
+        Err(error) => {
+            relay::reset_on_close(&client);
+            Err(error)
+        }
     };
-    if outcome.is_err() {
-        relay::reset_on_close(&client);
-    }
     worker.telemetry.finish(&record, counted.as_deref(), &outcome);
 }
 
@@ -73,8 +70,8 @@ enum Carried {
     Bytes,
     /// It is for a port that speaks HTTP, and each of its requests is carried for itself.
     Requests(Requests),
-    /// It has come to a service of this host that speaks HTTP, past any route: as if another host's agent had brought it.
-    Arrived(Box<Arrived>, Counting),
+    /// The same, for a service of this host: nothing routes it, and its program is told who calls.
+    Delivered(Box<Arrived>),
 }
 
 /// A connection whose requests are carried one by one.
@@ -147,14 +144,25 @@ async fn connect_and_relay(
         Route::Passthrough => return Err(ProxyError::NotMeshed(destination)),
     };
     let upstream = match upstream {
-        Upstream { leg: Leg::Socket(program), delivered: Some(delivered), counting, .. }
-            if delivered.local.protocol.is_http() =>
-        {
-            let arrived =
-                Arrived { delivered, decided_by: Arc::clone(&snapshot), program, entered: Some(entered) };
-            return Ok(Carried::Arrived(Box::new(arrived), counting));
+        // What goes on through an HTTP proxy is not this host's program's.
+        Upstream {
+            leg: Leg::Socket(program),
+            delivered: Some(delivered),
+            in_flight,
+            held,
+            times,
+            first: None,
+        } => {
+            if worker.speaks_http(&delivered, &snapshot, First::Socket(client), &program).await? {
+                let (counts, decided_by) = ((in_flight, held), Arc::clone(&snapshot));
+                let entered = Some(entered);
+                let arrived = Arrived { delivered, decided_by, program, entered, counts, tunnel: None };
+                return Ok(Carried::Delivered(Box::new(arrived)));
+            }
+            let leg = Leg::Socket(program);
+            Upstream { leg, delivered: Some(delivered), in_flight, held, times, first: None }
         }
-        upstream => upstream,
+        other => other,
     };
     let counted = counted.insert(worker.telemetry.open(record));
     upstream.relay(&call, client, counted).await.map(|()| Carried::Bytes)
@@ -202,23 +210,14 @@ async fn who(
 /// The called side, connected.
 struct Upstream {
     leg: Leg,
-    /// Counts for as long as the connection lasts.
-    counting: Counting,
+    /// Counts at the endpoint for as long as the connection lasts.
+    in_flight: Option<endpoint::InFlight>,
+    /// Counts against the rule's limit for as long.
+    held: Option<Held>,
     times: Times,
     delivered: Option<Delivered>,
-    /// What of the called side came with an HTTP proxy's answer.
-    first: BytesMut,
-}
-
-/// Where a connection counts.
-#[derive(Default)]
-struct Counting {
-    /// At the endpoint.
-    #[allow(dead_code)] // It counts by being there.
-    in_flight: Option<endpoint::InFlight>,
-    /// Against the rule's limit.
-    #[allow(dead_code)] // As well.
-    held: Option<Held>,
+    /// What came of the called side with the answer of an HTTP proxy, where it is reached through one.
+    first: Option<BytesMut>,
 }
 
 enum Leg {
@@ -240,9 +239,9 @@ impl Upstream {
         entry.judge_again(snapshot, &worker.shared.snapshot);
         let idle = self.times.idle.unwrap_or(worker.shared.limits.idle_timeout);
         let relayed = async {
-            if !self.first.is_empty() {
-                client.write_all(&self.first).await.map_err(Broken::Client)?;
-                counted.meter.answered(self.first.len());
+            if let Some(first) = self.first.take().filter(|first| !first.is_empty()) {
+                client.write_all(&first).await.map_err(Broken::Client)?;
+                counted.meter.answered(first.len());
             }
             match &mut self.leg {
                 Leg::Tunnel(stream, _) => relay::client_to_tunnel(client, stream, &counted.meter, idle).await,
@@ -263,8 +262,7 @@ impl Upstream {
     }
 
     fn on(leg: Leg) -> Self {
-        let (times, first) = (Times::default(), BytesMut::new());
-        Self { leg, counting: Counting::default(), times, delivered: None, first }
+        Self { leg, in_flight: None, held: None, times: Times::default(), delivered: None, first: None }
     }
 }
 
@@ -314,7 +312,7 @@ async fn any_endpoint(
         }
         match connected {
             Ok(mut upstream) => {
-                upstream.counting.held = Some(held);
+                upstream.held = Some(held);
                 return Ok(upstream);
             }
             Err(error) if error.is_endpoints_own() => {
@@ -350,148 +348,6 @@ async fn dialled_endpoint(
         Err(_) => {}
     }
     let mut upstream = connected?;
-    upstream.counting.held = Some(held);
+    upstream.held = Some(held);
     Ok(upstream)
-}
-
-/// Connects to one endpoint, and says there what its rule wants said first.
-async fn one_endpoint(
-    call: &Call<'_>,
-    service: &ServiceEntry,
-    cluster: &Cluster,
-    endpoint: &Arc<Endpoint>,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    let in_flight = endpoint.state.enter();
-    record.target =
-        Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
-    record.upstream = Some(endpoint.address);
-    let connecting = async {
-        let mut upstream = match &endpoint.transport {
-            Transport::Hbone(agent) => {
-                over_tunnel(call, (*agent, endpoint.address), &service.identity, record).await?
-            }
-            Transport::Plain => without_agent(call, cluster, endpoint.address, record).await?,
-            Transport::Local(local) => this_host(call, local, record).await?,
-        };
-        ruled::announce(&mut upstream.leg, cluster, record).await?;
-        if let Some(tunnel) = &cluster.policy.tunnel {
-            let limit = call.worker.shared.limits.connect_timeout;
-            upstream.first =
-                Box::pin(ruled::through_proxy(&mut upstream.leg, tunnel, endpoint, limit)).await?;
-        }
-        Ok(upstream)
-    };
-    let connected = match cluster.limits().connect_timeout {
-        // Its own time comes on top of the agent's, which is the most there is.
-        Some(time) => tokio::time::timeout(time, connecting).await.unwrap_or_else(|_| {
-            let source = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {time:?}"));
-            Err(ProxyError::Connect { address: endpoint.address, source })
-        }),
-        None => connecting.await,
-    };
-    let times = Times::of(cluster.limits());
-    let counting = Counting { in_flight: Some(in_flight), held: None };
-    connected.map(|upstream| Upstream { counting, times, ..upstream })
-}
-
-async fn over_tunnel(
-    Call { worker, caller, .. }: &Call<'_>,
-    (agent, authority): (SocketAddr, SocketAddr),
-    callee: &Identity,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    let credentials = worker.shared.credentials.load_full();
-    let source = credentials
-        .of(caller, SystemTime::now())
-        .ok_or_else(|| ProxyError::NoCertificate(caller.to_string()))?;
-    record.security = Security::MutualTls;
-    let peer = Peer { credentials: &credentials, source, destination: callee, agent };
-    let (stream, place) = worker.pool.open(peer, authority, record.client).await?;
-    record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
-    Ok(Upstream::on(Leg::Tunnel(stream, place)))
-}
-
-/// To a service of this host: no wire, the same policy.
-async fn this_host(
-    Call { worker, caller, .. }: &Call<'_>,
-    local: &Arc<LocalEndpoint>,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    record.security = Security::None;
-    record.target = Party::registered(&local.identity, None, &local.labels);
-    let source_ip = record.client.ip();
-    worker.authorize(local, Some(caller), source_ip, record)?;
-    let upstream = worker.deliver(local, record).await?;
-    let delivered = Delivered { local: Arc::clone(local), source: Some(caller.clone()), source_ip };
-    Ok(Upstream { delivered: Some(delivered), ..Upstream::on(Leg::Socket(upstream)) })
-}
-
-/// To an endpoint without an agent. One that a resource places at a service of this host is that service, under its
-/// policy, and one at the agent's own ports is none.
-async fn without_agent(
-    call: &Call<'_>,
-    cluster: &Cluster,
-    address: SocketAddr,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    if call.worker.is_own(call.snapshot, address) {
-        return Err(ProxyError::NotMeshed(address));
-    }
-    match call.snapshot.local(address) {
-        Some(local) => this_host(call, local, record).await,
-        None => {
-            if let Some(tls @ ClientTls::IstioMutual) = cluster.tls() {
-                // What asks for TLS is never sent in plaintext.
-                return Err(ProxyError::NeedsTls { address, mode: tls.mode() });
-            }
-            let upstream = as_it_was(call, address, record).await?;
-            if let (Leg::Socket(socket), Some(keepalive)) = (&upstream.leg, cluster.limits().keepalive) {
-                socket::keep_alive_as(socket, keepalive).map_err(ProxyError::UpstreamBroke)?;
-            }
-            match (cluster.tls(), upstream.leg) {
-                (Some(ClientTls::Simple(server) | ClientTls::Mutual(_, server)), Leg::Socket(socket)) => {
-                    let to = (address, socket);
-                    let tls = Box::pin(call.worker.in_tls(cluster, server, to)).await?;
-                    Ok(Upstream::on(Leg::Tls(tls)))
-                }
-                (_, leg) => Ok(Upstream { leg, ..upstream }),
-            }
-        }
-    }
-}
-
-/// Plaintext, as without a mesh.
-async fn as_it_was(
-    Call { worker, snapshot, .. }: &Call<'_>,
-    address: SocketAddr,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    record.security = Security::None;
-    record.upstream = Some(address);
-    let timeout = worker.shared.limits.connect_timeout;
-    let upstream = worker.connect_outside(snapshot, address, timeout).await?;
-    Ok(Upstream::on(Leg::Socket(upstream)))
-}
-
-impl Worker {
-    /// Connects to where no agent is.
-    pub(super) async fn connect_outside(
-        &self,
-        snapshot: &Snapshot,
-        address: SocketAddr,
-        timeout: Duration,
-    ) -> Result<TcpStream, ProxyError> {
-        let stream = socket::connect(address, self.shared.mark, timeout)
-            .await
-            .inspect(relay::reset_on_close)
-            .map_err(|source| ProxyError::Connect { address, source })?;
-        // Both ends at one address: it is this host, under an address that was not known to be its own. Its services are
-        // reached through their policies or not at all.
-        let here = stream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address.ip());
-        if here && snapshot.serves_port(address.port()) {
-            return Err(ProxyError::NotMeshed(address));
-        }
-        Ok(stream)
-    }
 }

@@ -12,6 +12,7 @@ use super::http::bytes;
 use super::http::callee::{self, Arrived};
 use super::open::Delivered;
 use super::relay;
+use super::sniff::First;
 use super::socket;
 use crate::telemetry::{Counted, Record, Reporter, Security};
 
@@ -59,9 +60,10 @@ async fn judge_and_deliver(
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let mut upstream = worker.deliver(local, record).await?;
     let delivered = Delivered { local: Arc::clone(local), source: None, source_ip };
-    if local.protocol.is_http() {
-        let (decided_by, program) = (Arc::clone(&snapshot), upstream);
-        return Ok(Some(Arrived { delivered, decided_by, program, entered: Some(entered) }));
+    if worker.speaks_http(&delivered, &snapshot, First::Socket(client), &upstream).await? {
+        let (decided_by, program, entered) = (Arc::clone(&snapshot), upstream, Some(entered));
+        let (counts, tunnel) = ((None, None), None);
+        return Ok(Some(Arrived { delivered, decided_by, program, entered, counts, tunnel }));
     }
     let counted = counted.insert(worker.telemetry.open(record));
     let entry = worker.open.enter(Some(Arc::clone(counted)), Some(delivered));

@@ -211,7 +211,7 @@ async fn both(
 
 /// Ends when nothing has moved for `idle`, give or take once as much: the meter is looked at once a period, instead
 /// of a timer armed at every read.
-async fn until_idle(meter: &Meter, idle: Duration) {
+pub(super) async fn until_idle(meter: &Meter, idle: Duration) {
     let mut seen = None;
     loop {
         let moved = meter.moved();

@@ -1,9 +1,14 @@
 //! What a connection speaks to a port whose protocol is `auto`: its first bytes tell, and are left where they are.
 
+/// What arrives at services of this host.
+mod arriving;
+
 use std::time::Duration;
 
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
+
+pub use arriving::{First, arrives_as_http};
 
 /// How long a caller may take for its first bytes; one that waits for the server to speak first is carried as bytes.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -19,11 +19,14 @@ use super::endpoint::milliseconds;
 
 /// Counts against limits.
 mod limits;
+/// Places of connections that nobody uses.
+mod spare;
 /// How the endpoints stand, for people.
 mod standing;
 
 pub(super) use limits::Counters;
 pub use limits::{Held, OverLimit};
+pub use spare::{Offer, Spare};
 pub use standing::Standing;
 
 /// One port of a service, or of one of its subsets, under one DestinationRule or none.
@@ -290,9 +293,22 @@ impl Cluster {
         Some(Ejected { cause, times: ejections.count })
     }
 
-    /// Counts a connection for as long as the guard lives.
+    /// Counts a connection for as long as the guard lives. Where no place is left, a connection that has no request gives
+    /// up its own.
     pub fn connection(&self) -> Result<Held, OverLimit> {
-        Held::connection(&self.state, self.limits())
+        loop {
+            match Held::connection(&self.state, self.limits()) {
+                // Somebody else may take what was given up: each turn uses an offer up.
+                Err(_) if self.state.counters.spares.give_up() => {}
+                held => return held,
+            }
+        }
+    }
+
+    /// As `connection`, and beyond the limit where there is no place. Without one a worker could not call at all: it
+    /// cannot use what other workers have open.
+    pub fn first_connection(&self) -> Held {
+        self.connection().unwrap_or_else(|_| Held::connection_beyond(&self.state))
     }
 
     /// Counts a request for as long as the guard lives.

@@ -1,4 +1,4 @@
-//! The access log: one JSON line a connection, under Envoy's field names. Lines are handed to one writer over a
+//! The access log: one line a connection or request. Lines are handed to one writer over a
 //! bounded queue; when it cannot keep up, or cannot write, lines are dropped and counted, and connections are not held
 //! up.
 
@@ -8,25 +8,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde::Serialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
-use super::request_record::{self, RequestRecord};
-use super::{Record, milliseconds};
-use crate::proxy::error::{ProxyError, Reason};
+use super::Record;
+use super::line::{Subject, line};
+use super::request_record::RequestRecord;
+use crate::proxy::error::ProxyError;
 use crate::proxy::relay::Meter;
+use crate::snapshot::Snapshot;
 
 /// Lines that may wait for the writer.
 const QUEUE: usize = 16_384;
 /// The most lines written with one system call.
 const BATCH: usize = 256;
 
+/// The state in force.
+type InForce = Arc<ArcSwap<Snapshot>>;
+
 /// A worker's end of the log.
 #[derive(Clone)]
 pub struct AccessLog {
-    lines: Option<mpsc::Sender<Vec<u8>>>,
+    /// Where lines go, and the state that says what they look like.
+    lines: Option<(mpsc::Sender<Vec<u8>>, InForce)>,
     tally: Arc<Tally>,
 }
 
@@ -59,8 +63,11 @@ pub struct Writing {
     tally: Arc<Tally>,
 }
 
-/// A log that is written to `out`.
-pub fn start(out: impl Write + Send + 'static) -> io::Result<(AccessLog, Writing)> {
+/// A log that is written to `out`, in the format that the state in force says.
+pub fn start(
+    out: impl Write + Send + 'static,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+) -> io::Result<(AccessLog, Writing)> {
     let (lines, receiver) = mpsc::channel(QUEUE);
     let tally = Arc::<Tally>::default();
     let writer = Writer { lines: receiver, tally: Arc::clone(&tally), torn: false };
@@ -70,7 +77,8 @@ pub fn start(out: impl Write + Send + 'static) -> io::Result<(AccessLog, Writing
         // Nobody waits where the agent ended otherwise than in good order.
         let _ = end.send(());
     })?;
-    Ok((AccessLog { lines: Some(lines), tally: Arc::clone(&tally) }, Writing { thread, ended, tally }))
+    let log = AccessLog { lines: Some((lines, snapshot)), tally: Arc::clone(&tally) };
+    Ok((log, Writing { thread, ended, tally }))
 }
 
 impl Writing {
@@ -131,39 +139,6 @@ impl Writer {
     }
 }
 
-/// The line, in Envoy's field names where Envoy has one.
-#[derive(Serialize)]
-struct Line<'a> {
-    start_time: String,
-    protocol: &'static str,
-    reporter: &'static str,
-    duration: u64,
-    bytes_received: u64,
-    bytes_sent: u64,
-    response_flags: &'static str,
-    response_code_details: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    fault: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    connection_termination_details: Option<String>,
-    downstream_remote_address: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    downstream_local_address: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_host: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_cluster: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source_principal: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    destination_principal: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    peer_certificate_serial: Option<&'a str>,
-    connection_security_policy: &'static str,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    policy_notes: &'a [String],
-}
-
 impl AccessLog {
     /// A log that writes nothing.
     pub fn off() -> Self {
@@ -177,56 +152,27 @@ impl AccessLog {
 
     /// Hands a connection's line to the writer.
     pub fn write(&self, record: &Record, meter: Option<&Meter>, outcome: &Result<(), ProxyError>) {
-        self.hand_over(|| line(record, meter, outcome));
+        self.hand_over(Subject::Connection(record, meter, outcome));
     }
 
     /// Hands a request's line to the writer.
     pub fn write_request(&self, record: &RequestRecord) {
-        self.hand_over(|| request_record::line(record));
+        self.hand_over(Subject::Request(record));
     }
 
     /// The line is made only where the writer has room for it.
-    fn hand_over(&self, line: impl FnOnce() -> Vec<u8>) {
-        let Some(lines) = &self.lines else { return };
+    fn hand_over(&self, subject: Subject<'_>) {
+        let Some((lines, snapshot)) = &self.lines else { return };
         match lines.try_reserve() {
             Ok(place) => {
                 self.tally.waiting.fetch_add(1, Ordering::Relaxed);
-                place.send(line());
+                place.send(line(subject, &snapshot.load().mesh.config.access_log));
             }
             Err(_) => {
                 self.tally.lost.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
-}
-
-fn line(record: &Record, meter: Option<&Meter>, outcome: &Result<(), ProxyError>) -> Vec<u8> {
-    let reason = outcome.as_ref().err().map(ProxyError::reason);
-    let line = Line {
-        start_time: OffsetDateTime::from(record.at).format(&Rfc3339).unwrap_or_default(),
-        protocol: "TCP",
-        reporter: record.reporter.name(),
-        duration: milliseconds(record.started.elapsed()),
-        bytes_received: meter.map_or(0, Meter::bytes_from_client),
-        bytes_sent: meter.map_or(0, Meter::bytes_to_client),
-        response_flags: reason.map_or("-", Reason::response_flags),
-        response_code_details: reason.map_or("-", Reason::name),
-        fault: reason.map(|reason| reason.fault().name()),
-        connection_termination_details: outcome.as_ref().err().map(ToString::to_string),
-        downstream_remote_address: record.client.to_string(),
-        downstream_local_address: record.destination.map(|address| address.to_string()),
-        upstream_host: record.upstream.map(|address| address.to_string()),
-        upstream_cluster: record.service_host.as_deref(),
-        source_principal: record.source.identity.as_ref().map(ToString::to_string),
-        destination_principal: record.target.identity.as_ref().map(ToString::to_string),
-        peer_certificate_serial: record.peer_serial.as_deref(),
-        connection_security_policy: record.security.name(),
-        policy_notes: &record.notes,
-    };
-    // A struct of strings and numbers always serialises.
-    let mut text = serde_json::to_vec(&line).unwrap_or_default();
-    text.push(b'\n');
-    text
 }
 
 #[cfg(test)]
@@ -258,27 +204,20 @@ mod tests {
         }
     }
 
-    fn record() -> Record {
-        Record::new(Reporter::Source, "10.0.0.1:1".parse().expect("an address"))
+    fn snapshot() -> InForce {
+        let mesh = crate::snapshot::tests::mesh("");
+        let snapshot = Snapshot::build(&mesh, &[], &crate::snapshot::tests::host(), 15008, None);
+        Arc::new(ArcSwap::from_pointee(snapshot.expect("a snapshot")))
     }
 
-    #[test]
-    fn a_line_says_why_and_whose_fault_it_is() {
-        let value = |outcome| -> serde_json::Value {
-            serde_json::from_slice(&line(&record(), None, &outcome)).expect("JSON")
-        };
-        let denied = value(Err(ProxyError::Denied("by ns/p".to_owned())));
-        assert_eq!(
-            (&denied["response_code_details"], &denied["fault"]),
-            (&"denied".into(), &"policy".into())
-        );
-        assert_eq!(value(Ok(())).get("fault"), None);
+    fn record() -> Record {
+        Record::new(Reporter::Source, "10.0.0.1:1".parse().expect("an address"))
     }
 
     #[tokio::test]
     async fn lines_of_the_last_moment_are_written() {
         let disk = Disk::default();
-        let (log, writing) = start(disk.clone()).expect("a thread");
+        let (log, writing) = start(disk.clone(), snapshot()).expect("a thread");
         let tally = log.tally();
         for _ in 0..QUEUE / 2 {
             log.write(&record(), None, &Ok(()));
@@ -326,7 +265,7 @@ mod tests {
             }
         }
         let (release, stuck) = std::sync::mpsc::channel();
-        let (log, writing) = start(Stuck(stuck)).expect("a thread");
+        let (log, writing) = start(Stuck(stuck), snapshot()).expect("a thread");
         let tally = log.tally();
         for _ in 0..3 {
             log.write(&record(), None, &Ok(()));

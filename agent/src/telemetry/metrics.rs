@@ -1,11 +1,10 @@
 //! Metrics under Istio's names and labels, and the agent's own, which start with `baremesh_`. A label's value is
 //! never something that a caller can choose: identities, services and workloads are registered things.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use baremesh_model::identity::Identity;
 use baremesh_model::workload::Labels;
@@ -15,6 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::cache::Key;
 use super::health::HealthMetrics;
 use super::rate_limits::RateLimitMetrics;
 use super::requests::RequestMetrics;
@@ -24,11 +24,6 @@ use crate::proxy::error::Reason;
 
 /// A count that only grows.
 pub type Counter = GenericCounter<u64, AtomicU64>;
-
-/// Series of ended connections are dropped when nothing has counted in them for this long.
-pub(super) const SERIES_IDLE: Duration = Duration::from_secs(15 * 60);
-/// The most series of connections that a worker remembers; beyond it, the sides are `unknown`.
-pub(super) const MAX_SERIES: usize = 20_000;
 
 /// One side of a connection, as labels name it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -157,6 +152,8 @@ pub struct Metrics {
     pub health: HealthMetrics,
     /// Connections open at this moment.
     pub open_connections: Gauge,
+    /// Sockets to endpoints that are kept without a request at this moment.
+    pub kept_connections: Gauge,
     /// Tunnels to other agents that stand at this moment.
     pub tunnels: Gauge,
     /// Tunnels from other agents that stand at this moment.
@@ -207,6 +204,7 @@ impl Metrics {
             certificate_expiry: Family::default(),
             dns: Family::default(),
             open_connections: Gauge::default(),
+            kept_connections: Gauge::default(),
             tunnels: Gauge::default(),
             inbound_tunnels: Gauge::default(),
             snapshot_version: Gauge::default(),
@@ -250,6 +248,11 @@ impl Metrics {
         registry.register("baremesh_dns_queries", "DNS questions by what became of them", self.dns.clone());
         let mut gauge = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
         gauge("baremesh_open_connections", "Connections open now", &self.open_connections);
+        gauge(
+            "baremesh_kept_connections",
+            "HTTP connections without an agent at the other end, kept for the next request",
+            &self.kept_connections,
+        );
         gauge("baremesh_tunnels", "Tunnels to other agents that stand now", &self.tunnels);
         gauge("baremesh_inbound_tunnels", "Tunnels from other agents that stand now", &self.inbound_tunnels);
         gauge("baremesh_snapshot_version", "The version of the state in force", &self.snapshot_version);
@@ -368,55 +371,29 @@ impl Metrics {
             response_flags: key.flags,
         }
     }
-
-    fn series(&self, key: &SeriesKey) -> Series {
-        let labels = self.labels(key);
-        Series {
-            opened: self.opened.get_or_create(&labels).clone(),
-            closed: self.closed.get_or_create(&labels).clone(),
-            sent_bytes: self.sent_bytes.get_or_create(&labels).clone(),
-            received_bytes: self.received_bytes.get_or_create(&labels).clone(),
-        }
-    }
-
-    fn drop_series(&self, key: &SeriesKey) {
-        let labels = self.labels(key);
-        for family in [&self.opened, &self.closed, &self.sent_bytes, &self.received_bytes] {
-            family.remove(&labels);
-        }
-    }
 }
 
-/// A worker's memory of the series that it counts in, so that a connection costs one look-up and no rendering
-/// of labels.
-#[derive(Default)]
-pub struct SeriesCache(Mutex<HashMap<SeriesKey, (Arc<Series>, Instant)>>);
+impl Key for SeriesKey {
+    type Series = Series;
 
-impl SeriesCache {
-    /// The series of `key`. Past `MAX_SERIES`, the sides are left unnamed.
-    pub fn series(&self, metrics: &Metrics, mut key: SeriesKey) -> Arc<Series> {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((series, used)) = cache.get_mut(&key) {
-            *used = Instant::now();
-            return Arc::clone(series);
-        }
-        if cache.len() >= MAX_SERIES {
-            (key.source, key.target, key.service_host) = (Party::default(), Party::default(), None);
-        }
-        let series = Arc::new(metrics.series(&key));
-        cache.insert(key, (Arc::clone(&series), Instant::now()));
-        series
+    fn unnamed(self) -> Self {
+        Self { source: Party::default(), target: Party::default(), service_host: None, ..self }
     }
 
-    /// Drops series that nothing counts in any more.
-    pub fn sweep_into(&self, metrics: &Metrics) {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.retain(|key, (series, used)| {
-            let keep = Arc::strong_count(series) > 1 || used.elapsed() < SERIES_IDLE;
-            if !keep {
-                metrics.drop_series(key);
-            }
-            keep
-        });
+    fn series(&self, metrics: &Metrics) -> Series {
+        let labels = metrics.labels(self);
+        Series {
+            opened: metrics.opened.get_or_create(&labels).clone(),
+            closed: metrics.closed.get_or_create(&labels).clone(),
+            sent_bytes: metrics.sent_bytes.get_or_create(&labels).clone(),
+            received_bytes: metrics.received_bytes.get_or_create(&labels).clone(),
+        }
+    }
+
+    fn forget(&self, metrics: &Metrics) {
+        let labels = metrics.labels(self);
+        for family in [&metrics.opened, &metrics.closed, &metrics.sent_bytes, &metrics.received_bytes] {
+            family.remove(&labels);
+        }
     }
 }

@@ -4,12 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use baremesh_model::http::{RequestHead, Version};
-use serde::Serialize;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
+use super::Record;
 use super::requests::{RequestProtocol, RequestSizes};
-use super::{Record, milliseconds};
 use crate::snapshot::rate_limit::Decision;
 
 /// What is known of one request. It fills up as the request goes on, and is written once at its end.
@@ -71,6 +68,8 @@ pub struct LoggedFields {
     pub forwarded_for: Option<String>,
     /// `traceparent`
     pub traceparent: Option<String>,
+    /// `x-envoy-original-path`
+    pub original_path: Option<String>,
 }
 
 impl LoggedFields {
@@ -82,6 +81,7 @@ impl LoggedFields {
             user_agent: text("user-agent"),
             forwarded_for: text("x-forwarded-for"),
             traceparent: text("traceparent"),
+            original_path: text("x-envoy-original-path"),
         }
     }
 }
@@ -109,99 +109,4 @@ impl RequestRecord {
             limited: Vec::new(),
         }
     }
-}
-
-/// The line, in Envoy's field names where Envoy has one.
-#[derive(Serialize)]
-struct Line<'a> {
-    start_time: String,
-    method: &'a str,
-    path: &'a str,
-    protocol: &'static str,
-    reporter: &'static str,
-    response_code: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    grpc_status: Option<u16>,
-    response_flags: &'static str,
-    response_code_details: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_transport_failure_reason: Option<&'a str>,
-    bytes_received: u64,
-    bytes_sent: u64,
-    duration: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_service_time: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    x_forwarded_for: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    user_agent: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    request_id: Option<&'a str>,
-    authority: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_host: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_cluster: Option<&'a str>,
-    upstream_request_attempt_count: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    route_name: Option<&'a str>,
-    downstream_remote_address: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    downstream_local_address: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source_principal: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    destination_principal: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    peer_certificate_serial: Option<&'a str>,
-    connection_security_policy: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    traceparent: Option<&'a str>,
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    policy_notes: &'a [String],
-    #[serde(skip_serializing_if = "<[String]>::is_empty")]
-    rate_limits: &'a [String],
-}
-
-/// The request's line of the access log.
-pub fn line(record: &RequestRecord) -> Vec<u8> {
-    let RequestRecord { peers, fields, sizes, .. } = record;
-    let rate_limits: Vec<String> = record.limited.iter().map(ToString::to_string).collect();
-    let line = Line {
-        start_time: OffsetDateTime::from(peers.at).format(&Rfc3339).unwrap_or_default(),
-        method: &record.method,
-        path: &record.target,
-        protocol: record.version.name(),
-        reporter: peers.reporter.name(),
-        response_code: record.status,
-        grpc_status: record.grpc_status,
-        response_flags: record.flags,
-        response_code_details: record.details,
-        upstream_transport_failure_reason: record.fault.as_deref(),
-        bytes_received: sizes.request_bytes,
-        bytes_sent: sizes.response_bytes,
-        duration: milliseconds(sizes.duration),
-        upstream_service_time: record.upstream_time.map(milliseconds),
-        x_forwarded_for: fields.forwarded_for.as_deref(),
-        user_agent: fields.user_agent.as_deref(),
-        request_id: fields.request_id.as_deref(),
-        authority: &record.authority,
-        upstream_host: peers.upstream.map(|address| address.to_string()),
-        upstream_cluster: peers.service_host.as_deref(),
-        upstream_request_attempt_count: record.attempts,
-        route_name: record.route.as_deref(),
-        downstream_remote_address: peers.client.to_string(),
-        downstream_local_address: peers.destination.map(|address| address.to_string()),
-        source_principal: peers.source.identity.as_ref().map(ToString::to_string),
-        destination_principal: peers.target.identity.as_ref().map(ToString::to_string),
-        peer_certificate_serial: peers.peer_serial.as_deref(),
-        connection_security_policy: peers.security.name(),
-        traceparent: fields.traceparent.as_deref(),
-        policy_notes: &peers.notes,
-        rate_limits: &rate_limits,
-    };
-    // A struct of strings and numbers always serialises.
-    let mut text = serde_json::to_vec(&line).unwrap_or_default();
-    text.push(b'\n');
-    text
 }

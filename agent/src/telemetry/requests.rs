@@ -1,16 +1,15 @@
 //! HTTP and gRPC requests under Istio's names: counts, durations and sizes, with the labels of connections and three
 //! more. A request costs one look-up by its peers and its outcome; labels are rendered once a series.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::metrics::{Counter, MAX_SERIES, Metrics, Party, SERIES_IDLE, SeriesKey, TcpLabels};
+use super::cache::Key;
+use super::metrics::{Counter, Metrics, SeriesKey, TcpLabels};
 
 /// What a request was spoken in, as the label `request_protocol` says it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -197,36 +196,18 @@ fn labels(metrics: &Metrics, key: &RequestKey) -> RequestLabels {
     }
 }
 
-/// A worker's memory of the series that its requests count in.
-#[derive(Default)]
-pub struct RequestCache(Mutex<HashMap<RequestKey, (Arc<RequestSeries>, Instant)>>);
+impl Key for RequestKey {
+    type Series = RequestSeries;
 
-impl RequestCache {
-    /// The series of `key`. Past `MAX_SERIES`, the peers are left unnamed.
-    pub fn series(&self, metrics: &Metrics, mut key: RequestKey) -> Arc<RequestSeries> {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((series, used)) = cache.get_mut(&key) {
-            *used = Instant::now();
-            return Arc::clone(series);
-        }
-        if cache.len() >= MAX_SERIES {
-            let peers = &mut key.peers;
-            (peers.source, peers.target, peers.service_host) = (Party::default(), Party::default(), None);
-        }
-        let series = Arc::new(metrics.requests.series(&labels(metrics, &key), key.protocol));
-        cache.insert(key, (Arc::clone(&series), Instant::now()));
-        series
+    fn unnamed(self) -> Self {
+        Self { peers: self.peers.unnamed(), ..self }
     }
 
-    /// Drops series that nothing has counted in for long.
-    pub fn sweep_into(&self, metrics: &Metrics) {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.retain(|key, (series, used)| {
-            let keep = Arc::strong_count(series) > 1 || used.elapsed() < SERIES_IDLE;
-            if !keep {
-                metrics.requests.drop_series(&labels(metrics, key));
-            }
-            keep
-        });
+    fn series(&self, metrics: &Metrics) -> RequestSeries {
+        metrics.requests.series(&labels(metrics, self), self.protocol)
+    }
+
+    fn forget(&self, metrics: &Metrics) {
+        metrics.requests.drop_series(&labels(metrics, self));
     }
 }

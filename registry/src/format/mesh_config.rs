@@ -1,5 +1,6 @@
 //! `MeshConfig`: what holds for the whole mesh.
 
+use baremesh_model::access_log::{AccessLogFormat, TextFormat};
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::Domain;
 use baremesh_model::peer_authentication::MtlsMode;
@@ -11,6 +12,7 @@ use super::decode::{At, Decoder, Fields, optional};
 use super::document::Metadata;
 use super::fields::{Field, enforced, no_effect};
 use super::peer_authentication::{mode_name, named_mode};
+use super::virtual_service::{decode_retries, encode_retries};
 use crate::diagnostic::quote;
 
 const HTTP: &str = "not read yet: routes and DestinationRules say it";
@@ -29,6 +31,18 @@ pub(super) static FIELDS: &[Field] = &[
     enforced("virtualRanges", "where services' virtual addresses come from"),
     enforced("virtualRanges.v4", "an IPv4 block of /8 to /30; `240.240.0.0/16` unless set"),
     enforced("virtualRanges.v6", "an IPv6 block of /16 to /120, or `off`; `fdba:4e3e:5400::/64` unless set"),
+    enforced("defaultHttpRetryPolicy", "how requests are tried again whose route has no `retries`"),
+    enforced("defaultHttpRetryPolicy.attempts", "tries after the first; 0: none"),
+    enforced("defaultHttpRetryPolicy.perTryTimeout", "for one try; the route's timeout without"),
+    enforced("defaultHttpRetryPolicy.retryOn", "what is tried again; what nobody saw, unless set"),
+    enforced("defaultHttpRetryPolicy.backoff", "what the first wait is shorter than; `25ms` unless set"),
+    enforced(
+        "defaultHttpRetryPolicy.retryIgnorePreviousHosts",
+        "whether endpoints that were tried are avoided",
+    ),
+    enforced("defaultHttpRetryPolicy.retryRemoteLocalities", "other localities are tried too"),
+    enforced("accessLogEncoding", "JSON (default) or TEXT"),
+    enforced("accessLogFormat", "a text of Envoy's operators, with TEXT alone; Istio's default unless set"),
     no_effect(
         "outboundTrafficPolicy",
         "what is outside of the mesh is let through (ALLOW_ANY); REGISTRY_ONLY is not enforced yet",
@@ -44,11 +58,8 @@ pub(super) static FIELDS: &[Field] = &[
     no_effect("caCertificates", "the mesh's own root is the only one"),
     no_effect("certificates", CLUSTER),
     no_effect("pathNormalization", "no policy looks at paths yet"),
-    no_effect("defaultHttpRetryPolicy", HTTP),
     no_effect("h2UpgradePolicy", HTTP),
     no_effect("accessLogFile", "the access log goes to the journal"),
-    no_effect("accessLogFormat", "the access log has one format so far"),
-    no_effect("accessLogEncoding", "the agent's own file says text or JSON"),
     no_effect("enableEnvoyAccessLogService", ENVOY),
     no_effect("disableEnvoyListenerLog", ENVOY),
     no_effect("extensionProviders", "external authorisation and tracing are not supported yet"),
@@ -86,6 +97,8 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
     let root = optional(spec.take("rootNamespace"), |at| d.label(&at));
     let mode = optional(spec.take("defaultMtlsMode"), |at| mode(d, &at));
     let ranges = optional(spec.take("virtualRanges"), |at| ranges(d, &at));
+    let retries = optional(spec.take("defaultHttpRetryPolicy"), |at| decode_retries(d, &at));
+    let access_log = access_log(d, spec);
     Some(MeshConfig {
         name: name?.unwrap_or(default.name),
         trust_domain: trust_domain?.unwrap_or(default.trust_domain),
@@ -93,6 +106,8 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         root_namespace: root?.unwrap_or(default.root_namespace),
         default_mtls: mode?.unwrap_or(default.default_mtls),
         virtual_ranges: ranges?.unwrap_or_default(),
+        default_retries: retries?,
+        access_log: access_log?,
     })
 }
 
@@ -104,6 +119,37 @@ fn domain(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Domain> {
 fn mode(d: &mut Decoder<'_>, at: &At<'_>) -> Option<MtlsMode> {
     let text = d.text(at)?;
     named_mode(d, at, text)
+}
+
+fn access_log(d: &mut Decoder<'_>, spec: &Fields<'_>) -> Option<AccessLogFormat> {
+    let is_text = optional(spec.take("accessLogEncoding"), |at| match d.text(&at)? {
+        "JSON" => Some(false),
+        "TEXT" => Some(true),
+        other => {
+            d.invalid(
+                &at,
+                format!("{} is not an encoding of the access log", quote(other)),
+                "use JSON or TEXT",
+            );
+            None
+        }
+    })?
+    .unwrap_or(false);
+    let format = optional(spec.take("accessLogFormat"), |at| {
+        // An empty text is what leaving it out means.
+        let text = d.any_text(&at)?;
+        if text.is_empty() {
+            return Some(TextFormat::default());
+        }
+        if !is_text {
+            d.invalid(&at, "a format is for text", "set `accessLogEncoding` to TEXT, or leave it out");
+            return None;
+        }
+        let read = TextFormat::parse(text);
+        read.map_err(|error| d.invalid(&at, error.to_string(), "see docs/telemetry.md for the operators"))
+            .ok()
+    })?;
+    Some(if is_text { AccessLogFormat::Text(format.unwrap_or_default()) } else { AccessLogFormat::Json })
 }
 
 fn ranges(d: &mut Decoder<'_>, at: &At<'_>) -> Option<VirtualRanges> {
@@ -151,7 +197,7 @@ fn range_v6(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Option<Ipv6Net>> {
 
 pub(super) fn encode(config: &MeshConfig) -> Json {
     let ranges = &config.virtual_ranges;
-    json!({
+    let mut json = json!({
         "trustDomain": config.trust_domain.as_str(),
         "domain": config.domain.as_str(),
         "rootNamespace": config.root_namespace.as_str(),
@@ -160,5 +206,15 @@ pub(super) fn encode(config: &MeshConfig) -> Json {
             "v4": ranges.v4.to_string(),
             "v6": ranges.v6.map_or_else(|| "off".to_owned(), |range| range.to_string()),
         },
-    })
+    });
+    if let Some(retries) = &config.default_retries {
+        json["defaultHttpRetryPolicy"] = encode_retries(retries);
+    }
+    if let AccessLogFormat::Text(format) = &config.access_log {
+        json["accessLogEncoding"] = json!("TEXT");
+        if *format != TextFormat::default() {
+            json["accessLogFormat"] = json!(format.to_string());
+        }
+    }
+    json
 }

@@ -23,7 +23,8 @@ mod stream;
 /// The table of fields.
 mod table;
 
-pub(super) use encode::{encode, http_match as encode_match};
+pub(super) use encode::{encode, http_match as encode_match, retries as encode_retries};
+pub(super) use options::retries as decode_retries;
 pub(super) use table::FIELDS;
 
 /// What names within the resource are read by.

@@ -174,6 +174,25 @@ impl Tunnel {
         })
     }
 
+    /// Sends a text on a stream.
+    pub fn say(&self, stream: &mut Stream, text: String) -> io::Result<()> {
+        // The connection's task sends it.
+        self.runtime.block_on(async { stream.send.send_data(text.into(), false).map_err(io::Error::other) })
+    }
+
+    /// What comes on a stream until it ends.
+    pub fn hear(&self, stream: &mut Stream) -> io::Result<String> {
+        self.runtime.block_on(in_time(async {
+            let mut heard = Vec::new();
+            while let Some(chunk) = stream.receive.data().await {
+                let chunk = chunk.map_err(io::Error::other)?;
+                stream.receive.flow_control().release_capacity(chunk.len()).map_err(io::Error::other)?;
+                heard.extend_from_slice(&chunk);
+            }
+            String::from_utf8(heard).map_err(io::Error::other)
+        }))
+    }
+
     /// Whether the agent carries a word to `authority` and its echo back.
     pub fn echoes(&self, authority: &str) -> io::Result<bool> {
         let mut stream = self.connect(authority)?;

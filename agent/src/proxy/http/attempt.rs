@@ -19,6 +19,7 @@ use super::h1::{Asked, Frame, Framing, Hop, HttpLimits, MAX_INTERIM, Persistence
 use super::h2 as http2;
 use super::upload::{Progress, Replay, Upload};
 use super::upstream::Connection;
+use crate::proxy::relay::until_idle;
 
 /// Where an attempt goes.
 pub enum Leg<'a> {
@@ -62,6 +63,26 @@ pub enum Failure {
     CallerGone,
     /// The caller's body is malformed.
     CallerMalformed(&'static str),
+    /// A policy that changed meanwhile no longer allows it.
+    NoLongerAllowed,
+}
+
+impl Failure {
+    /// Whether the upstream is to blame.
+    pub fn is_upstreams(self) -> bool {
+        match self {
+            Self::UpstreamClosed
+            | Self::RefusedStream
+            | Self::UpstreamMalformed(_)
+            | Self::Timeout
+            | Self::PerTryTimeout => true,
+            Self::CallerStalled
+            | Self::Idle
+            | Self::CallerGone
+            | Self::CallerMalformed(_)
+            | Self::NoLongerAllowed => false,
+        }
+    }
 }
 
 /// What is to become of an answer's head.
@@ -185,6 +206,15 @@ pub struct Order<'a> {
     pub overall: Option<Duration>,
     /// None: from when all of the request has come.
     pub since: Option<Instant>,
+    /// How long an upgraded connection may be quiet both ways.
+    pub idle: Duration,
+}
+
+impl<'a> Order<'a> {
+    /// A request that nothing but its upstream limits.
+    pub fn unlimited(head: &'a RequestHead, idle: Duration) -> Self {
+        Self { head, per_try: None, overall: None, since: None, idle }
+    }
 }
 
 /// Makes one attempt. `judge` sees the final answer's head before the caller does, may change it, and decides whether the
@@ -197,7 +227,7 @@ pub async fn attempt(
     download: &mut Download,
     judge: &mut (dyn FnMut(&mut ResponseHead, Replay) -> Verdict + Send),
 ) -> Attempt {
-    let Order { head, per_try, overall, since } = order;
+    let Order { head, per_try, overall, since, idle } = order;
     let (hop, whole_at) = (upload.hop, since.or(upload.whole_at()));
     let (mut stream, mut incoming, mut sink);
     match leg {
@@ -216,7 +246,13 @@ pub async fn attempt(
                 Ok(request) => request,
                 Err(why) => return Attempt::Failed(Failure::CallerMalformed(why)),
             };
-            let mut sender = match sender.ready().await {
+            let ready = tokio::select! {
+                biased;
+                ready = sender.ready() => ready,
+                () = upload.gone() => return Attempt::Failed(Failure::CallerGone),
+                () = answer.gone() => return Attempt::Failed(Failure::CallerGone),
+            };
+            let mut sender = match ready {
                 Ok(sender) => sender,
                 Err(error) => return Attempt::Failed(refusal(&error)),
             };
@@ -307,7 +343,8 @@ pub async fn attempt(
                 failure => Err(failure),
             },
             failure = &mut timeout, if is_timed => Err(failure),
-            failure = &mut stalls => Err(failure),
+            failure = &mut stalls, if framing != Framing::Upgraded => Err(failure),
+            () = until_idle(&progress.meter, idle), if framing == Framing::Upgraded => Err(Failure::Idle),
         }
     };
     match outcome {
@@ -352,6 +389,7 @@ async fn relay(
         match next? {
             Some(Frame::Data(data)) => {
                 download.bytes += data.len() as u64;
+                progress.meter.answered(data.len());
                 if let Some(messages) = &mut download.messages {
                     messages.count(&data);
                 }

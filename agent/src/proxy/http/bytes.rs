@@ -1,22 +1,27 @@
 //! Bytes from and to a socket or a stream in a tunnel, pulled by who needs them: what is not read is not acknowledged, so
 //! that a slow reader slows the writer at the other end. A side that waits holds no buffer.
 
+/// Both halves as one stream.
+mod joined;
+
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::super::relay::{self, GATHER, TunnelStream};
+use super::super::relay::{self, TunnelStream};
+
+pub use joined::Joined;
 
 /// The most that is read ahead of a peer that is only asked whether it is still there.
 pub const READ_AHEAD: usize = 16 * 1024;
@@ -66,7 +71,12 @@ pub fn of_tls(stream: TlsStream<TcpStream>) -> (ByteReader, ByteWriter) {
 
 /// Both halves of a stream in a tunnel.
 pub fn of_tunnel(stream: TunnelStream) -> (ByteReader, ByteWriter) {
-    (ByteReader::Tunnel(stream.receive, Bytes::new()), ByteWriter::Tunnel(stream.send))
+    of_tunnel_with(stream, Bytes::new())
+}
+
+/// The same of a stream of which `first` has come and was not let go.
+pub fn of_tunnel_with(stream: TunnelStream, first: Bytes) -> (ByteReader, ByteWriter) {
+    (ByteReader::Tunnel(stream.receive, first), ByteWriter::Tunnel(stream.send))
 }
 
 impl ByteReader {
@@ -98,18 +108,25 @@ impl ByteReader {
     }
 
     /// Ends when the peer will send nothing more: `Ok` if it said so itself, the error if it broke off. What comes until
-    /// then is kept in `buffer`; a peer that sends more than `READ_AHEAD` is taken to be there, and is not looked at again.
+    /// then is kept in `buffer`. Of a peer that sends more than `READ_AHEAD` the kernel still tells the end of its socket,
+    /// and no stream in a tunnel does.
     pub async fn closed(&mut self, buffer: &mut BytesMut) -> io::Result<()> {
-        poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
             while buffer.len() < READ_AHEAD {
                 let most = READ_AHEAD - buffer.len();
                 if ready!(self.poll_some(cx, buffer, most))? == 0 {
-                    return Poll::Ready(Ok(()));
+                    return Poll::Ready(Ok(true));
                 }
             }
-            Poll::Pending
-        })
-        .await
+            Poll::Ready(Ok::<_, io::Error>(false))
+        });
+        match (ended.await?, self) {
+            (true, _) => Ok(()),
+            // Besides priority data, for which it is not registered, this tells the peer's end alone, however much is
+            // still to be read before it (EPOLLRDHUP, epoll_ctl(2)).
+            (false, Self::Socket(socket)) => socket.ready(Interest::PRIORITY).await.map(|_| ()),
+            (false, Self::Tunnel(..) | Self::Tls(_)) => std::future::pending().await,
+        }
     }
 
     /// Whether a connection that nothing is expected on is as it was left: nothing has come, and it has not ended. Only
@@ -294,126 +311,5 @@ pub async fn linger(reader: &mut ByteReader, writer: &mut ByteWriter) {
     writer.settle();
 }
 
-/// Both halves as one stream, for protocols that are read and written by others.
-pub struct Joined {
-    reader: ByteReader,
-    writer: ByteWriter,
-    /// What was read before, from the start on.
-    buffer: BytesMut,
-}
-
-impl Joined {
-    /// One stream of both halves, which starts with what was read already.
-    pub fn new(reader: ByteReader, writer: ByteWriter, buffer: BytesMut) -> Self {
-        Self { reader, writer, buffer }
-    }
-}
-
-impl AsyncRead for Joined {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let Self { reader, buffer, .. } = &mut *self;
-        if !buffer.is_empty() {
-            let part = buffer.len().min(into.remaining());
-            into.put_slice(&buffer[..part]);
-            buffer.advance(part);
-            if buffer.is_empty() {
-                *buffer = BytesMut::new();
-            }
-            return Poll::Ready(Ok(()));
-        }
-        match reader {
-            ByteReader::Socket(socket) => {
-                let most = into.remaining();
-                poll_socket(socket, cx, into, most).map_ok(|_| ())
-            }
-            ByteReader::Tunnel(stream, pending) => {
-                if ready!(poll_pending(stream, pending, cx))? {
-                    let part = pending.split_to(pending.len().min(into.remaining()));
-                    into.put_slice(&part);
-                    release(stream, part.len());
-                }
-                Poll::Ready(Ok(()))
-            }
-            ByteReader::Tls(tls) => Pin::new(tls).poll_read(cx, into),
-        }
-    }
-}
-
-impl AsyncWrite for Joined {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, part: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[IoSlice::new(part)])
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        parts: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let parts = &parts[..parts.len().min(GATHER)];
-        match &mut self.writer {
-            ByteWriter::Socket(socket) => loop {
-                ready!(socket.poll_write_ready(cx))?;
-                match socket.try_write_vectored(parts) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    done => return Poll::Ready(done),
-                }
-            },
-            ByteWriter::Tunnel(stream) => {
-                let total: usize = parts.iter().map(|part| part.len()).sum();
-                if total == 0 {
-                    return Poll::Ready(Ok(0));
-                }
-                stream.reserve_capacity(total.min(relay::LARGE_READ));
-                let capacity = ready!(poll_capacity(stream, cx))?;
-                let mut frame = BytesMut::with_capacity(capacity.min(total));
-                for part in parts {
-                    let room = capacity - frame.len();
-                    frame.extend_from_slice(&part[..part.len().min(room)]);
-                }
-                let written = frame.len();
-                stream.send_data(frame.freeze(), false).map_err(relay::h2_error)?;
-                Poll::Ready(Ok(written))
-            }
-            ByteWriter::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, parts),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.writer {
-            ByteWriter::Tls(tls) => Pin::new(tls).poll_flush(cx),
-            ByteWriter::Socket(_) | ByteWriter::Tunnel(_) => Poll::Ready(Ok(())),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let ended = self.writer.shutdown();
-        self.writer.settle();
-        Poll::Ready(ended)
-    }
-}
-
-/// Waits until a stream may send something.
-fn poll_capacity(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    loop {
-        let capacity = stream.capacity();
-        if capacity > 0 {
-            return Poll::Ready(Ok(capacity));
-        }
-        match ready!(stream.poll_capacity(cx)) {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Poll::Ready(Err(relay::h2_error(error))),
-            None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
-        }
-    }
-}
-
 #[cfg(test)]
-pub(super) mod tests;
+pub(in crate::proxy) mod tests;

@@ -2,33 +2,39 @@
 //! this host that dialled the service's own address, for a service of this host. Each connection has one connection to the program behind it; what the program is told of the caller is
 //! what the handshake proved, or within a host the kernel.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ::bytes::BytesMut;
-use baremesh_model::http::{Headers, RequestHead, ResponseHead};
+use baremesh_model::http::{RequestHead, ResponseHead};
 use baremesh_model::identity::Identity;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use super::attempt::{Attempt, Download, Failure, Leg, Order, Verdict, attempt};
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::downstream::{self, Exchange, Side};
+use super::forwarded_cert::{Proved, introduce};
 use super::grpc::MessageCount;
 use super::reply::Reply;
 use super::upload::{Replay, Upload};
-use super::upstream::{Connection, Lent, ShareError, UpstreamKey, Upstreams, Via};
+use super::upstream::{Connection, Lent, ShareError, Terms, UpstreamKey, Upstreams, Via};
 use crate::proxy::error::ProxyError;
 use crate::proxy::flood::Ended;
 use crate::proxy::open::Delivered;
 use crate::proxy::{Entered, Worker};
+use crate::snapshot::cluster::Held;
+use crate::snapshot::endpoint::InFlight;
 use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{LocalEndpoint, Snapshot};
+use crate::telemetry::Record;
 use crate::telemetry::request_record::{LoggedFields, RequestRecord};
 use crate::telemetry::requests::RequestProtocol;
-use crate::telemetry::{Record, Security};
 
-/// Where the called side learns who calls (Envoy's name).
-const CLIENT_CERT: &str = "x-forwarded-client-cert";
+/// How long a request that is under way may go on when a certificate of its tunnel has ended.
+const LAST_REQUEST: Duration = Duration::from_secs(600);
 
 /// A connection that this host's policies let through to a program that speaks HTTP.
 pub struct Arrived {
@@ -40,6 +46,22 @@ pub struct Arrived {
     pub program: TcpStream,
     /// Counts against the limit on connections.
     pub entered: Option<Entered>,
+    /// Counts where it was sent to, as far as that is known here.
+    pub counts: Counts,
+    /// The tunnel that it came in, if it did.
+    pub tunnel: Option<Through>,
+}
+
+/// What a connection counts in: at its endpoint, and against the limit of a rule.
+pub type Counts = (Option<InFlight>, Option<Held>);
+
+/// What a connection has of the tunnel that it came in.
+#[derive(Debug, Clone)]
+pub struct Through {
+    /// When the first of the tunnel's certificates ends: no request begins after it.
+    pub ends: Instant,
+    /// The SHA-256 of the certificate that the caller showed, in hexadecimal.
+    pub fingerprint: Arc<str>,
 }
 
 /// Carries the requests of a connection until it ends, or is no longer allowed. Given up is one that its peer broke off
@@ -50,16 +72,18 @@ pub async fn serve(
     (reader, writer): (ByteReader, ByteWriter),
     peers: Record,
 ) -> Ended {
-    let Arrived { delivered, decided_by, program, entered: _entered } = arrived;
+    let Arrived { delivered, decided_by, program, entered: _entered, counts: _counts, tunnel } = arrived;
     let (local, source) = (Arc::clone(&delivered.local), delivered.source.clone());
     let entry = worker.open.enter(None, Some(delivered));
     entry.judge_again(&decided_by, &worker.shared.snapshot);
-    let callee = Callee::new(Arc::clone(&worker), local, source, (peers, program));
+    let last = tunnel.as_ref().map(|tunnel| tunnel.ends + LAST_REQUEST);
+    let callee = Callee::new(Arc::clone(&worker), local, (source, tunnel), (peers, program));
     tokio::select! {
         biased;
         // Both sides are reset: nobody takes what has come for all there is.
         _ = entry.until_closed() => Ended::Normally,
         ended = downstream::serve(Arc::new(Side::Callee(Box::new(callee))), reader, writer) => ended,
+        () = downstream::until(last) => Ended::Normally,
     }
 }
 
@@ -69,24 +93,38 @@ pub struct Callee {
     pub worker: Arc<Worker>,
     local: Arc<LocalEndpoint>,
     source: Option<Identity>,
+    tunnel: Option<Through>,
     peers: Record,
-    /// The program's side over HTTP/1, while it stands and no request is on it.
-    program: Mutex<Option<Connection>>,
+    /// The program's side over HTTP/1 and where it is, while it stands and no request is on it.
+    program: Mutex<Option<(SocketAddr, Connection)>>,
     /// The program's side over HTTP/2.
     shared: Upstreams,
 }
 
 impl Callee {
     /// A connection of `source`, whose policies let it through, and the program's side of it.
-    pub fn new(
+    fn new(
         worker: Arc<Worker>,
         local: Arc<LocalEndpoint>,
-        source: Option<Identity>,
+        (source, tunnel): (Option<Identity>, Option<Through>),
         (peers, program): (Record, TcpStream),
     ) -> Self {
         let (reader, writer) = bytes::of_socket(program);
-        let program = Mutex::new(Some(Connection::new(reader, writer, (None, None))));
-        Self { worker, local, source, peers, program, shared: Upstreams::default() }
+        let program = Some((local.deliver, Connection::new(reader, writer, (None, None))));
+        Self {
+            worker,
+            local,
+            source,
+            tunnel,
+            peers,
+            program: Mutex::new(program),
+            shared: Upstreams::default(),
+        }
+    }
+
+    /// From when on it takes no further requests.
+    pub fn ends(&self) -> Option<Instant> {
+        self.tunnel.as_ref().map(|tunnel| tunnel.ends)
     }
 
     /// The two ends of the connection.
@@ -103,7 +141,9 @@ impl Callee {
             self.finish(record, &exchange.upload);
             return ended;
         }
-        introduce(&mut exchange.head.headers, self.source.as_ref(), &self.local.identity);
+        let certificate = self.tunnel.as_ref().map(|tunnel| &*tunnel.fingerprint);
+        let proved = self.source.as_ref().map(|identity| Proved { identity, certificate });
+        introduce(&mut exchange.head.headers, proved, &self.local.identity);
         let mut download = Download::default();
         if record.protocol == RequestProtocol::Grpc {
             exchange.upload.messages = Some(MessageCount::default());
@@ -113,7 +153,7 @@ impl Callee {
         record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
         match ended {
             Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
-            Ok(Attempt::Failed(Failure::RefusedStream)) if self.is_from_an_agent() => {
+            Ok(Attempt::Failed(Failure::RefusedStream)) if self.tunnel.is_some() => {
                 record.replied(&Reply::upstream_closed());
                 exchange.answer.refuse();
             }
@@ -125,7 +165,7 @@ impl Callee {
             Err(error) => {
                 record.fault = Some(error.to_string());
                 let reply = Reply::connect_failed();
-                if self.is_from_an_agent() {
+                if self.tunnel.is_some() {
                     record.replied(&reply);
                     exchange.answer.refuse();
                 } else {
@@ -143,11 +183,6 @@ impl Callee {
         let mut record = self.record(&exchange);
         exchange.reply(&reply, &mut record).await;
         self.finish(record, &exchange.upload);
-    }
-
-    /// Whether another host's agent asks, which may send elsewhere what nobody has seen. A program is told what happened.
-    fn is_from_an_agent(&self) -> bool {
-        self.peers.security == Security::MutualTls
     }
 
     /// Whether the limits in force have room for a request.
@@ -168,6 +203,15 @@ impl Callee {
         self.worker.telemetry.finish_request(&record);
     }
 
+    /// The service as it is registered now: a new request is delivered where it says.
+    fn local_now(&self) -> Arc<LocalEndpoint> {
+        let snapshot = self.worker.shared.snapshot.load();
+        let now = snapshot.advertised(self.local.advertised);
+        // Of another identity it is another service; the connection is about to end.
+        let same = now.filter(|now| now.identity == self.local.identity);
+        Arc::clone(same.unwrap_or(&self.local))
+    }
+
     async fn deliver(
         &self,
         exchange: &mut Exchange<'_>,
@@ -178,32 +222,42 @@ impl Callee {
             record.status = head.status;
             Verdict::Relay
         };
-        let Exchange { head, upload, answer } = exchange;
         record.attempts = 1;
-        if answer.is_http2() {
-            let lent = self.lend().await?;
-            let order = Order { head, per_try: None, overall: None, since: None };
-            return Ok(
-                attempt(Leg::Http2(lent.sender.clone()), order, upload, answer, download, &mut judge).await
-            );
+        let local = self.local_now();
+        record.peers.upstream = Some(local.deliver);
+        let idle = self.worker.shared.limits.idle_timeout;
+        if exchange.answer.is_http2() {
+            let lent = tokio::select! {
+                biased;
+                lent = self.lend(&local) => lent?,
+                () = exchange.gone() => return Ok(Attempt::Failed(Failure::CallerGone)),
+            };
+            let Exchange { head, upload, answer } = exchange;
+            let (order, leg) = (Order::unlimited(head, idle), Leg::Http2(lent.sender.clone()));
+            return Ok(attempt(leg, order, upload, answer, download, &mut judge).await);
         }
         let mut program = self.program.lock().await;
         loop {
-            let kept = program.take().and_then(Connection::if_fit);
+            let kept = program.take().filter(|(address, _)| *address == local.deliver);
+            let kept = kept.and_then(|(_, connection)| connection.if_fit());
             let is_used = kept.as_ref().is_some_and(|connection| connection.served > 0);
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => self.connect().await?,
+                None => tokio::select! {
+                    biased;
+                    connected = self.connect(&local) => connected?,
+                    () = exchange.gone() => return Ok(Attempt::Failed(Failure::CallerGone)),
+                },
             };
-            let order = Order { head, per_try: None, overall: None, since: None };
-            let ended =
-                attempt(Leg::Http1(&mut connection), order, upload, answer, download, &mut judge).await;
+            let Exchange { head, upload, answer } = &mut *exchange;
+            let (order, leg) = (Order::unlimited(head, idle), Leg::Http1(&mut connection));
+            let ended = attempt(leg, order, upload, answer, download, &mut judge).await;
             match ended {
                 // A program may close a connection in the very moment in which a request is sent on it.
                 Attempt::Failed(Failure::UpstreamClosed)
                     if is_used && head.is_idempotent() && upload.can_replay() => {}
                 Attempt::Answered if download.is_clean && connection.can_be_kept() => {
-                    *program = Some(connection);
+                    *program = Some((local.deliver, connection));
                     return Ok(ended);
                 }
                 ended => return Ok(ended),
@@ -211,48 +265,35 @@ impl Callee {
         }
     }
 
-    async fn connect(&self) -> Result<Connection, ProxyError> {
-        let (reader, writer) = bytes::of_socket(self.dial().await?);
+    async fn connect(&self, local: &LocalEndpoint) -> Result<Connection, ProxyError> {
+        let (reader, writer) = bytes::of_socket(self.dial(local).await?);
         Ok(Connection::new(reader, writer, (None, None)))
     }
 
-    async fn dial(&self) -> Result<TcpStream, ProxyError> {
-        self.worker.deliver(&self.local, &mut self.peers.again()).await
+    async fn dial(&self, local: &LocalEndpoint) -> Result<TcpStream, ProxyError> {
+        self.worker.deliver(local, &mut self.peers.again()).await
     }
 
-    async fn lend(&self) -> Result<Lent, ProxyError> {
-        let address = self.local.deliver;
+    async fn lend(&self, local: &LocalEndpoint) -> Result<Lent, ProxyError> {
+        let address = local.deliver;
         let key = UpstreamKey {
-            source: self.local.identity.clone(),
-            destination: self.local.identity.clone(),
+            source: local.identity.clone(),
+            destination: local.identity.clone(),
             address,
             via: Via::Local(address),
         };
-        let connect = async {
-            let socket = match self.program.lock().await.take() {
-                Some(unused) => unused.into_halves(),
-                None => bytes::of_socket(self.dial().await?),
+        let connect = async |_| {
+            let socket = match self.program.lock().await.take().filter(|(at, _)| *at == address) {
+                Some((_, unused)) => unused.into_halves(),
+                None => bytes::of_socket(self.dial(local).await?),
             };
             Ok((Joined::new(socket.0, socket.1, BytesMut::new()), (None, None)))
         };
-        self.shared.share(&key, connect).await.map_err(|error| match error {
+        let terms = Terms::plain(self.worker.shared.limits.idle_timeout);
+        self.shared.share(&key, terms, connect).await.map_err(|error| match error {
             ShareError::Connect(error) => error,
             ShareError::Handshake(source) => ProxyError::Deliver { address, source },
             ShareError::Full => ProxyError::Overloaded("MAX_SHARED_CONNECTIONS"),
         })
-    }
-}
-
-/// Tells a program of this host who calls, as far as it was proved. What the caller wrote there itself is not believed,
-/// nor what some programs read as the same name.
-pub(super) fn introduce(headers: &mut Headers, source: Option<&Identity>, callee: &Identity) {
-    headers.retain(|name| {
-        let bytes = name.bytes().map(|byte| if byte == b'_' { b'-' } else { byte });
-        !bytes.eq(CLIENT_CERT.bytes())
-    });
-    if let Some(source) = source {
-        let proved = format!("By={callee};Subject=\"\";URI={source}");
-        // An identity's URI has no character that a field may not have.
-        let _ = headers.set(CLIENT_CERT, proved.as_bytes());
     }
 }

@@ -5,6 +5,8 @@
 pub mod plan;
 /// Reaching an endpoint.
 mod dial;
+/// The connection of an attempt.
+mod line;
 /// Attempts, until one is for the caller.
 mod tries;
 /// Copies for other services.
@@ -129,7 +131,10 @@ impl Caller {
             let decision = fault.decide(rand::random(), rand::random());
             if let Some(delay) = decision.delay {
                 record.flags = "DI";
-                tokio::time::sleep(delay).await;
+                tokio::select! {
+                    () = tokio::time::sleep(delay) => {}
+                    () = exchange.gone() => return exchange.reply(&Reply::caller_gone(), record).await,
+                }
             }
             if let Some(status) = decision.abort {
                 return exchange.reply(&aborted(status), record).await;

@@ -49,6 +49,15 @@ pub struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
+    /// Ends when the caller has gone. Nothing that it sends meanwhile is lost: what is read to see it is kept for whoever
+    /// reads next.
+    pub async fn gone(&mut self) {
+        tokio::select! {
+            () = self.upload.gone() => {}
+            () = self.answer.gone() => {}
+        }
+    }
+
     /// Answers in the agent's own name.
     pub async fn reply(&mut self, reply: &Reply, record: &mut RequestRecord) {
         let is_grpc = record.protocol == RequestProtocol::Grpc;
@@ -110,8 +119,9 @@ impl RequestRecord {
             Failure::CallerGone | Failure::CallerMalformed(_) => ("DC", "downstream_remote_disconnect"),
             Failure::Timeout => ("UT", "response_timeout"),
             Failure::CallerStalled => ("SI", "request_body_timeout"),
-            Failure::Idle => ("SI", "stream_idle_timeout"),
             Failure::PerTryTimeout => ("UT", "upstream_per_try_timeout"),
+            Failure::Idle => ("SI", "stream_idle_timeout"),
+            Failure::NoLongerAllowed => ("UAEX", "rbac_access_denied"),
             Failure::UpstreamMalformed(details) => ("UPE", details),
             Failure::UpstreamClosed | Failure::RefusedStream => {
                 ("UC", "upstream_reset_after_response_started{connection_termination}")
@@ -151,6 +161,14 @@ impl Side {
         self.worker().telemetry.finish(&peers.again(), None, &Err(ProxyError::Flooded(flooded.0)));
     }
 
+    /// From when on no further request is taken.
+    fn ends(&self) -> Option<tokio::time::Instant> {
+        match self {
+            Self::Caller(_) => None,
+            Self::Callee(callee) => callee.ends(),
+        }
+    }
+
     async fn carry(&self, exchange: Exchange<'_>) -> Ended {
         match self {
             Self::Caller(caller) => caller.carry(exchange).await,
@@ -167,6 +185,14 @@ impl Side {
     }
 }
 
+/// Ends at the time, if there is one.
+pub async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Serves a connection until it ends, in the version of HTTP that its first bytes show. Given up is one that its peer
 /// broke off before any request was served.
 pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) -> Ended {
@@ -178,6 +204,7 @@ pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) 
         read = reader.read_some(&mut buffer, PREFACE.len()) => read,
         _ = phase.wait_for(|phase| *phase >= Phase::Draining) => Ok(0),
         () = tokio::time::sleep(idle) => Ok(0),
+        () = until(side.ends()) => Ok(0),
     };
     match begun {
         Ok(0) => {
@@ -223,6 +250,8 @@ async fn serve_http1(
     let ended = loop {
         tokio::select! {
             biased;
+            // What is there already is not taken either.
+            () = until(side.ends()) => break Ended::Normally,
             begins = reader.begins() => match begins {
                 Ok(true) => {}
                 Ok(false) => break Ended::Normally,
@@ -311,6 +340,10 @@ async fn serve_http2(side: Arc<Side>, io: Joined) -> Ended {
             () = alarm.flooded() => break Some(Flooded::FRAMES),
             () = streams.too_many.notified() => break Some(Flooded::GIVEN_UP),
             _ = phase.wait_for(|phase| *phase >= Phase::Draining), if !leaving => {
+                leaving = true;
+                connection.graceful_shutdown();
+            }
+            () = until(streams.side.ends()), if !leaving => {
                 leaving = true;
                 connection.graceful_shutdown();
             }

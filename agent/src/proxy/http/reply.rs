@@ -67,6 +67,7 @@ impl Reply {
             Failure::CallerStalled => Self::new(408, "stream timeout", "SI", "request_body_timeout"),
             Failure::Idle => Self::new(504, "stream timeout", "SI", "stream_idle_timeout"),
             Failure::CallerGone => Self::caller_gone(),
+            Failure::NoLongerAllowed => Self::denied(),
             Failure::CallerMalformed(details) => Self::malformed(400, details),
         }
     }

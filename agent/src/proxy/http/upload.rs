@@ -15,6 +15,7 @@ use super::attempt::Failure;
 use super::body::{BodyError, Sink, Source};
 use super::grpc::MessageCount;
 use super::h1::{Frame, Framing, Hop};
+use crate::proxy::relay::Meter;
 
 /// The most of a request's body that is kept to be sent again; a longer one is sent once.
 pub const REPLAY_LIMIT: usize = 64 * 1024;
@@ -115,6 +116,11 @@ impl<'a> Upload<'a> {
         })
     }
 
+    /// Ends when the caller has gone, as far as what it sends tells. Nothing that it sends meanwhile is lost.
+    pub(super) async fn gone(&mut self) {
+        self.source.gone().await;
+    }
+
     fn keep(&mut self, data: &Bytes) {
         let is_whole_so_far = self.can_replay();
         self.bytes += data.len() as u64;
@@ -169,6 +175,7 @@ impl<'a> Upload<'a> {
                     if let Some(messages) = &mut self.messages {
                         messages.count(&data);
                     }
+                    progress.meter.sent(data.len());
                     if let Err(failure) = sink.data(data).await.map_err(closed) {
                         return failure;
                     }
@@ -205,6 +212,8 @@ pub(super) struct Progress {
     pub(super) whole: Notify,
     /// The caller has said all that it had to say in another protocol.
     pub(super) said_all: Notify,
+    /// What has moved, either way.
+    pub(super) meter: Meter,
     /// More of the request has come than is kept.
     is_beyond_replay: AtomicBool,
     /// Something has moved since this was last looked at.

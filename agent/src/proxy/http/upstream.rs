@@ -2,34 +2,32 @@
 //! is at the other end. HTTP/1 connections are lent to one request at a time; an HTTP/2 connection is shared by as many
 //! as its peer takes, and another one is opened when they are full.
 
+/// Sockets that are kept, over all workers.
+mod kept;
+/// Connections of HTTP/2.
+mod shared;
+
 use std::collections::HashMap;
-use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
-use bytes::Bytes;
-use h2::client::SendRequest;
-use tokio::sync::Notify;
-use tokio::sync::futures::Notified;
 
-use super::bytes::{ByteReader, ByteWriter, Joined};
+use super::bytes::{ByteReader, ByteWriter};
 use super::h1::{self, HttpLimits};
-use super::h2 as http2;
-use crate::proxy::flood::{Flooded, Starts, Watched};
-use crate::proxy::relay::h2_error;
 use crate::proxy::tunnel::Place;
-use crate::snapshot::cluster::Held;
+use crate::snapshot::Cluster;
+use crate::snapshot::cluster::{Held, Offer, Spare};
+
+use kept::KeptSocket;
+pub use kept::KeptSockets;
+use shared::SharedSlot;
+pub use shared::{Lent, Need, ShareError};
 
 /// Connections of HTTP/1 that are kept unused for one endpoint; further ones are closed after their request.
 const MAX_IDLE_OF_ENDPOINT: usize = 256;
-/// Requests that one HTTP/2 connection carries at once, at most; its peer may say less.
-const MAX_SHARED: usize = 100;
-/// HTTP/2 connections to one endpoint.
-const MAX_SHARED_CONNECTIONS: usize = 64;
 
 /// Whose connections may carry whose requests.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -56,20 +54,30 @@ pub enum Via {
 }
 
 /// What a connection takes: a place in a tunnel, and one under a DestinationRule's limit.
-pub type Places = (Option<Place>, Option<Limited>);
+pub type Places = (Option<Place>, Option<Held>);
 
-/// A place under a DestinationRule's limit. Who waits for one is told when it is free again, however it came to be.
-pub struct Limited {
-    _held: Held,
-    // After the place: it is free when the word goes out.
-    _told: Told,
+/// What a connection is kept under.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// How long it may have no request.
+    idle: Duration,
+    /// Requests at once on one of HTTP/2.
+    streams: u32,
+    /// Who is offered its place while it has no request.
+    offer: Option<Offer>,
 }
 
-struct Told(Arc<Notify>);
+impl Terms {
+    /// Those of a DestinationRule, and the agent's `idle` where it says nothing.
+    pub fn of(cluster: &Cluster, idle: Duration) -> Self {
+        let limits = cluster.limits();
+        let idle = limits.http_idle_timeout.unwrap_or(idle);
+        Self { idle, streams: limits.max_concurrent_streams, offer: cluster.offer() }
+    }
 
-impl Drop for Told {
-    fn drop(&mut self) {
-        self.0.notify_waiters();
+    /// The agent's own.
+    pub fn plain(idle: Duration) -> Self {
+        Self { idle, streams: u32::MAX, offer: None }
     }
 }
 
@@ -82,12 +90,11 @@ pub struct Connection {
     /// The stream's place in its tunnel.
     place: Option<Place>,
     /// Its place under the limit of a DestinationRule.
-    _held: Option<Limited>,
+    _held: Option<Held>,
     /// How many requests it has carried.
     pub served: u32,
     /// The endpoint closes it after the answer.
     pub closes: bool,
-    idle_since: Instant,
 }
 
 impl Connection {
@@ -100,7 +107,6 @@ impl Connection {
             _held: held,
             served: 0,
             closes: false,
-            idle_since: Instant::now(),
         }
     }
 
@@ -131,56 +137,60 @@ impl Connection {
     }
 }
 
-/// One connection of HTTP/2, shared by requests.
-struct Shared {
-    sender: SendRequest<Bytes>,
-    active: AtomicU32,
-    served: AtomicU32,
-    over: AtomicBool,
-    idle_since: Mutex<Instant>,
+/// A connection of HTTP/1 that waits for a request.
+struct Idle {
+    /// Gone once its place was given up.
+    connection: Mutex<Option<Connection>>,
+    until: Instant,
+    /// Of those that have a socket of their own.
+    _kept: Option<KeptSocket>,
 }
 
-/// A request's place on a shared connection.
-pub struct Lent {
-    /// Where the request is sent.
-    pub sender: SendRequest<Bytes>,
-    shared: Arc<Shared>,
-}
-
-impl Lent {
-    /// How many requests the connection has carried.
-    pub fn served(&self) -> u32 {
-        self.shared.served.load(Ordering::Relaxed)
-    }
-
-    /// Leaves the connection to those who are on it: it takes no further requests.
-    pub fn retire(&self) {
-        self.shared.over.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        if self.shared.active.fetch_sub(1, Ordering::AcqRel) == 1 {
-            *self.shared.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+impl Idle {
+    /// The connection, if another request may be sent on it.
+    fn take(&self) -> Option<Connection> {
+        if Instant::now() >= self.until {
+            return None;
         }
+        lock(&self.connection).take().and_then(Connection::if_fit)
+    }
+
+    fn is_fit(&self) -> bool {
+        Instant::now() < self.until && lock(&self.connection).as_mut().is_some_and(Connection::is_fit)
+    }
+}
+
+impl Spare for Idle {
+    fn give_up(&self) -> bool {
+        let connection = lock(&self.connection).take();
+        connection.is_some()
     }
 }
 
 /// The connections of one worker.
 #[derive(Default)]
 pub struct Upstreams {
-    idle: Mutex<HashMap<UpstreamKey, Vec<Connection>>>,
+    idle: Mutex<HashMap<UpstreamKey, Vec<Arc<Idle>>>>,
     shared: Mutex<HashMap<UpstreamKey, Arc<SharedSlot>>>,
-    /// Told when a connection is kept or closed.
-    freed: Arc<Notify>,
+    /// Requests of this worker that wait for a connection, by which.
+    waiting: Mutex<HashMap<UpstreamKey, u32>>,
+    kept: Arc<KeptSockets>,
 }
 
-/// The HTTP/2 connections to one endpoint. One connects at a time; who waits takes what came about.
-#[derive(Default)]
-struct SharedSlot {
-    connections: Mutex<Vec<Arc<Shared>>>,
-    connecting: tokio::sync::Mutex<()>,
+/// A request of this worker that waits for a connection.
+pub struct Waiting<'a> {
+    upstreams: &'a Upstreams,
+    key: UpstreamKey,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiting = lock(&self.upstreams.waiting);
+        match waiting.get_mut(&self.key) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => drop(waiting.remove(&self.key)),
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -188,12 +198,17 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Upstreams {
+    /// No connections yet; what is kept of sockets counts in `kept`.
+    pub fn new(kept: Arc<KeptSockets>) -> Self {
+        Self { kept, ..Self::default() }
+    }
+
     /// A kept connection of HTTP/1, the one used last: the others fall idle and go.
     pub fn take(&self, key: &UpstreamKey) -> Option<Connection> {
         let mut idle = lock(&self.idle);
         let kept = idle.get_mut(key)?;
         while let Some(connection) = kept.pop() {
-            let fit = connection.if_fit();
+            let fit = connection.take();
             if fit.is_some() {
                 return fit;
             }
@@ -201,124 +216,59 @@ impl Upstreams {
         None
     }
 
-    /// Keeps a connection of HTTP/1 for the next request.
-    pub fn keep(&self, key: UpstreamKey, mut connection: Connection) {
-        connection.idle_since = Instant::now();
+    /// Keeps a connection of HTTP/1 for the next request. Where requests wait for a place, the connection goes to those of
+    /// other workers as often as to those of this one: a place is of use to all, and a connection to this worker alone.
+    pub fn keep(&self, key: UpstreamKey, connection: Connection, terms: &Terms, waiting: u32) {
+        if waiting > 0 && is_for_others(self.waiting_here(&key), waiting, rand::random()) {
+            return;
+        }
+        let kept = match connection.place {
+            Some(_) => None,
+            None => match KeptSocket::new(&self.kept) {
+                Some(kept) => Some(kept),
+                None => return,
+            },
+        };
+        let until = Instant::now() + terms.idle;
+        let connection = Arc::new(Idle { connection: Mutex::new(Some(connection)), until, _kept: kept });
         let mut idle = lock(&self.idle);
-        let kept = idle.entry(key).or_default();
-        if kept.len() < MAX_IDLE_OF_ENDPOINT {
-            kept.push(connection);
+        let connections = idle.entry(key).or_default();
+        if connections.len() >= MAX_IDLE_OF_ENDPOINT {
+            return;
         }
+        connections.push(Arc::clone(&connection));
         drop(idle);
-        self.freed.notify_waiters();
-    }
-
-    /// A place under a limit, as a connection of these keeps it.
-    pub fn limited(&self, held: Held) -> Limited {
-        Limited { _held: held, _told: Told(Arc::clone(&self.freed)) }
-    }
-
-    /// Ends when a connection has been kept or closed since the call.
-    pub fn freed(&self) -> Notified<'_> {
-        self.freed.notified()
-    }
-
-    /// A place on a connection of HTTP/2, which `connect` opens where none has room.
-    pub async fn share<E>(
-        &self,
-        key: &UpstreamKey,
-        connect: impl Future<Output = Result<(Joined, Places), E>>,
-    ) -> Result<Lent, ShareError<E>> {
-        let slot = Arc::clone(lock(&self.shared).entry(key.clone()).or_default());
-        if let Some(lent) = slot.enter() {
-            return Ok(lent);
+        if let Some(offer) = &terms.offer {
+            let spare: Weak<Idle> = Arc::downgrade(&connection);
+            offer.make(spare);
         }
-        let _turn = slot.connecting.lock().await;
-        if let Some(lent) = slot.enter() {
-            return Ok(lent);
-        }
-        if lock(&slot.connections).len() >= MAX_SHARED_CONNECTIONS {
-            return Err(ShareError::Full);
-        }
-        let (io, places) = connect.await.map_err(ShareError::Connect)?;
-        let (io, alarm) = Watched::new(io, Starts::We);
-        let handshake = http2::client(&HttpLimits::default()).handshake::<_, Bytes>(io);
-        let (sender, connection) = handshake.await.map_err(|error| ShareError::Handshake(h2_error(error)))?;
-        let shared = Arc::new(Shared {
-            sender,
-            active: AtomicU32::new(0),
-            served: AtomicU32::new(0),
-            over: AtomicBool::new(false),
-            idle_since: Mutex::new(Instant::now()),
-        });
-        // Held weakly: a connection goes on for as long as somebody could send on it.
-        let driven = Arc::downgrade(&shared);
-        let address = key.address;
-        tokio::spawn(async move {
-            let _places = places;
-            tokio::select! {
-                ended = connection => if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection to an endpoint ended");
-                },
-                () = alarm.flooded() => {
-                    tracing::warn!(%address, "a connection was closed: the endpoint sent too many {}", Flooded::FRAMES.0);
-                }
-            }
-            if let Some(shared) = driven.upgrade() {
-                shared.over.store(true, Ordering::Relaxed);
-            }
-        });
-        lock(&slot.connections).push(Arc::clone(&shared));
-        Lent::enter(&shared).ok_or(ShareError::Full)
     }
 
-    /// Lets go of what is closed, or has been unused for `idle`.
-    pub fn sweep(&self, idle: Duration) {
+    /// Notes that a request waits for a connection.
+    pub fn wait(&self, key: UpstreamKey) -> Waiting<'_> {
+        *lock(&self.waiting).entry(key.clone()).or_default() += 1;
+        Waiting { upstreams: self, key }
+    }
+
+    fn waiting_here(&self, key: &UpstreamKey) -> u32 {
+        lock(&self.waiting).get(key).copied().unwrap_or_default()
+    }
+
+    /// Lets go of what is closed, or has been unused for too long.
+    pub fn sweep(&self) {
         let now = Instant::now();
         lock(&self.idle).retain(|_, kept| {
-            kept.retain_mut(|connection| {
-                now.duration_since(connection.idle_since) < idle && connection.is_fit()
-            });
+            kept.retain(|connection| connection.is_fit());
             !kept.is_empty()
         });
-        lock(&self.shared).retain(|_, slot| {
-            let mut connections = lock(&slot.connections);
-            connections.retain(|shared| {
-                let unused = shared.active.load(Ordering::Acquire) == 0
-                    && now.duration_since(*lock(&shared.idle_since)) >= idle;
-                !unused && !shared.over.load(Ordering::Relaxed)
-            });
-            !connections.is_empty() || Arc::strong_count(slot) > 1
-        });
+        lock(&self.shared).retain(|_, slot| slot.sweep(now) || Arc::strong_count(slot) > 1);
     }
 }
 
-/// Why no place on a shared connection was had.
-#[derive(Debug)]
-pub enum ShareError<E> {
-    /// No connection came about.
-    Connect(E),
-    /// The peer speaks no HTTP/2.
-    Handshake(io::Error),
-    /// All connections are full, and there may be no further one.
-    Full,
+/// Whether a place that is free now is for the requests that wait elsewhere, `here` of all being this worker's own.
+fn is_for_others(here: u32, all: u32, random: u64) -> bool {
+    random % u64::from(all.max(1)) >= u64::from(here)
 }
 
-impl SharedSlot {
-    fn enter(&self) -> Option<Lent> {
-        lock(&self.connections).iter().find_map(Lent::enter)
-    }
-}
-
-impl Lent {
-    fn enter(shared: &Arc<Shared>) -> Option<Self> {
-        if shared.over.load(Ordering::Relaxed) {
-            return None;
-        }
-        let limit = shared.sender.current_max_send_streams().min(MAX_SHARED);
-        let before = shared.active.fetch_add(1, Ordering::AcqRel);
-        shared.served.fetch_add(1, Ordering::Relaxed);
-        let lent = Self { sender: shared.sender.clone(), shared: Arc::clone(shared) };
-        ((before as usize) < limit).then_some(lent)
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -20,7 +20,7 @@ impl Meter {
         self.to_client.load(Ordering::Relaxed)
     }
 
-    pub(super) fn sent(&self, bytes: usize) {
+    pub(in crate::proxy) fn sent(&self, bytes: usize) {
         self.from_client.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 

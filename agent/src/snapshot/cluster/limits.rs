@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use baremesh_model::destination_rule::{EffectivePolicy, Limits};
 
 use super::ClusterState;
+use super::spare::Spares;
 
 /// What is going on at a cluster.
 #[derive(Debug, Default)]
@@ -14,6 +15,8 @@ pub(in crate::snapshot) struct Counters {
     requests: AtomicU32,
     pending: AtomicU32,
     retries: AtomicU32,
+    /// Connections without a request that would give their places up.
+    pub(super) spares: Spares,
 }
 
 /// A limit of a DestinationRule is reached; the field's name.
@@ -26,12 +29,22 @@ pub struct OverLimit(pub &'static str);
 pub struct Held {
     state: Arc<ClusterState>,
     counter: fn(&Counters) -> &AtomicU32,
+    /// Requests may wait for the place.
+    is_awaited: bool,
 }
 
 impl Held {
     pub(super) fn connection(state: &Arc<ClusterState>, limits: &Limits) -> Result<Self, OverLimit> {
-        Self::take(state, |counters| &counters.connections, |before| before < limits.max_connections)
-            .ok_or(OverLimit("maxConnections"))
+        let mut held =
+            Self::take(state, |counters| &counters.connections, |before| before < limits.max_connections)
+                .ok_or(OverLimit("maxConnections"))?;
+        held.is_awaited = limits.max_connections < u32::MAX;
+        Ok(held)
+    }
+
+    pub(super) fn connection_beyond(state: &Arc<ClusterState>) -> Self {
+        state.counters.connections.fetch_add(1, Ordering::Relaxed);
+        Self { state: Arc::clone(state), counter: |counters| &counters.connections, is_awaited: true }
     }
 
     pub(super) fn request(state: &Arc<ClusterState>, limits: &Limits) -> Result<Self, OverLimit> {
@@ -64,15 +77,25 @@ impl Held {
         counter: fn(&Counters) -> &AtomicU32,
         allows: impl Fn(u32) -> bool,
     ) -> Option<Self> {
-        let before = counter(&state.counters).fetch_add(1, Ordering::Relaxed);
-        // Taken back by the guard where it is one too many.
-        let held = Self { state: Arc::clone(state), counter };
-        allows(before).then_some(held)
+        let another = |before| allows(before).then_some(before.saturating_add(1));
+        // Who is refused is never counted: nobody else is refused for it.
+        counter(&state.counters).fetch_update(Ordering::Relaxed, Ordering::Relaxed, another).ok()?;
+        Some(Self { state: Arc::clone(state), counter, is_awaited: false })
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         (self.counter)(&self.state.counters).fetch_sub(1, Ordering::Relaxed);
+        if self.is_awaited {
+            self.state.counters.spares.tell();
+        }
+    }
+}
+
+impl ClusterState {
+    /// Requests that wait for a connection.
+    pub(super) fn waiting(&self) -> u32 {
+        self.counters.pending.load(Ordering::Relaxed)
     }
 }

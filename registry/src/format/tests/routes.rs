@@ -204,7 +204,7 @@ fn any_rewrite() -> BoxedStrategy<Rewrite> {
         .boxed()
 }
 
-fn any_retries() -> BoxedStrategy<RetryPolicy> {
+pub(super) fn any_retries() -> BoxedStrategy<RetryPolicy> {
     let words = prop_oneof![
         Just("5xx,reset,503"),
         Just("connect-failure"),

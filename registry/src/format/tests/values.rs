@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
+use baremesh_model::access_log::{AccessLogFormat, TextFormat};
 use baremesh_model::authorization::*;
 use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::health::Health;
@@ -19,7 +20,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
 
-use super::routes::any_virtual_service;
+use super::routes::{any_retries, any_virtual_service};
 use crate::resource::{HostGrant, HostPattern, Resource};
 
 pub(super) fn any_label() -> impl Strategy<Value = Label> {
@@ -228,16 +229,31 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
             ipnet::Ipv6Net::new_assert([head, 1, 2, 3, 4, 5, 6, 7].into(), length).trunc()
         })
     });
-    (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6).prop_map(
-        |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6)| MeshConfig {
+    let retries = option::of(any_retries());
+    let settings = (retries, any_access_log());
+    (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6, settings).prop_map(
+        |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6, settings)| MeshConfig {
             name,
             trust_domain,
             domain,
             root_namespace,
             default_mtls,
             virtual_ranges: VirtualRanges { v4, v6 },
+            default_retries: settings.0,
+            access_log: settings.1,
         },
     )
+}
+
+fn any_access_log() -> impl Strategy<Value = AccessLogFormat> {
+    let part =
+        prop_oneof![Just("a \"b\""), Just("%%"), Just("%DURATION%"), Just("%REQ(:PATH?X-REQUEST-ID):9%")];
+    let text = vec(part, 1..9).prop_map(|parts| parts.concat());
+    prop_oneof![
+        Just(AccessLogFormat::Json),
+        Just(AccessLogFormat::Text(TextFormat::default())),
+        text.prop_map(|text| AccessLogFormat::Text(TextFormat::parse(&text).expect("a format"))),
+    ]
 }
 
 fn any_host_grant() -> impl Strategy<Value = HostGrant> {

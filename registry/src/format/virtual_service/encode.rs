@@ -230,7 +230,7 @@ fn rewrite(rewrite: &Rewrite) -> Json {
     out.done()
 }
 
-fn retries(policy: &RetryPolicy) -> Json {
+pub(in crate::format) fn retries(policy: &RetryPolicy) -> Json {
     let mut out = Out::default();
     out.put("attempts", policy.attempts);
     if policy.attempts == 0 {

@@ -58,7 +58,7 @@ fn timeout(d: &mut Decoder<'_>, at: &At<'_>) -> Option<std::time::Duration> {
     if read.is_zero() { Some(read) } else { duration::positive(d, at) }
 }
 
-fn retries(d: &mut Decoder<'_>, at: &At<'_>) -> Option<RetryPolicy> {
+pub(in crate::format) fn retries(d: &mut Decoder<'_>, at: &At<'_>) -> Option<RetryPolicy> {
     let fields = d.fields(at)?;
     let attempts = optional(fields.take("attempts"), |at| attempts(d, &at));
     let per_try_timeout = optional(fields.take("perTryTimeout"), |at| duration::positive(d, &at));

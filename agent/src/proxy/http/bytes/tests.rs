@@ -166,6 +166,22 @@ async fn a_peer_that_goes_is_noticed_and_nothing_of_it_is_lost() {
 }
 
 #[tokio::test]
+async fn the_end_of_a_socket_is_noticed_behind_more_than_is_read_ahead() {
+    let ((mut reader, _kept), (_other, mut writer)) = {
+        let (one, other) = sockets().await;
+        (of_socket(one), of_socket(other))
+    };
+    let mut buffer = BytesMut::new();
+    writer.write_all(&mut [Bytes::from(vec![7; 3 * READ_AHEAD])]).await.expect("taken");
+    let waited = tokio::time::timeout(Duration::from_millis(50), reader.closed(&mut buffer)).await;
+    assert!(waited.is_err() && buffer.len() == READ_AHEAD, "it is there: {} bytes", buffer.len());
+    writer.shutdown().expect("it stands");
+    reader.closed(&mut buffer).await.expect("an end in good order");
+    let rest = all(&mut reader).await.expect("it stands");
+    assert_eq!(buffer.len() + rest.len(), 3 * READ_AHEAD, "nothing is lost");
+}
+
+#[tokio::test]
 async fn a_peer_that_sends_on_is_not_read_without_bound() {
     for (carrier, (mut reader, _kept), (_other, mut writer)) in carriers().await {
         let mut buffer = BytesMut::new();

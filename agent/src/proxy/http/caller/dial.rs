@@ -12,8 +12,9 @@ use baremesh_model::identity::Identity;
 use super::Caller;
 use crate::proxy::error::ProxyError;
 use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
-use crate::proxy::http::callee::introduce;
+use crate::proxy::http::forwarded_cert::{Proved, introduce};
 use crate::proxy::http::upstream::{UpstreamKey, Via};
+use crate::proxy::open::{Delivered, Entry};
 use crate::proxy::socket;
 use crate::proxy::tunnel::{Peer, Place};
 use crate::snapshot::rate_limit::Refusal;
@@ -104,9 +105,20 @@ impl Caller {
         let local = self.local(target);
         introduce(
             headers,
-            local.map(|_| &self.identity),
+            local.map(|_| Proved { identity: &self.identity, certificate: None }),
             local.map_or(target.identity, |local| &local.identity),
         );
+    }
+
+    /// Has a request to a service of this host end when its policies change and no longer allow it. To other hosts their
+    /// own agents see to that.
+    pub(super) fn watch(&self, target: &Target<'_>, snapshot: &Arc<Snapshot>) -> Option<Entry> {
+        let local = Arc::clone(self.local(target)?);
+        let source_ip = self.peers.client.ip();
+        let delivered = Delivered { local, source: Some(self.identity.clone()), source_ip };
+        let entry = self.worker.open.enter(None, Some(delivered));
+        entry.judge_again(snapshot, &self.worker.shared.snapshot);
+        Some(entry)
     }
 
     /// The service of this host that the endpoint is.

@@ -94,7 +94,7 @@ impl Caller {
         let sent = async {
             let Ok(dialled) = self.dial(&target, &mut peers).await else { return };
             let mut connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, None));
-            let order = Order { head: &head, per_try: None, overall: None, since: None };
+            let order = Order::unlimited(&head, COPY_TIMEOUT);
             let (leg, mut answer) = (Leg::Http1(&mut connection), Answer::Nobody);
             let mut judge = |_: &mut _, _| Verdict::Relay;
             // What it is answered is for nobody.

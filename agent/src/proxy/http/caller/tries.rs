@@ -4,34 +4,28 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::bytes::BytesMut;
-use baremesh_model::destination_rule::H2Upgrade;
-use baremesh_model::http::{RequestHead, ResponseHead, Version};
+use baremesh_model::http::{RequestHead, ResponseHead};
 use baremesh_model::outlier::Outcome;
-use baremesh_model::service::Protocol;
 use baremesh_model::virtual_service::{
     CorsPolicy, EndpointChoice, RetryPolicy, RouteOptions, Sent, TryOutcome,
 };
 
 use super::Caller;
 use super::dial::Target;
+use super::line::{Freshness, Wanted};
 use super::plan::Forward;
 use crate::proxy::error::ProxyError;
-use crate::proxy::http::attempt::{Attempt, Download, Failure, Leg, Order, Verdict, attempt};
-use crate::proxy::http::bytes::Joined;
+use crate::proxy::http::attempt::{Attempt, Download, Failure, Order, Verdict, attempt};
 use crate::proxy::http::downstream::Exchange;
 use crate::proxy::http::grpc::MessageCount;
 use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upload::Replay;
-use crate::proxy::http::upstream::{Connection, Lent, ShareError};
+use crate::proxy::open::Entry;
 use crate::snapshot::cluster::Held;
 use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{Endpoint, Snapshot};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::request_record::RequestRecord;
-
-/// How long a request waits for one of the connections that its rule allows.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How the caller sees an answer.
 pub(super) struct ToCaller<'a> {
@@ -44,7 +38,7 @@ pub(super) struct ToCaller<'a> {
 }
 
 /// Why an attempt came to nothing.
-enum Miss {
+pub(super) enum Miss {
     /// No connection was had.
     NotConnected(ProxyError),
     /// A limit was reached.
@@ -66,11 +60,26 @@ enum Tried {
     Missed(Miss),
 }
 
-/// One attempt's connection.
-enum Line {
-    Kept(Connection),
-    Fresh(Connection),
-    Shared(Lent),
+/// How an attempt is tried again.
+#[derive(Clone, Copy)]
+struct Retries<'a> {
+    policy: &'a RetryPolicy,
+    /// There are tries left.
+    may_retry: bool,
+}
+
+impl Retries<'_> {
+    fn may_answer_be_retried(self, head: &ResponseHead) -> bool {
+        self.may_retry && self.policy.retries_on(TryOutcome::Answered(head))
+    }
+}
+
+/// Ends when the connection is to be closed, with the reason.
+async fn until_closed(watched: Option<&Entry>) -> ProxyError {
+    match watched {
+        Some(entry) => entry.until_closed().await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Caller {
@@ -83,7 +92,8 @@ impl Caller {
         record: &mut RequestRecord,
     ) {
         let default = RetryPolicy::default();
-        let policy = to_caller.options.retries.as_ref().unwrap_or(&default);
+        let of_mesh = || snapshot.mesh.config.default_retries.as_ref();
+        let policy = to_caller.options.retries.as_ref().or_else(of_mesh).unwrap_or(&default);
         let forward = to_caller.forward;
         let hash = self.hash(&mut to_caller, exchange);
         let to_caller = &to_caller;
@@ -107,9 +117,9 @@ impl Caller {
             let outcome = match endpoint {
                 Ok(endpoint) => {
                     tried.push(endpoint.address);
-                    let judged = if may_retry { Some(policy) } else { None };
+                    let retries = Retries { policy, may_retry };
                     let ended = self
-                        .try_once(snapshot, (to_caller, judged, endpoint), (exchange, download), record)
+                        .try_once(snapshot, (to_caller, retries, endpoint), (exchange, download), record)
                         .await;
                     self.judge(forward, endpoint, &ended, record.status);
                     ended
@@ -150,20 +160,22 @@ impl Caller {
                     }
                 }
             }
-            tokio::time::sleep(policy.backoff(record.attempts, rand::random())).await;
+            tokio::select! {
+                () = tokio::time::sleep(policy.backoff(record.attempts, rand::random())) => {}
+                () = exchange.gone() => return exchange.reply(&Reply::caller_gone(), record).await,
+            }
         }
     }
 
     async fn try_once(
         &self,
         snapshot: &Arc<Snapshot>,
-        (to_caller, retries, endpoint): (&ToCaller<'_>, Option<&RetryPolicy>, &Arc<Endpoint>),
+        (to_caller, retries, endpoint): (&ToCaller<'_>, Retries<'_>, &Arc<Endpoint>),
         (exchange, download): (&mut Exchange<'_>, &mut Download),
         record: &mut RequestRecord,
     ) -> Tried {
         let forward = to_caller.forward;
         let cluster = &**forward.cluster;
-        let limits = cluster.limits();
         let _in_flight = endpoint.state.enter();
         let target = Target { snapshot, endpoint, identity: &forward.service.identity, cluster };
         let workload = Some(Arc::clone(&endpoint.workload));
@@ -176,12 +188,17 @@ impl Caller {
             return Tried::Missed(Miss::RateLimited(refusal));
         }
         self.introduce(&target, &mut exchange.head.headers);
-        let over_http2 = speaks_http2(forward, exchange.head.version);
-        let per_try = to_caller.options.retries.as_ref().and_then(|retries| retries.per_try_timeout);
+        let watched = self.watch(&target, snapshot);
         let overall = to_caller.timeout(exchange);
         // A kept connection may have been closed by the endpoint while the request was on its way: it is then sent anew.
-        for is_first in [true, false] {
-            let line = match self.line(&target, forward, (over_http2, is_first), record).await {
+        for freshness in [Freshness::Any, Freshness::New] {
+            let asked = Wanted::by(exchange, forward, freshness);
+            let line = tokio::select! {
+                biased;
+                line = self.line(&target, asked, record) => line,
+                () = exchange.gone() => Err(Miss::Failed(Failure::CallerGone)),
+            };
+            let mut line = match line {
                 Ok(line) => line,
                 Err(miss) => return Tried::Missed(miss),
             };
@@ -193,8 +210,7 @@ impl Caller {
             };
             let mut judge = |head: &mut ResponseHead, replay: Replay| {
                 status = head.status;
-                let again = replay == Replay::Possible
-                    && retries.is_some_and(|policy| policy.retries_on(TryOutcome::Answered(head)));
+                let again = replay == Replay::Possible && retries.may_answer_be_retried(head);
                 // Without a place for another try this answer is the caller's.
                 held = again.then(|| cluster.retry().ok()).flatten();
                 if held.is_some() {
@@ -205,23 +221,34 @@ impl Caller {
             };
             let since = counted_from(record, exchange.head);
             let Exchange { head, upload, answer } = &mut *exchange;
-            let order = Order { head, per_try, overall, since };
-            let (mut line, was_kept) = match line {
-                Line::Kept(connection) => (Line::Kept(connection), true),
-                line => (line, false),
+            let idle = cluster.limits().tcp_idle_timeout.unwrap_or(self.worker.shared.limits.idle_timeout);
+            let per_try = retries.policy.per_try_timeout;
+            let order = Order { head, per_try, overall, since, idle };
+            let was_kept = line.was_kept();
+            let (ended, reason) = tokio::select! {
+                biased;
+                reason = until_closed(watched.as_ref()) => (None, Some(reason)),
+                ended = attempt(line.leg(), order, upload, answer, download, &mut judge) => (Some(ended), None),
             };
-            let leg = match &mut line {
-                Line::Kept(connection) | Line::Fresh(connection) => Leg::Http1(connection),
-                Line::Shared(lent) => Leg::Http2(lent.sender.clone()),
-            };
-            let ended = attempt(leg, order, upload, answer, download, &mut judge).await;
             record.status = status;
             record.upstream_time = download.first_byte.map(|first| first.saturating_duration_since(started));
+            let ended = match ended {
+                Some(ended) => ended,
+                None => {
+                    record.fault = reason.as_ref().map(ToString::to_string);
+                    let failure = match reason {
+                        Some(ProxyError::NoLongerAllowed(_)) => Failure::NoLongerAllowed,
+                        _ => Failure::UpstreamClosed,
+                    };
+                    // Once it was judged, the caller may have seen the answer's head.
+                    if status == 0 { Attempt::Failed(failure) } else { Attempt::BrokeOff(failure) }
+                }
+            };
             match ended {
                 Attempt::Failed(Failure::UpstreamClosed)
                     if was_kept && exchange.head.is_idempotent() && exchange.upload.can_replay() => {}
                 ended => {
-                    self.put_back(&target, line, download, limits.max_requests_per_connection);
+                    self.put_back(&target, line, download);
                     return match ended {
                         Attempt::Answered => Tried::Answered,
                         Attempt::Again => match held {
@@ -237,85 +264,14 @@ impl Caller {
         Tried::Missed(Miss::Failed(Failure::UpstreamClosed))
     }
 
-    /// A connection for one request: a kept one, or a new one within the limits.
-    async fn line(
-        &self,
-        target: &Target<'_>,
-        forward: &Forward<'_>,
-        (over_http2, may_be_kept): (bool, bool),
-        record: &mut RequestRecord,
-    ) -> Result<Line, Miss> {
-        let key = self.key(target);
-        let upstreams = &self.worker.upstreams;
-        if over_http2 {
-            let connect = async {
-                let held = forward.cluster.connection().map_err(|_| Miss::Overflow)?;
-                let dialled = self.dial(target, &mut record.peers).await.map_err(Miss::NotConnected)?;
-                let io = Joined::new(dialled.reader, dialled.writer, BytesMut::new());
-                Ok((io, (dialled.place, Some(upstreams.limited(held)))))
-            };
-            let address = target.endpoint.address;
-            let lent = upstreams.share(&key, connect).await.map_err(|error| match error {
-                ShareError::Connect(miss) => miss,
-                ShareError::Handshake(source) => Miss::NotConnected(ProxyError::Connect { address, source }),
-                ShareError::Full => Miss::Overflow,
-            })?;
-            return Ok(Line::Shared(lent));
-        }
-        let mut waiting = None;
-        let patience = tokio::time::Instant::now() + PATIENCE;
-        loop {
-            let freed = upstreams.freed();
-            tokio::pin!(freed);
-            // Listened to before looking, so that what is freed in between is heard.
-            freed.as_mut().enable();
-            if let Some(kept) = may_be_kept.then(|| upstreams.take(&key)).flatten() {
-                record.peers.peer_serial = kept.peer_serial();
-                return Ok(Line::Kept(kept));
-            }
-            if let Ok(held) = forward.cluster.connection() {
-                let dialled = self.dial(target, &mut record.peers).await.map_err(Miss::NotConnected)?;
-                let connection = Connection::new(
-                    dialled.reader,
-                    dialled.writer,
-                    (dialled.place, Some(upstreams.limited(held))),
-                );
-                return Ok(Line::Fresh(connection));
-            }
-            // Every connection that the rule allows is in use: one waits for it, within the rule's bound on that.
-            if waiting.is_none() {
-                waiting = Some(forward.cluster.pending().map_err(|_| Miss::Overflow)?);
-            }
-            if tokio::time::timeout_at(patience, freed).await.is_err() {
-                return Err(Miss::Overflow);
-            }
-        }
-    }
-
-    fn put_back(&self, target: &Target<'_>, line: Line, download: &Download, most_requests: u32) {
-        match line {
-            Line::Kept(connection) | Line::Fresh(connection) => {
-                if download.is_clean && connection.can_be_kept() && connection.served < most_requests {
-                    self.worker.upstreams.keep(self.key(target), connection);
-                }
-            }
-            Line::Shared(lent) => {
-                if lent.served() >= most_requests {
-                    lent.retire();
-                }
-            }
-        }
-    }
-
     /// Remembers how an endpoint did.
     fn judge(&self, forward: &Forward<'_>, endpoint: &Endpoint, tried: &Tried, status: u16) {
         let outcome = match tried {
             Tried::Answered | Tried::Again(_) => Outcome::of_status(status),
-            Tried::BrokeOff(Failure::CallerGone | Failure::CallerMalformed(_) | Failure::CallerStalled)
-            | Tried::Missed(Miss::Failed(
-                Failure::CallerGone | Failure::CallerMalformed(_) | Failure::CallerStalled,
-            ))
-            | Tried::Missed(Miss::Overflow | Miss::NoEndpoint | Miss::RateLimited(_)) => return,
+            Tried::BrokeOff(failure) | Tried::Missed(Miss::Failed(failure)) if !failure.is_upstreams() => {
+                return;
+            }
+            Tried::Missed(Miss::Overflow | Miss::NoEndpoint | Miss::RateLimited(_)) => return,
             Tried::Missed(Miss::NotConnected(error)) if !error.is_endpoints_own() => return,
             Tried::Missed(Miss::NotConnected(_)) => Outcome::LocalFailure,
             // Without a rule only one that cannot be reached is left out.
@@ -381,21 +337,6 @@ fn is_overdue(exchange: &Exchange<'_>, to_caller: &ToCaller<'_>, record: &Reques
     to_caller.timeout(exchange).zip(since).is_some_and(|(timeout, since)| since.elapsed() >= timeout)
 }
 
-/// Whether the endpoint is spoken to in HTTP/2.
-fn speaks_http2(forward: &Forward<'_>, callers: Version) -> bool {
-    let limits = forward.cluster.limits();
-    let by_port = match forward.service.ports[forward.port].protocol {
-        // Nobody said what it speaks: what the caller does.
-        Protocol::Auto => callers == Version::Http2,
-        declared => matches!(declared, Protocol::Http2 | Protocol::Grpc),
-    };
-    match limits.h2_upgrade {
-        _ if limits.use_client_protocol => callers == Version::Http2,
-        H2Upgrade::Upgrade => true,
-        H2Upgrade::Default | H2Upgrade::DoNotUpgrade => by_port,
-    }
-}
-
 fn worth_another(policy: &RetryPolicy, miss: &Miss) -> bool {
     let outcome = match miss {
         Miss::NotConnected(error) if error.is_endpoints_own() => TryOutcome::NotConnected,
@@ -415,10 +356,11 @@ fn worth_another(policy: &RetryPolicy, miss: &Miss) -> bool {
         | Miss::NoEndpoint
         | Miss::Failed(
             Failure::Timeout
-            | Failure::Idle
             | Failure::CallerStalled
             | Failure::CallerGone
-            | Failure::CallerMalformed(_),
+            | Failure::CallerMalformed(_)
+            | Failure::Idle
+            | Failure::NoLongerAllowed,
         ) => return false,
     };
     policy.retries_on(outcome)

@@ -1,0 +1,162 @@
+//! Reaching one endpoint: over a tunnel where an agent is there, in plaintext or its own TLS where none is, on this host
+//! under the policies of the service itself.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use baremesh_model::destination_rule::ClientTls;
+use baremesh_model::identity::Identity;
+use tokio::net::TcpStream;
+
+use super::ruled::{self, Times};
+use super::{Call, Leg, Upstream};
+use crate::proxy::error::ProxyError;
+use crate::proxy::open::Delivered;
+use crate::proxy::tunnel::Peer;
+use crate::proxy::{Worker, relay, socket};
+use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, ServiceEntry, Snapshot, Transport};
+use crate::telemetry::metrics::Party;
+use crate::telemetry::{Record, Security};
+
+/// Connects to one endpoint, and says there what its rule wants said first.
+pub(super) async fn one_endpoint(
+    call: &Call<'_>,
+    service: &ServiceEntry,
+    cluster: &Cluster,
+    endpoint: &Arc<Endpoint>,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    let in_flight = endpoint.state.enter();
+    record.target =
+        Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
+    record.upstream = Some(endpoint.address);
+    let connecting = async {
+        let mut upstream = match &endpoint.transport {
+            Transport::Hbone(agent) => {
+                over_tunnel(call, (*agent, endpoint.address), &service.identity, record).await?
+            }
+            Transport::Plain => without_agent(call, cluster, endpoint.address, record).await?,
+            Transport::Local(local) => this_host(call, local, record).await?,
+        };
+        ruled::announce(&mut upstream.leg, cluster, record).await?;
+        if let Some(tunnel) = &cluster.policy.tunnel {
+            let limit = call.worker.shared.limits.connect_timeout;
+            let first = Box::pin(ruled::through_proxy(&mut upstream.leg, tunnel, endpoint, limit)).await?;
+            upstream.first = Some(first);
+        }
+        Ok(upstream)
+    };
+    let connected = match cluster.limits().connect_timeout {
+        // Its own time comes on top of the agent's, which is the most there is.
+        Some(time) => tokio::time::timeout(time, connecting).await.unwrap_or_else(|_| {
+            let source = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {time:?}"));
+            Err(ProxyError::Connect { address: endpoint.address, source })
+        }),
+        None => connecting.await,
+    };
+    let times = Times::of(cluster.limits());
+    connected.map(|upstream| Upstream { in_flight: Some(in_flight), times, ..upstream })
+}
+
+async fn over_tunnel(
+    Call { worker, caller, .. }: &Call<'_>,
+    (agent, authority): (SocketAddr, SocketAddr),
+    callee: &Identity,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    let credentials = worker.shared.credentials.load_full();
+    let source = credentials
+        .of(caller, SystemTime::now())
+        .ok_or_else(|| ProxyError::NoCertificate(caller.to_string()))?;
+    record.security = Security::MutualTls;
+    let peer = Peer { credentials: &credentials, source, destination: callee, agent };
+    let (stream, place) = worker.pool.open(peer, authority, record.client).await?;
+    record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
+    Ok(Upstream::on(Leg::Tunnel(stream, place)))
+}
+
+/// To a service of this host: no wire, the same policy.
+pub(super) async fn this_host(
+    Call { worker, caller, .. }: &Call<'_>,
+    local: &Arc<LocalEndpoint>,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    record.security = Security::None;
+    record.target = Party::registered(&local.identity, None, &local.labels);
+    let source_ip = record.client.ip();
+    worker.authorize(local, Some(caller), source_ip, record)?;
+    let upstream = worker.deliver(local, record).await?;
+    let delivered = Delivered { local: Arc::clone(local), source: Some(caller.clone()), source_ip };
+    Ok(Upstream { delivered: Some(delivered), ..Upstream::on(Leg::Socket(upstream)) })
+}
+
+/// To an endpoint without an agent. One that a resource places at a service of this host is that service, under its
+/// policy, and one at the agent's own ports is none.
+async fn without_agent(
+    call: &Call<'_>,
+    cluster: &Cluster,
+    address: SocketAddr,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    if call.worker.is_own(call.snapshot, address) {
+        return Err(ProxyError::NotMeshed(address));
+    }
+    match call.snapshot.local(address) {
+        Some(local) => this_host(call, local, record).await,
+        None => {
+            if let Some(tls @ ClientTls::IstioMutual) = cluster.tls() {
+                // What asks for TLS is never sent in plaintext.
+                return Err(ProxyError::NeedsTls { address, mode: tls.mode() });
+            }
+            let upstream = as_it_was(call, address, record).await?;
+            if let (Leg::Socket(socket), Some(keepalive)) = (&upstream.leg, cluster.limits().keepalive) {
+                socket::keep_alive_as(socket, keepalive).map_err(ProxyError::UpstreamBroke)?;
+            }
+            match (cluster.tls(), upstream.leg) {
+                (Some(ClientTls::Simple(server) | ClientTls::Mutual(_, server)), Leg::Socket(socket)) => {
+                    let to = (address, socket);
+                    let tls = Box::pin(call.worker.in_tls(cluster, server, to)).await?;
+                    Ok(Upstream::on(Leg::Tls(tls)))
+                }
+                (_, leg) => Ok(Upstream { leg, ..upstream }),
+            }
+        }
+    }
+}
+
+/// Plaintext, as without a mesh.
+pub(super) async fn as_it_was(
+    Call { worker, snapshot, .. }: &Call<'_>,
+    address: SocketAddr,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    record.security = Security::None;
+    record.upstream = Some(address);
+    let timeout = worker.shared.limits.connect_timeout;
+    let upstream = worker.connect_outside(snapshot, address, timeout).await?;
+    Ok(Upstream::on(Leg::Socket(upstream)))
+}
+
+impl Worker {
+    /// Connects to where no agent is.
+    pub(in crate::proxy) async fn connect_outside(
+        &self,
+        snapshot: &Snapshot,
+        address: SocketAddr,
+        timeout: Duration,
+    ) -> Result<TcpStream, ProxyError> {
+        let stream = socket::connect(address, self.shared.mark, timeout)
+            .await
+            .inspect(relay::reset_on_close)
+            .map_err(|source| ProxyError::Connect { address, source })?;
+        // Both ends at one address: it is this host, under an address that was not known to be its own. Its services are
+        // reached through their policies or not at all.
+        let here = stream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address.ip());
+        if here && snapshot.serves_port(address.port()) {
+            return Err(ProxyError::NotMeshed(address));
+        }
+        Ok(stream)
+    }
+}

@@ -1,0 +1,189 @@
+//! What a connection for a service of this host speaks, at a port that does not say it. Here it matters more than where the
+//! call is made: a request that passes for something else reaches the program with whatever its sender claims to be. What
+//! some server might read as a request therefore is one, and nothing is passed on before that is known.
+
+use std::future::poll_fn;
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use h2::RecvStream;
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::{LOOK_AGAIN, NEVER, tell};
+use crate::proxy::http::downstream::until;
+use crate::proxy::http::h1::HEAD_TIMEOUT;
+use crate::proxy::relay::h2_error;
+
+/// The most that is read to tell: what is longer, and may be a request still, is one.
+const LONGEST: usize = 8 * 1024;
+/// How long a caller that has begun may take until it can be told: as long as for the head of a request.
+const PATIENCE: Duration = HEAD_TIMEOUT;
+
+/// Where a caller's first bytes are seen.
+pub enum First<'a> {
+    /// They stay in the socket.
+    Socket(&'a TcpStream),
+    /// They are taken from the stream and kept here; its window is not given back.
+    Stream(&'a mut RecvStream, &'a mut BytesMut),
+}
+
+/// Whether a connection to `port` speaks HTTP. A caller that says nothing is waited for until the program speaks first:
+/// whoever does has said that it is no HTTP server. Dropping the future loses nothing.
+pub async fn arrives_as_http(mut first: First<'_>, port: u16, program: &TcpStream) -> io::Result<bool> {
+    if NEVER.contains(&port) {
+        return Ok(false);
+    }
+    let (mut buffer, mut word) = (Vec::new(), [0]);
+    let mut deadline = None;
+    loop {
+        let told = tokio::select! {
+            biased;
+            seen = first.more(&mut buffer) => seen?,
+            // Something, its end, or that it has broken off: readiness alone may be said of one that is quiet.
+            _ = program.peek(&mut word) => return Ok(false),
+            () = until(deadline) => return Ok(true),
+        };
+        if let Some(told) = told {
+            return Ok(told);
+        }
+        deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+    }
+}
+
+impl First<'_> {
+    /// Waits for more than was seen before, and says what all of it tells.
+    async fn more(&mut self, seen: &mut Vec<u8>) -> io::Result<Option<bool>> {
+        match self {
+            Self::Socket(socket) => loop {
+                let before = seen.len();
+                let ready = socket.ready(Interest::READABLE).await?;
+                seen.resize(LONGEST, 0);
+                let length = socket.peek(seen).await?;
+                seen.truncate(length);
+                if length > before {
+                    return Ok(told(seen));
+                }
+                if ready.is_read_closed() {
+                    // What has not become a request by its end will not become one.
+                    return Ok(Some(false));
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            },
+            Self::Stream(stream, taken) => match poll_fn(|cx| stream.poll_data(cx)).await {
+                Some(Ok(data)) => {
+                    taken.extend_from_slice(&data);
+                    Ok(told(taken))
+                }
+                Some(Err(error)) => Err(h2_error(error)),
+                None => Ok(Some(false)),
+            },
+        }
+    }
+}
+
+/// What first bytes tell; nothing while they may become either.
+fn told(bytes: &[u8]) -> Option<bool> {
+    let undecided = (bytes.len() >= LONGEST).then_some(true);
+    // Servers overlook empty lines before a request (RFC 9112, section 2.2), and some overlook more.
+    let Some(start) = bytes.iter().position(|byte| !byte.is_ascii_whitespace()) else { return undecided };
+    let text = &bytes[start..];
+    if tell(text) == Some(true) {
+        return Some(true);
+    }
+    let method = text.iter().take_while(|byte| is_of_token(**byte)).count();
+    match text.get(method) {
+        None => return undecided,
+        Some(behind) if method == 0 || !behind.is_ascii_whitespace() => return Some(false),
+        Some(_) => {}
+    }
+    let end = text.iter().position(|byte| *byte == b'\n');
+    let line = &text[..end.unwrap_or(text.len())];
+    if line.windows(5).any(|part| part.eq_ignore_ascii_case(b"HTTP/")) {
+        return Some(true);
+    }
+    let is_text = |byte: &u8| !byte.is_ascii_control() || byte.is_ascii_whitespace();
+    if end.is_some() || !line.iter().all(is_text) { Some(false) } else { undecided }
+}
+
+/// What a method is made of (RFC 9110, section 5.6.2).
+fn is_of_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::proxy::http::bytes::tests::sockets;
+
+    #[test]
+    fn whatever_a_server_might_take_for_a_request_is_one() {
+        let check = |bytes: &[u8], expected| {
+            assert_eq!(told(bytes), expected, "{}", String::from_utf8_lossy(bytes));
+        };
+        for request in [
+            &b"GET / HTTP/1.1\r\n"[..],
+            b"\r\n\r\nGET / HTTP/1.1\r\n",
+            b"  \n GET / HTTP/1.1\n",
+            b"get / http/1.1\r\n",
+            b"GET  / HTTP/1.1\r\n",
+            b"GET\t/\tHTTP/1.1\r\n",
+            b"X / HTTP/1.0\r\n",
+            b"GET HTTP://web/ HTTP/1.1\r\n",
+            b"CONNECT web:80 HTTP/1.1\r\n",
+            b"m-search * HTTP/1.1\r\n",
+            b"GET web HTTP/1.1\rX-Forwarded-Client-Cert: me\r",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        ] {
+            check(request, Some(true));
+            // Byte for byte it is never taken for something else meanwhile.
+            for length in 0..request.len() {
+                assert_ne!(told(&request[..length]), Some(false), "{length} of {request:?}");
+            }
+        }
+        check(&[b'\n'; LONGEST], Some(true));
+        check(&[&b"get /"[..], &[b'a'; LONGEST]].concat(), Some(true));
+        check(b"SET key value\r\n", Some(false));
+        check(b"*1\r\n$4\r\nPING\r\n", Some(false));
+        check(b"PING\r\n", Some(false));
+        check(b"\x16\x03\x01\x02\x00", Some(false));
+        check(b"{\"id\": 1}", Some(false));
+        check(b"SSH-2.0-OpenSSH_9.2\r\n", Some(false));
+        check(b"login \x00\x01", Some(false));
+        check(b"SET key", None);
+        check(b"", None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_is_not_taken_for_something_else() {
+        let (mut caller, arrived) = sockets().await;
+        let (mut server, program) = sockets().await;
+        let looked = async |arrived: &TcpStream, program: &TcpStream| {
+            arrives_as_http(First::Socket(arrived), 8080, program).await.expect("it stands")
+        };
+        // Nothing is said for long, and then a request comes after all.
+        let late = async {
+            tokio::time::sleep(Duration::from_secs(600)).await;
+            caller.write_all(b"\r\nGET ").await.expect("written");
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            caller.write_all(b"/ HTTP/1.1\r\n").await.expect("written");
+        };
+        let (is_http, ()) = tokio::join!(looked(&arrived, &program), late);
+        assert!(is_http);
+        assert!(!arrives_as_http(First::Socket(&arrived), 25, &program).await.expect("it stands"));
+        let (mut caller, arrived) = sockets().await;
+        caller.write_all(b"G").await.expect("written");
+        assert!(looked(&arrived, &program).await, "who begins and goes no further is answered as HTTP is");
+        let (mut caller, arrived) = sockets().await;
+        caller.write_all(b"QUIT").await.expect("written");
+        drop(caller);
+        assert!(!looked(&arrived, &program).await, "it will not become a request any more");
+        let (_caller, arrived) = sockets().await;
+        server.write_all(b"220 ready\r\n").await.expect("written");
+        assert!(!looked(&arrived, &program).await, "the server spoke first");
+    }
+}
