@@ -270,21 +270,34 @@ impl<'t> Client<'t> {
 
     /// What ended the connection, if it has ended by now.
     pub fn ended(&mut self) -> Option<Outcome> {
-        let outcome = self.outcome_within(0, Duration::from_millis(1));
+        let outcome = self.outcome_within(0, Duration::from_millis(200));
         outcome.is_end().then_some(outcome)
     }
+}
+
+/// How a flood goes on after each of its batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// When the agent has taken it.
+    Settled,
+    /// After a while in which the agent may have ended it: within a head nothing can be asked.
+    Looked,
 }
 
 /// A flood: what is sent in `batches` until the connection ends, and after how many of them it did.
 pub fn flood(
     client: &mut Client<'_>,
-    batches: usize,
+    (batches, pace): (usize, Pace),
     mut batch: impl FnMut(&mut Client<'_>) -> Vec<u8>,
 ) -> (Outcome, usize) {
     for sent in 1..=batches {
         let bytes = batch(client);
         let taken = client.send(&bytes);
-        if let Some(outcome) = client.ended() {
+        let ended = match pace {
+            Pace::Settled => client.settle(),
+            Pace::Looked => client.ended(),
+        };
+        if let Some(outcome) = ended {
             return (outcome, sent);
         }
         if !taken {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::attack::{Answers, Line, Target, answers_others, growth_of, memory_of};
 use crate::frames::{
-    CANCEL, CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, HEADERS, Outcome, PING, PRIORITY,
+    CANCEL, CONTINUATION, Client, DATA, END_HEADERS, END_STREAM, HEADERS, Outcome, PING, PRIORITY, Pace,
     RST_STREAM, SETTINGS, WINDOW_UPDATE, field, flood, frame, kept, newest, request,
 };
 use crate::pair::{Pair, because};
@@ -42,7 +42,7 @@ fn ten(make: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
 
 /// Sends each flood as a program of `web` and as a member within a tunnel. The connection is closed, and told why where
 /// it still listens; the record says so; and requests of others go well meanwhile.
-fn stopped(target: &Target, floods: &[Flood]) {
+fn stopped(target: &Target, pace: Pace, floods: &[Flood]) {
     let others = Requests::start(&target.pair.web.host, &["--keep", "--parallel", "2"], "http://shop/other");
     let before = target.agents().map(memory_of);
     for flood_of in floods {
@@ -50,7 +50,7 @@ fn stopped(target: &Target, floods: &[Flood]) {
             let tunnel = inside.then(|| target.tunnel());
             let line = tunnel.as_ref().map_or_else(|| target.dial(), |tunnel| target.enter(tunnel));
             let mut client = Client::start(line, &[]);
-            let (outcome, after) = flood(&mut client, BATCHES, flood_of.batch);
+            let (outcome, after) = flood(&mut client, (BATCHES, pace), flood_of.batch);
             let name = format!("{}, inside a tunnel: {inside}", flood_of.name);
             assert!(outcome.is_end() && after <= flood_of.most, "{name}: {outcome:?} after {after}");
             others.wait_for_more(5);
@@ -82,6 +82,7 @@ fn streams_that_are_opened_to_be_reset_end_the_connection_alone() {
     let target = unanswered("resets");
     stopped(
         &target,
+        Pace::Settled,
         &[
             Flood {
                 name: "rapid reset",
@@ -91,18 +92,14 @@ fn streams_that_are_opened_to_be_reset_end_the_connection_alone() {
                         let (stream, head) = open(client, END_STREAM);
                         [head, frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())].concat()
                     });
-                    let bytes: Vec<u8> = streams.collect();
-                    // Served before more are opened: a stream that nobody has looked at costs nothing.
-                    client.send(&bytes);
-                    client.settle();
-                    Vec::new()
+                    streams.collect()
                 },
             },
             Flood {
-                name: "rapid reset at once",
-                most: 100,
+                name: "rapid reset, a hundred at once",
+                most: 10,
                 batch: |client| {
-                    let streams = (0..10).flat_map(|_| {
+                    let streams = (0..100).flat_map(|_| {
                         let (stream, head) = open(client, END_STREAM);
                         [head, frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())].concat()
                     });
@@ -135,6 +132,7 @@ fn resets_that_the_agent_is_made_to_send_count_as_the_callers() {
     let target = unanswered("made-to-reset");
     stopped(
         &target,
+        Pace::Settled,
         &[
             Flood {
                 name: "windows of nothing",
@@ -205,6 +203,7 @@ fn heads_without_an_end_are_ended() {
     // In tens of frames: 200 at most.
     stopped(
         &target,
+        Pace::Looked,
         &[
             Flood {
                 name: "continuations",
@@ -255,6 +254,7 @@ fn frames_that_carry_nothing_end_the_connection_alone() {
     let target = unanswered("frames");
     stopped(
         &target,
+        Pace::Settled,
         &[
             Flood {
                 name: "PING",
