@@ -157,8 +157,16 @@ fn refuses_what_names_nothing() {
 
 #[test]
 fn what_a_mode_does_not_use_is_said() {
-    let text = "[[DestinationRule]]\nname = \"a\"\nhost = \"b\"\ntrafficPolicy = { tls = { mode = \"ISTIO_MUTUAL\", sni = \"c\" } }\n";
-    let parsed = Form::Toml.parse(text, "x");
-    assert!(!parsed.failed() && parsed.findings.len() == 1, "{:?}", parsed.findings);
-    assert!(parsed.findings[0].to_string().contains("no effect in this mode"));
+    let check = |tls: &str, expected: usize| {
+        let text = format!(
+            "[[DestinationRule]]\nname = \"a\"\nhost = \"b\"\ntrafficPolicy = {{ tls = {{ {tls} }} }}\n"
+        );
+        let parsed = Form::Toml.parse(&text, "x");
+        assert!(!parsed.failed() && parsed.findings.len() == expected, "{:?}", parsed.findings);
+        assert!(parsed.findings.iter().all(|finding| finding.to_string().contains("no effect in this mode")));
+    };
+    check("mode = \"ISTIO_MUTUAL\", sni = \"c\"", 1);
+    let client = "clientCertificate = \"/c.pem\", privateKey = \"/k.pem\"";
+    check(&format!("mode = \"SIMPLE\", sni = \"c\", {client}"), 2);
+    check(&format!("mode = \"MUTUAL\", sni = \"c\", {client}"), 0);
 }

@@ -30,15 +30,13 @@ pub(super) fn decode(d: &mut Decoder<'_>, at: &At<'_>) -> Option<ClientTls> {
     let written = Written::decode(d, &fields)?;
     match mode {
         Mode::Disable | Mode::IstioMutual => {
-            written.warn_without_effect(d, &fields);
+            let help = "DISABLE makes no TLS, and between agents the identities say whom to trust";
+            warn_without_effect(d, &fields, &[&OF_THE_CLIENT[..], &OF_THE_SERVER].concat(), help);
             Some(if mode == Mode::Disable { ClientTls::Disable } else { ClientTls::IstioMutual })
         }
         Mode::Simple => {
-            if written.certificate.is_some() || written.key.is_some() {
-                let help = "use mode MUTUAL, or remove `clientCertificate` and `privateKey`";
-                d.invalid(at, "a client certificate is shown in mode MUTUAL alone", help);
-                return None;
-            }
+            let help = "a client certificate is shown in mode MUTUAL alone";
+            warn_without_effect(d, &fields, &OF_THE_CLIENT, help);
             written.server(d, at).map(ClientTls::Simple)
         }
         Mode::Mutual => {
@@ -113,24 +111,20 @@ impl Written {
         let subject_alt_names = self.names.clone();
         Some(ServerCheck { trust, sni: self.sni.clone(), subject_alt_names, verify: self.verify })
     }
+}
 
-    /// Fields that the mode does not use.
-    fn warn_without_effect(&self, d: &mut Decoder<'_>, fields: &Fields<'_>) {
-        for key in [
-            "clientCertificate",
-            "privateKey",
-            "caCertificates",
-            "credentialName",
-            "sni",
-            "subjectAltNames",
-            "insecureSkipVerify",
-        ] {
-            if let Some(at) = fields.take(key) {
-                let message = format!("{} is accepted and has no effect in this mode", quote(&at.path));
-                let help = "DISABLE makes no TLS, and between agents the identities say whom to trust";
-                d.findings.warning(at.node.span, Code::NoEffect, message, help);
-            }
-        }
+/// What a client shows, in mode MUTUAL.
+const OF_THE_CLIENT: [&str; 2] = ["clientCertificate", "privateKey"];
+
+/// How a server is checked, in modes SIMPLE and MUTUAL.
+const OF_THE_SERVER: [&str; 5] =
+    ["caCertificates", "credentialName", "sni", "subjectAltNames", "insecureSkipVerify"];
+
+/// Fields that the mode does not use.
+fn warn_without_effect(d: &mut Decoder<'_>, fields: &Fields<'_>, keys: &[&str], help: &str) {
+    for at in keys.iter().filter_map(|key| fields.take(key)) {
+        let message = format!("{} is accepted and has no effect in this mode", quote(&at.path));
+        d.findings.warning(at.node.span, Code::NoEffect, message, help);
     }
 }
 
