@@ -14,7 +14,7 @@ use crate::resource::KINDS;
 /// What values look like.
 mod shapes;
 
-use shapes::{REQUIRED, is_map, shape_of};
+use shapes::{REQUIRED, is_map, shape_of, words_of};
 
 /// What taplo, and every editor with the YAML language server, takes.
 const DRAFT: &str = "http://json-schema.org/draft-07/schema#";
@@ -234,6 +234,10 @@ impl Tree {
         if let Some(items) = &self.items {
             let (properties, required) = items.properties(kind, &format!("{path}[]"));
             let item = Json::Object(object(Json::Object(properties), &required));
+            let item = match words_of(kind, path) {
+                Some(words) => json!({ "anyOf": [{ "enum": words }, item] }),
+                None => item,
+            };
             return match is_map(path) {
                 true => with("additionalProperties", item, "object"),
                 false => with("items", item, "array"),

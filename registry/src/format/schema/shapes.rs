@@ -33,6 +33,7 @@ use Shape::{Boolean, Choice, Duration, Integer, Integers, Labels, Like, Number, 
 
 const PORT: Shape = Integer(1, 65535);
 const COUNT: Shape = Integer(0, i32::MAX as i64);
+const SOME: Shape = Integer(1, i32::MAX as i64);
 const SMALL: Shape = Integer(0, 65535);
 const PERCENT: Shape = Integer(0, 100);
 const WEIGHT: Shape = Integer(0, u32::MAX as i64);
@@ -64,6 +65,11 @@ const OF_KIND: &[(Kind, &str, Shape)] = &[
     (Kind::DestinationRule, "retryBudget.percent", Number(100)),
     (Kind::DestinationRule, "distribute[].to", Integers(1, 100)),
     (Kind::AuthorizationPolicy, "ports", Texts),
+    (Kind::WorkloadEntry, "health", Choice(&["healthy", "unhealthy"])),
+    (Kind::RateLimit, "limit.requests", SOME),
+    (Kind::RateLimit, "limit.per", Duration),
+    (Kind::RateLimit, "limit.burst", SOME),
+    (Kind::RateLimit, "key[].header", Text),
 ];
 
 /// Fields by the end of their path.
@@ -206,10 +212,16 @@ const ENDS: &[(&str, Shape)] = &[
     ("insecureSkipVerify", Boolean),
     ("minRetryConcurrency", COUNT),
     ("proxyProtocol.version", Choice(&["V1", "V2"])),
+    ("tunnel.protocol", Choice(&["CONNECT"])),
+    ("tunnel.targetHost", Text),
+    ("h2UpgradePolicy", Choice(&["DEFAULT", "DO_NOT_UPGRADE", "UPGRADE"])),
+    ("useClientProtocol", Boolean),
+    ("accessLogEncoding", Choice(&["JSON", "TEXT"])),
+    ("accessLogFormat", Text),
 ];
 
 /// Fields without which a resource is refused.
-pub(super) const REQUIRED: [(Kind, &str); 8] = [
+pub(super) const REQUIRED: [(Kind, &str); 15] = [
     (Kind::Service, "ports"),
     (Kind::Service, "ports[].port"),
     (Kind::WorkloadEntry, "address"),
@@ -217,8 +229,20 @@ pub(super) const REQUIRED: [(Kind, &str); 8] = [
     (Kind::DestinationRule, "host"),
     (Kind::DestinationRule, "subsets[].name"),
     (Kind::VirtualService, "http[].route[].destination"),
+    (Kind::DestinationRule, "trafficPolicy.tunnel.targetHost"),
+    (Kind::DestinationRule, "trafficPolicy.tunnel.targetPort"),
+    (Kind::DestinationRule, "subsets[].trafficPolicy.tunnel.targetHost"),
+    (Kind::DestinationRule, "subsets[].trafficPolicy.tunnel.targetPort"),
     (Kind::AuthorizationPolicy, "rules[].when[].key"),
+    (Kind::RateLimit, "limit"),
+    (Kind::RateLimit, "limit.requests"),
+    (Kind::RateLimit, "limit.per"),
 ];
+
+/// Words that may stand in a list in the place of an object.
+pub(super) fn words_of(kind: Kind, path: &str) -> Option<&'static [&'static str]> {
+    (kind == Kind::RateLimit && path == "key").then_some(&["sourceIdentity", "remoteAddress", "path"])
+}
 
 /// Whether a field with fields below its entries has names for them, and is no list.
 pub(super) fn is_map(path: &str) -> bool {
