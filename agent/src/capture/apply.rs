@@ -76,7 +76,7 @@ impl Capture {
     /// Capture with its state files in `runtime`, a directory that exists, is writable for us alone and does not
     /// outlive a reboot. Fails if `nft` or `ip` is not installed.
     pub fn new(runtime: &Path) -> Result<Self, CaptureError> {
-        Ok(Self { tools: Tools::find()?, runtime: runtime.to_owned(), standing: None })
+        Ok(Self { tools: Tools::find()?.ending_with_us(), runtime: runtime.to_owned(), standing: None })
     }
 
     /// The file with the rules for when the agent is gone, written by every `apply`.

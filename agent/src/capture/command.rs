@@ -26,6 +26,8 @@ const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 pub(super) struct Tools {
     nft: PathBuf,
     ip: PathBuf,
+    /// What ends a command with the process that started it, where that is wanted and to be had.
+    setpriv: Option<PathBuf>,
 }
 
 impl Tools {
@@ -33,7 +35,14 @@ impl Tools {
     pub(super) fn find() -> Result<Self, CaptureError> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let find = |tool, package| find_in(&path, tool).ok_or(CaptureError::MissingTool { tool, package });
-        Ok(Self { nft: find("nft", "nftables")?, ip: find("ip", "iproute2")? })
+        Ok(Self { nft: find("nft", "nftables")?, ip: find("ip", "iproute2")?, setpriv: None })
+    }
+
+    /// Has `nft` end when this process does. Of an agent that is killed none is left that would put its rules in place
+    /// once more, over those for a gone agent. Without `setpriv` (util-linux) it is not so.
+    pub(super) fn ending_with_us(self) -> Self {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        Self { setpriv: find_in(&path, "setpriv"), ..self }
     }
 
     /// Applies nft text as one transaction.
@@ -43,7 +52,13 @@ impl Tools {
 
     /// Runs `nft` and returns what it wrote.
     pub(super) fn nft(&self, arguments: &[&str], input: &str) -> Result<String, CaptureError> {
-        run(&self.nft, arguments, input)
+        match &self.setpriv {
+            Some(setpriv) => {
+                let nft = self.nft.to_string_lossy();
+                run(setpriv, &[&["--pdeathsig", "KILL", "--", &nft], arguments].concat(), input)
+            }
+            None => run(&self.nft, arguments, input),
+        }
     }
 
     /// Runs `ip` and returns what it wrote.

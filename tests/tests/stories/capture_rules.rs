@@ -238,9 +238,9 @@ fn a_plan_lists_the_connections_from_before_the_capture() {
     }
     // What comes through the agent now is not from before, whichever way it was called.
     let through = [("10.77.0.2", "7000"), ("127.0.0.1", "8100")].map(|(to, port)| hold(&web.host, to, port));
-    // Callers that were cut know it; their service hears of it with its own next packet, and is listed until then.
+    // Callers that were cut know it; their service hears of it with its own next packet, and may be listed until then.
     let left: Vec<_> = plan().into_iter().filter(|flow| !all[..2].contains(flow)).collect();
-    assert_eq!((left, plan().len()), (vec![goes_on], 3));
+    assert_eq!(left, [goes_on]);
     assert!(outgoing.is_running() && through.iter().all(|held| held.is_running()));
     assert_eq!(
         output_of(web.host.baremesh(["capture", "apply", "--output", "json"])),
