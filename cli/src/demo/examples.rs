@@ -25,6 +25,7 @@ pub(crate) static BY_HEADER: Example = example!("by-header.toml");
 pub(crate) static RETRIES: Example = example!("retries.toml");
 pub(crate) static OUTLIERS: Example = example!("outliers.toml");
 pub(crate) static MIRROR: Example = example!("mirror.toml");
+pub(crate) static RATE_LIMIT: Example = example!("rate-limit.toml");
 
 /// Where the resources come from.
 #[derive(Debug, Default)]

@@ -32,6 +32,11 @@ impl Answer {
         self.0["status"] == 200 && self.0["instance"] == version.name && self.0.get("error").is_none()
     }
 
+    /// Its status; 0 where there was no answer.
+    pub(crate) fn status(&self) -> u64 {
+        self.0["status"].as_u64().unwrap_or_default()
+    }
+
     /// How long it took, in milliseconds.
     pub(crate) fn milliseconds(&self) -> u64 {
         self.0["ms"].as_u64().unwrap_or_default()
@@ -98,10 +103,20 @@ impl Stage<'_> {
 
     /// A program on `web` asks for `path` so many times over kept connections, with these options of `get`.
     pub(crate) fn ask(&self, count: usize, options: &[&str], path: &str) -> Result<Vec<Answer>> {
+        self.ask_from(&self.web, count, options, path)
+    }
+
+    /// The same of another host.
+    pub(crate) fn ask_from(
+        &self,
+        member: &Member,
+        count: usize,
+        options: &[&str],
+        path: &str,
+    ) -> Result<Vec<Answer>> {
         let (count, url) = (count.to_string(), format!("http://reviews.{DOMAIN}{path}"));
         let usual = ["get", "--brief", "--keep", "--timeout", CLIENT_PATIENCE, "--count", &count];
-        let said =
-            run(&self.patience, self.web.host.shop(usual.iter().chain(options).chain([&url.as_str()])))?;
+        let said = run(&self.patience, member.host.shop(usual.iter().chain(options).chain([&url.as_str()])))?;
         let answers: serde_json::Result<Vec<Value>> = said.stdout.lines().map(serde_json::from_str).collect();
         let answers = answers.with_context(|| format!("the client says: {}", said.stdout))?;
         ensure!(!answers.is_empty(), "the client says nothing but: {}", said.stderr);

@@ -3,6 +3,7 @@
 
 mod calls;
 mod failures;
+mod limits;
 mod losses;
 mod policy;
 mod routes;
@@ -10,7 +11,7 @@ mod wire;
 
 use anyhow::Result;
 
-use super::examples::{BY_HEADER, CANARY, Example, MIRROR, OUTLIERS, RETRIES};
+use super::examples::{BY_HEADER, CANARY, Example, MIRROR, OUTLIERS, RATE_LIMIT, RETRIES};
 use super::stage::Stage;
 
 /// One claim, and what has to be seen for it.
@@ -29,7 +30,7 @@ pub(crate) struct Step {
 const OF_REVIEWS: &[&str] = &["control", "web", "one", "two"];
 
 /// All of them, in the order in which each finds what it needs.
-pub(crate) const STEPS: [Step; 12] = [
+pub(crate) const STEPS: [Step; 13] = [
     Step {
         title: "a call by name works",
         hosts: &["web", "one", "two"],
@@ -89,6 +90,12 @@ pub(crate) const STEPS: [Step; 12] = [
         hosts: OF_REVIEWS,
         applies: Some(&MIRROR),
         show: routes::mirror,
+    },
+    Step {
+        title: "a caller is held to its rate limit, and no other is",
+        hosts: &["control", "web", "guest", "one"],
+        applies: Some(&RATE_LIMIT),
+        show: limits::of_a_caller,
     },
     Step {
         title: "a host is killed and its endpoint is left out",

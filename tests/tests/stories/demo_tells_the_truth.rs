@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How many claims there are.
-const CLAIMS: usize = 12;
+const CLAIMS: usize = 13;
 /// How long a demo is waited for: longer than it allows itself, so that it says what it waited for.
 const DEMO_BOUND: Duration = Duration::from_secs(330);
 /// How often it is looked at.
@@ -119,7 +119,7 @@ fn what_is_broken_is_not_claimed() {
     let status = demo.child.wait().expect("it ends");
     let said = demo.said();
     assert_eq!(status.code(), Some(1), "{said}");
-    assert!(said.contains("FAILED: 1  ") && said.contains("FAILED: 12  "), "{said}");
+    assert!(said.contains("FAILED: 1  ") && said.contains("FAILED: 13  "), "{said}");
     assert!(!said.contains("checks passed"), "{said}");
     bare.expect_nothing_left();
 }
@@ -148,7 +148,7 @@ macro_rules! untrue {
 }
 
 /// Each claim about HTTP.
-const UNTRUE: [Untrue; 5] = [
+const UNTRUE: [Untrue; 6] = [
     untrue!(
         "a tenth of the requests goes to a canary",
         "canary.toml",
@@ -178,6 +178,12 @@ const UNTRUE: [Untrue; 5] = [
         "mirror.toml",
         ("value = 100", "value = 0"),
         "v2 sees the copy"
+    ),
+    untrue!(
+        "a caller is held to its rate limit, and no other is",
+        "rate-limit.toml",
+        ("requests = 5,", "requests = 50,"),
+        "where 5 may be served"
     ),
 ];
 
