@@ -16,6 +16,8 @@ pub mod callers;
 pub mod cgroup;
 /// The netlink socket on which the kernel is asked.
 pub mod look_up;
+/// Where translated connections came from.
+mod conntrack;
 /// Paths of cgroups and names of units.
 pub mod place;
 /// The bytes of the kernel's socket diagnosis.
@@ -138,7 +140,13 @@ impl Attributor {
         original_destination: SocketAddr,
     ) -> Result<SocketOwner, LookupError> {
         let client = peer(&accepted)?;
-        let owner = self.kernel.owner_of(&Flow::new(client, original_destination)?)?;
+        let owner = match self.kernel.owner_of(&Flow::new(client, original_destination)?) {
+            Err(LookupError::Gone) => {
+                let before = untranslated(&accepted, client, original_destination)?;
+                self.kernel.owner_of(&Flow::new(before, original_destination)?)?
+            }
+            owner => owner?,
+        };
         if canonical(peer(&accepted)?) == canonical(client) {
             Ok(owner)
         } else {
@@ -154,6 +162,23 @@ fn peer(accepted: impl AsFd) -> Result<SocketAddr, LookupError> {
         errno => LookupError::Refused(errno),
     })?;
     peer.and_then(|peer| SocketAddr::try_from(peer).ok()).ok_or(LookupError::Gone)
+}
+
+/// The client's end as the client knows it, of a connection that the kernel gave another port when it was brought here: a
+/// connection of the same port was here already.
+fn untranslated(
+    accepted: impl AsFd,
+    client: SocketAddr,
+    destination: SocketAddr,
+) -> Result<SocketAddr, LookupError> {
+    let local = rustix::net::getsockname(accepted).ok().and_then(|local| SocketAddr::try_from(local).ok());
+    let before = local.and_then(|local| conntrack::before_translation(local, client).ok().flatten());
+    let (from, _) = before
+        .filter(|(from, to)| *to == canonical(destination) && from.ip() == canonical(client).ip())
+        .ok_or(LookupError::Gone)?;
+    let mut untranslated = client;
+    untranslated.set_port(from.port());
+    Ok(untranslated)
 }
 
 #[cfg(test)]

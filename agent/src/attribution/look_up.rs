@@ -89,7 +89,7 @@ impl DiagSocket {
 }
 
 /// Receives one message of the kernel, whole.
-fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<usize, LookupError> {
+pub(super) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> Result<usize, LookupError> {
     let received =
         retry_on_intr(|| rustix::net::recvfrom(socket, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC));
     let (_, length, sender) = received.map_err(|errno| match errno {
