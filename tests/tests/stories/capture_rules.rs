@@ -52,6 +52,8 @@ fn capture_leaves_other_tables_untouched_and_nothing_behind() {
     let rules = bare.path("/run/baremesh/foreign.nft");
     std::fs::write(rules, FOREIGN).expect("written");
     output_of(bare.sh("nft -f /run/baremesh/foreign.nft"));
+    // The kernel adds a route of its own when it has made sure that nobody else has the host's link-local address.
+    wait_until("the host has its link-local address", || traces(&bare).contains("local fe80::"));
     let (others, before) = (foreign(&bare), traces(&bare));
     output_of(bare.baremesh(["join", "10.77.0.200", "--token", &mesh.token(&["web"])]));
     let web = Member::of(bare);
