@@ -23,6 +23,9 @@ pub const MAX_GIVEN_UP: u32 = 200;
 /// The same in a tunnel, which the programs of a host share that are one service: what one of them gives up ends its own
 /// connection long before it ends theirs.
 pub const MAX_GIVEN_UP_IN_TUNNEL: u32 = 800;
+/// Streams that this side resets in a tunnel before it opens another one for what comes next. Those that are still open
+/// may be reset too, and its peer has not lost its patience then: nobody's stream ends because of others'.
+pub const MAX_RESETS_SENT: u32 = MAX_GIVEN_UP_IN_TUNNEL / 2;
 /// One stream that was given up is forgiven after so long: 50 a second, for as long as the connection stands.
 const FORGIVEN_EVERY: Duration = Duration::from_millis(20);
 /// How long a peer may take to read why its connection is closed.

@@ -18,7 +18,7 @@ use http::StatusCode;
 use rustls_pki_types::ServerName;
 
 use super::error::ProxyError;
-use super::flood::{Alarm, Flooded, Starts, Watched};
+use super::flood::{Alarm, Flooded, MAX_RESETS_SENT, Starts, Watched};
 use super::hbone::{self, DENIED};
 use super::relay::TunnelStream;
 use super::socket::{self, Mark};
@@ -81,6 +81,8 @@ pub struct Tunnel {
     over: AtomicBool,
     retire_at: Instant,
     expires_at: SystemTime,
+    /// What was counted of its frames.
+    alarm: Arc<Alarm>,
     /// The serial number of the certificate that the peer showed.
     pub peer_serial: Arc<str>,
 }
@@ -104,10 +106,7 @@ impl Drop for Place {
 impl Tunnel {
     /// Takes a place if the tunnel may still open streams.
     fn enter(self: &Arc<Self>) -> Option<Place> {
-        if self.over.load(Ordering::Relaxed)
-            || Instant::now() >= self.retire_at
-            || SystemTime::now() >= self.expires_at
-        {
+        if self.is_retiring() || SystemTime::now() >= self.expires_at {
             return None;
         }
         let limit = self.sender.current_max_send_streams().min(hbone::MAX_STREAMS as usize);
@@ -119,7 +118,12 @@ impl Tunnel {
 
     /// Whether it is over, or due to be replaced.
     pub fn is_retiring(&self) -> bool {
-        self.over.load(Ordering::Relaxed) || Instant::now() >= self.retire_at
+        self.over.load(Ordering::Relaxed) || self.is_due(Instant::now())
+    }
+
+    /// Whether it is to be replaced: by its age, or because its peer will not bear with many more resets.
+    fn is_due(&self, now: Instant) -> bool {
+        now >= self.retire_at || self.alarm.resets_sent() >= MAX_RESETS_SENT
     }
 
     fn is_unused(&self) -> bool {
@@ -184,7 +188,7 @@ impl Pool {
         slots.retain(|_, slot| {
             let mut tunnels = slot.tunnels.lock().unwrap_or_else(PoisonError::into_inner);
             tunnels.retain(|tunnel| {
-                let spent = tunnel.is_unused() && now >= tunnel.retire_at;
+                let spent = tunnel.is_unused() && tunnel.is_due(now);
                 !spent && !tunnel.over.load(Ordering::Relaxed)
             });
             !tunnels.is_empty() || Arc::strong_count(slot) > 1
@@ -252,6 +256,7 @@ impl Pool {
             over: AtomicBool::new(false),
             retire_at: Instant::now() + life / 2,
             expires_at,
+            alarm: Arc::clone(&alarm),
             peer_serial: facts.serial.into(),
         });
         tokio::spawn(drive((connection, alarm), Arc::clone(&tunnel), address));
@@ -356,7 +361,7 @@ async fn until_unused(tunnel: &Tunnel) {
             continue;
         }
         let since = *unused_since.get_or_insert(now);
-        if now >= tunnel.retire_at || now.duration_since(since) >= IDLE {
+        if tunnel.is_due(now) || now.duration_since(since) >= IDLE {
             // Nobody enters from here on; who entered meanwhile is waited for.
             tunnel.over.store(true, Ordering::SeqCst);
             if tunnel.is_unused() {

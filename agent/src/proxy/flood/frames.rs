@@ -5,7 +5,7 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ const HEAD: usize = 9;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const PADDED: u8 = 8;
@@ -51,6 +52,8 @@ pub struct Alarm {
     flooded: Notify,
     /// Bytes of heads, in the form in which they came.
     heads: AtomicU64,
+    /// Streams that this side reset.
+    resets: AtomicU32,
 }
 
 impl Alarm {
@@ -62,6 +65,11 @@ impl Alarm {
     /// How many bytes the heads took that came so far, as they were compressed.
     pub fn bytes_of_heads(&self) -> u64 {
         self.heads.load(Ordering::Relaxed)
+    }
+
+    /// How many streams this side has reset.
+    pub fn resets_sent(&self) -> u32 {
+        self.resets.load(Ordering::Relaxed)
     }
 }
 
@@ -243,7 +251,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Self { io, sent, allowance, .. } = &mut *self;
+        let Self { io, sent, allowance, alarm, .. } = &mut *self;
         let written = ready!(Pin::new(io).poll_write_vectored(cx, parts))?;
         let mut left = written;
         for part in parts {
@@ -252,6 +260,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
             sent.find(&part[..of_part], |head| {
                 if head.weight() == Weight::Content {
                     allowance.add();
+                }
+                if head.kind == RST_STREAM {
+                    alarm.resets.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }

@@ -98,6 +98,18 @@ async fn what_is_sent_explains_windows_that_come_back() {
     }
 }
 
+#[tokio::test]
+async fn resets_that_are_sent_are_counted_however_they_are_cut() {
+    let (near, _far) = tokio::io::duplex(1 << 20);
+    let (mut watched, alarm) = Watched::new(near, Starts::We);
+    let reset = frame(RST_STREAM, 0, &[0, 0, 0, 8]);
+    let bytes = [PREFACE, &[reset.clone(), frame(DATA, 0, &reset)].concat().repeat(10)].concat();
+    for part in bytes.chunks(7) {
+        watched.write_all(part).await.expect("there is room");
+    }
+    assert_eq!(alarm.resets_sent(), 10, "and not those that are content");
+}
+
 #[test]
 fn allowances_come_back_with_time() {
     let start = Instant::now();

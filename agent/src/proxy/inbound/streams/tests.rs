@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{Method, Response};
+use tokio::io::{AsyncWriteExt as _, DuplexStream};
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -30,18 +31,28 @@ async fn hold(taken: Arc<AtomicUsize>, mut respond: SendResponse<Bytes>) -> Ende
     Ended::GivenUp
 }
 
+/// Serves a tunnel that is held open until `expiry`.
+fn served(
+    far: DuplexStream,
+    expiry: Duration,
+    taken: &Arc<AtomicUsize>,
+    phase: watch::Receiver<Phase>,
+) -> JoinHandle<Result<(), Flooded>> {
+    let life = Life { expiry: Instant::now() + expiry, phase };
+    let counter = Arc::clone(taken);
+    tokio::spawn(async move {
+        let (far, alarm) = Watched::new(far, Starts::Peer);
+        let connection = builder().handshake(far).await.expect("a handshake");
+        serve((connection, alarm), life, move |_, respond| hold(Arc::clone(&counter), respond)).await
+    })
+}
+
 impl Peer {
     async fn new(expiry: Duration) -> Self {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let phase = watch::Sender::new(Phase::Running);
-        let life = Life { expiry: Instant::now() + expiry, phase: phase.subscribe() };
-        let taken = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&taken);
-        let served = tokio::spawn(async move {
-            let (far, alarm) = Watched::new(far, Starts::Peer);
-            let connection = builder().handshake(far).await.expect("a handshake");
-            serve((connection, alarm), life, move |_, respond| hold(Arc::clone(&counter), respond)).await
-        });
+        let taken = Arc::default();
+        let served = served(far, expiry, &taken, phase.subscribe());
         let (sender, connection) = h2::client::handshake(near).await.expect("a handshake");
         Self { sender, connection: tokio::spawn(connection), served, taken, phase }
     }
@@ -74,6 +85,31 @@ async fn who_opens_and_resets_without_end_loses_its_tunnel() {
     assert_eq!(peer.served.await.expect("no panic"), Err(Flooded::GIVEN_UP));
     let told = peer.connection.await.expect("no panic").expect_err("an error").reason();
     assert_eq!(told, Some(Reason::ENHANCE_YOUR_CALM));
+}
+
+#[tokio::test(start_paused = true)]
+async fn streams_that_are_given_up_in_one_burst_are_counted_like_those_of_many() {
+    let head = |length: usize, kind: u8, flags: u8, stream: u32| {
+        let length = u32::try_from(length).expect("short").to_be_bytes();
+        [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat()
+    };
+    // `:method: CONNECT` and `:authority: a:80`, as literals.
+    let request = b"\x02\x07CONNECT\x01\x04a:80";
+    let given_up = |stream| {
+        let opened = [head(request.len(), 1, 4, stream), request.to_vec()].concat();
+        [opened, head(4, 3, 0, stream), 8_u32.to_be_bytes().to_vec()].concat()
+    };
+    for (count, lives) in [(MAX_GIVEN_UP_IN_TUNNEL / 2 + hbone::MAX_STREAMS, true), (1_000, false)] {
+        let (mut near, far) = tokio::io::duplex(256 * 1024);
+        let phase = watch::Sender::new(Phase::Running);
+        let served = served(far, Duration::from_secs(86_400), &Arc::default(), phase.subscribe());
+        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), head(0, 4, 0, 0)].concat();
+        near.write_all(&preface).await.expect("there is room");
+        let burst: Vec<u8> = (0..count).flat_map(|number| given_up(2 * number + 1)).collect();
+        near.write_all(&burst).await.expect("there is room");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(!served.is_finished(), lives, "{count}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
