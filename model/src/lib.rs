@@ -44,6 +44,8 @@ pub mod retry_budget;
 pub mod service;
 /// How routes match texts: exact, prefix, regex, presence.
 pub mod string_match;
+/// What a verified token says of who sends a request.
+pub mod token;
 /// Virtual addresses: the ranges, and the assignment by hash.
 pub mod virtual_address;
 /// Routes of requests and connections: VirtualService.
