@@ -38,8 +38,8 @@ impl Tools {
         Ok(Self { nft: find("nft", "nftables")?, ip: find("ip", "iproute2")?, setpriv: None })
     }
 
-    /// Has `nft` end when this process does. Of an agent that is killed none is left that would put its rules in place
-    /// once more, over those for a gone agent. Without `setpriv` (util-linux) it is not so.
+    /// Has both end when this process does. Of an agent that is killed none is left that would put its rules or routes in
+    /// place once more, over what stands for a gone agent. Without `setpriv` (util-linux) it is not so.
     pub(super) fn ending_with_us(self) -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
         Self { setpriv: find_in(&path, "setpriv"), ..self }
@@ -52,18 +52,22 @@ impl Tools {
 
     /// Runs `nft` and returns what it wrote.
     pub(super) fn nft(&self, arguments: &[&str], input: &str) -> Result<String, CaptureError> {
-        match &self.setpriv {
-            Some(setpriv) => {
-                let nft = self.nft.to_string_lossy();
-                run(setpriv, &[&["--pdeathsig", "KILL", "--", &nft], arguments].concat(), input)
-            }
-            None => run(&self.nft, arguments, input),
-        }
+        self.run(&self.nft, arguments, input)
     }
 
     /// Runs `ip` and returns what it wrote.
     pub(super) fn ip(&self, arguments: &[&str]) -> Result<String, CaptureError> {
-        run(&self.ip, arguments, "")
+        self.run(&self.ip, arguments, "")
+    }
+
+    fn run(&self, tool: &Path, arguments: &[&str], input: &str) -> Result<String, CaptureError> {
+        match &self.setpriv {
+            Some(setpriv) => {
+                let tool = tool.to_string_lossy();
+                run(setpriv, &[&["--pdeathsig", "KILL", "--", &tool], arguments].concat(), input)
+            }
+            None => run(tool, arguments, input),
+        }
     }
 }
 
