@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use baremesh_model::name::Label;
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::capture::Outbound;
@@ -132,8 +133,20 @@ pub struct AgentConfig {
     pub upstreams: Vec<SocketAddr>,
     /// The access log.
     pub access_log: AccessLogTarget,
+    /// How key sets that tokens are verified with are fetched.
+    pub jwks: JwksConfig,
     /// How long open connections may go on when the agent stops.
     pub drain: Duration,
+}
+
+/// How key sets are fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JwksConfig {
+    /// Blocks of addresses that are connected to although they are this host's own or its link's.
+    pub allow: Vec<IpNet>,
+    /// A PEM file of authorities; the system's without.
+    pub ca_certificates: Option<PathBuf>,
 }
 
 /// Why a configuration file was refused.
@@ -168,6 +181,7 @@ struct RawConfig {
     capture: RawCapture,
     dns: RawDns,
     telemetry: RawTelemetry,
+    jwks: JwksConfig,
     drain_seconds: Option<u64>,
 }
 
@@ -337,6 +351,7 @@ impl RawConfig {
             dns_port: self.dns.port.unwrap_or(15053),
             upstreams: self.dns.upstreams,
             access_log: self.telemetry.access_log()?,
+            jwks: self.jwks,
             drain: seconds(self.drain_seconds, Duration::from_secs(30)),
             directories,
         })

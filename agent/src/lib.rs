@@ -27,6 +27,8 @@ pub mod publish;
 mod share;
 /// TLS towards endpoints without an agent.
 pub mod originate;
+/// Tokens of requests, and the keys that they are verified with.
+pub mod jwt;
 /// The data path.
 pub mod proxy;
 /// Which local process's connection this is, as the kernel says.

@@ -156,16 +156,30 @@ impl Originations {
     }
 
     fn authorities(&self, trust: &Trust) -> Result<PathBuf, OriginationError> {
-        let of_system = || {
-            let mut known = SYSTEM_AUTHORITIES.iter().map(PathBuf::from);
-            known.find(|path| path.is_file()).ok_or(OriginationError::NoAuthorities)
-        };
         match trust {
             Trust::System => of_system(),
             Trust::File(path) => Ok(PathBuf::from(&**path)),
             Trust::Credential(name) => Ok(self.credentials.join(&**name).join("ca.crt")),
         }
     }
+}
+
+/// The file of authorities that this system trusts.
+fn of_system() -> Result<PathBuf, OriginationError> {
+    let mut known = SYSTEM_AUTHORITIES.iter().map(PathBuf::from);
+    known.find(|path| path.is_file()).ok_or(OriginationError::NoAuthorities)
+}
+
+/// The configuration of a client that trusts the authorities of a file, or the system's. Reads the disk.
+pub(crate) fn trusting(file: Option<&Path>) -> Result<ClientConfig, OriginationError> {
+    let file = file.map_or_else(of_system, |file| Ok(file.to_owned()))?;
+    let mut roots = RootCertStore::empty();
+    // As above: one among many that cannot be parsed does not count.
+    roots.add_parsable_certificates(certificates(&file)?);
+    let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
+    let builder = builder.with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| OriginationError::Certificate(error.to_string()))?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn fault(path: &Path, reason: &impl ToString) -> OriginationError {

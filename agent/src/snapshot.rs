@@ -31,6 +31,7 @@ use baremesh_model::workload::Labels;
 
 use crate::attribution::CallerTable;
 use crate::dns::Found;
+use crate::jwt::{TokenKeys, TokenRules};
 use crate::proxy::error::ProxyError;
 use crate::registration::LocalService;
 use crate::telemetry::metrics::Party;
@@ -167,6 +168,8 @@ pub struct LocalEndpoint {
     pub mode: MtlsMode,
     /// The policies that it answers to.
     pub policies: PolicySet,
+    /// The rules that tokens of its requests are held to, where there are any.
+    pub tokens: Option<Arc<TokenRules>>,
 }
 
 impl LocalEndpoint {
@@ -190,6 +193,8 @@ pub struct Source {
     pub labels: Labels,
     /// The identity with labels, as records show it.
     pub party: Party,
+    /// The rules by which tokens of its own requests are read where a route asks for claims.
+    pub tokens: Option<Arc<TokenRules>>,
 }
 
 /// Everything that connections are decided from.
@@ -206,6 +211,10 @@ pub struct Snapshot {
     pub sources: Vec<Source>,
     /// Routes of requests and connections.
     pub routing: Routing,
+    /// Whether any route asks for claims of a token.
+    pub routes_ask_for_claims: bool,
+    /// Keys that tokens are verified with.
+    pub token_keys: TokenKeys,
     /// Limits on requests.
     pub rate_limits: RateLimits,
     /// Which processes are which service of this host.

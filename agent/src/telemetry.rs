@@ -15,6 +15,8 @@ pub mod metrics;
 pub mod request_record;
 /// The metrics of limits on requests.
 pub mod rate_limits;
+/// Tokens.
+pub mod tokens;
 /// The metrics of HTTP and gRPC requests.
 pub mod requests;
 /// The forms that metrics are served in.
@@ -221,6 +223,7 @@ impl Telemetry {
         let key = RequestKey { peers, protocol, code, grpc_status };
         self.requests.series(&self.metrics, key).count(&record.sizes);
         record.limited.iter().for_each(Decision::count);
+        record.token.into_iter().for_each(|outcome| self.metrics.tokens.judged(outcome));
         self.log.write_request(record);
     }
 

@@ -9,6 +9,8 @@ mod dns_message;
 mod hbone_request;
 #[path = "../../fuzz/checks/http1_request.rs"]
 mod http1_request;
+#[path = "../../fuzz/checks/jwt.rs"]
+mod jwt;
 
 fn replay(target: &str, check: fn(&[u8])) {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(target);
@@ -36,4 +38,9 @@ fn seeds_of_hbone_requests_hold() {
 #[test]
 fn seeds_of_http1_requests_hold() {
     replay("http1_request", http1_request::check);
+}
+
+#[test]
+fn seeds_of_tokens_hold() {
+    replay("jwt", jwt::check);
 }

@@ -29,6 +29,7 @@ mod service;
 mod status;
 mod token;
 mod verify_chain;
+mod verify_token;
 mod version;
 
 use std::path::PathBuf;
@@ -126,6 +127,8 @@ enum Verb {
     Schema(schema::Schema),
     #[command(name = "verify-chain", hide = true)]
     VerifyChain(verify_chain::VerifyChain),
+    #[command(name = "verify-token", hide = true)]
+    VerifyToken(verify_token::VerifyToken),
 }
 
 /// Runs what the command line asks for.
@@ -173,6 +176,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Reference(verb) => verb.run(&global),
         Verb::Schema(verb) => verb.run(&global),
         Verb::VerifyChain(verb) => verb.run(),
+        Verb::VerifyToken(verb) => verb.run(),
     }
 }
 
@@ -270,6 +274,7 @@ mod tests {
             "baremesh schema",
             "baremesh schema VirtualService --form yaml",
             "baremesh verify-chain --roots r.pem --chain c.pem --purpose client --time 1700000000",
+            "baremesh verify-token --jwks keys.json --token token",
         ] {
             check(line, Ok(()));
         }

@@ -38,6 +38,8 @@ pub mod peer_authentication;
 pub mod rate_limit;
 /// Regular expressions of RE2's syntax, in linear time.
 pub mod re2;
+/// Which tokens workloads take: RequestAuthentication.
+pub mod request_authentication;
 /// How many requests may be retries.
 pub mod retry_budget;
 /// Services and their ports.

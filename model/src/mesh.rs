@@ -13,6 +13,7 @@ use crate::mesh_config::MeshConfig;
 use crate::name::{Key, Label};
 use crate::peer_authentication::PeerAuthentication;
 use crate::rate_limit::RateLimit;
+use crate::request_authentication::RequestAuthentication;
 use crate::service::Service;
 use crate::virtual_service::VirtualService;
 use crate::workload::{Tunnel, Workload};
@@ -38,6 +39,8 @@ pub enum Kind {
     DestinationRule,
     /// `RateLimit`
     RateLimit,
+    /// `RequestAuthentication`
+    RequestAuthentication,
 }
 
 impl Kind {
@@ -53,6 +56,7 @@ impl Kind {
             Self::HostGrant => "HostGrant",
             Self::DestinationRule => "DestinationRule",
             Self::RateLimit => "RateLimit",
+            Self::RequestAuthentication => "RequestAuthentication",
         }
     }
 }
@@ -129,6 +133,8 @@ pub struct Parts {
     pub destination_rules: Vec<Arc<DestinationRule>>,
     /// Rate limits, ordered by key.
     pub rate_limits: Vec<Arc<RateLimit>>,
+    /// Request authentications, ordered by key.
+    pub request_authentications: Vec<Arc<RequestAuthentication>>,
 }
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
@@ -157,6 +163,7 @@ impl Mesh {
         parts.virtual_services.sort_by(|a, b| a.key.cmp(&b.key));
         parts.destination_rules.sort_by(|a, b| a.key.cmp(&b.key));
         parts.rate_limits.sort_by(|a, b| a.key.cmp(&b.key));
+        parts.request_authentications.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);
         check_workloads(&parts, &mut errors);
         if errors.is_empty() { Ok(Self(parts)) } else { Err(errors) }

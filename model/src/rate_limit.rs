@@ -10,6 +10,7 @@ use crate::authorization::Enforcement;
 use crate::http::RequestHead;
 use crate::identity::Identity;
 use crate::name::{Domain, Key, Label};
+use crate::token::{ClaimPath, Token};
 use crate::virtual_service::{Caller, Gateway, HttpMatch, Incoming};
 use crate::workload::{Labels, selects};
 
@@ -61,6 +62,8 @@ pub enum KeyPart {
     Path,
     /// All values of a field, by its name in lower case; `host` is the authority. Requests without it are one.
     Header(Arc<str>),
+    /// A claim of the verified token. Requests without it are one.
+    Claim(ClaimPath),
 }
 
 /// A request as limits see it. None of it but the head is taken from what the caller says of itself.
@@ -74,6 +77,8 @@ pub struct Asking<'a> {
     pub source: Option<&'a Identity>,
     /// Where the connection comes from.
     pub address: IpAddr,
+    /// What the verified token says; none at the calling side, where nobody verifies for the service.
+    pub token: Option<&'a Token>,
 }
 
 impl RateLimit {
@@ -110,7 +115,9 @@ impl RateLimit {
                 let namespace =
                     known.or(block.scope.source_namespace.as_ref()).unwrap_or(&self.key.namespace);
                 let caller = Caller { gateway: &gateway, namespace, labels: &labels };
-                block.matches(Incoming { head: asking.head, port: asking.port, caller }).is_some()
+                block
+                    .matches(Incoming { head: asking.head, port: asking.port, caller, token: asking.token })
+                    .is_some()
             })
     }
 
@@ -133,6 +140,9 @@ impl RateLimit {
                         number += 1;
                     }
                     number.hash(&mut hasher);
+                }
+                KeyPart::Claim(path) => {
+                    asking.token.and_then(|token| token.claim(path.as_ref())).hash(&mut hasher);
                 }
             }
         }
@@ -159,6 +169,7 @@ mod tests {
 
     use super::*;
     use crate::string_match::StringMatch;
+    use crate::token::Claim;
     use crate::virtual_service::Scope;
 
     fn label(text: &str) -> Label {
@@ -189,7 +200,7 @@ mod tests {
     }
 
     fn asking<'a>(head: &'a RequestHead, source: Option<&'a Identity>, address: &str) -> Asking<'a> {
-        Asking { head, port: 80, source, address: address.parse().expect("an address") }
+        Asking { head, port: 80, source, address: address.parse().expect("an address"), token: None }
     }
 
     #[test]
@@ -278,6 +289,20 @@ mod tests {
         fields(&[("x-a", "")], &[], false);
         fields(&[("x-a", "1"), ("x-a", "2")], &[("x-a", "1"), ("x-b", "2")], false);
         fields(&[("x-a", "12")], &[("x-a", "1"), ("x-a", "2")], false);
+        let token = |tenant: &str| Token {
+            issuer: "issuer".to_owned(),
+            subject: String::new(),
+            audiences: Vec::new(),
+            presenter: None,
+            claims: [("tenant".to_owned(), Claim::Text(tenant.to_owned()))].into(),
+        };
+        let (red, blue) = (token("red"), token("blue"));
+        let says = |token| Asking { token, ..asking(&plain, None, "10.0.0.1") };
+        let claim = [KeyPart::Claim(ClaimPath::of(["tenant"]))];
+        check(&claim, says(Some(&red)), says(Some(&red)), true);
+        check(&claim, says(Some(&red)), says(Some(&blue)), false);
+        check(&claim, says(Some(&red)), says(None), false);
+        check(&[KeyPart::Claim(ClaimPath::of(["other"]))], says(Some(&red)), says(None), true);
         let (mut a, mut b) = (head("/", &[]), head("/", &[]));
         (a.authority, b.authority) = ("Web".into(), "web".into());
         let host = [KeyPart::Header("host".into())];

@@ -1,6 +1,8 @@
 //! What a verified token says of who sends a request: the claims of a JWT, without its signature and without JSON.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
 
 /// A token whose signature and times have been checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +20,7 @@ pub struct Token {
 }
 
 /// One claim's value.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Claim {
     /// `null`
     Null,
@@ -61,6 +63,42 @@ impl Claim {
     }
 }
 
+/// Where a claim stands: one name for each level, at least one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ClaimPath(Arc<[Arc<str>]>);
+
+impl ClaimPath {
+    /// The most levels.
+    pub const MAX_DEPTH: usize = 16;
+
+    /// The path of these names.
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        Self(names.into_iter().map(Arc::from).collect())
+    }
+
+    /// Reads what stands behind a prefix such as `@request.auth.claims`: `.a.b`, or `[a][b]` where names have dots.
+    pub fn parse(text: &str) -> Option<Self> {
+        let names: Vec<&str> = match text.strip_prefix('.') {
+            Some(rest) if !rest.contains(['[', ']']) => rest.split('.').collect(),
+            _ => text.strip_prefix('[')?.strip_suffix(']')?.split("][").collect(),
+        };
+        let plain = |name: &&str| !name.is_empty() && !name.contains(['[', ']']);
+        (names.iter().all(plain) && names.len() <= Self::MAX_DEPTH).then(|| Self::of(names))
+    }
+}
+
+impl AsRef<[Arc<str>]> for ClaimPath {
+    fn as_ref(&self) -> &[Arc<str>] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClaimPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|name| write!(f, "[{name}]"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +130,23 @@ mod tests {
         for absent in [&["realm", "groups", "admin"][..], &["iss", "x"], &["other"], &[]] {
             assert_eq!(token.claim(absent), None, "{absent:?}");
         }
+    }
+
+    #[test]
+    fn paths_are_read_with_dots_or_brackets() {
+        let check = |written: &str, expected: Option<&str>| {
+            let path = ClaimPath::parse(written);
+            assert_eq!(path.map(|path| path.to_string()).as_deref(), expected, "{written}");
+        };
+        check(".sub", Some("[sub]"));
+        check(".realm.groups", Some("[realm][groups]"));
+        check("[https://issuer/groups]", Some("[https://issuer/groups]"));
+        check("[realm][groups]", Some("[realm][groups]"));
+        for bad in
+            ["", ".", "sub", "..a", ".a.", "[]", "[a", "[a]b", "[a].b", "[a][]", ".a[b]", "[a]]", "[[a]"]
+        {
+            check(bad, None);
+        }
+        check(&".a".repeat(17), None);
     }
 }

@@ -68,4 +68,9 @@ impl VirtualService {
     pub fn is_delegate(&self) -> bool {
         self.hosts.is_empty()
     }
+
+    /// Whether any of its routes asks for claims of a token.
+    pub fn asks_for_claims(&self) -> bool {
+        self.http.iter().flat_map(HttpEntry::matches).any(HttpMatch::asks_for_claims)
+    }
 }

@@ -52,6 +52,7 @@ mod host_grant;
 mod mesh_config;
 mod peer_authentication;
 mod rate_limit;
+mod request_authentication;
 mod service;
 mod virtual_service;
 mod workload_entry;

@@ -9,6 +9,7 @@ use baremesh_model::name::{Key, Label, default_namespace};
 use baremesh_model::pattern::Pattern;
 use baremesh_model::peer_authentication::PeerAuthentication;
 use baremesh_model::rate_limit::RateLimit;
+use baremesh_model::request_authentication::RequestAuthentication;
 use baremesh_model::service::Service;
 use baremesh_model::virtual_service::VirtualService;
 use baremesh_model::workload::Workload;
@@ -28,6 +29,7 @@ pub enum Resource {
     HostGrant(Box<HostGrant>),
     DestinationRule(Box<DestinationRule>),
     RateLimit(Box<RateLimit>),
+    RequestAuthentication(Box<RequestAuthentication>),
 }
 
 impl Resource {
@@ -43,6 +45,7 @@ impl Resource {
             Self::HostGrant(_) => Kind::HostGrant,
             Self::DestinationRule(_) => Kind::DestinationRule,
             Self::RateLimit(_) => Kind::RateLimit,
+            Self::RequestAuthentication(_) => Kind::RequestAuthentication,
         }
     }
 
@@ -59,6 +62,7 @@ impl Resource {
             Self::HostGrant(grant) => grant.key.clone(),
             Self::DestinationRule(rule) => rule.key.clone(),
             Self::RateLimit(limit) => limit.key.clone(),
+            Self::RequestAuthentication(policy) => policy.key.clone(),
         }
     }
 
@@ -74,7 +78,7 @@ pub fn mesh_config_key() -> Key {
 }
 
 /// Every kind that is taken, in the order of the reference.
-pub const KINDS: [Kind; 9] = [
+pub const KINDS: [Kind; 10] = [
     Kind::MeshConfig,
     Kind::Service,
     Kind::WorkloadEntry,
@@ -84,6 +88,7 @@ pub const KINDS: [Kind; 9] = [
     Kind::HostGrant,
     Kind::DestinationRule,
     Kind::RateLimit,
+    Kind::RequestAuthentication,
 ];
 
 /// Which services a host may be issued identities for, and which addresses it may announce. It grants something.

@@ -70,7 +70,9 @@ impl Loaded {
         let rules = rules.map(|rule| Resource::DestinationRule(Box::new((**rule).clone())));
         let limits = mesh.rate_limits.iter();
         let limits = limits.map(|limit| Resource::RateLimit(Box::new((**limit).clone())));
-        let policies = peers.chain(policies).chain(grants).chain(rules).chain(limits);
+        let tokens = mesh.request_authentications.iter();
+        let tokens = tokens.map(|policy| Resource::RequestAuthentication(Box::new((**policy).clone())));
+        let policies = peers.chain(policies).chain(grants).chain(rules).chain(limits).chain(tokens);
         config.chain(services).chain(workloads).chain(routes).chain(policies).collect()
     }
 }
@@ -133,7 +135,11 @@ const ISTIO_ROOT: &str = "istio-system";
 pub(crate) fn canonical_id(id: ResourceId, root: &Label) -> ResourceId {
     let policy = matches!(
         id.kind,
-        Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::DestinationRule | Kind::RateLimit
+        Kind::PeerAuthentication
+            | Kind::AuthorizationPolicy
+            | Kind::DestinationRule
+            | Kind::RateLimit
+            | Kind::RequestAuthentication
     );
     if policy && id.key.namespace.as_str() == ISTIO_ROOT {
         ResourceId { key: Key::new(root.clone(), id.key.name), ..id }
@@ -168,6 +174,7 @@ fn rename(resource: &mut Resource, key: &Key) {
         Resource::AuthorizationPolicy(policy) => policy.key = key.clone(),
         Resource::DestinationRule(rule) => rule.key = key.clone(),
         Resource::RateLimit(limit) => limit.key = key.clone(),
+        Resource::RequestAuthentication(policy) => policy.key = key.clone(),
         _ => {}
     }
 }
@@ -197,6 +204,9 @@ fn parts(by_id: ById) -> (Parts, Vec<HostGrant>) {
             Resource::HostGrant(grant) => grants.push(*grant),
             Resource::DestinationRule(rule) => parts.destination_rules.push(Arc::new(*rule)),
             Resource::RateLimit(limit) => parts.rate_limits.push(Arc::new(*limit)),
+            Resource::RequestAuthentication(policy) => {
+                parts.request_authentications.push(Arc::new(*policy));
+            }
         }
     }
     let trust_domain = parts.config.trust_domain.as_str().to_owned();

@@ -22,7 +22,7 @@ CODES = {
 # Kinds of later versions, by the analysers that are about them, or by their first words.
 LATER = {
     "gateway": "Gateway", "sidecar": "Sidecar", "telemetry": "Telemetry", "serviceentry": "ServiceEntry",
-    "virtualservice.GatewayAnalyzer": "Gateway", "virtualservice.JWTClaimRouteAnalyzer": "RequestAuthentication",
+    "virtualservice.GatewayAnalyzer": "Gateway", "virtualservice.JWTClaimRouteAnalyzer": "Gateway",
 }
 
 # Kinds of later versions that a case needs beside what its analyser is about: without them its input is another one.

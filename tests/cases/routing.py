@@ -24,7 +24,7 @@ SETTLE_SECONDS = 1.0
 
 GATEWAY_ONLY = "a gateway's own: that no server of it lists a host"
 MERGED = "a gateway's own: VirtualServices of one host are merged there, and on the mesh the first holds"
-CLAIMS = "claims of JSON Web Tokens: RequestAuthentication is refused until it is enforced"
+CLAIMS = "a gateway's own: that it refuses a token itself, and routes by the tokens that it takes"
 
 # What a request and an expectation may say here. Anything else is no reason to pass.
 REQUEST = {"host", "port", "path", "method", "headers", "body", "token", "upstream", "backend_delay"}

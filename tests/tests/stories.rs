@@ -16,6 +16,8 @@ mod impostor;
 mod attack;
 #[path = "stories/frames.rs"]
 mod frames;
+#[path = "stories/issuer.rs"]
+mod issuer;
 
 #[path = "stories/addresses.rs"]
 mod addresses;
@@ -111,5 +113,7 @@ mod survives_exhaustion;
 mod tcp_is_tcp;
 #[path = "stories/telemetry.rs"]
 mod telemetry;
+#[path = "stories/tokens.rs"]
+mod tokens;
 #[path = "stories/virtual_addresses.rs"]
 mod virtual_addresses;

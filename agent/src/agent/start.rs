@@ -21,6 +21,8 @@ use crate::credentials::Credentials;
 use crate::health::Checks;
 use crate::health::probe::{Prober, RunAs};
 use crate::identity::{Rotation, RotationStatus};
+use crate::jwt::keeper::Keeper;
+use crate::jwt::keeper::fetch::Fetcher;
 use crate::originate::Originations;
 use crate::proxy::http::upstream::KeptSockets;
 use crate::proxy::socket::Mark;
@@ -61,6 +63,7 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
     let registrations = file::read_all(&config.directories.services(), &config.ssh_ports)?;
     publisher.take_registrations(registrations).map_err(AgentError::State)?;
 
+    let keys = keep_keys(&config, &publisher, &metrics, mark);
     let phase = watch::Sender::new(Phase::Running);
     let credentials = Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&prepared.bundle), [])));
     let rotation = Rotation {
@@ -74,7 +77,7 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         metrics: Arc::clone(&metrics),
     };
     let rotation_status = Arc::clone(&rotation.status);
-    let mut others = vec![tokio::spawn(rotation.start().run())];
+    let mut others = vec![tokio::spawn(rotation.start().run()), tokio::spawn(keys.run())];
     let shared = Shared {
         snapshot: publisher.snapshot(),
         snapshot_changed: publisher.changed(),
@@ -132,6 +135,16 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
     others.push(tokio::spawn(Arc::clone(&agent.publisher).reread_certificates()));
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), "baremesh agent runs");
     Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, others })
+}
+
+/// Keeps the keys that tokens are verified with; those that are on the disk are at hand when this returns.
+fn keep_keys(config: &AgentConfig, publisher: &Publisher, metrics: &Arc<Metrics>, mark: Mark) -> Keeper {
+    let fetcher =
+        Fetcher { mark, allow: config.jwks.allow.clone(), authorities: config.jwks.ca_certificates.clone() };
+    let states = (publisher.snapshot(), publisher.changed());
+    let mut keeper = Keeper::new(states, fetcher, config.directories.state.join("jwks"), Arc::clone(metrics));
+    keeper.load_stored();
+    keeper
 }
 
 /// As many descriptors as the host allows: a connection takes one or two. Returns how many there are.

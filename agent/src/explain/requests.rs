@@ -21,13 +21,13 @@ use crate::snapshot::ServiceEntry;
 pub(super) fn explain(case: &Case<'_>, dialled: &ServiceEntry, port: usize, explanation: &mut Explanation) {
     let (snapshot, head) = (case.snapshot, &case.asked.head);
     let number = dialled.ports[port].port;
-    let asked = Asked { identity: &case.caller.identity, service: &dialled.key, port: number };
+    let asked = Asked { identity: &case.caller.identity, service: &dialled.key, port: number, token: None };
     let caller = baremesh_model::virtual_service::Caller {
         gateway: &Gateway::Mesh,
         namespace: case.caller.identity.namespace(),
         labels: snapshot.labels_of(snapshot.caller(&case.caller.identity)),
     };
-    let incoming = Incoming { head, port: number, caller };
+    let incoming = Incoming { head, port: number, caller, token: None };
     let mut routed = Routed::Unconcerned;
     if let Some((service, routes)) = plan::concerned(snapshot, asked, head) {
         if let Some(at) = service.port_index(number) {

@@ -159,7 +159,7 @@ pub(super) fn of_balancer(algorithm: &Algorithm) -> String {
 
 /// What a request has where a match asks for something else.
 pub(super) fn found(unmet: Unmet<'_>, request: Incoming<'_>) -> String {
-    let Incoming { head, port, caller } = request;
+    let Incoming { head, port, caller, .. } = request;
     let field = |name: &str| head.headers.text(name).map_or_else(none, |value| value.into_owned());
     match unmet {
         Unmet::Uri(_) => head.path().to_owned(),
@@ -172,6 +172,7 @@ pub(super) fn found(unmet: Unmet<'_>, request: Incoming<'_>) -> String {
             let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
             pairs.find(|(key, _)| *key == name).map_or_else(none, |(_, value)| value.to_owned())
         }
+        Unmet::Claim(..) | Unmet::WithoutClaim(..) => "no verified token".to_owned(),
         of_caller => found_of_caller(of_caller, (caller, port)),
     }
 }

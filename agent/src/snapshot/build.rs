@@ -20,6 +20,7 @@ use super::{
     Endpoint, EndpointState, Host, LocalEndpoint, PortEntry, ServiceEntry, Snapshot, Source, Transport,
 };
 use crate::attribution::CallerTable;
+use crate::jwt::{TokenKeys, TokenRules};
 use crate::registration::{DefaultForAddress, LocalService};
 use crate::telemetry::metrics::Party;
 
@@ -40,7 +41,13 @@ impl Snapshot {
     ) -> Result<Self, BuildError> {
         let mesh = with_registrations(mesh, registrations, host)?;
         let config = &mesh.config;
-        let local = local_endpoints(&mesh, registrations, host);
+        let known_keys = previous.map(|previous| &previous.token_keys);
+        let mut token_keys = TokenKeys::new(known_keys);
+        let mut rules_of = |local: &LocalService| {
+            TokenRules::compile(&mesh, (&local.key.namespace, &local.labels()), &mut token_keys, known_keys)
+        };
+        let tokens: Vec<_> = registrations.iter().map(|local| rules_of(local)).collect();
+        let local = local_endpoints(&mesh, (registrations, &tokens), host);
         let advertised: HashMap<_, _> =
             local.iter().map(|local| (local.advertised, Arc::clone(local))).collect();
         let known = KnownStates::of(previous);
@@ -65,7 +72,13 @@ impl Snapshot {
             captured: captured(&local),
             captured_ports: captured_ports(&local),
             unnamed: unnamed(registrations, &local, host),
-            sources: registrations.iter().map(|local| source(local, &config.trust_domain)).collect(),
+            sources: registrations
+                .iter()
+                .zip(&tokens)
+                .map(|(local, tokens)| source(local, &config.trust_domain, tokens.clone()))
+                .collect(),
+            routes_ask_for_claims: mesh.virtual_services.iter().any(|service| service.asks_for_claims()),
+            token_keys,
             registrations: registrations.to_vec(),
             routing: Routing::new(&mesh.virtual_services, &config.domain),
             rate_limits: RateLimits::new(
@@ -130,10 +143,14 @@ fn drop_intruders(parts: &mut Parts, registrations: &[Arc<LocalService>], host: 
     });
 }
 
-fn local_endpoints(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host) -> Vec<Arc<LocalEndpoint>> {
+fn local_endpoints(
+    mesh: &Mesh,
+    (registrations, tokens): (&[Arc<LocalService>], &[Option<Arc<TokenRules>>]),
+    host: &Host,
+) -> Vec<Arc<LocalEndpoint>> {
     let mut all = Vec::new();
     let config = &mesh.config;
-    for local in registrations {
+    for (local, tokens) in registrations.iter().zip(tokens) {
         let labels = local.labels();
         let namespace = &local.key.namespace;
         let policies =
@@ -153,6 +170,7 @@ fn local_endpoints(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host
                     protocol: port.protocol,
                     mode,
                     policies: policies.clone(),
+                    tokens: tokens.clone(),
                 }));
             }
         }
@@ -160,11 +178,11 @@ fn local_endpoints(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host
     all
 }
 
-fn source(local: &LocalService, trust_domain: &TrustDomain) -> Source {
+fn source(local: &LocalService, trust_domain: &TrustDomain, tokens: Option<Arc<TokenRules>>) -> Source {
     let identity = local.identity(trust_domain);
     let labels = local.labels();
     let party = Party::registered(&identity, None, &labels);
-    Source { identity, labels, party }
+    Source { identity, labels, party, tokens }
 }
 
 /// The states that the previous snapshot's endpoints had, by service and address.

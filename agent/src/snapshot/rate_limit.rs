@@ -17,6 +17,7 @@ use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::rate_limit::{Asking, Bucket, RateLimit, Table, Verdict};
+use baremesh_model::token::Token;
 
 use super::LocalEndpoint;
 use super::endpoint::nanoseconds;
@@ -342,12 +343,12 @@ impl RateLimits {
     pub fn on_arrival(
         &self,
         local: &LocalEndpoint,
-        head: &RequestHead,
+        (head, token): (&RequestHead, Option<&Token>),
         (source, address): (Option<&Identity>, IpAddr),
         decisions: &mut Vec<Decision>,
     ) -> Result<(), Refusal> {
         let Some(limiters) = self.to_workloads.get(&local.service) else { return Ok(()) };
-        let asking = Asking { head, port: local.advertised.port(), source, address: host_of(address) };
+        let asking = Asking { head, port: local.advertised.port(), source, address: host_of(address), token };
         decide(limiters, &asking, Instant::now(), decisions)
     }
 
@@ -360,7 +361,7 @@ impl RateLimits {
         decisions: &mut Vec<Decision>,
     ) -> Result<(), Refusal> {
         let Some(limiters) = self.to_hosts.get(service) else { return Ok(()) };
-        let asking = Asking { head, port, source: Some(source), address: host_of(address) };
+        let asking = Asking { head, port, source: Some(source), address: host_of(address), token: None };
         decide(limiters, &asking, Instant::now(), decisions)
     }
 

@@ -18,6 +18,7 @@ use super::cache::Key;
 use super::health::HealthMetrics;
 use super::rate_limits::RateLimitMetrics;
 use super::requests::RequestMetrics;
+use super::tokens::TokenMetrics;
 use super::{Reporter, Security};
 use crate::dns::DnsCounters;
 use crate::proxy::error::Reason;
@@ -148,6 +149,8 @@ pub struct Metrics {
     pub(super) requests: RequestMetrics,
     /// Limits on requests.
     pub rate_limits: RateLimitMetrics,
+    /// Tokens, and keys for them.
+    pub tokens: TokenMetrics,
     /// What checks of this host's services have found.
     pub health: HealthMetrics,
     /// Connections open at this moment.
@@ -190,10 +193,12 @@ impl Metrics {
         let rate_limits = RateLimitMetrics::default();
         registry.register_collector(Box::new(rate_limits.clone()));
         let health = HealthMetrics::register(&mut registry);
+        let tokens = TokenMetrics::register(&mut registry);
         let metrics = Self {
             registry: Mutex::new(registry),
             requests,
             rate_limits,
+            tokens,
             health,
             cluster: Mutex::new(cluster.into()),
             opened: Family::default(),

@@ -1,5 +1,6 @@
 //! The final record of one HTTP request: what the access log says of it, and what the metrics count.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +47,8 @@ pub struct RequestRecord {
     pub sizes: RequestSizes,
     /// What limits said of it.
     pub limited: Vec<Decision>,
+    /// What became of its tokens, where the service has rules for them.
+    pub token: Option<&'static str>,
 }
 
 /// The most of one field that is repeated in the log: thousands of lines may wait there.
@@ -55,6 +58,19 @@ const MAX_FIELD: usize = 2048;
 fn shortened(text: &str) -> &str {
     let end = (0..=MAX_FIELD.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
+}
+
+/// A target without the tokens in its query, where they stand in the parameter that is for them (RFC 6750, section 2.3):
+/// the calling side writes down requests too, and verifies nothing.
+fn without_token(target: &str) -> Cow<'_, str> {
+    const PARAMETER: &str = "access_token=";
+    if !target.contains(PARAMETER) {
+        return Cow::Borrowed(target);
+    }
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let pairs =
+        query.split('&').map(|pair| if pair.starts_with(PARAMETER) { "access_token=-" } else { pair });
+    Cow::Owned(format!("{path}?{}", pairs.collect::<Vec<_>>().join("&")))
 }
 
 /// Fields of a request that the log repeats.
@@ -81,7 +97,10 @@ impl LoggedFields {
             user_agent: text("user-agent"),
             forwarded_for: text("x-forwarded-for"),
             traceparent: text("traceparent"),
-            original_path: text("x-envoy-original-path"),
+            original_path: head
+                .headers
+                .text("x-envoy-original-path")
+                .map(|path| shortened(&without_token(&path)).to_owned()),
         }
     }
 }
@@ -92,7 +111,7 @@ impl RequestRecord {
         Self {
             peers,
             method: shortened(&head.method).to_owned(),
-            target: shortened(&head.target).to_owned(),
+            target: shortened(&without_token(&head.target)).to_owned(),
             authority: shortened(&head.authority).to_owned(),
             version: head.version,
             protocol: if head.is_grpc() { RequestProtocol::Grpc } else { RequestProtocol::Http },
@@ -107,6 +126,30 @@ impl RequestRecord {
             fields: LoggedFields::default(),
             sizes: RequestSizes::default(),
             limited: Vec::new(),
+            token: None,
         }
+    }
+
+    /// Repeats no token that stood in the query of a request, or of what it was before a route rewrote it.
+    pub fn show_without_token(&mut self, head: &RequestHead) {
+        self.target = shortened(&without_token(&head.target)).to_owned();
+        self.fields.original_path = LoggedFields::of(head).original_path;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_token_of_a_query_is_repeated() {
+        let check = |target: &str, expected: &str| assert_eq!(without_token(target), expected);
+        check("/a?b=c", "/a?b=c");
+        check("/a?access_token=secret", "/a?access_token=-");
+        check(
+            "/a?x=1&access_token=secret&y=2&access_token=other",
+            "/a?x=1&access_token=-&y=2&access_token=-",
+        );
+        check("/a?xaccess_token=1", "/a?xaccess_token=1");
     }
 }

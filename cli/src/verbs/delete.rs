@@ -20,7 +20,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Delete {
     /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, DestinationRule,
-    /// RateLimit, HostGrant or MeshConfig
+    /// RequestAuthentication, RateLimit, HostGrant or MeshConfig
     #[arg(value_parser = values::kind)]
     kind: Kind,
     /// Its name; of a MeshConfig any, as there is one

@@ -25,7 +25,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Get {
     /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, DestinationRule,
-    /// RateLimit, HostGrant or MeshConfig; the plural too
+    /// RequestAuthentication, RateLimit, HostGrant or MeshConfig; the plural too
     #[arg(value_parser = values::kind)]
     kind: Option<Kind>,
     /// One resource's name

@@ -72,6 +72,8 @@ fn one_match(root: &HttpMatch, inner: &HttpMatch) -> Option<HttpMatch> {
         // Narrower here is what excludes more, which two patterns do not tell: only the same one is sure.
         without_headers: both(&root.without_headers, &inner.without_headers, |root, inner, _| root == inner)?,
         query_params: both(&root.query_params, &inner.query_params, is_within)?,
+        claims: both(&root.claims, &inner.claims, is_within)?,
+        without_claims: both(&root.without_claims, &inner.without_claims, |root, inner, _| root == inner)?,
     })
 }
 
@@ -98,20 +100,18 @@ fn is_within(root: &StringMatch, inner: &StringMatch, case: Case) -> bool {
     }
 }
 
-type Named = Vec<(Arc<str>, StringMatch)>;
-
-fn both(
-    root: &Named,
-    inner: &Named,
+fn both<Name: Clone + PartialEq>(
+    root: &[(Name, StringMatch)],
+    inner: &[(Name, StringMatch)],
     within: impl Fn(&StringMatch, &StringMatch, Case) -> bool,
-) -> Option<Named> {
-    let of_inner = |name: &Arc<str>| inner.iter().find(|(other, _)| other == name);
-    let mut all = inner.clone();
+) -> Option<Vec<(Name, StringMatch)>> {
+    let of_inner = |name: &Name| inner.iter().find(|(other, _)| other == name);
+    let mut all = inner.to_vec();
     for (name, asked) in root {
         match of_inner(name) {
             Some((_, inner)) if !within(asked, inner, Case::Sensitive) => return None,
             Some(_) => {}
-            None => all.push((Arc::clone(name), asked.clone())),
+            None => all.push((name.clone(), asked.clone())),
         }
     }
     Some(all)

@@ -7,6 +7,7 @@ use super::unmet::Unmet;
 use super::url::MatchedPath;
 use crate::http::RequestHead;
 use crate::string_match::{Case, StringMatch};
+use crate::token::{ClaimPath, Token};
 
 /// A request as routing sees it.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +18,8 @@ pub struct Incoming<'a> {
     pub port: u16,
     /// Who asks.
     pub caller: Caller<'a>,
+    /// What the token says that was verified here; none where there is none, or nobody verifies.
+    pub token: Option<&'a Token>,
 }
 
 /// One block of `match`: everything that it asks for must hold. A default one takes every request.
@@ -42,9 +45,18 @@ pub struct HttpMatch {
     pub without_headers: Vec<(Arc<str>, StringMatch)>,
     /// Parameters of the query that must be there and match, the first of a name; as they came, without decoding.
     pub query_params: Vec<(Arc<str>, StringMatch)>,
+    /// Claims of the verified token that must be there and match.
+    pub claims: Vec<(ClaimPath, StringMatch)>,
+    /// Claims of the verified token that must not match.
+    pub without_claims: Vec<(ClaimPath, StringMatch)>,
 }
 
 impl HttpMatch {
+    /// Whether it asks for claims of a token.
+    pub fn asks_for_claims(&self) -> bool {
+        !self.claims.is_empty() || !self.without_claims.is_empty()
+    }
+
     /// Whether a request matches, and with which part of its path.
     pub fn matches(&self, request: Incoming<'_>) -> Option<MatchedPath> {
         self.unmet(request).is_none().then(|| self.matched_path())
@@ -52,7 +64,7 @@ impl HttpMatch {
 
     /// The first of its conditions that a request does not fulfil; none where it matches.
     pub fn unmet(&self, request: Incoming<'_>) -> Option<Unmet<'_>> {
-        let Incoming { head, port, caller } = request;
+        let Incoming { head, port, caller, token } = request;
         let differs = |asked: &&StringMatch, text: &str| !asked.matches(text);
         let in_scope = self.scope.unmet_by_request(caller, port);
         let uri = || self.uri.as_ref().filter(|uri| !uri.matches_in(head.path(), self.uri_case));
@@ -62,6 +74,9 @@ impl HttpMatch {
         let header = || self.headers.iter().find(|(name, asked)| !has_header(head, name, asked));
         let unwanted =
             || self.without_headers.iter().find(|(name, asked)| has_unwanted_header(head, name, asked));
+        let claim = || self.claims.iter().find(|(path, asked)| !has_claim(token, path, asked));
+        let unwanted_claim =
+            || self.without_claims.iter().find(|(path, asked)| has_claim(token, path, asked));
         let parameter = || self.query_params.iter().find(|(name, asked)| !has_parameter(head, name, asked));
         in_scope
             .or_else(|| uri().map(Unmet::Uri))
@@ -71,6 +86,8 @@ impl HttpMatch {
             .or_else(|| header().map(|(name, asked)| Unmet::Header(name, asked)))
             .or_else(|| unwanted().map(|(name, asked)| Unmet::WithoutHeader(name, asked)))
             .or_else(|| parameter().map(|(name, asked)| Unmet::QueryParam(name, asked)))
+            .or_else(|| claim().map(|(path, asked)| Unmet::Claim(path, asked)))
+            .or_else(|| unwanted_claim().map(|(path, asked)| Unmet::WithoutClaim(path, asked)))
     }
 
     fn matched_path(&self) -> MatchedPath {
@@ -80,6 +97,12 @@ impl HttpMatch {
             Some(StringMatch::Present) | None => MatchedPath::Prefix(1),
         }
     }
+}
+
+/// Texts are compared, and lists with such a text; presence asks for a claim of any kind.
+fn has_claim(token: Option<&Token>, path: &ClaimPath, asked: &StringMatch) -> bool {
+    let claim = token.and_then(|token| token.claim(path.as_ref()));
+    claim.is_some_and(|claim| *asked == StringMatch::Present || claim.any_text(|text| asked.matches(text)))
 }
 
 fn has_header(head: &RequestHead, name: &str, asked: &StringMatch) -> bool {
@@ -104,6 +127,7 @@ mod tests {
     use super::*;
     use crate::name::Label;
     use crate::re2::Re2;
+    use crate::token::Claim;
     use crate::virtual_service::Gateway;
     use crate::workload::Labels;
 
@@ -131,7 +155,7 @@ mod tests {
     fn check(asked: &HttpMatch, head: &RequestHead, expected: bool) {
         let (namespace, labels) = (Label::new("shop").expect("a label"), Labels::new());
         let caller = Caller { gateway: &Gateway::Mesh, namespace: &namespace, labels: &labels };
-        let found = asked.matches(Incoming { head, port: 80, caller });
+        let found = asked.matches(Incoming { head, port: 80, caller, token: None });
         assert_eq!(found.is_some(), expected, "{asked:?} on {} {head:?}", head.target);
     }
 
@@ -209,7 +233,7 @@ mod tests {
         let (namespace, labels) = (Label::new("shop").expect("a label"), Labels::new());
         let caller = Caller { gateway: &Gateway::Mesh, namespace: &namespace, labels: &labels };
         let check = |head: &RequestHead, expected: Option<&str>| {
-            let request = Incoming { head, port: 80, caller };
+            let request = Incoming { head, port: 80, caller, token: None };
             let found = asked.unmet(request).map(|unmet| unmet.to_string());
             assert_eq!(found.as_deref(), expected);
             assert_eq!(asked.matches(request).is_some(), expected.is_none());
@@ -233,5 +257,42 @@ mod tests {
         check(&asked, &get("/v2", &[("a", "1"), ("b", "2")]), true);
         check(&asked, &get("/v2", &[("a", "1")]), false);
         check(&asked, &get("/v1", &[("a", "1"), ("b", "2")]), false);
+    }
+
+    #[test]
+    fn claims_of_a_verified_token_and_nothing_else() {
+        let list = Claim::List(vec![Claim::Text("admin".into()), Claim::Text("dev".into())]);
+        let token = Token {
+            issuer: "issuer".into(),
+            subject: "jason".into(),
+            audiences: Vec::new(),
+            presenter: None,
+            claims: [("groups".into(), list), ("level".into(), Claim::Number("7".into()))].into(),
+        };
+        let check = |block: &HttpMatch, token: Option<&Token>, expected| {
+            let head = get("/", &[("groups", "admin"), ("claims", "admin")]);
+            let (namespace, labels) = (Label::new("shop").expect("a label"), Labels::new());
+            let caller = Caller { gateway: &Gateway::Mesh, namespace: &namespace, labels: &labels };
+            let request = Incoming { head: &head, port: 80, caller, token };
+            assert_eq!(block.matches(request).is_some(), expected, "{block:?} {token:?}");
+        };
+        let (groups, level) = (ClaimPath::of(["groups"]), ClaimPath::of(["level"]));
+        let with = |path: &ClaimPath, asked| HttpMatch {
+            claims: vec![(path.clone(), asked)],
+            ..HttpMatch::default()
+        };
+        let without = |path: &ClaimPath, asked| HttpMatch {
+            without_claims: vec![(path.clone(), asked)],
+            ..HttpMatch::default()
+        };
+        check(&with(&groups, exact("dev")), Some(&token), true);
+        check(&with(&groups, prefix("adm")), Some(&token), true);
+        check(&with(&groups, exact("admin,dev")), Some(&token), false);
+        check(&with(&groups, exact("admin")), None, false);
+        check(&with(&level, StringMatch::Present), Some(&token), true);
+        check(&with(&level, exact("7")), Some(&token), false);
+        check(&without(&groups, exact("admin")), Some(&token), false);
+        check(&without(&groups, exact("other")), Some(&token), true);
+        check(&without(&groups, exact("admin")), None, true);
     }
 }

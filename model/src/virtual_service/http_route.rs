@@ -25,6 +25,16 @@ pub enum HttpEntry {
     Delegate(Box<Delegation>),
 }
 
+impl HttpEntry {
+    /// What it asks of requests.
+    pub fn matches(&self) -> &[HttpMatch] {
+        match self {
+            Self::Route(route) => &route.matches,
+            Self::Delegate(delegation) => &delegation.matches,
+        }
+    }
+}
+
 /// Routes taken from another VirtualService, within what this one matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delegation {

@@ -10,6 +10,7 @@ use super::host::HostPattern;
 use super::scope::Gateway;
 use crate::name::Label;
 use crate::string_match::StringMatch;
+use crate::token::ClaimPath;
 use crate::workload::Labels;
 
 /// The first of a match's conditions that does not hold.
@@ -37,6 +38,10 @@ pub enum Unmet<'a> {
     WithoutHeader(&'a str, &'a StringMatch),
     /// `queryParams`: a parameter's name, and what it must be.
     QueryParam(&'a str, &'a StringMatch),
+    /// `headers`: a claim, as `@request.auth.claims[…]`, and what it must be.
+    Claim(&'a ClaimPath, &'a StringMatch),
+    /// `withoutHeaders`: a claim, and what it must not be.
+    WithoutClaim(&'a ClaimPath, &'a StringMatch),
     /// `sniHosts`
     SniHosts(&'a [HostPattern]),
     /// `destinationSubnets`
@@ -61,6 +66,10 @@ impl fmt::Display for Unmet<'_> {
             Self::Header(name, asked) => write!(f, "headers {name} = {asked}"),
             Self::WithoutHeader(name, asked) => write!(f, "withoutHeaders {name} = {asked}"),
             Self::QueryParam(name, asked) => write!(f, "queryParams {name} = {asked}"),
+            Self::Claim(path, asked) => write!(f, "headers @request.auth.claims{path} = {asked}"),
+            Self::WithoutClaim(path, asked) => {
+                write!(f, "withoutHeaders @request.auth.claims{path} = {asked}")
+            }
             Self::SniHosts(hosts) => write!(f, "sniHosts {}", list(hosts.iter())),
             Self::DestinationSubnets(subnets) => {
                 write!(f, "destinationSubnets {}", list(subnets.iter()))

@@ -1,4 +1,4 @@
-//! AuthorizationPolicies and PeerAuthentications: for workloads that are there, about callers that are there.
+//! AuthorizationPolicies, PeerAuthentications and RequestAuthentications: for workloads that are there, about callers that are there.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,6 +40,34 @@ pub(super) fn analyze(known: &Known<'_>, report: &mut Report<'_>) {
             let place = Place::of(Kind::PeerAuthentication, &policy.key);
             selects_nothing(report, &place, Some(selector), &policy.key.namespace);
         }
+    }
+    for policy in &known.parts.request_authentications {
+        let Some(selector) = &policy.selector else { continue };
+        let of_all: Vec<&Workload>;
+        let workloads = if policy.key.namespace == known.parts.config.root_namespace {
+            of_all = known.parts.workloads.values().collect();
+            &of_all
+        } else {
+            known.workloads_in(&policy.key.namespace)
+        };
+        if selected(workloads, Some(selector)).is_empty() {
+            let place = Place::of(Kind::RequestAuthentication, &policy.key);
+            selects_nothing(report, &place, Some(selector), &policy.key.namespace);
+        }
+    }
+    claims(known, report);
+}
+
+/// Routes by claims that nobody verifies.
+fn claims(known: &Known<'_>, report: &mut Report<'_>) {
+    let verified = known.parts.request_authentications.iter().any(|policy| !policy.rules.is_empty());
+    let asking = known.parts.virtual_services.iter().filter(|service| !verified && service.asks_for_claims());
+    for service in asking {
+        let place = Place::of(Kind::VirtualService, &service.key).name();
+        let message = "it asks for claims of tokens, and no RequestAuthentication has any verified";
+        let help =
+            "write a RequestAuthentication for the workloads that call: their agents choose the routes";
+        report.warning(&place, Code::ClaimsUnverified, message.to_owned(), help);
     }
 }
 

@@ -52,6 +52,7 @@ fn every_set_is_analysed_as_the_file_beside_it_says() {
         Code::NoAuthorityForPort,
         Code::UnreachableRoute,
         Code::IneffectiveMatch,
+        Code::ClaimsUnverified,
         Code::EmptySubset,
         Code::UnknownRuleHost,
         Code::NothingToEject,

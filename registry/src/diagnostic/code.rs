@@ -20,6 +20,7 @@ pub enum Code {
     NoAuthorityForPort,
     UnreachableRoute,
     IneffectiveMatch,
+    ClaimsUnverified,
     EmptySubset,
     UnknownRuleHost,
     Syntax,
@@ -45,7 +46,7 @@ pub enum Code {
 }
 
 /// Every code, in the order of the table.
-const ALL: [Code; 33] = [
+const ALL: [Code; 34] = [
     Code::Deprecated,
     Code::MissingReference,
     Code::InvalidValue,
@@ -57,6 +58,7 @@ const ALL: [Code; 33] = [
     Code::NoAuthorityForPort,
     Code::UnreachableRoute,
     Code::IneffectiveMatch,
+    Code::ClaimsUnverified,
     Code::EmptySubset,
     Code::UnknownRuleHost,
     Code::Syntax,
@@ -127,7 +129,7 @@ impl Code {
             ),
             Self::NoWorkloads => Row(
                 "IST0127",
-                "an AuthorizationPolicy or PeerAuthentication selects no workload",
+                "an AuthorizationPolicy, PeerAuthentication or RequestAuthentication selects no workload",
                 "compare the labels with those of `baremesh get WorkloadEntry`",
             ),
             Self::NoAuthority => Row(
@@ -150,6 +152,11 @@ impl Code {
                 "IST0131",
                 "a block of `match` that takes nothing, because one before it takes all of it",
                 "remove it, or put it before the other",
+            ),
+            Self::ClaimsUnverified => Row(
+                "IST0149",
+                "a VirtualService asks for claims of tokens, and no RequestAuthentication has any verified",
+                "write one for the workloads that call: their agents choose the routes",
             ),
             Self::EmptySubset => Row(
                 "IST0173",

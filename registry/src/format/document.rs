@@ -13,7 +13,7 @@ use super::source::Span;
 use super::tree::{Entry, Node, Value};
 use super::{
     authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, rate_limit,
-    service, virtual_service, workload_entry,
+    request_authentication, service, virtual_service, workload_entry,
 };
 use crate::diagnostic::{Code, quote};
 use crate::resource::{KINDS, Resource, mesh_config_key};
@@ -46,7 +46,9 @@ pub(super) const OWN_GROUP: &str = "baremesh.io";
 pub(super) fn group_of(kind: Kind) -> &'static str {
     match kind {
         Kind::WorkloadEntry | Kind::VirtualService | Kind::DestinationRule => "networking.istio.io",
-        Kind::PeerAuthentication | Kind::AuthorizationPolicy => "security.istio.io",
+        Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::RequestAuthentication => {
+            "security.istio.io"
+        }
         Kind::MeshConfig | Kind::Service | Kind::HostGrant | Kind::RateLimit => OWN_GROUP,
     }
 }
@@ -63,6 +65,7 @@ pub(super) fn table_of(kind: Kind) -> &'static [Field] {
         Kind::HostGrant => host_grant::FIELDS,
         Kind::DestinationRule => destination_rule::FIELDS,
         Kind::RateLimit => rate_limit::FIELDS,
+        Kind::RequestAuthentication => request_authentication::FIELDS,
     }
 }
 
@@ -239,6 +242,9 @@ fn decode_kind(decoder: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
             Resource::DestinationRule(destination_rule::decode(decoder, metadata, spec)?.into())
         }
         Kind::RateLimit => Resource::RateLimit(rate_limit::decode(decoder, metadata, spec)?.into()),
+        Kind::RequestAuthentication => {
+            Resource::RequestAuthentication(request_authentication::decode(decoder, metadata, spec)?.into())
+        }
     })
 }
 

@@ -44,12 +44,18 @@ pub(super) fn find(table: &'static [Field], path: &str) -> Option<&'static Field
     table.iter().find(|field| field.path == general)
 }
 
+/// A name in brackets may have brackets itself: `headers[@request.auth.claims[a]].exact`.
 fn without_indices(path: &str) -> String {
     let mut general = String::with_capacity(path.len());
-    let mut inside = false;
+    let mut depth = 0_usize;
     for c in path.chars() {
-        inside = (inside || c == '[') && c != ']';
-        if !inside || c == '[' {
+        let before = depth;
+        match c {
+            '[' => depth += 1,
+            ']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if before.min(depth) == 0 {
             general.push(c);
         }
     }
@@ -131,6 +137,8 @@ mod tests {
         assert!(find(TABLE, "rules[12].from[0].source.principals").is_some());
         assert!(find(TABLE, "rules[12].from[0].principals").is_none());
         assert!(find(TABLE, "rules[1]x").is_none());
+        assert!(find(TABLE, "rules[a[b][c]].from").is_some());
+        assert!(find(TABLE, "rules[a[b].from[0]").is_none());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use baremesh_model::authorization::{Action, AuthorizationPolicy, Enforcement, Rule};
 use baremesh_model::mesh::Kind;
 use baremesh_model::peer_authentication::{MtlsMode, PeerAuthentication};
+use baremesh_model::request_authentication::RequestAuthentication;
 use baremesh_model::workload::Labels;
 use serde_json::{Map, Value as Json, json};
 
@@ -16,7 +17,7 @@ use super::source::{Source, Span};
 use super::tree::{Entry, MAX_DEPTH, MAX_VALUES, Node, Value};
 use super::{
     authorization_policy, destination_rule, host_grant, mesh_config, peer_authentication, rate_limit,
-    service, virtual_service, workload_entry,
+    request_authentication, service, virtual_service, workload_entry,
 };
 use crate::diagnostic::{Code, Diagnostic};
 use crate::resource::Resource;
@@ -62,6 +63,7 @@ fn encode_spec(resource: &Resource) -> Json {
         Resource::HostGrant(grant) => host_grant::encode(grant),
         Resource::DestinationRule(rule) => destination_rule::encode(rule),
         Resource::RateLimit(limit) => rate_limit::encode(limit),
+        Resource::RequestAuthentication(policy) => request_authentication::encode(policy),
     }
 }
 
@@ -168,7 +170,7 @@ fn node(value: &Json, budget: &mut usize, depth: usize) -> Option<Node> {
 fn closed(value: &Json) -> Option<Resource> {
     let mut ignored = Findings::new(Arc::new(Source::new(WIRE, "")), Unknown::Ignored);
     let document = one_document(value, &mut ignored)?;
-    let kind = [Kind::AuthorizationPolicy, Kind::PeerAuthentication]
+    let kind = [Kind::AuthorizationPolicy, Kind::PeerAuthentication, Kind::RequestAuthentication]
         .into_iter()
         .find(|kind| kind.name() == &*document.kind)?;
     let table = document::table_of(kind);
@@ -183,6 +185,10 @@ fn closed(value: &Json) -> Option<Resource> {
         _ => Enforcement::Enforced,
     };
     let key = metadata.key;
+    if kind == Kind::RequestAuthentication {
+        let rules = vec![request_authentication::closed()];
+        return Some(Resource::RequestAuthentication(RequestAuthentication { key, selector, rules }.into()));
+    }
     Some(if kind == Kind::PeerAuthentication {
         let (mode, ports) = (Some(MtlsMode::Strict), Default::default());
         Resource::PeerAuthentication(PeerAuthentication { key, selector, mode, ports }.into())

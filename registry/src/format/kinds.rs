@@ -11,8 +11,8 @@ use crate::diagnostic::{Code, quote};
 use crate::resource::KINDS;
 
 /// Kinds that a later version takes.
-pub(super) const LATER_KINDS: [&str; 6] =
-    ["Gateway", "ServiceEntry", "Sidecar", "RequestAuthentication", "Telemetry", "WorkloadGroup"];
+pub(super) const LATER_KINDS: [&str; 5] =
+    ["Gateway", "ServiceEntry", "Sidecar", "Telemetry", "WorkloadGroup"];
 
 /// Kinds that are not taken, with what to use in their place.
 pub(super) const OTHER_KINDS: &[(&str, &str)] = &[
@@ -86,10 +86,7 @@ pub(super) fn refuse(document: &Document, findings: &mut Findings) {
         _ => String::new(),
     };
     let (message, help) = if LATER_KINDS.contains(&kind) {
-        let help = match kind {
-            "RequestAuthentication" => "tokens are not checked: do not count on it, and take it out",
-            _ => "take it out of this directory until a version that takes it",
-        };
+        let help = "take it out of this directory until a version that takes it";
         (format!("{kind}{name}: this kind is not supported yet"), help.to_owned())
     } else if let Some((_, instead)) = OTHER_KINDS.iter().find(|(other, _)| *other == kind) {
         (format!("{kind}{name}: the mesh does not take this kind"), (*instead).to_owned())

@@ -6,6 +6,7 @@ use std::time::Duration;
 use baremesh_model::authorization::Enforcement;
 use baremesh_model::http::headers::is_token;
 use baremesh_model::rate_limit::{KeyPart, Limit, LimitError, MAX_KEY_PARTS, RateLimit, Traffic};
+use baremesh_model::token::ClaimPath;
 use baremesh_model::virtual_service::{HostPattern, HttpMatch};
 use serde_json::{Map, Value as Json, json};
 
@@ -77,16 +78,17 @@ pub(super) static FIELDS: &[Field] = &[
     enforced("limit.burst", "the most at once, `requests` without; they must come back within 366 days"),
     enforced(
         "key",
-        "what requests are counted by, a list of `sourceIdentity`, `remoteAddress`, `path` and `{ header: name }`; all \
-         together without",
+        "what requests are counted by, a list of `sourceIdentity`, `remoteAddress`, `path`, `{ header: name }` and \
+         `{ claim: name }`; all together without",
     ),
     enforced(
         "key[].header",
         "all values of this field; `host` is the authority. Requests without it are one",
     ),
-    refused(
+    enforced(
         "key[].claim",
-        "tokens are not read yet: use `sourceIdentity`, or `header` with a field that the service in front sets",
+        "this claim of the token that a RequestAuthentication had verified, such as `sub` or `[realm][groups]`; not with \
+         `host`. Requests without it are one",
     ),
     enforced("dryRun", "true: refuses nothing, is logged and counted"),
 ];
@@ -102,19 +104,20 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
     let limit = d.required(spec, "limit").and_then(|at| limit(d, &at));
     let parts = optional(spec.take("key"), |at| parts(d, &at));
     let dry = optional(spec.take("dryRun"), |at| d.boolean(&at));
-    let traffic = match host? {
+    let (host, matches, parts) = (host?, matches?.unwrap_or_default(), parts?.unwrap_or_default());
+    let asks_for_claims = matches.iter().any(HttpMatch::asks_for_claims)
+        || parts.iter().any(|part| matches!(part, KeyPart::Claim(_)));
+    if let (true, true, Some(at)) = (host.is_some(), asks_for_claims, spec.take("host")) {
+        let help = "use `selector`: tokens are verified at the called side";
+        d.invalid(&at, "the calling side knows no claims", help);
+        return None;
+    }
+    let traffic = match host {
         Some(host) => Traffic::ToHost(host),
         None => Traffic::ToWorkloads(selector?),
     };
     let enforcement = if dry?.unwrap_or(false) { Enforcement::DryRun } else { Enforcement::Enforced };
-    Some(RateLimit {
-        key: metadata.key.clone(),
-        traffic,
-        matches: matches?.unwrap_or_default(),
-        limit: limit?,
-        parts: parts?.unwrap_or_default(),
-        enforcement,
-    })
+    Some(RateLimit { key: metadata.key.clone(), traffic, matches, limit: limit?, parts, enforcement })
 }
 
 /// One service in any form of its name.
@@ -194,17 +197,19 @@ fn parts(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<KeyPart>> {
 }
 
 fn part(d: &mut Decoder<'_>, at: &At<'_>) -> Option<KeyPart> {
-    const HELP: &str = "use `sourceIdentity`, `remoteAddress`, `path` or `{ header: name }`";
+    const HELP: &str =
+        "use `sourceIdentity`, `remoteAddress`, `path`, `{ header: name }` or `{ claim: name }`";
     if let Value::Map(entries) = &at.node.value {
         let before = d.findings.errors;
         let fields = d.fields(at)?;
-        let header = fields.take("header");
+        let (header, claim) = (fields.take("header"), fields.take("claim"));
         // A part that is not understood, of a newer version too, would have requests counted together that are not one.
-        if (header.is_none() || entries.len() > 1) && d.findings.errors == before {
+        if (header.is_none() && claim.is_none() || entries.len() > 1) && d.findings.errors == before {
             d.invalid(at, "is not one part of a key", HELP);
             return None;
         }
-        return header.and_then(|at| header_name(d, &at)).map(KeyPart::Header);
+        let of_header = header.and_then(|at| header_name(d, &at)).map(KeyPart::Header);
+        return of_header.or_else(|| claim.and_then(|at| claim_path(d, &at)).map(KeyPart::Claim));
     }
     match d.text(at)? {
         "sourceIdentity" => Some(KeyPart::SourceIdentity),
@@ -225,6 +230,17 @@ fn header_name(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Arc<str>> {
         return None;
     }
     Some(text.to_ascii_lowercase().into())
+}
+
+/// A claim's name, or `[a][b]`.
+fn claim_path(d: &mut Decoder<'_>, at: &At<'_>) -> Option<ClaimPath> {
+    let text = d.text(at)?;
+    let path =
+        if text.starts_with('[') { ClaimPath::parse(text) } else { ClaimPath::parse(&format!("[{text}]")) };
+    if path.is_none() {
+        d.invalid(at, format!("{} is no claim", quote(text)), "write such as `sub` or `[realm][groups]`");
+    }
+    path
 }
 
 pub(super) fn encode(limit: &RateLimit) -> Json {
@@ -252,6 +268,7 @@ pub(super) fn encode(limit: &RateLimit) -> Json {
             KeyPart::RemoteAddress => "remoteAddress".into(),
             KeyPart::Path => "path".into(),
             KeyPart::Header(name) => json!({ "header": &**name }),
+            KeyPart::Claim(path) => json!({ "claim": path.to_string() }),
         };
         spec.insert("key".into(), limit.parts.iter().map(part).collect());
     }

@@ -9,11 +9,13 @@ use std::time::Duration;
 use ::bytes::BytesMut;
 use baremesh_model::http::{RequestHead, ResponseHead};
 use baremesh_model::identity::Identity;
+use baremesh_model::token::Token;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::attempt::{Attempt, Download, Failure, Leg, Order, Verdict, attempt};
+use super::authentication::authenticate;
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::downstream::{self, Exchange, Side};
 use super::forwarded_cert::{Proved, introduce};
@@ -135,7 +137,16 @@ impl Callee {
     /// Carries a request to the program.
     pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
         let mut record = self.record(&exchange);
-        if let Err(refusal) = self.within_limits(exchange.head, &mut record) {
+        let token = match authenticate(&self.local_now(), exchange.head, &mut record) {
+            Ok(token) => token,
+            Err(reply) => {
+                exchange.reply(&reply, &mut record).await;
+                let ended = record.ended();
+                self.finish(record, &exchange.upload);
+                return ended;
+            }
+        };
+        if let Err(refusal) = self.within_limits((exchange.head, token.as_ref()), &mut record) {
             exchange.reply(&Reply::rate_limited(refusal), &mut record).await;
             let ended = record.ended();
             self.finish(record, &exchange.upload);
@@ -186,10 +197,14 @@ impl Callee {
     }
 
     /// Whether the limits in force have room for a request.
-    fn within_limits(&self, head: &RequestHead, record: &mut RequestRecord) -> Result<(), Refusal> {
+    fn within_limits(
+        &self,
+        (head, token): (&RequestHead, Option<&Token>),
+        record: &mut RequestRecord,
+    ) -> Result<(), Refusal> {
         let snapshot = self.worker.shared.snapshot.load();
         let from = (self.source.as_ref(), self.peers.client.ip());
-        snapshot.rate_limits.on_arrival(&self.local, head, from, &mut record.limited)
+        snapshot.rate_limits.on_arrival(&self.local, (head, token), from, &mut record.limited)
     }
 
     fn record(&self, exchange: &Exchange<'_>) -> RequestRecord {

@@ -15,10 +15,12 @@ mod mirror;
 pub use mirror::MAX_COPIES;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use baremesh_model::http::RequestHead;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
+use baremesh_model::token::Token;
 use baremesh_model::virtual_service::{AbortStatus, CorsDecision, RouteOptions};
 
 use self::plan::{Asked, Forward, Plan};
@@ -62,7 +64,9 @@ impl Caller {
     pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
         let snapshot = self.worker.shared.snapshot.load_full();
         let mut record = self.record(&mut exchange);
-        let asked = Asked { identity: &self.identity, service: &self.dialled.0, port: self.dialled.1 };
+        let token = self.token_for_routes(&snapshot, exchange.head);
+        let (service, port) = (&self.dialled.0, self.dialled.1);
+        let asked = Asked { identity: &self.identity, service, port, token: token.as_ref() };
         match plan::plan(&snapshot, asked, exchange.head, rand::random()) {
             Plan::Answer(reply) => exchange.reply(&reply, &mut record).await,
             Plan::Forward(forward) => {
@@ -74,6 +78,16 @@ impl Caller {
         let ended = record.ended();
         self.finish(record, &exchange);
         ended
+    }
+
+    /// What the request's token says to routes, where any asks: by the rules of the workload that calls, as a gateway goes by
+    /// its own. One that is not good says nothing; whether the request is taken is the called side's to decide.
+    fn token_for_routes(&self, snapshot: &Snapshot, head: &RequestHead) -> Option<Token> {
+        if !snapshot.routes_ask_for_claims {
+            return None;
+        }
+        let source = &snapshot.sources[snapshot.caller(&self.identity)?];
+        source.tokens.as_ref()?.peek(head, SystemTime::now())
     }
 
     /// Answers a request that is not carried.

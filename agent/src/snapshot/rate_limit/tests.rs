@@ -50,7 +50,7 @@ fn arrive(snapshot: &Snapshot, account: &str, head: &RequestHead) -> (bool, Vec<
     let source = identity(account);
     let from = (Some(&source), "10.0.0.9".parse().expect("an address"));
     let mut decisions = Vec::new();
-    let decided = snapshot.rate_limits.on_arrival(local, head, from, &mut decisions);
+    let decided = snapshot.rate_limits.on_arrival(local, (head, None), from, &mut decisions);
     decisions.iter().for_each(Decision::count);
     (decided.is_ok(), decisions.iter().map(ToString::to_string).collect())
 }

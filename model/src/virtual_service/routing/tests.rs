@@ -101,7 +101,7 @@ fn check_goes(routes: &Routes, path: &str, labels: &[(&str, &str)], expected: &s
     let head = RequestHead { method: "GET".into(), target: path.into(), ..RequestHead::default() };
     let labels: Labels = labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
     let caller = Caller { gateway: &Gateway::Mesh, namespace: &label("x"), labels: &labels };
-    let found = match routes.http(Incoming { head: &head, port: 80, caller }) {
+    let found = match routes.http(Incoming { head: &head, port: 80, caller, token: None }) {
         Routed::Route(matched) => {
             matched.route.destination(0).map(|to| to.destination.host.to_string()).unwrap_or_default()
         }

@@ -70,6 +70,9 @@ const OF_KIND: &[(Kind, &str, Shape)] = &[
     (Kind::RateLimit, "limit.per", Duration),
     (Kind::RateLimit, "limit.burst", SOME),
     (Kind::RateLimit, "key[].header", Text),
+    (Kind::RateLimit, "key[].claim", Text),
+    (Kind::RequestAuthentication, "fromHeaders[].name", Text),
+    (Kind::RequestAuthentication, "header", Text),
 ];
 
 /// Fields by the end of their path.
@@ -218,10 +221,21 @@ const ENDS: &[(&str, Shape)] = &[
     ("useClientProtocol", Boolean),
     ("accessLogEncoding", Choice(&["JSON", "TEXT"])),
     ("accessLogFormat", Text),
+    ("issuer", Text),
+    ("audiences", Texts),
+    ("jwksUri", Like(&["https://issuer.example/keys"])),
+    ("jwks", Text),
+    ("jwksFile", Text),
+    ("fromParams", Texts),
+    ("fromCookies", Texts),
+    ("outputPayloadToHeader", Text),
+    ("claim", Text),
+    ("forwardOriginalToken", Boolean),
+    ("spaceDelimitedClaims", Texts),
 ];
 
 /// Fields without which a resource is refused.
-pub(super) const REQUIRED: [(Kind, &str); 15] = [
+pub(super) const REQUIRED: [(Kind, &str); 19] = [
     (Kind::Service, "ports"),
     (Kind::Service, "ports[].port"),
     (Kind::WorkloadEntry, "address"),
@@ -237,6 +251,10 @@ pub(super) const REQUIRED: [(Kind, &str); 15] = [
     (Kind::RateLimit, "limit"),
     (Kind::RateLimit, "limit.requests"),
     (Kind::RateLimit, "limit.per"),
+    (Kind::RequestAuthentication, "jwtRules[].issuer"),
+    (Kind::RequestAuthentication, "jwtRules[].fromHeaders[].name"),
+    (Kind::RequestAuthentication, "jwtRules[].outputClaimToHeaders[].header"),
+    (Kind::RequestAuthentication, "jwtRules[].outputClaimToHeaders[].claim"),
 ];
 
 /// Words that may stand in a list in the place of an object.

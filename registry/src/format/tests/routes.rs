@@ -9,6 +9,7 @@ use baremesh_model::grpc::GrpcStatus;
 use baremesh_model::http::Scheme;
 use baremesh_model::re2::Re2;
 use baremesh_model::string_match::{Case, StringMatch};
+use baremesh_model::token::ClaimPath;
 use baremesh_model::virtual_service::*;
 use proptest::collection::{btree_map, vec};
 use proptest::option;
@@ -70,6 +71,7 @@ pub(super) fn any_http_match<S: Strategy<Value = StringMatch> + 'static>(
 ) -> BoxedStrategy<HttpMatch> {
     let parts = (option::of(asked()), option::of(asked()), option::of(asked()), option::of(asked()));
     let lists = (any_named(asked()), any_named(asked()), any_named(asked()));
+    let lists = (lists, any_claims(asked()), any_claims(asked()));
     (option::of(any_text()), any_scope(), parts, proptest::bool::ANY, lists)
         .prop_map(
             |(
@@ -77,7 +79,7 @@ pub(super) fn any_http_match<S: Strategy<Value = StringMatch> + 'static>(
                 scope,
                 (uri, scheme, method, authority),
                 ignored,
-                (headers, without_headers, query_params),
+                ((headers, without_headers, query_params), claims, without_claims),
             )| {
                 let uri_case = if ignored { Case::Ignored } else { Case::Sensitive };
                 HttpMatch {
@@ -91,9 +93,22 @@ pub(super) fn any_http_match<S: Strategy<Value = StringMatch> + 'static>(
                     headers,
                     without_headers,
                     query_params,
+                    claims,
+                    without_claims,
                 }
             },
         )
+        .boxed()
+}
+
+/// In the order of their names, as they are written.
+fn any_claims(
+    asked: impl Strategy<Value = StringMatch> + 'static,
+) -> BoxedStrategy<Vec<(ClaimPath, StringMatch)>> {
+    btree_map("[a-z:/.]{1,8}", asked, 0..2)
+        .prop_map(|claims| {
+            claims.into_iter().map(|(name, asked)| (ClaimPath::of([&*name, "x"]), asked)).collect()
+        })
         .boxed()
 }
 

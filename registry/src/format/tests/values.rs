@@ -270,9 +270,12 @@ fn any_host_grant() -> impl Strategy<Value = HostGrant> {
 mod destination_rules;
 /// Rate limits.
 mod rate_limits;
+/// Request authentications.
+mod request_authentications;
 
 use destination_rules::any_destination_rule;
 use rate_limits::any_rate_limit;
+use request_authentications::any_request_authentication;
 
 pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
     prop_oneof![
@@ -285,5 +288,6 @@ pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
         any_host_grant().prop_map(|value| Resource::HostGrant(value.into())),
         any_destination_rule().prop_map(|value| Resource::DestinationRule(value.into())),
         any_rate_limit().prop_map(|value| Resource::RateLimit(value.into())),
+        any_request_authentication().prop_map(|value| Resource::RequestAuthentication(value.into())),
     ]
 }

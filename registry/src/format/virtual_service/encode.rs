@@ -11,6 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value as Json, json};
 
+use super::matching::CLAIMS;
 use crate::format::duration;
 
 /// A map that leaves out what is empty.
@@ -112,14 +113,16 @@ pub(in crate::format) fn http_match(block: &HttpMatch) -> Json {
     out.maybe("method", block.method.as_ref().map(string_match));
     out.maybe("authority", block.authority.as_ref().map(string_match));
     let lists = [
-        ("headers", &block.headers),
-        ("withoutHeaders", &block.without_headers),
-        ("queryParams", &block.query_params),
+        ("headers", &block.headers, &block.claims),
+        ("withoutHeaders", &block.without_headers, &block.without_claims),
+        ("queryParams", &block.query_params, &Vec::new()),
     ];
-    for (key, list) in lists {
-        if !list.is_empty() {
-            let entries = list.iter().map(|(name, asked)| (name.to_string(), string_match(asked)));
-            out.put(key, Json::Object(entries.collect()));
+    for (key, fields, claims) in lists {
+        let fields = fields.iter().map(|(name, asked)| (name.to_string(), string_match(asked)));
+        let claims = claims.iter().map(|(path, asked)| (format!("{CLAIMS}{path}"), string_match(asked)));
+        let entries: Map<String, Json> = fields.chain(claims).collect();
+        if !entries.is_empty() {
+            out.put(key, Json::Object(entries));
         }
     }
     out.done()

@@ -7,6 +7,7 @@ use baremesh_model::http::headers::is_token;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::re2::Re2;
 use baremesh_model::string_match::{Case, StringMatch};
+use baremesh_model::token::ClaimPath;
 use baremesh_model::virtual_service::{Gateway, HttpMatch, Scope, TcpMatch};
 use ipnet::IpNet;
 
@@ -28,8 +29,10 @@ pub(super) fn http_match(d: &mut Decoder<'_>, at: &At<'_>, named: Named<'_>) -> 
     let method = optional(fields.take("method"), |at| string_match(d, &at));
     let authority = optional(fields.take("authority"), |at| string_match(d, &at));
     let headers = optional(fields.take("headers"), |at| headers(d, &at));
-    let without = optional(fields.take("withoutHeaders"), |at| headers_without(d, &at));
+    let without = optional(fields.take("withoutHeaders"), |at| fields_and_claims(d, &at));
     let params = optional(fields.take("queryParams"), |at| named_matches(d, &at));
+    let (headers, claims) = headers?.unwrap_or_default();
+    let (without_headers, without_claims) = without?.unwrap_or_default();
     Some(HttpMatch {
         name: name?.map(Arc::from),
         scope: scope?,
@@ -38,9 +41,11 @@ pub(super) fn http_match(d: &mut Decoder<'_>, at: &At<'_>, named: Named<'_>) -> 
         scheme: scheme?,
         method: method?,
         authority: authority?,
-        headers: headers?.unwrap_or_default(),
-        without_headers: without?.unwrap_or_default(),
+        headers,
+        without_headers,
         query_params: params?.unwrap_or_default(),
+        claims,
+        without_claims,
     })
 }
 
@@ -99,8 +104,11 @@ fn named_matches(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<(Arc<str>, Stri
     read.collect::<Vec<_>>().into_iter().collect()
 }
 
-fn headers(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<(Arc<str>, StringMatch)>> {
-    let mut headers = headers_without(d, at)?;
+/// Fields by their names in lower case, and claims of the token by their paths.
+type FieldsAndClaims = (Vec<(Arc<str>, StringMatch)>, Vec<(ClaimPath, StringMatch)>);
+
+fn headers(d: &mut Decoder<'_>, at: &At<'_>) -> Option<FieldsAndClaims> {
+    let (mut headers, claims) = fields_and_claims(d, at)?;
     headers.retain(|(name, _)| {
         let ignored = NOT_HEADERS.contains(&&**name);
         if ignored {
@@ -110,24 +118,27 @@ fn headers(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<(Arc<str>, StringMatc
         }
         !ignored
     });
-    Some(headers)
+    Some((headers, claims))
 }
 
-fn headers_without(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<(Arc<str>, StringMatch)>> {
+fn fields_and_claims(d: &mut Decoder<'_>, at: &At<'_>) -> Option<FieldsAndClaims> {
     let mut valid = true;
     for entry in d.map(at)? {
         let at = at.entry(entry);
-        if entry.key.starts_with("@request.auth.") {
-            let message = format!("`{}` is refused: tokens are not read yet", at.path);
-            let help = "match on a header that the service in front sets";
-            d.findings.error(entry.key_span, Code::RefusedField, message, help);
-            valid = false;
+        if entry.key.starts_with('@') {
+            if claim_named(&entry.key).is_none() {
+                let message = format!("{} is no claim", quote(&entry.key));
+                d.invalid(&at, message, "write `@request.auth.claims.sub` or `@request.auth.claims[a][b]`");
+                valid = false;
+            }
         } else if entry.key.is_empty() || !entry.key.bytes().all(is_token) {
             d.invalid(&at, format!("{} is not a header name", quote(&entry.key)), "");
             valid = false;
         }
     }
-    let named = named_matches(d, at)?;
+    let (claims, named): (Vec<_>, Vec<_>) =
+        named_matches(d, at)?.into_iter().partition(|(name, _)| name.starts_with('@'));
+    let claims = claims.into_iter().filter_map(|(name, asked)| Some((claim_named(&name)?, asked))).collect();
     let lower = |(name, asked): (Arc<str>, _)| (Arc::from(name.to_ascii_lowercase()), asked);
     let named: Vec<(Arc<str>, StringMatch)> = named.into_iter().map(lower).collect();
     let twice = named
@@ -138,7 +149,14 @@ fn headers_without(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<(Arc<str>, St
         d.invalid(at, format!("{} stands here twice, in another case", quote(name)), "keep one of the two");
         return None;
     }
-    valid.then_some(named)
+    valid.then_some((named, claims))
+}
+
+/// How a claim of the verified token is named in the place of a field (Istio's form).
+pub(super) const CLAIMS: &str = "@request.auth.claims";
+
+fn claim_named(name: &str) -> Option<ClaimPath> {
+    ClaimPath::parse(name.strip_prefix(CLAIMS)?)
 }
 
 /// Caller, gateway and port.

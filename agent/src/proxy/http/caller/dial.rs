@@ -8,11 +8,14 @@ use std::time::SystemTime;
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::http::{Headers, RequestHead};
 use baremesh_model::identity::Identity;
+use baremesh_model::token::Token;
 
 use super::Caller;
 use crate::proxy::error::ProxyError;
+use crate::proxy::http::authentication::authenticate;
 use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
 use crate::proxy::http::forwarded_cert::{Proved, introduce};
+use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upstream::{UpstreamKey, Via};
 use crate::proxy::open::{Delivered, Entry};
 use crate::proxy::socket;
@@ -88,16 +91,26 @@ impl Caller {
         }
     }
 
+    /// Holds a request to the rules for tokens of a service of this host. Another host's agent does so itself.
+    pub(super) fn authenticate(
+        &self,
+        target: &Target<'_>,
+        head: &mut RequestHead,
+        record: &mut RequestRecord,
+    ) -> Result<Option<Token>, Box<Reply>> {
+        self.local(target).map_or(Ok(None), |local| authenticate(local, head, record))
+    }
+
     /// Whether the limits of a service of this host have room for a request. Another host's agent asks its own.
     pub(super) fn within_limits(
         &self,
         target: &Target<'_>,
-        head: &RequestHead,
+        (head, token): (&RequestHead, Option<&Token>),
         record: &mut RequestRecord,
     ) -> Result<(), Refusal> {
         let Some(local) = self.local(target) else { return Ok(()) };
         let from = (Some(&self.identity), self.peers.client.ip());
-        target.snapshot.rate_limits.on_arrival(local, head, from, &mut record.limited)
+        target.snapshot.rate_limits.on_arrival(local, (head, token), from, &mut record.limited)
     }
 
     /// What the endpoint is told of the caller: by its own agent, or where it is a service of this host, here.

@@ -16,6 +16,7 @@ use crate::proxy::http::downstream::Exchange;
 use crate::proxy::http::upload::Upload;
 use crate::proxy::http::upstream::Connection;
 use crate::snapshot::Snapshot;
+use crate::telemetry::request_record::RequestRecord;
 
 /// Copies that a worker has under way; further ones are dropped.
 pub const MAX_COPIES: usize = 128;
@@ -88,6 +89,11 @@ impl Caller {
         let target = Target { snapshot, endpoint, identity: &service.identity, cluster };
         let mut peers = self.peers.again();
         if self.admit(&target, &mut peers).is_err() {
+            return;
+        }
+        // Held to the same rules as the original; who answers whom a record is written of is the original alone.
+        let mut record = RequestRecord::new(self.peers.again(), &head);
+        if self.authenticate(&target, &mut head, &mut record).is_err() {
             return;
         }
         self.introduce(&target, &mut head.headers);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use baremesh_model::http::RequestHead;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::{Key, Label};
+use baremesh_model::token::Token;
 use baremesh_model::virtual_service::{
     Caller, Destination, Gateway, HostName, HttpAction, Incoming, RouteMatch, Routed, Routes,
     WeightedDestination,
@@ -23,6 +24,8 @@ pub struct Asked<'a> {
     pub service: &'a Key,
     /// Its port.
     pub port: u16,
+    /// What the token says that was verified for the caller's routes.
+    pub token: Option<&'a Token>,
 }
 
 /// What is to become of a request.
@@ -58,7 +61,7 @@ pub fn plan<'a>(snapshot: &'a Snapshot, asked: Asked<'_>, head: &RequestHead, ra
     };
     let labels = snapshot.labels_of(caller);
     let caller_of_routes = Caller { gateway: &Gateway::Mesh, namespace: from, labels };
-    let incoming = Incoming { head, port: asked.port, caller: caller_of_routes };
+    let incoming = Incoming { head, port: asked.port, caller: caller_of_routes, token: asked.token };
     let routed = match routes {
         Some(routes) => routes.http(incoming),
         None => Routed::Unconcerned,

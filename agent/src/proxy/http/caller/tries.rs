@@ -45,6 +45,8 @@ pub(super) enum Miss {
     Overflow,
     /// A RateLimit of a service of this host refuses it.
     RateLimited(Refusal),
+    /// Its token is not one that a service of this host takes.
+    Unauthenticated(Box<Reply>),
     /// There is no endpoint to try.
     NoEndpoint,
     /// It was sent, and this became of it.
@@ -118,9 +120,15 @@ impl Caller {
                 Ok(endpoint) => {
                     tried.push(endpoint.address);
                     let retries = Retries { policy, may_retry };
+                    // A service of this host may be sent less than what another endpoint is to see.
+                    let local = snapshot.here(endpoint);
+                    let before = local.and_then(|local| local.tokens.as_ref()).map(|_| exchange.head.clone());
                     let ended = self
                         .try_once(snapshot, (to_caller, retries, endpoint), (exchange, download), record)
                         .await;
+                    if let Some(before) = before {
+                        *exchange.head = before;
+                    }
                     self.judge(forward, endpoint, &ended, record.status);
                     ended
                 }
@@ -184,7 +192,11 @@ impl Caller {
         if let Err(error) = self.admit(&target, &mut record.peers) {
             return Tried::Missed(Miss::NotConnected(error));
         }
-        if let Err(refusal) = self.within_limits(&target, exchange.head, record) {
+        let token = match self.authenticate(&target, exchange.head, record) {
+            Ok(token) => token,
+            Err(reply) => return Tried::Missed(Miss::Unauthenticated(reply)),
+        };
+        if let Err(refusal) = self.within_limits(&target, (exchange.head, token.as_ref()), record) {
             return Tried::Missed(Miss::RateLimited(refusal));
         }
         self.introduce(&target, &mut exchange.head.headers);
@@ -271,7 +283,9 @@ impl Caller {
             Tried::BrokeOff(failure) | Tried::Missed(Miss::Failed(failure)) if !failure.is_upstreams() => {
                 return;
             }
-            Tried::Missed(Miss::Overflow | Miss::NoEndpoint | Miss::RateLimited(_)) => return,
+            Tried::Missed(
+                Miss::Overflow | Miss::NoEndpoint | Miss::RateLimited(_) | Miss::Unauthenticated(_),
+            ) => return,
             Tried::Missed(Miss::NotConnected(error)) if !error.is_endpoints_own() => return,
             Tried::Missed(Miss::NotConnected(_)) => Outcome::LocalFailure,
             // Without a rule only one that cannot be reached is left out.
@@ -352,6 +366,11 @@ fn worth_another(policy: &RetryPolicy, miss: &Miss) -> bool {
             Reply::rate_limited(*refusal).head(&mut head, false);
             return policy.retries_on(TryOutcome::Answered(&head));
         }
+        Miss::Unauthenticated(reply) => {
+            let mut head = ResponseHead::default();
+            reply.head(&mut head, false);
+            return policy.retries_on(TryOutcome::Answered(&head));
+        }
         Miss::NotConnected(_)
         | Miss::NoEndpoint
         | Miss::Failed(
@@ -377,6 +396,7 @@ fn reply_to(miss: &Miss, attempts: u32) -> Reply {
         Miss::NoEndpoint => Reply::no_healthy_upstream(),
         Miss::Overflow => Reply::overflow(),
         Miss::RateLimited(refusal) => Reply::rate_limited(*refusal),
+        Miss::Unauthenticated(reply) => Reply::clone(reply),
         Miss::NotConnected(ProxyError::Denied(_) | ProxyError::DeniedByPeer(_)) => Reply::denied(),
         Miss::NotConnected(_) => Reply::connect_failed(),
         Miss::Failed(failure) => Reply::to(*failure),

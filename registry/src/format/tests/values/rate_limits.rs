@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use baremesh_model::authorization::Enforcement;
 use baremesh_model::rate_limit::{KeyPart, Limit, RateLimit, Traffic};
+use baremesh_model::token::ClaimPath;
 use baremesh_model::virtual_service::{HttpMatch, Scope};
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -41,14 +42,18 @@ fn any_limit() -> BoxedStrategy<Limit> {
 
 fn any_parts() -> BoxedStrategy<Vec<KeyPart>> {
     let names = btree_set("[a-z][a-z0-9-]{0,8}", 0..3);
+    let claims = btree_set("[a-z:/.]{1,8}", 0..3);
     (
         proptest::sample::subsequence(
             vec![KeyPart::SourceIdentity, KeyPart::RemoteAddress, KeyPart::Path],
             0..=3,
         ),
         names,
+        claims,
     )
-        .prop_map(|(mut parts, names)| {
+        .prop_map(|(mut parts, names, claims)| {
+            parts.truncate(2);
+            parts.extend(claims.iter().map(|name| KeyPart::Claim(ClaimPath::of(["realm", name]))));
             parts.extend(names.iter().map(|name| KeyPart::Header(name.as_str().into())));
             parts
         })
@@ -58,13 +63,13 @@ fn any_parts() -> BoxedStrategy<Vec<KeyPart>> {
 pub(in crate::format::tests) fn any_rate_limit() -> BoxedStrategy<RateLimit> {
     let enforcement = prop_oneof![Just(Enforcement::Enforced), Just(Enforcement::DryRun)];
     (any_key(), any_traffic(), vec(any_block(), 0..3), any_limit(), any_parts(), enforcement)
-        .prop_map(|(key, traffic, matches, limit, parts, enforcement)| RateLimit {
-            key,
-            traffic,
-            matches,
-            limit,
-            parts,
-            enforcement,
+        .prop_map(|(key, traffic, mut matches, limit, mut parts, enforcement)| {
+            // The calling side knows no claims.
+            if matches!(traffic, Traffic::ToHost(_)) {
+                parts.retain(|part| !matches!(part, KeyPart::Claim(_)));
+                matches.retain(|block: &HttpMatch| !block.asks_for_claims());
+            }
+            RateLimit { key, traffic, matches, limit, parts, enforcement }
         })
         .boxed()
 }

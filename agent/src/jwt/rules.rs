@@ -1,0 +1,219 @@
+//! The rules that a workload's requests are held to. Every token that stands in a request where a rule looks must be one of
+//! an issuer that a rule is for, signed by that issuer's key, of this moment, and for this audience. A request without any
+//! passes: an AuthorizationPolicy may ask for one.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use baremesh_model::http::RequestHead;
+use baremesh_model::mesh::Mesh;
+use baremesh_model::name::Label;
+use baremesh_model::request_authentication::{
+    JwtRule, Original, RequestAuthentication, SPACE_DELIMITED, TokenPlace, is_preflight,
+};
+use baremesh_model::token::Token;
+use baremesh_model::workload::Labels;
+
+use super::claims;
+use super::jws::Compact;
+use super::key_slot::{KeySlot, TokenKeys};
+use super::places::{remove_from, tokens_at};
+use super::{MAX_TOKEN, MAX_TOKENS, Refusal};
+
+/// The rules of one workload, compiled.
+pub struct TokenRules {
+    rules: Vec<Rule>,
+    /// Where tokens may stand, each with the rules that look there, in the order of the rules.
+    places: Vec<(TokenPlace, Vec<usize>)>,
+    /// Fields that are the agent's to write, with dashes for underscores.
+    outputs: Vec<Arc<str>>,
+}
+
+struct Rule {
+    policy: Arc<RequestAuthentication>,
+    index: usize,
+    keys: Arc<KeySlot>,
+}
+
+impl Rule {
+    fn what(&self) -> &JwtRule {
+        &self.policy.rules[self.index]
+    }
+}
+
+/// A token that was verified.
+struct Verified {
+    token: Token,
+    rule: usize,
+    payload_part: String,
+}
+
+impl TokenRules {
+    /// Those for a workload of `namespace` with `labels`; nothing where there are none.
+    pub(crate) fn compile(
+        mesh: &Mesh,
+        (namespace, labels): (&Label, &Labels),
+        keys: &mut TokenKeys,
+        previous: Option<&TokenKeys>,
+    ) -> Option<Arc<Self>> {
+        let root = &mesh.config.root_namespace;
+        let policies =
+            mesh.request_authentications.iter().filter(|policy| policy.is_for(namespace, labels, root));
+        let mut compiled = Self { rules: Vec::new(), places: Vec::new(), outputs: Vec::new() };
+        for policy in policies {
+            for (index, rule) in policy.rules.iter().enumerate() {
+                let number = compiled.rules.len();
+                let keys = keys.slot(&rule.keys, rule.timeout, previous);
+                compiled.rules.push(Rule { policy: Arc::clone(policy), index, keys });
+                for place in &rule.places {
+                    match compiled.places.iter_mut().find(|(known, _)| known == place) {
+                        Some((_, rules)) => rules.push(number),
+                        None => compiled.places.push((place.clone(), vec![number])),
+                    }
+                }
+                let of_claims = rule.claim_headers.iter().map(|to| &to.header);
+                let outputs = rule.payload_header.iter().chain(of_claims);
+                compiled.outputs.extend(outputs.map(|name| Arc::from(name.replace('_', "-"))));
+            }
+        }
+        (!compiled.rules.is_empty()).then(|| Arc::new(compiled))
+    }
+
+    /// Holds a request to the rules. What the agent says of tokens is then in its fields, and what the caller said there is
+    /// not; tokens that the program is not to see are taken out.
+    pub fn enforce(&self, head: &mut RequestHead, now: SystemTime) -> Result<Option<Token>, Refusal> {
+        self.strip_outputs(head);
+        if is_preflight(head) {
+            return Ok(None);
+        }
+        let verified = self.verify_all(head, now)?;
+        for one in &verified {
+            self.put_out(one, head);
+        }
+        for (place, rules) in &self.places {
+            let is_removed = |one: &Verified| {
+                rules.contains(&one.rule) && self.rules[one.rule].what().original == Original::Removed
+            };
+            if verified.iter().any(is_removed) {
+                remove_from(place, head);
+            }
+        }
+        Ok(verified.into_iter().next().map(|one| self.as_policies_see_it(one)))
+    }
+
+    /// Takes out whatever stands where tokens are looked for.
+    pub fn take_out(&self, head: &mut RequestHead) {
+        self.places.iter().for_each(|(place, _)| remove_from(place, head));
+    }
+
+    /// What the first token says, for who only routes by it: nothing is changed, and a token that is not good says nothing.
+    pub fn peek(&self, head: &RequestHead, now: SystemTime) -> Option<Token> {
+        let verified = self.verify_all(head, now).ok()?;
+        verified.into_iter().next().map(|one| self.as_policies_see_it(one))
+    }
+
+    /// Takes out what callers write where the agent does, and what some programs read as the same name.
+    fn strip_outputs(&self, head: &mut RequestHead) {
+        if self.outputs.is_empty() {
+            return;
+        }
+        let is = |name: &str, output: &str| {
+            name.len() == output.len()
+                && name.bytes().zip(output.bytes()).all(|(a, b)| a == b || a == b'_' && b == b'-')
+        };
+        head.headers.retain(|name| !self.outputs.iter().any(|output| is(name, output)));
+    }
+
+    fn verify_all(&self, head: &RequestHead, now: SystemTime) -> Result<Vec<Verified>, Refusal> {
+        let mut found: Vec<(String, usize)> = Vec::new();
+        let mut refused = None;
+        for (index, (place, _)) in self.places.iter().enumerate() {
+            tokens_at(place, head, |token| {
+                if found.iter().any(|(known, at)| *known == *token && *at == index) {
+                    return;
+                }
+                if token.len() > MAX_TOKEN {
+                    refused = refused.or(Some(Refusal::BadFormat));
+                } else if found.len() == MAX_TOKENS {
+                    refused = refused.or(Some(Refusal::TooMany));
+                } else {
+                    found.push((token.into_owned(), index));
+                }
+            });
+        }
+        match refused {
+            Some(refusal) => Err(refusal),
+            None => found.iter().map(|(token, at)| self.verify(token, &self.places[*at].1, now)).collect(),
+        }
+    }
+
+    /// Verifies one token by the rules that look where it stands.
+    fn verify(&self, text: &str, rules: &[usize], now: SystemTime) -> Result<Verified, Refusal> {
+        let compact = Compact::parse(text)?;
+        let token = claims::token(&compact.payload()?)?;
+        let mut refusal = Refusal::UnknownIssuer;
+        claims::is_of_now(&token, now)?;
+        for number in
+            rules.iter().copied().filter(|number| *self.rules[*number].what().issuer == token.issuer)
+        {
+            let rule = &self.rules[number];
+            match rule.accept(&compact, &token) {
+                Ok(()) => {
+                    let payload_part = compact.payload_part.to_owned();
+                    return Ok(Verified { token, rule: number, payload_part });
+                }
+                // That the signature was good is what is to be said of it.
+                Err(_) if refusal == Refusal::WrongAudience => {}
+                Err(other) => refusal = other,
+            }
+        }
+        Err(refusal)
+    }
+
+    /// Writes what a rule has a program told of a token.
+    fn put_out(&self, verified: &Verified, head: &mut RequestHead) {
+        let rule = self.rules[verified.rule].what();
+        if let Some(header) = &rule.payload_header {
+            // It is base64url.
+            let _ = head.headers.set(header, verified.payload_part.as_bytes());
+        }
+        for to in &rule.claim_headers {
+            let claim = to.paths().iter().find_map(|path| verified.token.claim(path.as_ref()));
+            if let Some(value) = claim.and_then(claims::field_value) {
+                // What may not stand in a field is not written: a claim ends no line.
+                let _ = head.headers.set(&to.header, value.as_bytes());
+            }
+        }
+    }
+
+    fn as_policies_see_it(&self, verified: Verified) -> Token {
+        let Verified { mut token, rule, .. } = verified;
+        let of_rule = self.rules[rule].what().space_delimited.iter().map(|name| &**name);
+        claims::split_at_spaces(&mut token, SPACE_DELIMITED.into_iter().chain(of_rule));
+        token
+    }
+}
+
+impl Rule {
+    fn accept(&self, compact: &Compact<'_>, token: &Token) -> Result<(), Refusal> {
+        let keys = self.keys.keys().ok_or(Refusal::NoKeys)?;
+        let verified = compact.verify(&keys);
+        if verified == Err(Refusal::NoSuchKey) {
+            self.keys.ask();
+        }
+        verified?;
+        let allowed = &self.what().audiences;
+        let is_for_us =
+            || token.audiences.iter().any(|audience| allowed.iter().any(|one| **one == **audience));
+        if allowed.is_empty() || is_for_us() { Ok(()) } else { Err(Refusal::WrongAudience) }
+    }
+}
+
+impl std::fmt::Debug for TokenRules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenRules").field("rules", &self.rules.len()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
