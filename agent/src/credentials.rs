@@ -61,6 +61,12 @@ impl Credentials {
         Self { bundle, by_identity, listeners: Mutex::default() }
     }
 
+    /// The same certificates under another trust bundle, without those that it refuses.
+    pub fn under(&self, bundle: &Arc<TrustBundle>) -> Self {
+        let taken = self.iter().filter(|held| !bundle.revoked().contains(&held.serial));
+        Self::new(Arc::clone(bundle), taken.cloned())
+    }
+
     /// The certificate of `identity`, unless it has expired or is not valid yet: such a one is never shown.
     pub fn of(&self, identity: &Identity, now: SystemTime) -> Option<&Arc<Credential>> {
         self.by_identity.get(identity).filter(|credential| credential.is_valid(now))

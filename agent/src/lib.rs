@@ -17,6 +17,8 @@ pub mod registration;
 pub mod snapshot;
 /// The certificates that this host holds.
 pub mod credentials;
+/// What peers are verified against.
+pub mod trust;
 /// Asking for certificates and renewing them.
 pub mod identity;
 /// Where the mesh comes from.

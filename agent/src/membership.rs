@@ -85,7 +85,7 @@ impl Membership {
         let content = |error: toml::ser::Error| MembershipError::Content { path, fault: error.to_string() };
         let text = toml::to_string(&raw).map_err(content)?;
         write_atomically(&directory.join(MESH_FILE), text.as_bytes(), PUBLIC)?;
-        write_atomically(&directory.join(ROOTS_FILE), self.bundle.to_pem().as_bytes(), PUBLIC)?;
+        save_roots(directory, &self.bundle)?;
         save_node(directory, &self.node)
     }
 
@@ -114,6 +114,11 @@ impl Membership {
         let issued = Issued::from_pem(&pem).map_err(|error| content(&node, error.to_string()))?;
         Ok(Self { host, control: raw.control, domain, bundle: Arc::new(bundle), node: Arc::new(issued) })
     }
+}
+
+/// Replaces the roots that the host trusts.
+pub fn save_roots(directory: &Path, bundle: &TrustBundle) -> Result<(), MembershipError> {
+    Ok(write_atomically(&directory.join(ROOTS_FILE), bundle.to_pem().as_bytes(), PUBLIC)?)
 }
 
 /// Replaces the node credential after a renewal.

@@ -40,6 +40,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use baremesh_ca::tls::TrustBundle;
 use baremesh_model::identity::Identity;
 use socket2::SockRef;
 use tokio::net::TcpListener;
@@ -153,6 +154,8 @@ pub struct Shared {
     pub snapshot_changed: watch::Receiver<u64>,
     /// The certificates in force.
     pub credentials: Arc<ArcSwap<Credentials>>,
+    /// Tells when what peers are verified against has changed.
+    pub trust: watch::Receiver<Arc<TrustBundle>>,
     /// TLS towards endpoints without an agent.
     pub originations: Arc<Originations>,
     /// How far the agent is in stopping.
@@ -238,7 +241,7 @@ impl Worker {
             handshakes: Semaphore::new(hbone::MAX_HANDSHAKES),
             shaking: Shares::default(),
             peers: Shares::default(),
-            pool: Pool::new(shared.mark, shared.limits.connect_timeout),
+            pool: Pool::new(shared.mark, shared.limits.connect_timeout, shared.trust.clone()),
             upstreams: Upstreams::new(Arc::clone(&shared.kept)),
             copies: Arc::new(Semaphore::new(http::MAX_COPIES)),
             open: OpenConnections::default(),

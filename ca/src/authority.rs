@@ -15,16 +15,21 @@ use crate::clock::{in_words, whole_seconds};
 use crate::file::{self, FileError};
 use crate::key::PublicKey;
 use crate::leaf::{Serial, serial_text, write_generation};
-use crate::tls::{BundleError, TrustBundle};
+use crate::tls::{BundleError, Fingerprint, TrustBundle};
 
 /// Taking over a certificate authority that exists already.
 mod adopt;
 /// The files of an authority.
 mod files;
+/// The list of revoked certificates.
+mod revocations;
+/// Replacing intermediates and roots.
+mod rotation;
 /// What the certificates contain.
 mod profile;
 
 pub use profile::{BACKDATE, INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
+pub use rotation::{MAX_TRUSTED, Standing};
 
 /// With less than this left, the intermediate is replaced, if the key that signed it is at hand.
 pub const INTERMEDIATE_RENEWAL: Duration = Duration::from_secs(90 * 86_400);
@@ -54,6 +59,34 @@ pub enum AuthorityError {
         "the intermediate certificate has expired: put the key of the certificate that signed it at {path} and start again", path = .0.display()
     )]
     Expired(PathBuf),
+    /// The key that signs intermediates is not here.
+    #[error("put the key of the root, or of whatever signs intermediates, at {path} (mode 0600) first; take it away again afterwards", path = .0.display())]
+    NoRootKey(PathBuf),
+    /// A root is being replaced already.
+    #[error("the root {0} is to sign next already: wait for the switch, or drop it")]
+    Rotating(Fingerprint),
+    /// No more roots at a time.
+    #[error("{MAX_TRUSTED} roots are trusted already: drop one of before first (`baremesh ca` shows them)")]
+    TooManyRoots,
+    /// No root is named, or several are.
+    #[error("no root, or more than one, has a fingerprint that begins with {0}: `baremesh ca` shows them")]
+    NoSuchRoot(String),
+    /// The root that signs.
+    #[error("the root {0} signs at the moment: replace it first (`baremesh ca rotate --root`)")]
+    RootSigns(Fingerprint),
+    /// Certificates under a root would be cut off.
+    #[error(
+        "{count} certificates that are in use lead to the root {root}: they are renewed by themselves within half of their life; `--force` cuts them off"
+    )]
+    RootInUse {
+        /// The root.
+        root: Fingerprint,
+        /// How many have no successor under another root.
+        count: usize,
+    },
+    /// The record of certificates failed.
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::LedgerError),
     /// An adopted authority cannot issue what the mesh verifies.
     #[error("the given authority cannot issue for the mesh: {0}")]
     Unusable(String),
@@ -100,6 +133,8 @@ pub struct SignedLeaf {
     pub not_before: SystemTime,
     /// Until when it is valid.
     pub not_after: SystemTime,
+    /// The root that the chain leads to.
+    pub root: Fingerprint,
 }
 
 /// Signs the certificates of one trust domain.
@@ -108,6 +143,12 @@ pub struct Authority {
     trust_domain: TrustDomain,
     root: CertificateDer<'static>,
     issuing: Issuing,
+    /// Roots of before, which are trusted still.
+    before: Vec<CertificateDer<'static>>,
+    /// The root, and those of before, as each was signed by the one before it.
+    cross: Vec<CertificateDer<'static>>,
+    /// What is to sign next, trusted already.
+    next: Option<rotation::Next>,
 }
 
 /// The certificate that signs leaves, with its key.
@@ -163,9 +204,11 @@ impl Authority {
     /// Opens what `create` or `adopt` left in `directory`, and replaces the intermediate when that is due and
     /// possible. Works without `root.key`.
     pub fn open(directory: &Path, now: SystemTime) -> Result<Self, AuthorityError> {
-        let (trust_domain, root) = files::read_trust(directory)?;
+        let (trust_domain, mut root) = files::read_trust(directory)?;
         let issuing = files::read_issuing(directory)?;
-        let mut authority = Self { directory: directory.to_owned(), trust_domain, root, issuing };
+        let (next, before, cross) = rotation::read(directory, &mut root, &issuing)?;
+        let mut authority =
+            Self { directory: directory.to_owned(), trust_domain, root, issuing, before, cross, next };
         authority.maintain(now)?;
         Ok(authority)
     }
@@ -266,7 +309,9 @@ impl Authority {
         let leaf = params.signed_by(key.info(), &self.issuing.issuer)?;
         let mut chain = vec![leaf.into()];
         chain.extend(self.issuing.chain.iter().filter(|above| **above != self.root).cloned());
-        Ok(SignedLeaf { chain, serial: serial_text(&serial), not_before, not_after })
+        chain.extend(self.cross.iter().cloned());
+        let root = Fingerprint::of(&self.root);
+        Ok(SignedLeaf { chain, serial: serial_text(&serial), not_before, not_after, root })
     }
 
     /// The trust domain whose identities are signed here.
@@ -274,14 +319,14 @@ impl Authority {
         &self.trust_domain
     }
 
-    /// The root certificate that every member of the mesh trusts.
+    /// The root certificate under which leaves are signed.
     pub fn root(&self) -> &CertificateDer<'static> {
         &self.root
     }
 
     /// The roots and the trust domain, as verifiers take them.
     pub fn bundle(&self) -> Result<TrustBundle, AuthorityError> {
-        Ok(TrustBundle::new(self.trust_domain.clone(), vec![self.root.clone()])?)
+        Ok(TrustBundle::new(self.trust_domain.clone(), self.roots())?)
     }
 
     /// When the issuing certificate ends. No leaf lasts longer.

@@ -18,6 +18,7 @@ use rustls::ClientConfig;
 use rustls::client::ResolvesClientCert;
 use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -167,8 +168,8 @@ pub type Dial =
 /// Asks one control server for certificates.
 pub struct Client {
     address: String,
-    bundle: Arc<TrustBundle>,
-    config: ClientConfig,
+    trust: watch::Receiver<Arc<TrustBundle>>,
+    credential: Arc<dyn ResolvesClientCert>,
     dial: Arc<Dial>,
 }
 
@@ -180,11 +181,13 @@ impl fmt::Debug for Client {
 
 impl Client {
     /// Calls the control server at `address` with the node credential that `credential` shows.
-    pub fn new(address: String, bundle: Arc<TrustBundle>, credential: Arc<dyn ResolvesClientCert>) -> Self {
-        let control = Identity::control(bundle.trust_domain().clone());
-        let mut config = client_config(credential, bundle.clone(), Expected::exactly(control));
-        config.enable_sni = false;
-        Self { address, bundle, config, dial: plain_dial() }
+    /// The server and what it issues are verified against what `trust` holds at each call.
+    pub fn new(
+        address: String,
+        trust: watch::Receiver<Arc<TrustBundle>>,
+        credential: Arc<dyn ResolvesClientCert>,
+    ) -> Self {
+        Self { address, trust, credential, dial: plain_dial() }
     }
 
     /// Opens connections by `dial`, which marks them perhaps, from now on.
@@ -204,15 +207,25 @@ impl Client {
             .map(|(identity, key)| Ok(IssueItem { identity: identity.clone(), request: key.request()? }));
         let items = items.collect::<Result<Vec<_>, KeyError>>()?;
         let body = caller::issue(&items).ok_or_else(unreadable)?;
-        let stream = connect(&self.address, &*self.dial, self.config.clone()).await?;
+        let stream = connect(&self.address, &*self.dial, self.config()).await?;
         let answer = call(&self.address, stream, CERTIFICATES_PATH, body).await?;
         let answers = caller::issued(&answer, &items).ok_or_else(unreadable)?;
+        let bundle = Arc::clone(&self.trust.borrow());
         let answers = answers.into_iter().zip(items.iter().zip(&keys));
         let taken = answers.map(|(answer, (item, key))| match answer {
-            Ok(chain) => Ok(Ok(accept(&self.bundle, &item.identity, chain, key)?)),
+            Ok(chain) => Ok(Ok(accept(&bundle, &item.identity, chain, key)?)),
             Err((code, message)) => Ok(Err(Refused { code, message })),
         });
         taken.collect()
+    }
+
+    /// Takes the control server of the mesh, and nobody else.
+    fn config(&self) -> ClientConfig {
+        let bundle = Arc::clone(&self.trust.borrow());
+        let control = Identity::control(bundle.trust_domain().clone());
+        let mut config = client_config(self.credential.clone(), bundle, Expected::exactly(control));
+        config.enable_sni = false;
+        config
     }
 }
 

@@ -92,6 +92,11 @@ pub fn peer_leaf_facts(certificate: &CertificateDer<'_>) -> Result<LeafFacts, Le
     })
 }
 
+/// Reads the serial number.
+pub(crate) fn serial(certificate: &CertificateDer<'_>) -> Result<String, LeafError> {
+    Ok(serial_text(parse(certificate)?.raw_serial()))
+}
+
 /// Reads identity and purposes, in one pass over the certificate.
 pub(crate) fn identity_and_purposes(
     certificate: &CertificateDer<'_>,

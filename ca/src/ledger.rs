@@ -16,6 +16,8 @@ use crate::file::SECRET;
 mod hosts;
 /// Issued certificates and the audit.
 mod records;
+/// Certificates that were taken back.
+mod revoked;
 /// Tables and their versions.
 mod schema;
 /// Tokens and their redemption.
@@ -23,6 +25,7 @@ mod tokens;
 
 pub use hosts::HostRecord;
 pub use records::{AUDIT_KEPT, AuditRecord, ISSUED_KEPT, IssueRecord, Outcome};
+pub use revoked::{Revocation, RevokedRecord, Which};
 pub use tokens::{Invitation, REDEEM_AGAIN, Redemption, TOKENS_KEPT, TokenHost, TokenRecord, TokenRefusal};
 pub(crate) use tokens::{RedeemError, Redeemed};
 

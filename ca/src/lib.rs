@@ -22,6 +22,8 @@ pub mod ledger;
 pub mod local;
 /// The calls as they stand on the wire.
 pub mod protocol;
+/// Certificates that are not to be taken although they have not ended.
+pub mod revocation;
 /// Enrolment and issuing, with every check that stands before a signature.
 pub mod service;
 #[cfg(test)]

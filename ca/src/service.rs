@@ -2,7 +2,7 @@
 //! and each leaves a record. The calls read and write the disk: async code makes them through `spawn_blocking`.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
 
 use baremesh_model::grant::{AddressGrant, Grant};
@@ -10,8 +10,8 @@ use baremesh_model::identity::Identity;
 use baremesh_model::name::{Domain, Label, TrustDomain};
 use rustls_pki_types::CertificateDer;
 
-use crate::authority::{Authority, AuthorityError, Maintenance, SignedLeaf};
-use crate::issued::Issued;
+use crate::authority::{Authority, AuthorityError, Maintenance, SignedLeaf, Standing};
+use crate::issued::{Issued, MAX_CHAIN};
 use crate::key::{PrivateKey, PublicKey};
 use crate::leaf::LeafFacts;
 use crate::ledger::{AuditRecord, HostRecord, Invitation, Ledger, Outcome, TokenHost};
@@ -24,11 +24,16 @@ mod issue;
 mod join;
 /// Refusals, as the caller and the log see them.
 mod refusal;
+/// Taking certificates back.
+mod revoke;
+/// Replacing intermediates and roots.
+mod rotate;
 
 pub(crate) use issue::authorise;
 pub use issue::{IssueItem, IssueRequest, MAX_BATCH};
 pub use join::{JoinAnswer, JoinRequest};
 pub use refusal::Refusal;
+pub use rotate::{AuthorityReport, Force, RootReport};
 
 /// How long a workload's certificate is valid, unless the mesh says otherwise.
 pub const WORKLOAD_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -166,6 +171,9 @@ impl CaService {
         if peer.generation() < record.generation {
             return Err(Refusal::Superseded(host.clone()));
         }
+        if self.ledger.is_revoked(&peer.serial)? {
+            return Err(Refusal::CredentialRevoked(host.clone()));
+        }
         Ok(record)
     }
 
@@ -176,7 +184,11 @@ impl CaService {
         let identity = Identity::control(self.trust_domain());
         let signed = self.sign(&key.public(), &identity, now)?;
         let mut chain = signed.chain;
-        chain.push(self.authority().root().clone());
+        // Tokens that were made before a root was replaced name the one of then.
+        let authority = self.authority();
+        let known = authority.standing().into_iter().filter(|(_, standing)| *standing != Standing::Next);
+        let room = MAX_CHAIN.saturating_sub(chain.len());
+        chain.extend(known.map(|(root, _)| root.clone()).take(room));
         Issued::new(chain, key.to_der()).map_err(|error| Refusal::unavailable(&error))
     }
 
@@ -184,7 +196,7 @@ impl CaService {
     /// this by itself, at most once an hour.
     pub fn maintain(&self, now: SystemTime) -> Result<Maintenance, AuthorityError> {
         *self.next_maintenance.lock().unwrap_or_else(PoisonError::into_inner) = now + MAINTENANCE_INTERVAL;
-        let done = self.authority.write().unwrap_or_else(PoisonError::into_inner).maintain(now);
+        let done = self.write_authority().maintain(now);
         match &done {
             Ok(Maintenance::Current) => {}
             Ok(Maintenance::Replaced) => tracing::info!("the intermediate certificate was replaced"),
@@ -207,8 +219,12 @@ impl CaService {
         self.authority.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn write_authority(&self) -> RwLockWriteGuard<'_, Authority> {
+        self.authority.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn roots(&self) -> Vec<CertificateDer<'static>> {
-        vec![self.authority().root().clone()]
+        self.authority().roots()
     }
 
     fn sign(&self, key: &PublicKey, identity: &Identity, now: SystemTime) -> Result<SignedLeaf, Refusal> {

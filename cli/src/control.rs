@@ -15,6 +15,8 @@ mod certificate;
 mod grants;
 /// The last set of resources that was in force, on the disk.
 mod last_good;
+/// What agents are told of certificates.
+mod trust;
 /// Resources coming into force.
 mod in_force;
 /// Connections of hosts.
@@ -36,6 +38,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
@@ -58,6 +61,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use certificate::OwnCertificate;
 use grants::GrantBook;
@@ -105,6 +109,10 @@ struct Server {
     /// How reading the resource files goes.
     files: watch::Receiver<FilesStatus>,
     certificate: Arc<OwnCertificate>,
+    /// What takes connections of hosts: another one when what is trusted changes.
+    tls: watch::Sender<TlsAcceptor>,
+    /// The version of the state that says what is trusted now.
+    told: AtomicU64,
     listen: Vec<SocketAddr>,
     limits: Limits,
     /// Goes up when who is a member has changed, so that open connections are looked at again.
@@ -184,7 +192,7 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     let grants = Arc::new(GrantBook::new(ca.clone()));
     let control = Control::open(Store::open(&database)?, settings_of(&config, &grants)).await?;
     let certificate = Arc::new(OwnCertificate::obtain(ca.clone()).await?);
-    let bundle = Arc::new(ca.bundle()?);
+    let bundle = ca.bundle()?;
 
     let mut listeners = Vec::new();
     let mut addresses = Vec::new();
@@ -205,12 +213,16 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
         in_force,
         files: files.status.clone(),
         certificate: certificate.clone(),
+        tls: watch::Sender::new(trust::acceptor(&certificate, bundle)),
+        told: AtomicU64::new(0),
         listen: addresses.clone(),
         limits: Limits::default(),
         membership: watch::Sender::new(0),
         stop: stopped,
     });
     let following = in_force::Following::new(server.clone(), files, in_force_out, directories.state.clone());
+    // Before the first state: nobody is to be sent one without it.
+    trust::publish(&server).await?;
     let following = following.begin().await?;
     // Last of all that can fail: what answers at the socket answers for all of it.
     make_directory(&directories.runtime, 0o755)?;
@@ -222,11 +234,10 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     tasks.spawn(async move { control.run().await });
     tasks.spawn(certificate.keep());
     tasks.spawn(following.run());
+    tasks.spawn(trust::keep(server.clone()));
     tasks.spawn(serve_socket(administration, socket::Administration(server.clone())));
-    let tls = baremesh_ca::tls::control_server_config(server.certificate.clone(), bundle);
-    let tls = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
     for listener in listeners {
-        connections.spawn(listener::serve(server.clone(), listener, tls.clone()));
+        connections.spawn(listener::serve(server.clone(), listener));
     }
     tracing::info!(trust_domain = %server.trust_domain, addresses = ?addresses, "the control server serves");
     Ok(Running { addresses, stop, connections, tasks, socket, _lock: lock })

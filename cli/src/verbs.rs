@@ -12,6 +12,7 @@ mod agent;
 mod alarm;
 mod analyze;
 mod apply;
+mod ca;
 mod capture;
 mod certs;
 mod completions;
@@ -118,6 +119,7 @@ enum Verb {
     Host(host::Host),
     Status(status::Status),
     Certs(certs::Certs),
+    Ca(ca::Ca),
     Capture(capture::Capture),
     Alarm(alarm::Alarm),
     Demo(demo::Demo),
@@ -168,6 +170,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Host(verb) => verb.run(&global),
         Verb::Status(verb) => verb.run(&global),
         Verb::Certs(verb) => verb.run(&global),
+        Verb::Ca(verb) => verb.run(&global),
         Verb::Capture(verb) => verb.run(&global),
         Verb::Alarm(verb) => verb.run(&global),
         Verb::Demo(verb) => verb.run(&global),
@@ -258,6 +261,16 @@ mod tests {
             "baremesh token list",
             "baremesh token delete abc",
             "baremesh host revoke h1",
+            "baremesh ca",
+            "baremesh ca rotate --intermediate",
+            "baremesh ca rotate --root --within 2h -o json",
+            "baremesh ca drop-root 0123abcd --force",
+            "baremesh certs",
+            "baremesh certs list",
+            "baremesh certs revoked -o json",
+            "baremesh certs revoke h1",
+            "baremesh certs revoke --identity spiffe://mesh.internal/ns/shop/sa/orders",
+            "baremesh certs revoke --serial 0a:ff",
             "baremesh capture apply --confirm 60s",
             "baremesh capture guard 7 /run/gone.nft",
             "baremesh capture revert /run/baremesh 60",
@@ -294,6 +307,12 @@ mod tests {
             ("baremesh token create --host a --rejoin b", ErrorKind::ArgumentConflict),
             ("baremesh token create --expires never", ErrorKind::ValueValidation),
             ("baremesh apply", ErrorKind::MissingRequiredArgument),
+            ("baremesh ca rotate", ErrorKind::MissingRequiredArgument),
+            ("baremesh ca rotate --root --intermediate", ErrorKind::ArgumentConflict),
+            ("baremesh ca rotate --intermediate --within 1h", ErrorKind::ArgumentConflict),
+            ("baremesh certs revoke", ErrorKind::MissingRequiredArgument),
+            ("baremesh certs revoke h1 --serial ff", ErrorKind::ArgumentConflict),
+            ("baremesh certs revoke --serial none", ErrorKind::ValueValidation),
             ("baremesh explain", ErrorKind::MissingRequiredArgument),
             ("baremesh explain http://a -H end-user=jason", ErrorKind::ValueValidation),
             ("baremesh explain http://a --from-label a=b", ErrorKind::MissingRequiredArgument),

@@ -63,5 +63,15 @@ pub const ANSWERS_RENEWALS: &str = "answers-renewals";
 /// A name of a capability: the server takes changes of health apart from registrations.
 pub const TAKES_HEALTH: &str = "takes-health";
 
+/// The key, among the entries of a state, of the list of revoked certificates. It is no resource: who does not know it
+/// takes it for a kind of a newer version.
+pub const REVOKED: &str = "RevocationList/control/revoked";
+
+/// The key of the roots that members trust, the one under which is signed first. Likewise no resource.
+pub const ROOTS: &str = "TrustBundle/control/roots";
+
+/// The field of a statement of the authority that holds what it says, in PEM.
+pub const STATEMENT_PEM: &str = "pem";
+
 #[cfg(test)]
 mod session_tests;

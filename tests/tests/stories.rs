@@ -25,6 +25,8 @@ mod addresses;
 mod agent_killed;
 #[path = "stories/analysis.rs"]
 mod analysis;
+#[path = "stories/authority_changes.rs"]
+mod authority_changes;
 #[path = "stories/broken_ends.rs"]
 mod broken_ends;
 #[path = "stories/calls_by_name.rs"]
@@ -99,6 +101,8 @@ mod policies;
 mod rate_limits;
 #[path = "stories/refuses_certificates.rs"]
 mod refuses_certificates;
+#[path = "stories/revocation.rs"]
+mod revocation;
 #[path = "stories/shop_without_a_mesh.rs"]
 mod shop_without_a_mesh;
 #[path = "stories/slow_peers.rs"]

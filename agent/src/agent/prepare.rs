@@ -9,7 +9,6 @@ use baremesh_ca::authority::Authority;
 use baremesh_ca::client::{CONNECT_TIMEOUT, CONTROL_PORT, Client};
 use baremesh_ca::local::LocalIssuer;
 use baremesh_ca::service::WORKLOAD_LIFETIME;
-use baremesh_ca::tls::TrustBundle;
 use baremesh_model::grant::Grant;
 use baremesh_model::mesh::{Mesh, Parts};
 use baremesh_model::name::Label;
@@ -28,6 +27,7 @@ use crate::snapshot::Host;
 use crate::snapshot::plan::CaptureSettings;
 use crate::source::control::ControlSource;
 use crate::source::files::FileSource;
+use crate::trust::Trust;
 
 /// Where the mesh comes from, ready to be followed.
 pub enum Source {
@@ -42,7 +42,7 @@ pub struct Prepared {
     /// This host.
     pub host: Host,
     /// What peers are verified against.
-    pub bundle: Arc<TrustBundle>,
+    pub trust: Arc<Trust>,
     /// Who signs.
     pub issuer: Issuer,
     /// The node credential.
@@ -70,13 +70,16 @@ pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
                 FileSource::open(directory).map_err(|refused| AgentError::State(refused.to_string()))?;
             let source = source.of(&membership.bundle);
             let initial = source.mesh().map_err(AgentError::State)?;
-            member(config, membership, registrations, (initial, Source::Files(source))).await
+            let trust = Trust::new(Arc::clone(&membership.bundle), Some(config.directories.node()));
+            let source = Source::Files(source);
+            member(config, membership, trust, registrations, (initial, source)).await
         }
         (SourceConfig::Control, Ok(membership)) => {
-            let source = ControlSource::open(&config.directories.state, &membership)?;
+            let trust = Trust::new(Arc::clone(&membership.bundle), Some(config.directories.node()));
+            let source = ControlSource::open(&config.directories.state, &membership, &trust)?;
             let (initial, version) = source.last_good(&membership)?;
-            let prepared =
-                member(config, membership, registrations, (initial, Source::Control(Box::new(source))));
+            let source = Source::Control(Box::new(source));
+            let prepared = member(config, membership, trust, registrations, (initial, source));
             Ok(Prepared { version, ..prepared.await? })
         }
     }
@@ -86,13 +89,14 @@ pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
 async fn member(
     config: &AgentConfig,
     membership: Membership,
+    trust: Arc<Trust>,
     registrations: Vec<Arc<LocalService>>,
     (initial, source): (Mesh, Source),
 ) -> Result<Prepared, AgentError> {
     let state = |error: baremesh_ca::issued::IssuedError| AgentError::State(error.to_string());
     let credential = NodeCredential::new(&membership.node).map_err(state)?;
     let resolver: Arc<dyn rustls::client::ResolvesClientCert> = Arc::clone(&credential) as _;
-    let client = Client::new(membership.control.clone(), Arc::clone(&membership.bundle), resolver);
+    let client = Client::new(membership.control.clone(), trust.follow(), resolver);
     let own = mark(config);
     // As the stream of the state is: with everything captured, the agent's own calls would come back to it.
     let client = client.dialing(Arc::new(move |to| Box::pin(socket::connect(to, own, CONNECT_TIMEOUT))));
@@ -119,7 +123,7 @@ async fn member(
             directory: config.directories.node(),
         }),
         issuer: Issuer::Control(Box::new(client)),
-        bundle: membership.bundle,
+        trust,
         registrations,
         initial,
         version: 1,
@@ -157,7 +161,7 @@ fn own_mesh(
         initial: source.mesh().map_err(AgentError::State)?,
         version: 1,
         source: Source::Files(source),
-        bundle,
+        trust: Trust::new(bundle, None),
     })
 }
 

@@ -17,7 +17,6 @@ use super::{AgentError, doing, holder, names, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig};
-use crate::credentials::Credentials;
 use crate::health::Checks;
 use crate::health::probe::{Prober, RunAs};
 use crate::identity::{Rotation, RotationStatus};
@@ -65,13 +64,13 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
 
     let keys = keep_keys(&config, &publisher, &metrics, mark);
     let phase = watch::Sender::new(Phase::Running);
-    let credentials = Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&prepared.bundle), [])));
+    let trust = prepared.trust;
+    let credentials = trust.credentials();
     let rotation = Rotation {
         issuer: prepared.issuer,
         node: prepared.node,
-        bundle: prepared.bundle,
+        trust: Arc::clone(&trust),
         directory: config.directories.state.join("certificates"),
-        published: Arc::clone(&credentials),
         wanted: publisher.wanted(),
         status: Arc::new(Mutex::new(RotationStatus::default())),
         metrics: Arc::clone(&metrics),
@@ -82,6 +81,7 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         snapshot: publisher.snapshot(),
         snapshot_changed: publisher.changed(),
         credentials: Arc::clone(&credentials),
+        trust: trust.follow(),
         originations,
         phase: phase.subscribe(),
         cgroups: Cgroups::of_system(),

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
 use baremesh_ca::authority::BACKDATE;
 use baremesh_ca::issued::Issued;
 use baremesh_ca::service::MAX_BATCH;
-use baremesh_ca::tls::TrustBundle;
+use baremesh_ca::tls::{PeerVerifier, Purpose, TrustBundle};
 use baremesh_model::identity::Identity;
+use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use super::issuer::{Issuer, NodeCredential, NotIssued};
@@ -19,6 +19,7 @@ use super::store::Store;
 use crate::credentials::{Credential, Credentials};
 use crate::membership::save_node;
 use crate::telemetry::metrics::Metrics;
+use crate::trust::Trust;
 
 /// How often the wall clock is looked at.
 const LOOK: Duration = Duration::from_secs(30);
@@ -28,6 +29,10 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(60);
 /// Renewal comes up to this share of the lifetime earlier, by chance, so that hosts do not ask all at once.
 const JITTER: f64 = 0.1;
+
+/// Certificates that lead to a root which signs no more are renewed within this time, each at a moment by chance, so that
+/// hosts do not ask all at once.
+const UNDER_ANOTHER_ROOT: Duration = Duration::from_secs(20);
 
 /// What rotation has to say about each identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,12 +47,10 @@ pub struct Rotation {
     pub issuer: Issuer,
     /// The node credential and where it is kept, where there is a control server.
     pub node: Option<Node>,
-    /// What peers are verified against.
-    pub bundle: Arc<TrustBundle>,
+    /// What peers are verified against, and what the data path uses.
+    pub trust: Arc<Trust>,
     /// Where certificates are kept.
     pub directory: PathBuf,
-    /// What the data path uses.
-    pub published: Arc<ArcSwap<Credentials>>,
     /// The identities that the host needs.
     pub wanted: watch::Receiver<Vec<Identity>>,
     /// What is wrong at the moment.
@@ -69,6 +72,7 @@ pub struct Node {
 /// A certificate that is held, and when it is to be renewed.
 struct Held {
     credential: Arc<Credential>,
+    chain: Vec<CertificateDer<'static>>,
     renew_at: SystemTime,
 }
 
@@ -80,7 +84,7 @@ impl Rotation {
         if let Err(error) = store.prepare() {
             tracing::warn!(directory = %self.directory.display(), %error, "certificates cannot be kept on disk");
         }
-        let node_renewal = self.node.as_ref().map(|node| renewal(&node.issued));
+        let node_renewal = self.node.as_ref().map(|node| renewal(&node.issued, &self.trust.now()));
         let mut rotating = Rotating {
             held: BTreeMap::new(),
             store,
@@ -88,11 +92,12 @@ impl Rotation {
             failed: None,
             retry_at: None,
             node_renewal,
+            trust: self.trust.follow(),
             rotation: self,
         };
         let wanted = rotating.rotation.wanted.borrow().clone();
         for identity in &wanted {
-            if let Some(issued) = rotating.store.load(identity, &rotating.rotation.bundle, now) {
+            if let Some(issued) = rotating.store.load(identity, &rotating.rotation.trust.now(), now) {
                 rotating.hold(&issued);
             }
         }
@@ -104,6 +109,8 @@ impl Rotation {
 /// The rotation under way.
 pub struct Rotating {
     rotation: Rotation,
+    /// Tells when what is trusted has changed.
+    trust: watch::Receiver<Arc<TrustBundle>>,
     held: BTreeMap<Identity, Held>,
     store: Store,
     /// Rounds that failed one after the other.
@@ -131,6 +138,13 @@ impl Rotating {
                     }
                     // Somebody may be waiting for a new service: it is asked for at once.
                     self.retry_at = None;
+                }
+                changed = self.trust.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.drop_revoked();
+                    self.hurry_from_other_roots(SystemTime::now());
                 }
                 () = tokio::time::sleep(wait) => {}
             }
@@ -201,7 +215,8 @@ impl Rotating {
     fn hold(&mut self, issued: &Issued) {
         match Credential::new(issued) {
             Ok(credential) => {
-                let held = Held { credential: Arc::new(credential), renew_at: renewal(issued) };
+                let renew_at = renewal(issued, &self.rotation.trust.now());
+                let held = Held { credential: Arc::new(credential), chain: issued.chain.clone(), renew_at };
                 self.status().missing.remove(&issued.identity);
                 self.held.insert(issued.identity.clone(), held);
             }
@@ -231,7 +246,7 @@ impl Rotating {
                 if let Err(error) = kept.and(taken) {
                     tracing::error!(error, "the renewed node credential cannot be kept");
                 }
-                self.node_renewal = Some(renewal(&issued));
+                self.node_renewal = Some(renewal(&issued, &self.rotation.trust.now()));
                 node.issued = Arc::new(issued);
             }
             Err(refused) => {
@@ -275,12 +290,44 @@ impl Rotating {
         }
     }
 
+    /// Lets go of what peers refuse, so that others are asked for.
+    fn drop_revoked(&mut self) {
+        let bundle = Arc::clone(&self.trust.borrow_and_update());
+        let before = self.held.len();
+        self.held.retain(|identity, held| {
+            let revoked = bundle.revoked().contains(&held.credential.serial);
+            if revoked {
+                tracing::warn!(%identity, serial = held.credential.serial, "a certificate of this host was revoked; another one is asked for");
+            }
+            !revoked
+        });
+        if self.held.len() != before {
+            self.retry_at = None;
+            self.publish();
+        }
+    }
+
+    /// Renews soon what leads to a root that signs no more: it may be dropped when nothing leads to it.
+    fn hurry_from_other_roots(&mut self, now: SystemTime) {
+        let bundle = self.rotation.trust.now();
+        let soon = || now + UNDER_ANOTHER_ROOT.mul_f64(rand::random());
+        for held in self.held.values_mut().filter(|held| !leads_to_first(&held.chain, &bundle, now)) {
+            held.renew_at = held.renew_at.min(soon());
+        }
+        let node = self.rotation.node.as_ref().map(|node| &node.issued.chain);
+        if node.is_some_and(|chain| !leads_to_first(chain, &bundle, now)) {
+            self.node_renewal = self.node_renewal.map(|at| at.min(soon()));
+        }
+    }
+
     fn publish(&self) {
-        let held = self.held.values().map(|held| Arc::clone(&held.credential));
-        let credentials = Credentials::new(Arc::clone(&self.rotation.bundle), held);
-        let expiries = credentials.iter().map(|held| (&held.identity, held.not_after));
+        let held = || self.held.values().map(|held| Arc::clone(&held.credential));
+        let expiries = self.held.values().map(|held| (&held.credential.identity, held.credential.not_after));
         self.rotation.metrics.certificates(expiries);
-        self.rotation.published.store(Arc::new(credentials));
+        // What is trusted may change at this very moment, and must not be put back.
+        let published = self.rotation.trust.credentials();
+        published
+            .rcu(|current| Credentials::new(Arc::clone(current.bundle()), held()).under(current.bundle()));
     }
 
     /// How long nothing is to be done.
@@ -298,11 +345,29 @@ impl Rotating {
     }
 }
 
-/// When a certificate is renewed: at half of its life, a little earlier by chance.
-fn renewal(issued: &Issued) -> SystemTime {
+/// When a certificate is renewed: at half of its life, a little earlier by chance, and soon if it leads to a root that
+/// signs no more.
+fn renewal(issued: &Issued, bundle: &TrustBundle) -> SystemTime {
     let issued_at = issued.not_before + BACKDATE;
     let life = issued.not_after.duration_since(issued_at).unwrap_or_default();
-    issued_at + life.mul_f64(0.5 - JITTER * rand::random::<f64>())
+    let usual = issued_at + life.mul_f64(0.5 - JITTER * rand::random::<f64>());
+    let now = SystemTime::now();
+    match leads_to_first(&issued.chain, bundle, now) {
+        true => usual,
+        false => usual.min(now + UNDER_ANOTHER_ROOT.mul_f64(rand::random())),
+    }
+}
+
+/// Whether a chain leads to the root under which is signed now, which is the first. What is not valid at the moment is
+/// no question of roots.
+fn leads_to_first(chain: &[CertificateDer<'static>], bundle: &TrustBundle, now: SystemTime) -> bool {
+    let Some((leaf, rest)) = chain.split_first() else { return true };
+    let only =
+        |roots: &[CertificateDer<'static>]| TrustBundle::new(bundle.trust_domain().clone(), roots.to_vec());
+    let is_taken = |bundle: TrustBundle| {
+        PeerVerifier::new(Arc::new(bundle)).verify(leaf, rest, Purpose::Client, now).is_ok()
+    };
+    bundle.roots().len() == 1 || only(&bundle.roots()[..1]).is_ok_and(is_taken)
 }
 
 #[cfg(test)]
@@ -326,8 +391,7 @@ mod tests {
         let rotation = Rotation {
             issuer: Issuer::Local(Arc::new(Mutex::new(issuer))),
             node: None,
-            published: Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&bundle), []))),
-            bundle,
+            trust: Trust::new(bundle, None),
             directory: directory.join("certificates"),
             wanted,
             status: Arc::default(),
@@ -360,7 +424,10 @@ mod tests {
                 u64::from(round) * refused.len() as u64
             );
         }
-        assert!(rotating.rotation.published.load().iter().count() == 1, "what was granted is there");
+        assert!(
+            rotating.rotation.trust.credentials().load().iter().count() == 1,
+            "what was granted is there"
+        );
         assert_eq!(rotating.status().missing.len(), refused.len());
 
         wanted.send_replace(identities("shop", 2));
@@ -384,13 +451,13 @@ mod tests {
             (Label::new("h1").expect("a label"), vec![Grant::parse("*.*").expect("a grant")]);
         let issuer = LocalIssuer::new(authority, host, grants, LIFE);
         let web = Identity::parse("spiffe://td/ns/default/sa/web").expect("an identity");
-        let published = Arc::new(ArcSwap::from_pointee(Credentials::new(Arc::clone(&bundle), [])));
+        let trust = Trust::new(bundle, None);
+        let published = trust.credentials();
         let rotation = Rotation {
             issuer: Issuer::Local(Arc::new(Mutex::new(issuer))),
             node: None,
-            bundle,
+            trust,
             directory: place.path().join("certificates"),
-            published: Arc::clone(&published),
             wanted: watch::channel(vec![web.clone()]).1,
             status: Arc::default(),
             metrics: Metrics::new("mesh"),

@@ -168,6 +168,11 @@ pub enum ProxyError {
     /// A certificate of the tunnel ran out while it stood.
     #[error("a certificate of the tunnel has expired")]
     CertificateExpired,
+    /// A certificate of the tunnel was revoked while it stood.
+    #[error(
+        "a certificate of the tunnel was revoked: `baremesh certs revoked` on the control host says when"
+    )]
+    CertificateRevoked,
     /// A named limit was reached.
     #[error("the limit `{0}` is reached")]
     Overloaded(&'static str),
@@ -215,6 +220,7 @@ impl ProxyError {
             Self::NotRegistered { .. } => Reason::NotRegistered,
             Self::NoCertificate(_) => Reason::NoCertificate,
             Self::CertificateExpired => Reason::CertificateExpired,
+            Self::CertificateRevoked => Reason::CertificateRevoked,
             Self::Overloaded(_) => Reason::Overloaded,
             Self::Idle => Reason::Idle,
             Self::ClientBroke(_) => Reason::ClientBroke,
@@ -294,6 +300,7 @@ reasons! {
     NotRegistered, "not_registered", "NR", Client;
     NoCertificate, "no_certificate", "UF", Agent;
     CertificateExpired, "certificate_expired", "UF", Upstream;
+    CertificateRevoked, "certificate_revoked", "UAEX", Policy;
     Overloaded, "overloaded", "UO", Agent;
     Idle, "idle", "-", Client;
     ClientBroke, "client_broke", "DC", Client;

@@ -35,7 +35,8 @@ use crate::credentials::Credential;
 use crate::share::{Share, host_of};
 use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::{Counted, Record, Reporter, Security};
-use streams::Life;
+use crate::trust::until_revoked;
+use streams::{End, Life};
 
 /// Who is at the two ends of a tunnel.
 struct Tunnel {
@@ -138,7 +139,8 @@ async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>
     let shaken = tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await;
     let ended = match shaken {
         Ok(Ok(connection)) => {
-            let life = Life { expiry: tunnel.through.ends, phase: worker.shared.phase.clone() };
+            let revoked = until_either_is_revoked(worker, &tunnel);
+            let life = Life { expiry: tunnel.through.ends, phase: worker.shared.phase.clone(), revoked };
             let carry =
                 |request, respond| serve_stream(Arc::clone(worker), Arc::clone(&tunnel), request, respond);
             streams::serve((connection, alarm), life, carry).await
@@ -147,7 +149,17 @@ async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>
         Ok(Err(_)) | Err(_) => Ok(()),
     };
     standing.dec();
-    ended.map_err(|Flooded(what)| ProxyError::Flooded(what))
+    ended.map_err(|end| match end {
+        End::Flooded(Flooded(what)) => ProxyError::Flooded(what),
+        End::Revoked => ProxyError::CertificateRevoked,
+    })
+}
+
+/// Ends when one of the tunnel's certificates is revoked, with its streams told why they end.
+async fn until_either_is_revoked(worker: &Worker, tunnel: &Tunnel) {
+    let mut trust = worker.shared.trust.clone();
+    until_revoked(&mut trust, &[&tunnel.peer_serial, &tunnel.shown.serial]).await;
+    worker.open.close_revoked(trust.borrow().revoked());
 }
 
 /// The server's side of a tunnel, with the bounds of what a peer may have us hold.
@@ -245,7 +257,8 @@ async fn judge_and_deliver(
         .map_err(|source| ProxyError::Tunnel { address: tunnel.client, source })?;
     let mut stream = TunnelStream { send, receive: request.into_body() };
     let source_ip = tunnel.client.ip();
-    let delivered = Delivered { local, source: Some(tunnel.peer.identity.clone()), source_ip };
+    let (source, serial) = (Some(tunnel.peer.identity.clone()), Some(Arc::clone(&tunnel.peer_serial)));
+    let delivered = Delivered { local, source, source_ip, serial };
     let mut first = BytesMut::new();
     let asked = First::Stream(&mut stream.receive, &mut first);
     let is_http = worker.speaks_http(&delivered, &snapshot, asked, &upstream).await;
@@ -282,7 +295,7 @@ async fn judge_and_deliver(
 
 /// Ends what is no longer allowed with a reset of both sides; what broke was reset where it was relayed.
 fn cut(error: &ProxyError, upstream: &TcpStream, stream: &mut TunnelStream) {
-    if let ProxyError::NoLongerAllowed(_) | ProxyError::Draining = error {
+    if let ProxyError::NoLongerAllowed(_) | ProxyError::CertificateRevoked | ProxyError::Draining = error {
         relay::reset_on_close(upstream);
         stream.send.send_reset(Reason::REFUSED_STREAM);
     }

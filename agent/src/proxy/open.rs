@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
+use baremesh_ca::revocation::Revoked;
 use baremesh_model::authorization::Verdict;
 use baremesh_model::identity::Identity;
 use baremesh_model::peer_authentication::MtlsMode;
@@ -25,6 +26,8 @@ pub struct Delivered {
     pub source: Option<Identity>,
     /// Where it comes from.
     pub source_ip: IpAddr,
+    /// The serial number of the certificate that the caller showed, where it came in a tunnel.
+    pub serial: Option<Arc<str>>,
 }
 
 /// One open connection.
@@ -74,6 +77,16 @@ impl OpenConnections {
     pub fn judge(&self, snapshot: &Snapshot) {
         for open in lock(&self.connections).values() {
             open.judge(snapshot);
+        }
+    }
+
+    /// Closes what came in under a certificate that is revoked.
+    pub fn close_revoked(&self, revoked: &Revoked) {
+        let of = |open: &Open| open.delivered.as_ref().and_then(|delivered| delivered.serial.clone());
+        for open in lock(&self.connections).values() {
+            if of(open).is_some_and(|serial| revoked.contains(&serial)) {
+                open.close(ProxyError::CertificateRevoked);
+            }
         }
     }
 

@@ -256,7 +256,10 @@ impl Upstream {
         tokio::select! {
             biased;
             reason = entry.until_closed() => Err(reason),
-            ended = relayed => ended.map_err(ProxyError::from),
+            ended = relayed => ended.map_err(|broken| match &self.leg {
+                Leg::Tunnel(_, place) if place.tunnel().is_revoked() => ProxyError::CertificateRevoked,
+                _ => ProxyError::from(broken),
+            }),
             () = ruled::over(self.times.longest) => Err(ProxyError::TooLong),
         }
     }

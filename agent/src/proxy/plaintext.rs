@@ -59,7 +59,7 @@ async fn judge_and_deliver(
     worker.authorize(local, None, source_ip, record)?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let mut upstream = worker.deliver(local, record).await?;
-    let delivered = Delivered { local: Arc::clone(local), source: None, source_ip };
+    let delivered = Delivered { local: Arc::clone(local), source: None, source_ip, serial: None };
     if worker.speaks_http(&delivered, &snapshot, First::Socket(client), &upstream).await? {
         let (decided_by, program, entered) = (Arc::clone(&snapshot), upstream, Some(entered));
         let (counts, tunnel) = ((None, None), None);

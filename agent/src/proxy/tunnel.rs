@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use baremesh_ca::tls::{describe_io, peer_leaf_facts, placeholder_server_name};
+use baremesh_ca::tls::{TrustBundle, describe_io, peer_leaf_facts, placeholder_server_name};
 use baremesh_model::identity::Identity;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong};
 use http::StatusCode;
 use rustls_pki_types::ServerName;
+use tokio::sync::watch;
 
 use super::error::ProxyError;
 use super::flood::{Alarm, Flooded, MAX_RESETS_SENT, Starts, Watched};
@@ -24,6 +25,7 @@ use super::relay::TunnelStream;
 use super::socket::{self, Mark};
 use super::tls;
 use crate::credentials::{Credential, Credentials};
+use crate::trust::until_revoked;
 
 /// How long an unused tunnel is kept.
 const IDLE: Duration = Duration::from_secs(300);
@@ -58,11 +60,11 @@ pub struct Peer<'a> {
 }
 
 /// The tunnels of one worker.
-#[derive(Default)]
 pub struct Pool {
     slots: Mutex<HashMap<PoolKey, Arc<Slot>>>,
     mark: Mark,
     connect_timeout: Duration,
+    trust: watch::Receiver<Arc<TrustBundle>>,
 }
 
 /// The tunnels of one key. One handshake at a time: those who wait for it share what it yields, be it a failure. Each
@@ -79,12 +81,15 @@ pub struct Tunnel {
     sender: SendRequest<Bytes>,
     active: AtomicU32,
     over: AtomicBool,
+    revoked: AtomicBool,
     retire_at: Instant,
     expires_at: SystemTime,
     /// What was counted of its frames.
     alarm: Arc<Alarm>,
     /// The serial number of the certificate that the peer showed.
     pub peer_serial: Arc<str>,
+    /// The same of the certificate that we showed.
+    own_serial: String,
 }
 
 /// A stream's place in its tunnel.
@@ -121,6 +126,11 @@ impl Tunnel {
         self.over.load(Ordering::Relaxed) || self.is_due(Instant::now())
     }
 
+    /// Whether it ended because a certificate of it was revoked.
+    pub fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Relaxed)
+    }
+
     /// Whether it is to be replaced: by its age, or because its peer will not bear with many more resets.
     fn is_due(&self, now: Instant) -> bool {
         now >= self.retire_at || self.alarm.resets_sent() >= MAX_RESETS_SENT
@@ -139,9 +149,9 @@ enum Age {
 }
 
 impl Pool {
-    /// An empty pool, whose sockets carry `mark`.
-    pub fn new(mark: Mark, connect_timeout: Duration) -> Self {
-        Self { slots: Mutex::default(), mark, connect_timeout }
+    /// An empty pool, whose sockets carry `mark`. Tunnels end when `trust` refuses a certificate of theirs.
+    pub fn new(mark: Mark, connect_timeout: Duration, trust: watch::Receiver<Arc<TrustBundle>>) -> Self {
+        Self { slots: Mutex::default(), mark, connect_timeout, trust }
     }
 
     /// Opens a stream to `authority` in a tunnel to `peer`, and waits for the peer's 200.
@@ -254,12 +264,14 @@ impl Pool {
             sender,
             active: AtomicU32::new(0),
             over: AtomicBool::new(false),
+            revoked: AtomicBool::new(false),
             retire_at: Instant::now() + life / 2,
             expires_at,
             alarm: Arc::clone(&alarm),
             peer_serial: facts.serial.into(),
+            own_serial: peer.source.serial.clone(),
         });
-        tokio::spawn(drive((connection, alarm), Arc::clone(&tunnel), address));
+        tokio::spawn(drive((connection, alarm), Arc::clone(&tunnel), address, self.trust.clone()));
         Ok(tunnel)
     }
 }
@@ -328,15 +340,17 @@ async fn request(
     }
 }
 
-/// Drives a tunnel's connection until it is over: dead, told to go, flooded, or unused for long.
+/// Drives a tunnel's connection until it is over: dead, told to go, flooded, revoked, or unused for long.
 async fn drive<T>(
     (mut connection, alarm): (h2::client::Connection<T, Bytes>, Arc<Alarm>),
     tunnel: Arc<Tunnel>,
     address: SocketAddr,
+    mut trust: watch::Receiver<Arc<TrustBundle>>,
 ) where
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     let ping = connection.ping_pong();
+    let serials = [&*tunnel.peer_serial, &*tunnel.own_serial];
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {
@@ -345,6 +359,11 @@ async fn drive<T>(
         }
         () = until_dead(ping) => tracing::debug!("a tunnel no longer answers"),
         () = alarm.flooded() => tracing::warn!(%address, "a tunnel was closed: its peer sent too many {}", Flooded::FRAMES.0),
+        () = until_revoked(&mut trust, &serials) => {
+            // Known before the streams' own tasks find that they have broken.
+            tunnel.revoked.store(true, Ordering::Relaxed);
+            tracing::warn!(%address, "a tunnel was closed: a certificate of it was revoked");
+        }
         () = until_unused(&tunnel) => {}
     }
     tunnel.over.store(true, Ordering::Relaxed);

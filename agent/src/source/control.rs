@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use baremesh_ca::tls::TrustBundle;
 use baremesh_model::mesh::Mesh;
 use baremesh_registry::control::client::{Ended, Local, backoff, follow};
 use baremesh_registry::control::followed::Followed;
@@ -37,6 +36,7 @@ use crate::proxy::socket::Mark;
 use crate::publish::Publisher;
 use crate::registration::LocalService;
 use crate::telemetry::metrics::Metrics;
+use crate::trust::{Trust, is_about_trust};
 
 /// The path of the control protocol.
 const STATE_PATH: &str = "/v1/state";
@@ -50,19 +50,24 @@ pub struct ControlSource {
     line: Line,
     followed: Followed,
     file: PathBuf,
+    trust: Arc<Trust>,
 }
 
 impl ControlSource {
-    /// The control server of `membership`, with the last good state of the state directory.
-    pub fn open(state: &Path, membership: &Membership) -> Result<Self, AgentError> {
+    /// The control server of `membership`, with the last good state of the state directory. What that says of trust is
+    /// in force from here on.
+    pub fn open(state: &Path, membership: &Membership, trust: &Arc<Trust>) -> Result<Self, AgentError> {
         let file = state.join(STATE_FILE);
         let followed = Followed::load(&file).unwrap_or_else(|error| {
             tracing::error!(%error, "the last good state cannot be used; the control server is asked for a new one");
             Followed::new(Some(file.clone()))
         });
-        let (control, bundle) = (membership.control.clone(), Arc::clone(&membership.bundle));
-        let line = Line { control, bundle, credential: None, mark: Mark(None) };
-        Ok(Self { line, followed, file })
+        if let Err(reason) = trust.take(followed.values()) {
+            tracing::error!(file = %file.display(), reason, "what the last good state says of trust cannot be used");
+        }
+        let (control, trust) = (membership.control.clone(), Arc::clone(trust));
+        let line = Line { control, trust: trust.follow(), credential: None, mark: Mark(None) };
+        Ok(Self { line, followed, file, trust })
     }
 
     /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
@@ -70,7 +75,7 @@ impl ControlSource {
         if self.followed.values().is_empty() {
             return Ok((empty_mesh(membership)?, 0));
         }
-        match mesh_of(self.followed.values(), &self.line.bundle) {
+        match mesh_of(self.followed.values(), &self.trust.now()) {
             Ok(mesh) => Ok((mesh, self.followed.version())),
             Err(reason) => {
                 tracing::error!(file = %self.file.display(), reason, "the last good state cannot be used");
@@ -168,9 +173,12 @@ impl ControlSource {
             _ = local.shutdown.wait_for(|shutdown| *shutdown) => return Ok(Ended::Goodbye),
         };
         let (reader, writer, open) = opened?;
-        let bundle = Arc::clone(&self.line.bundle);
+        let trust = Arc::clone(&self.trust);
         let publish = |values: &BTreeMap<String, Value>, version: u64| {
-            let mesh = mesh_of(values, &bundle).inspect_err(|reason| publisher.refuse(reason.clone()))?;
+            // Not put off by a resource that this agent cannot take.
+            trust.take(values).inspect_err(|reason| publisher.refuse(reason.clone()))?;
+            let mesh =
+                mesh_of(values, &trust.now()).inspect_err(|reason| publisher.refuse(reason.clone()))?;
             publisher.take_mesh(mesh, version)
         };
         let again = local.registrations.clone();
@@ -213,10 +221,10 @@ impl ControlSource {
 }
 
 /// The resources of a state, put together into one mesh of the trust domain that this host is a member of.
-fn mesh_of(values: &BTreeMap<String, Value>, bundle: &TrustBundle) -> Result<Mesh, String> {
+fn mesh_of(values: &BTreeMap<String, Value>, bundle: &baremesh_ca::tls::TrustBundle) -> Result<Mesh, String> {
     let mut resources = Vec::new();
     let mut findings = Vec::new();
-    for (key, value) in values {
+    for (key, value) in values.iter().filter(|(key, _)| !is_about_trust(key)) {
         match decode_from_newer(value) {
             Ok(read) => {
                 for report in &read.reports {

@@ -149,8 +149,15 @@ pub(super) fn probe(
         not_before: now,
         not_after: now + PROBE_LIFETIME,
     };
-    let authority =
-        super::Authority { directory: PathBuf::new(), trust_domain: trust_domain.clone(), root, issuing };
+    let authority = super::Authority {
+        directory: PathBuf::new(),
+        trust_domain: trust_domain.clone(),
+        root,
+        issuing,
+        before: Vec::new(),
+        cross: Vec::new(),
+        next: None,
+    };
     let public = PrivateKey::generate().map_err(|error| unusable(&error))?.public();
     let identity = Identity::control(trust_domain.clone());
     let leaf = authority.sign(&public, &identity, PROBE_LIFETIME, now)?;

@@ -23,6 +23,14 @@ const ISSUING_KEY: &str = "intermediate.key";
 /// A key whose certificate may or may not have taken its place yet.
 const ISSUING_KEY_NEXT: &str = "intermediate.key.next";
 const TRUST_DOMAIN: &str = "trust-domain";
+/// The directory of what is to sign next.
+pub(super) const NEXT: &str = "next";
+/// There: when it does at the latest.
+pub(super) const UNTIL: &str = "until";
+/// Roots of before.
+pub(super) const TRUSTED: &str = "trusted.crt";
+/// Roots as those before them signed them.
+pub(super) const CROSS: &str = "cross.crt";
 /// The directory holds keys: nobody but its owner lists it.
 const DIRECTORY_MODE: u32 = 0o700;
 
@@ -31,8 +39,36 @@ pub(super) fn prepare(directory: &Path) -> Result<(), AuthorityError> {
     if directory.join(ROOT_CERTIFICATE).exists() {
         return Err(AuthorityError::Exists(directory.to_owned()));
     }
+    make_directory(directory)
+}
+
+pub(super) fn make_directory(directory: &Path) -> Result<(), AuthorityError> {
     let made = DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory);
     Ok(made.map_err(|source| FileError::Write { path: directory.to_owned(), source })?)
+}
+
+/// Writes certificates; without any there is no file.
+pub(super) fn write_certificates(
+    path: &Path,
+    certificates: &[CertificateDer<'static>],
+) -> Result<(), AuthorityError> {
+    if !certificates.is_empty() {
+        return Ok(file::write_atomically(path, chain_to_pem(certificates).as_bytes(), PUBLIC)?);
+    }
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(FileError::Write { path: path.to_owned(), source }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads what `write_certificates` wrote.
+pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+    match read_chain(path) {
+        Err(AuthorityError::File(error)) if error.is_missing() => Ok(Vec::new()),
+        other => other,
+    }
 }
 
 pub(super) fn write_key(directory: &Path, name: &str, key: &KeyPair) -> Result<(), AuthorityError> {

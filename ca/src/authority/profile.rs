@@ -6,13 +6,14 @@ use std::time::{Duration, SystemTime};
 use baremesh_model::identity::Identity;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls_pki_types::CertificateDer;
 
-use crate::clock::{to_date, whole_seconds};
+use super::AuthorityError;
+use crate::clock::{from_unix, to_date, whole_seconds};
 use crate::key::fill_random;
-use crate::leaf::Serial;
+use crate::leaf::{Serial, parse};
 
 /// How long a root is valid.
 pub const ROOT_LIFETIME: Duration = Duration::from_secs(3_650 * 86_400);
@@ -50,6 +51,27 @@ pub(super) fn make_intermediate(
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, signer)?.into();
     Ok(Made { certificate, issuer: Issuer::new(params, key), not_before, not_after })
+}
+
+/// A root as another one signs it: the same name and the same key, valid for as long as the signer is.
+pub(super) fn make_cross(
+    root: &CertificateDer<'_>,
+    signer: &Issuer<'_, KeyPair>,
+    signer_not_after: SystemTime,
+    now: SystemTime,
+) -> Result<CertificateDer<'static>, AuthorityError> {
+    let unusable = |reason: &str| AuthorityError::Unusable(reason.to_owned());
+    let parsed = parse(root).map_err(|error| unusable(&error.to_string()))?;
+    let end = from_unix(parsed.validity().not_after.timestamp()).min(signer_not_after);
+    let mut params = authority("root", BasicConstraints::Unconstrained, (backdated(now), end));
+    params.distinguished_name = DistinguishedName::new();
+    let names = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+    names.for_each(|name| params.distinguished_name.push(DnType::CommonName, name));
+    params.use_authority_key_identifier_extension = true;
+    let key = SubjectPublicKeyInfo::from_der(parsed.public_key().raw)?;
+    let made: CertificateDer<'static> = params.signed_by(&key, signer)?.into();
+    let same_name = parse(&made).is_ok_and(|made| made.subject().as_raw() == parsed.subject().as_raw());
+    if same_name { Ok(made) } else { Err(unusable("the root's name cannot be written as it is")) }
 }
 
 fn authority(

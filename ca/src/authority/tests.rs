@@ -253,3 +253,170 @@ fn refuses_to_adopt_what_would_not_work() {
     });
     check_not_adopted(&[&constrained], constrained.issuer.key(), "cannot issue for the mesh");
 }
+
+/// The same files, as a start of the control server finds them.
+fn reopened(place: &Place) -> Authority {
+    Authority::open(&place.path("ca"), now()).expect("opened")
+}
+
+/// Whether somebody who trusts these roots alone takes the leaf.
+fn is_taken(leaf: &SignedLeaf, roots: Vec<CertificateDer<'static>>) -> bool {
+    let bundle = TrustBundle::new(domain(), roots).expect("a bundle");
+    let verifier = PeerVerifier::new(std::sync::Arc::new(bundle));
+    [Purpose::Server, Purpose::Client]
+        .iter()
+        .all(|purpose| verifier.verify(&leaf.chain[0], &leaf.chain[1..], *purpose, now()).is_ok())
+}
+
+#[test]
+fn an_intermediate_is_replaced_on_command_where_the_root_key_is_at_hand() {
+    let place = Place::new();
+    let mut authority = place.authority();
+    let early = sign(&authority, DAY, now()).expect("signed");
+    authority.rotate_intermediate(now()).expect("replaced");
+    let late = sign(&authority, DAY, now()).expect("signed");
+    assert_ne!(early.chain[1], late.chain[1]);
+    for leaf in [&early, &late] {
+        assert!(is_taken(leaf, authority.roots()));
+    }
+    assert_eq!(sign(&reopened(&place), DAY, now()).expect("signed").chain[1], late.chain[1]);
+    fs::rename(place.path("ca").join("root.key"), place.path("vault.key")).expect("moved");
+    let refused = authority.rotate_intermediate(now()).expect_err("refused").to_string();
+    assert!(refused.contains("root.key"), "{refused}");
+}
+
+#[test]
+fn a_root_is_trusted_before_it_signs_and_the_one_before_until_it_is_dropped() {
+    let place = Place::new();
+    let mut authority = place.authority();
+    let old = authority.root().clone();
+    let early = sign(&authority, DAY, now()).expect("signed");
+    let next = authority.stage_root(now() + DAY, now()).expect("made");
+    assert!(authority.next_is_vouched_for());
+    let kinds = |authority: &Authority| -> Vec<Standing> {
+        authority.standing().into_iter().map(|(_, standing)| standing).collect()
+    };
+    assert_eq!(kinds(&authority), [Standing::Signs, Standing::Next]);
+    assert!(matches!(authority.stage_root(now() + DAY, now()), Err(AuthorityError::Rotating(_))));
+    let leaf = sign(&authority, DAY, now()).expect("signed");
+    assert!(
+        is_taken(&leaf, vec![old.clone()]) && leaf.root == Fingerprint::of(&old),
+        "nothing has changed yet"
+    );
+    // A restart in between forgets nothing.
+    let mut authority = reopened(&place);
+    assert!(authority.switches_by().is_some_and(|by| by > now()));
+    assert!(authority.switch().expect("switched") && !authority.switch().expect("nothing to do"));
+    for mut authority in [authority, reopened(&place)] {
+        assert_eq!(kinds(&authority), [Standing::Signs, Standing::Before]);
+        let leaf = sign(&authority, DAY, now()).expect("signed");
+        assert_eq!((leaf.root, Fingerprint::of(authority.root())), (next, next));
+        // By those who have heard of the new root, and by those who have not.
+        for roots in [vec![authority.root().clone()], vec![old.clone()], authority.roots()] {
+            assert!(is_taken(&leaf, roots));
+        }
+        assert!(is_taken(&early, authority.roots()));
+        // Its key is at hand for intermediates.
+        authority.rotate_intermediate(now()).expect("replaced");
+    }
+    let mut authority = reopened(&place);
+    assert!(is_taken(&sign(&authority, DAY, now()).expect("signed"), vec![old.clone()]));
+    assert!(matches!(authority.drop_root(next), Err(AuthorityError::RootSigns(_))));
+    authority.drop_root(Fingerprint::of(&old)).expect("dropped");
+    for authority in [authority, reopened(&place)] {
+        assert_eq!(kinds(&authority), [Standing::Signs]);
+        let leaf = sign(&authority, DAY, now()).expect("signed");
+        assert!(is_taken(&leaf, authority.roots()) && !is_taken(&leaf, vec![old.clone()]));
+        assert!(!is_taken(&early, authority.roots()));
+    }
+    let keys = fs::read_dir(place.path("ca")).expect("files").flatten();
+    let keys = keys.filter(|file| file.file_name().to_string_lossy().ends_with(".key")).count();
+    assert_eq!(keys, 2, "the old root's key is gone");
+}
+
+#[test]
+fn roots_are_named_by_their_fingerprints_and_are_few() {
+    let place = Place::new();
+    let mut authority = place.authority();
+    authority.stage_root(now(), now()).expect("made");
+    authority.switch().expect("switched");
+    let next = authority.stage_root(now(), now()).expect("made").to_string();
+    let found = |text: &str| authority.find_root(text).ok().map(|(_, standing)| standing);
+    assert_eq!(found(&next), Some(Standing::Next));
+    assert_eq!(found(&next[..8].to_uppercase()), Some(Standing::Next));
+    assert_eq!((found(&next[..7]), found(""), found("zz")), (None, None, None));
+    authority.switch().expect("switched");
+    assert!(matches!(authority.stage_root(now(), now()), Err(AuthorityError::TooManyRoots)));
+    // Three roots, and who knows the first alone still verifies what the third signs.
+    let leaf = sign(&authority, DAY, now()).expect("signed");
+    for root in authority.roots() {
+        assert!(is_taken(&leaf, vec![root]));
+    }
+    assert!(leaf.chain.len() + authority.roots().len() <= crate::issued::MAX_CHAIN);
+}
+
+#[test]
+fn a_root_that_is_dropped_before_the_switch_never_signs() {
+    let place = Place::new();
+    let mut authority = place.authority();
+    let next = authority.stage_root(now(), now()).expect("made");
+    authority.drop_root(next).expect("dropped");
+    assert!(!authority.switch().expect("nothing to do"));
+    assert!(!place.path("ca").join("next").exists());
+    assert_eq!(reopened(&place).roots().len(), 1);
+}
+
+#[test]
+fn without_the_old_key_nothing_vouches_for_the_next_root() {
+    let place = Place::new();
+    let mut authority = place.authority();
+    let old = authority.root().clone();
+    fs::rename(place.path("ca").join("root.key"), place.path("vault.key")).expect("moved");
+    authority.stage_root(now(), now()).expect("made");
+    assert!(!authority.next_is_vouched_for());
+    authority.switch().expect("switched");
+    let leaf = sign(&authority, DAY, now()).expect("signed");
+    assert!(is_taken(&leaf, authority.roots()) && !is_taken(&leaf, vec![old]));
+}
+
+/// Whatever the last file was that a crash let through, the next start finds one authority and all that is trusted.
+#[test]
+fn a_switch_that_a_crash_cuts_short_is_finished() {
+    for keep in 0..3 {
+        let place = Place::new();
+        let mut authority = place.authority();
+        let (old, old_root) = (authority.root().clone(), place.path("ca").join("root.crt"));
+        let next = authority.stage_root(now(), now()).expect("made");
+        let (aside, saved) = (place.path("ca").join("next"), place.path("saved"));
+        let old_pem = fs::read(&old_root).expect("a root");
+        copy(&aside, &saved);
+        authority.switch().expect("switched");
+        // Back to where the issuing certificate had taken its place, and less than all of the rest.
+        copy(&saved, &aside);
+        fs::remove_file(place.path("ca").join("root.key")).expect("back in its place aside");
+        if keep < 2 {
+            write_atomically(&old_root, &old_pem, 0o644).expect("put back");
+        }
+        if keep < 1 {
+            let key = place.path("ca").join(format!("root-{}.key", &Fingerprint::of(&old).to_string()[..16]));
+            fs::rename(key, place.path("ca").join("root.key")).expect("put back");
+        }
+        let authority = reopened(&place);
+        assert_eq!(Fingerprint::of(authority.root()), next, "{keep}");
+        let leaf = sign(&authority, DAY, now()).expect("signed");
+        assert!(
+            is_taken(&leaf, vec![old.clone()]) && is_taken(&leaf, vec![authority.root().clone()]),
+            "{keep}"
+        );
+        assert_eq!(authority.roots().len(), 2, "{keep}");
+        reopened(&place).rotate_intermediate(now()).expect("the root's key is its own");
+        assert!(!aside.exists(), "{keep}");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for file in fs::read_dir(from).expect("files").flatten() {
+        fs::copy(file.path(), to.join(file.file_name())).expect("copied");
+    }
+}

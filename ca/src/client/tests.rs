@@ -73,7 +73,7 @@ async fn control(place: &Place) -> Served {
 
 fn client(served: &Served, node: &Issued, bundle: TrustBundle) -> Client {
     let credential = single_certificate(node.certified_key().expect("a key"));
-    Client::new(served.address.clone(), Arc::new(bundle), credential)
+    Client::new(served.address.clone(), watch::channel(Arc::new(bundle)).1, credential)
 }
 
 #[tokio::test]
@@ -225,7 +225,7 @@ async fn connections_are_opened_as_the_caller_says() {
     let bundle = Arc::new(service.bundle().expect("a bundle"));
     let node = issue(&place.authority(), &identity("ns/nodes/sa/h1"), now());
     let credential = single_certificate(node.certified_key().expect("a key"));
-    let client = Client::new("127.0.0.1:1".to_owned(), bundle, credential).dialing(refused);
+    let client = Client::new("127.0.0.1:1".to_owned(), watch::channel(bundle).1, credential).dialing(refused);
     let error = client.issue(&[identity("ns/hosts/sa/h1")]).await.expect_err("refused").to_string();
     assert!(error.contains("not by me") && error.contains("127.0.0.1:1"), "{error}");
 }

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use baremesh_model::name::Label;
 use rusqlite::{Connection, Row, params};
 
+use super::hosts::find;
 use super::{Ledger, LedgerError};
 use crate::clock::{from_unix, to_unix};
 
@@ -27,6 +29,8 @@ pub struct IssueRecord {
     pub issued_at: SystemTime,
     /// Until when it is valid.
     pub not_after: SystemTime,
+    /// The fingerprint of the root that its chain leads to; empty of one from before this was written down.
+    pub root: String,
 }
 
 /// How a request ended.
@@ -63,23 +67,42 @@ pub struct AuditRecord {
 }
 
 impl Ledger {
-    /// Records certificates, all or none, and clears away what ended long ago.
-    pub(crate) fn record_issued(&self, records: &[IssueRecord], now: SystemTime) -> Result<(), LedgerError> {
+    /// Records certificates that are issued to a host of that generation, all or none, and clears away what ended long
+    /// ago. False, and nothing is recorded, when the host was shut out or joined anew meanwhile: what is not recorded is
+    /// not handed out, and so nothing is that a revocation does not know of.
+    pub(crate) fn record_issued(
+        &self,
+        (host, generation): (&Label, u32),
+        records: &[IssueRecord],
+        now: SystemTime,
+    ) -> Result<bool, LedgerError> {
         self.write(|connection| {
+            let is_member = find(connection, host)?
+                .is_some_and(|record| !record.revoked && record.generation == generation);
+            if !is_member {
+                return Ok(false);
+            }
             let mut statement = connection.prepare_cached(
-                "INSERT INTO issued (serial, identity, host, issued_at, not_after) VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT INTO issued (serial, identity, host, issued_at, not_after, root) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?;
             for record in records {
                 let (issued_at, not_after) = (to_unix(record.issued_at), to_unix(record.not_after));
                 statement
-                    .execute(params![record.serial, record.identity, record.host, issued_at, not_after])?;
+                    .execute(params![
+                    record.serial,
+                    record.identity,
+                    record.host,
+                    issued_at,
+                    not_after,
+                    record.root
+                ])?;
             }
             let before = to_unix(now).saturating_sub(ISSUED_KEPT.as_secs() as i64);
             connection.execute(
                 "DELETE FROM issued WHERE serial IN (SELECT serial FROM issued WHERE not_after < ?1 LIMIT ?2)",
                 params![before, CLEARED_AT_ONCE],
             )?;
-            Ok(())
+            Ok(true)
         })
     }
 
@@ -87,11 +110,27 @@ impl Ledger {
     pub fn issued_to(&self, host: &str, now: SystemTime) -> Result<Vec<IssueRecord>, LedgerError> {
         let connection = self.lock();
         let mut statement = connection.prepare_cached(
-            "SELECT serial, identity, host, issued_at, not_after FROM issued
+            "SELECT serial, identity, host, issued_at, not_after, root FROM issued
              WHERE host = ?1 AND not_after >= ?2 ORDER BY issued_at DESC, rowid DESC",
         )?;
         let rows = statement.query_map(params![host, to_unix(now)], read_issued)?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// How many certificates have not ended, lead to that root or to one that was not written down, and are the latest of
+    /// their identity on their host: what nothing has taken the place of. Those of hosts that were shut out do not count.
+    pub fn in_use_under(&self, root: &str, now: SystemTime) -> Result<usize, LedgerError> {
+        let connection = self.lock();
+        let count: i64 = connection.query_row(
+            "SELECT count(*) FROM issued AS one WHERE root IN (?1, '') AND not_after >= ?2
+             AND host IN (SELECT name FROM hosts WHERE revoked = 0)
+             AND serial NOT IN (SELECT serial FROM revoked)
+             AND NOT EXISTS (SELECT 1 FROM issued AS later WHERE later.host = one.host
+                 AND later.identity = one.identity AND later.rowid > one.rowid)",
+            params![root, to_unix(now)],
+            |row| row.get(0),
+        )?;
+        Ok(usize::try_from(count).unwrap_or(usize::MAX))
     }
 
     /// Adds one line to the audit.
@@ -128,6 +167,7 @@ fn read_issued(row: &Row<'_>) -> rusqlite::Result<IssueRecord> {
         host: row.get("host")?,
         issued_at: from_unix(row.get("issued_at")?),
         not_after: from_unix(row.get("not_after")?),
+        root: row.get("root")?,
     })
 }
 

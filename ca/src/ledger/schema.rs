@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::LedgerError;
 
 /// Step `n` makes version `n + 1` of version `n`. Steps are appended, never changed. Times are seconds since 1970.
-pub(super) const STEPS: [&str; 2] = [
+pub(super) const STEPS: [&str; 4] = [
     "
     CREATE TABLE tokens (
         id TEXT PRIMARY KEY,
@@ -53,6 +53,23 @@ pub(super) const STEPS: [&str; 2] = [
     ALTER TABLE hosts ADD COLUMN generation INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE hosts ADD COLUMN addresses TEXT NOT NULL DEFAULT '';
     ALTER TABLE tokens ADD COLUMN addresses TEXT NOT NULL DEFAULT '';
+",
+    // Certificates that were taken back, and the list of them that was signed last.
+    "
+    CREATE TABLE revoked (
+        serial TEXT PRIMARY KEY,
+        identity TEXT NOT NULL,
+        host TEXT NOT NULL,
+        revoked_at INTEGER NOT NULL,
+        not_after INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX issued_by_host ON issued (host, not_after);
+    CREATE INDEX issued_by_identity ON issued (identity, not_after);
+    CREATE TABLE revocation_list (id INTEGER PRIMARY KEY, list TEXT NOT NULL) STRICT;
+",
+    // Under which root a certificate was issued.
+    "
+    ALTER TABLE issued ADD COLUMN root TEXT NOT NULL DEFAULT '';
 ",
 ];
 

@@ -126,7 +126,7 @@ fn survives_a_restart_and_lists_what_it_knows() {
 
 fn issued(serial: String, not_after: SystemTime) -> IssueRecord {
     let (identity, host) = ("spiffe://mesh.test/ns/shop/sa/orders".to_owned(), "h1".to_owned());
-    IssueRecord { serial, identity, host, issued_at: now(), not_after }
+    IssueRecord { serial, identity, host, issued_at: now(), not_after, root: String::new() }
 }
 
 #[test]
@@ -134,9 +134,12 @@ fn bounds_its_records() {
     let place = Place::new();
     let ledger = ledger(&place);
     let past = now() - ISSUED_KEPT - DAY;
-    ledger
-        .record_issued(&[issued("1".into(), past), issued("2".into(), now() + DAY)], now())
-        .expect("recorded");
+    invite(&ledger, "t", TokenHost::Any);
+    ledger.redeem(&attempt("t", "h1", 1), now()).expect("joined");
+    ledger.lock().execute("DELETE FROM audit", []).expect("cleared");
+    let host = label("h1");
+    let both = [issued("1".into(), past), issued("2".into(), now() + DAY)];
+    assert!(ledger.record_issued((&host, 0), &both, now()).expect("recorded"));
     let count = |table: &str| -> i64 {
         let sql = format!("SELECT count(*) FROM {table}");
         ledger.lock().query_row(&sql, [], |row| row.get(0)).expect("a count")
@@ -145,7 +148,7 @@ fn bounds_its_records() {
     assert_eq!(ledger.issued_to("h1", now()).expect("issued")[0].serial, "2");
     // A serial is recorded once, and a batch is recorded whole or not at all.
     let batch = [issued("3".into(), now() + DAY), issued("2".into(), now() + DAY)];
-    assert!(ledger.record_issued(&batch, now()).is_err());
+    assert!(ledger.record_issued((&host, 0), &batch, now()).is_err());
     assert_eq!(count("issued"), 1);
 
     ledger
@@ -169,6 +172,76 @@ fn bounds_its_records() {
     ledger.lock().execute("UPDATE audit SET id = id - ?1 WHERE id = ?1", [AUDIT_KEPT]).expect("moved");
     ledger.audit(&line).expect("recorded");
     assert_eq!(count("audit"), 4, "the oldest went when the newest came");
+}
+
+/// A host that joined, and has certificates with these serial numbers until then.
+fn host_with(ledger: &Ledger, host: &str, certificates: &[(&str, SystemTime)]) {
+    invite(ledger, host, TokenHost::Any);
+    ledger.redeem(&attempt(host, host, 1), now()).expect("joined");
+    let of = |(serial, end): &(&str, SystemTime)| IssueRecord {
+        host: host.to_owned(),
+        ..issued((*serial).to_owned(), *end)
+    };
+    let records: Vec<_> = certificates.iter().map(of).collect();
+    assert!(ledger.record_issued((&label(host), 0), &records, now()).expect("recorded"));
+}
+
+#[test]
+fn revokes_what_a_host_an_identity_or_a_serial_number_has_until_it_ends() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    let (soon, later) = (now() + MINUTE, now() + DAY);
+    host_with(&ledger, "h1", &[("a", soon), ("b", later), ("c", now() - MINUTE)]);
+    host_with(&ledger, "h2", &[("d", later)]);
+    let revoke = |which: Which| match ledger.revoke_certificates(&which, now()).expect("revoked") {
+        Revocation::Done(records) => records.into_iter().map(|record| record.serial).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(revoke(Which::Serial("b".into())), ["b"]);
+    assert_eq!(revoke(Which::Serial("b".into())), [""; 0], "once is enough");
+    assert_eq!(revoke(Which::Serial("x".into())), [""; 0]);
+    assert_eq!(revoke(Which::Host("h1".into())), ["a"], "what has ended needs no list");
+    assert_eq!(revoke(Which::Identity("spiffe://mesh.test/ns/shop/sa/orders".into())), ["d"]);
+    let at =
+        |time| ledger.revoked(time).expect("a list").into_iter().map(|one| one.serial).collect::<Vec<_>>();
+    let mut all = at(now());
+    all.sort();
+    assert_eq!(all, ["a", "b", "d"]);
+    assert!(ledger.is_revoked("a").expect("read") && !ledger.is_revoked("c").expect("read"));
+    assert!(!at(now() + 2 * MINUTE).contains(&"a".to_owned()), "its end takes it off the list");
+    let count = || -> i64 {
+        ledger.lock().query_row("SELECT count(*) FROM revoked", [], |row| row.get(0)).expect("a count")
+    };
+    ledger.revoke_certificates(&Which::Serial("x".into()), now() + 2 * DAY).expect("swept");
+    assert_eq!(count(), 0, "and the next revocation out of the ledger");
+}
+
+#[test]
+fn more_than_a_list_holds_are_not_revoked_and_nothing_changes() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    let serials: Vec<String> = (0..=crate::revocation::MAX_REVOKED).map(|n| format!("s{n}")).collect();
+    let all: Vec<_> = serials.iter().map(|serial| (serial.as_str(), now() + DAY)).collect();
+    host_with(&ledger, "h1", &all);
+    let outcome = ledger.revoke_certificates(&Which::Host("h1".into()), now()).expect("asked");
+    assert_eq!(outcome, Revocation::TooMany(serials.len()));
+    assert!(ledger.revoked(now()).expect("a list").is_empty());
+}
+
+#[test]
+fn what_is_signed_for_a_host_that_is_shut_out_meanwhile_is_not_recorded() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    host_with(&ledger, "h1", &[]);
+    let record = |serial: &str, generation| {
+        let one = [issued(serial.to_owned(), now() + DAY)];
+        ledger.record_issued((&label("h1"), generation), &one, now()).expect("asked")
+    };
+    assert!(record("a", 0) && !record("b", 1));
+    ledger.revoke_host(&label("h1")).expect("shut out");
+    assert!(!record("c", 0));
+    let issued: Vec<_> = ledger.issued_to("h1", now()).expect("a list");
+    assert_eq!(issued.len(), 1, "{issued:?}");
 }
 
 #[test]

@@ -71,7 +71,7 @@ impl CaService {
         let grants = self.grants_of(&node.name)?;
         let answers: Vec<_> =
             request.items.iter().map(|item| self.issue_one(&node, &grants, item, now)).collect();
-        self.record(&node.name, request, &answers, now)?;
+        self.record(&node, request, &answers, now)?;
         Ok(answers)
     }
 
@@ -108,11 +108,12 @@ impl CaService {
 
     fn record(
         &self,
-        host: &Label,
+        node: &HostRecord,
         request: &IssueRequest,
         answers: &[Result<SignedLeaf, Refusal>],
         now: SystemTime,
     ) -> Result<(), Refusal> {
+        let host = &node.name;
         let issued = request.items.iter().zip(answers).filter_map(|(item, answer)| {
             let signed = answer.as_ref().ok()?;
             tracing::info!(%host, identity = %item.identity, serial = signed.serial, "issued");
@@ -122,8 +123,14 @@ impl CaService {
                 host: host.to_string(),
                 issued_at: now,
                 not_after: signed.not_after,
+                root: signed.root.to_string(),
             })
         });
-        Ok(self.ledger.record_issued(&issued.collect::<Vec<_>>(), now)?)
+        let issued = issued.collect::<Vec<_>>();
+        match self.ledger.record_issued((host, node.generation), &issued, now)? {
+            true => Ok(()),
+            // Shut out while it was signed for.
+            false => Err(Refusal::HostRevoked(host.clone())),
+        }
     }
 }

@@ -96,8 +96,11 @@ impl CaService {
             host: attempt.host.to_string(),
             issued_at: now,
             not_after: signed.not_after,
+            root: signed.root.to_string(),
         };
-        self.ledger.record_issued(&[record], now)?;
+        if !self.ledger.record_issued((&attempt.host, generation), &[record], now)? {
+            return Err(Refusal::HostRevoked(attempt.host.clone()));
+        }
         self.ledger.keep_answer(&attempt.token, chain_to_pem(&signed.chain).as_bytes())?;
         Ok(signed.chain)
     }

@@ -8,6 +8,7 @@ use super::{MAX_BATCH, MAX_TOKEN_LIFETIME};
 use crate::authority::AuthorityError;
 use crate::key::KeyError;
 use crate::ledger::{LedgerError, TokenRefusal};
+use crate::revocation::MAX_REVOKED;
 use crate::token::TokenError;
 
 /// Why the authority does not do what it was asked for.
@@ -48,6 +49,19 @@ pub enum Refusal {
         "host {0} was revoked: to let it in again, use a token from `baremesh token create --rejoin {0}`"
     )]
     HostRevoked(Label),
+    /// The credential itself was taken back.
+    #[error(
+        "this credential of host {0} was revoked: to let the host in again, use a token from `baremesh token create --rejoin {0}`"
+    )]
+    CredentialRevoked(Label),
+    /// Nothing that was issued and has not ended is meant.
+    #[error("no certificate that was issued here and has not ended is meant by {0}")]
+    NothingToRevoke(String),
+    /// More than one list holds.
+    #[error(
+        "{0} certificates would be revoked at a time, and a list holds {MAX_REVOKED}: wait until some have ended"
+    )]
+    TooManyRevoked(usize),
     /// Another machine has joined under the name since.
     #[error("host {0} has joined anew since this credential was issued: only the later one is valid")]
     Superseded(Label),
@@ -86,6 +100,9 @@ impl Refusal {
             Self::Token(TokenRefusal::OtherHost { .. }) => "token_other_host",
             Self::Token(TokenRefusal::HostTaken(_)) => "host_taken",
             Self::Token(TokenRefusal::HostRevoked(_)) | Self::HostRevoked(_) => "host_revoked",
+            Self::CredentialRevoked(_) => "credential_revoked",
+            Self::NothingToRevoke(_) => "nothing_to_revoke",
+            Self::TooManyRevoked(_) => "too_many_revoked",
             Self::TokenLifetime => "token_lifetime",
             Self::Key(_) => "request_refused",
             Self::BatchSize(_) => "batch_size",
@@ -106,14 +123,17 @@ impl Refusal {
             Self::Malformed(_) | Self::NotAToken(_) | Self::Key(_) | Self::TokenLifetime => {
                 StatusCode::BAD_REQUEST
             }
-            Self::NoSuchCall => StatusCode::NOT_FOUND,
+            Self::NoSuchCall | Self::NothingToRevoke(_) => StatusCode::NOT_FOUND,
             Self::BatchSize(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoCredential => StatusCode::UNAUTHORIZED,
-            Self::Token(TokenRefusal::Used | TokenRefusal::HostTaken(_)) => StatusCode::CONFLICT,
+            Self::Token(TokenRefusal::Used | TokenRefusal::HostTaken(_)) | Self::TooManyRevoked(_) => {
+                StatusCode::CONFLICT
+            }
             Self::Token(_)
             | Self::NotANode(_)
             | Self::HostUnknown(_)
             | Self::HostRevoked(_)
+            | Self::CredentialRevoked(_)
             | Self::Superseded(_)
             | Self::OtherTrustDomain(_)
             | Self::Reserved(_)

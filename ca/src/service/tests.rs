@@ -366,3 +366,45 @@ fn a_clock_set_back_does_not_lock_hosts_out() {
     let renewed = peer_leaf_facts(&answers[0].as_ref().expect("issued").chain[0]).expect("facts");
     assert_eq!(service.check_node(&renewed), Ok(label("h1")));
 }
+
+/// The serial numbers of the list, and whether members take it.
+fn listed(service: &CaService, at: SystemTime) -> Option<usize> {
+    let list = service.revocation_list(at).expect("an answer")?;
+    let bundle = service.bundle().expect("a bundle");
+    Some(crate::revocation::Revoked::read(&list, bundle.roots()).expect("a list").len())
+}
+
+#[test]
+fn a_revocation_is_listed_kept_and_dropped_with_the_end_of_what_it_covers() {
+    let place = Place::new();
+    let service = place.service();
+    let node = joined(&service, "h1", &["*.shop"], now());
+    assert_eq!(ask(&service, &node, &["ns/shop/sa/a", "ns/shop/sa/b"]), ["ok", "ok"]);
+    assert_eq!(listed(&service, now()), None, "nothing is revoked, and there is no list");
+    service.ledger().revoke_host(&label("h1")).expect("shut out");
+    let which = crate::ledger::Which::Host("h1".to_owned());
+    let revoked = service.revoke(&which, "op", now()).expect("revoked");
+    assert_eq!(revoked.len(), 3, "both, and the node credential");
+    assert_eq!(listed(&service, now()), Some(2), "which no member is shown");
+    assert_eq!(whole_refusal(&service, &node), "host_revoked");
+    // The same list after a restart: nobody has to be told anew.
+    let first = service.revocation_list(now()).expect("a list");
+    let again = place.service();
+    assert_eq!(again.revocation_list(now() + MINUTE).expect("a list"), first);
+    assert_eq!(listed(&again, now() + 2 * DAY), None, "what has ended is on no list");
+    let audit = service.ledger().audit_records(20).expect("audit");
+    assert!(audit.iter().any(|line| line.who == "op" && line.what.contains("3 certificates")), "{audit:?}");
+}
+
+#[test]
+fn a_revoked_node_credential_opens_nothing_and_unknown_ones_are_said_to_be() {
+    let place = Place::new();
+    let service = place.service();
+    let node = joined(&service, "h1", &["*.shop"], now());
+    let serial = crate::ledger::Which::Serial(node.serial.clone());
+    service.revoke(&serial, "op", now()).expect("revoked");
+    assert_eq!(whole_refusal(&service, &node), "credential_revoked");
+    let unknown = crate::ledger::Which::Identity("spiffe://mesh.test/ns/shop/sa/none".to_owned());
+    let refused = service.revoke(&unknown, "op", now()).expect_err("refused");
+    assert_eq!(refused.code(), "nothing_to_revoke");
+}

@@ -1,12 +1,15 @@
-//! The roots that a member trusts, and the trust domain whose identities they vouch for.
+//! The roots that a member trusts, the trust domain whose identities they vouch for, and the certificates under them
+//! that are revoked.
 
 use std::fmt;
+use std::sync::Arc;
 
 use baremesh_model::name::TrustDomain;
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 use webpki::anchor_from_trusted_cert;
 
 use crate::issued::{chain_from_pem, chain_to_pem};
+use crate::revocation::Revoked;
 
 /// The most roots in one bundle: the one in force, and a few while roots are replaced.
 pub const MAX_ROOTS: usize = 8;
@@ -28,6 +31,7 @@ pub struct TrustBundle {
     trust_domain: TrustDomain,
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
+    revoked: Arc<Revoked>,
 }
 
 impl TrustBundle {
@@ -41,7 +45,17 @@ impl TrustBundle {
             .map(|root| anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned()))
             .collect::<Result<_, _>>()
             .map_err(|error| BundleError::Root(error.to_string()))?;
-        Ok(Self { trust_domain, roots, anchors })
+        Ok(Self { trust_domain, roots, anchors, revoked: Arc::default() })
+    }
+
+    /// The same roots, with these certificates refused.
+    pub fn refusing(&self, revoked: Revoked) -> Self {
+        Self { revoked: Arc::new(revoked), ..self.clone() }
+    }
+
+    /// The certificates that are refused.
+    pub fn revoked(&self) -> &Revoked {
+        &self.revoked
     }
 
     /// Reads roots from PEM.
@@ -77,7 +91,8 @@ impl fmt::Debug for TrustBundle {
 
 impl PartialEq for TrustBundle {
     fn eq(&self, other: &Self) -> bool {
-        (&self.trust_domain, &self.roots) == (&other.trust_domain, &other.roots)
+        (&self.trust_domain, &self.roots, &self.revoked)
+            == (&other.trust_domain, &other.roots, &other.revoked)
     }
 }
 

@@ -88,6 +88,19 @@ async fn a_caller_takes_only_whom_it_called() {
     assert!(meet(caller(&web, trust.clone(), nobody), listener(&other, trust)).await.client.is_err());
 }
 
+/// A revoked certificate is refused by both sides; the others of the same authority are not.
+#[tokio::test]
+async fn what_is_revoked_is_refused_on_both_sides() {
+    let place = Place::new();
+    let authority = place.authority();
+    let web = issue(&authority, &identity("ns/shop/sa/web"), now());
+    let revoked = issue(&authority, &identity("ns/shop/sa/web"), now());
+    let trust = Arc::new(bundle(&authority).refusing([revoked.serial.clone()].into_iter().collect()));
+    check_refused_on_both_sides(&revoked, &trust, &web, "was revoked").await;
+    let met = meet(caller(&web, trust.clone(), Expected::Anyone), listener(&web, trust)).await;
+    assert_eq!((met.client, met.server), (Ok(()), Ok(Some(web.identity.to_string()))));
+}
+
 /// A listener refuses this client, for this reason.
 async fn check_client_refused(client: &Issued, trust: Arc<TrustBundle>, server: &Issued, reason: &str) {
     let met = meet(caller(client, trust.clone(), Expected::Anyone), listener(server, trust)).await;

@@ -18,7 +18,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use super::{TrustBundle, provider};
 use crate::clock::to_verification_time;
 use crate::issued::MAX_CHAIN;
-use crate::leaf::{LeafError, Purposes, identity_and_purposes, purposes};
+use crate::leaf::{LeafError, Purposes, identity_and_purposes, purposes, serial};
 
 /// What is wrong with a peer whose chain and dates are right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +50,11 @@ pub enum PeerError {
     /// A host's node credential, shown to a member of the mesh.
     #[error("the peer shows {0}, a node credential: those are for the control server only")]
     NodeCredential(Identity),
+    /// Taken back by an operator.
+    #[error(
+        "the peer shows a certificate of {0} that was revoked: `baremesh certs revoked` on the control host says when"
+    )]
+    Revoked(Identity),
     /// More certificates than a member shows; to look for a path among them is what a stranger would have us do.
     #[error("the peer shows {0} certificates, and a chain has {MAX_CHAIN} at most")]
     TooLong(usize),
@@ -168,6 +173,10 @@ impl PeerVerifier {
             return Err(PeerError::OtherTrustDomain { found, expected }.into());
         }
         self.expected.check(&found)?;
+        let revoked = self.bundle.revoked();
+        if !revoked.is_empty() && revoked.contains(&serial(leaf).map_err(PeerError::from)?) {
+            return Err(PeerError::Revoked(found).into());
+        }
         Ok(found)
     }
 }

@@ -68,6 +68,13 @@ impl OwnCertificate {
         self.held.read().unwrap_or_else(PoisonError::into_inner).not_after
     }
 
+    /// Renews it now: what signs is another.
+    pub(super) async fn renew(&self) -> anyhow::Result<()> {
+        let held = obtain(self.ca.clone()).await?;
+        *self.held.write().unwrap_or_else(PoisonError::into_inner) = held;
+        Ok(())
+    }
+
     /// Renews it for as long as the server runs.
     pub(super) async fn keep(self: Arc<Self>) {
         loop {

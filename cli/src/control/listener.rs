@@ -43,7 +43,7 @@ enum Hold {
 }
 
 /// Takes connections until the server stops, then waits for those that it took.
-pub(super) async fn serve(server: Arc<Server>, listener: TcpListener, tls: TlsAcceptor) {
+pub(super) async fn serve(server: Arc<Server>, listener: TcpListener) {
     let mut connections = JoinSet::new();
     let mut stop = server.stop.clone();
     loop {
@@ -55,7 +55,8 @@ pub(super) async fn serve(server: Arc<Server>, listener: TcpListener, tls: TlsAc
         match accepted {
             Ok((stream, from)) => match server.limits.strangers.clone().try_acquire_owned() {
                 Ok(permit) => {
-                    connections.spawn(connection(server.clone(), stream, from, (tls.clone(), permit)));
+                    let tls = server.tls.borrow().clone();
+                    connections.spawn(connection(server.clone(), stream, from, (tls, permit)));
                 }
                 Err(_) => {
                     tracing::warn!(%from, "too many connections without a credential: this one is closed");

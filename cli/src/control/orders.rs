@@ -1,6 +1,11 @@
 //! What operators ask for over the administration socket, and who is told what of it. Every order that changes
 //! something is in the audit, with the uid that gave it, whether it was carried out or refused.
 
+/// Orders about what signs.
+mod authority;
+/// Orders about certificates.
+mod certificates;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -68,8 +73,16 @@ pub(super) async fn carry_out(server: Arc<Server>, order: Order) -> Result<Value
         ("POST", ["hosts", host, "revoke"]) => {
             let host =
                 Label::new(host).map_err(|error| Denial::new(StatusCode::BAD_REQUEST, error.to_string()))?;
-            revoke(server, host, order.who).await
+            certificates::shut_out(server, host, order.who).await
         }
+        ("GET", ["certificates", "revoked"]) => blocking(server, certificates::revoked).await,
+        ("POST", ["certificates", "revoke"]) => {
+            let wanted = read(&order.body)?;
+            certificates::revoke(server, wanted, order.who).await
+        }
+        ("GET", ["ca"]) => blocking(server, authority::show).await,
+        ("POST", ["ca", "rotate"]) => authority::rotate(server, read(&order.body)?, order.who).await,
+        ("POST", ["ca", "drop-root"]) => authority::drop_root(server, read(&order.body)?, order.who).await,
         ("GET", ["status"]) => blocking(server, status).await,
         ("POST", ["alarm", "clear"]) => clear_alarm(server, order.who).await,
         _ => Err(Denial::new(
@@ -303,30 +316,6 @@ fn hosts(server: &Server) -> Result<Value, Denial> {
         }
     };
     told(server.ca.ledger().hosts()?.into_iter().map(report).collect::<Vec<_>>())
-}
-
-/// Shuts a host out: its credential first, so that it cannot come back while its endpoints are taken away.
-async fn revoke(server: Arc<Server>, host: Label, who: String) -> Result<Value, Denial> {
-    let revoking = {
-        let host = host.clone();
-        move |server: &Server| {
-            if !server.ca.ledger().revoke_host(&host)? {
-                let error = format!("no host {host} has joined: `baremesh host list` shows those that have");
-                return Err(Denial::new(StatusCode::NOT_FOUND, error));
-            }
-            audit(server, &who, format!("revoke host {host}"), None);
-            server.grants.refresh()?;
-            server.membership.send_modify(|generation| *generation += 1);
-            Ok(())
-        }
-    };
-    blocking(server.clone(), revoking).await?;
-    let known = server.control.status().into_iter().find(|status| status.host == host);
-    for registration in known.into_iter().flat_map(|status| status.registrations) {
-        let deregistered = server.control.deregister(host.clone(), registration.service).await;
-        deregistered.map_err(|error| Denial::failed(&error))?;
-    }
-    Ok(json!({}))
 }
 
 fn status(server: &Server) -> Result<Value, Denial> {

@@ -185,6 +185,92 @@ pub struct HostReport {
     pub revoked: bool,
 }
 
+/// `POST /certificates/revoke`: one of both.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RevokeOrder {
+    /// All certificates of this identity, as its URI.
+    #[serde(default)]
+    pub identity: Option<String>,
+    /// The certificate with this serial number, in hexadecimal as logs show it.
+    #[serde(default)]
+    pub serial: Option<String>,
+}
+
+/// One certificate of `GET /certificates/revoked`, and of the answers to orders that revoke.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevokedReport {
+    /// Its serial number in hexadecimal.
+    pub serial: String,
+    /// Whose it is, as a URI.
+    pub identity: String,
+    /// The host that it was issued to.
+    pub host: String,
+    /// Seconds since 1970 at which it was revoked.
+    pub revoked_at: u64,
+    /// Seconds since 1970 until which it would be valid; it is on the list until then.
+    pub not_after: u64,
+}
+
+/// What signs and can be replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Replaced {
+    /// The intermediate, under the same root.
+    Intermediate,
+    /// The root, with its intermediate.
+    Root,
+}
+
+/// `POST /ca/rotate`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RotateOrder {
+    /// What.
+    pub what: Replaced,
+    /// After how long a new root signs at the latest.
+    #[serde(default)]
+    pub within_seconds: Option<u64>,
+}
+
+/// `POST /ca/drop-root`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DropOrder {
+    /// The root's fingerprint, or its beginning.
+    pub fingerprint: String,
+    /// Whether certificates in use may be cut off.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `GET /ca`, and the answer to `POST /ca/rotate`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AuthorityReport {
+    /// The roots that members trust, the one that signs first.
+    pub roots: Vec<RootReport>,
+    /// Seconds since 1970 until which the intermediate is valid.
+    pub intermediate_not_after: u64,
+    /// Seconds since 1970 at which the next root signs at the latest, where there is one.
+    pub switches_by: Option<u64>,
+}
+
+/// One root.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RootReport {
+    /// The SHA-256 of its certificate, in hexadecimal.
+    pub fingerprint: String,
+    /// `signs`, `next` or `before`.
+    pub standing: String,
+    /// Seconds since 1970 until which it is valid.
+    pub not_after: u64,
+    /// Of one of before: how many certificates in use lead to it.
+    pub in_use: Option<usize>,
+}
+
 /// `GET /status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

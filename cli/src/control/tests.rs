@@ -165,7 +165,8 @@ impl Member {
         host: &Host,
         identities: &[Identity],
     ) -> Result<Vec<Result<Issued, String>>, ClientError> {
-        let client = Client::new(host.address().to_string(), self.bundle(), self.credential());
+        let client =
+            Client::new(host.address().to_string(), watch::channel(self.bundle()).1, self.credential());
         let answers = client.issue(identities).await?;
         Ok(answers.into_iter().map(|answer| answer.map_err(|refused| refused.code)).collect())
     }

@@ -2,31 +2,129 @@
 
 use std::time::SystemTime;
 
+use anyhow::bail;
+
 use baremesh_agent::admin::client::Socket;
 use baremesh_agent::admin::report::CertificateReport;
-use clap::Args;
+use baremesh_model::identity::Identity;
+use baremesh_model::name::Label;
+use clap::{Args, Subcommand};
 use http::Method;
+use serde_json::json;
 
+use super::place::ControlSocket;
 use super::{Global, block_on};
+use crate::control::report::{RevokeOrder, RevokedReport};
 use crate::output::{Output, relative, say, say_json, table, to_unix};
 
-/// Show the certificates that this host's agent holds, and until when they are valid
+/// Show the certificates that this host's agent holds, and until when they are valid; on the control host, revoke some
 #[derive(Debug, Args)]
-pub struct Certs {}
+pub struct Certs {
+    #[command(subcommand)]
+    verb: Option<CertsVerb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum CertsVerb {
+    /// Show the certificates that this host's agent holds, as without a verb
+    List,
+    Revoke(Revoke),
+    /// Show the certificates that are revoked and have not ended, on the control host
+    Revoked,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  baremesh certs revoke web1                                            all of a host, which is shut out with it
+  baremesh certs revoke --identity spiffe://mesh.internal/ns/shop/sa/orders    its hosts get others at once
+  baremesh certs revoke --serial 3f0c…                                  one, as `certs` and access logs name it
+
+Agents refuse what is revoked as soon as they hear of it, and close what is open under it. A host that was shut out comes
+back with a token from `baremesh token create --rejoin HOST`.";
+
+/// Take certificates back before they end, on the control host
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+#[group(id = "which", required = true, multiple = false)]
+struct Revoke {
+    /// A host, whose every certificate is revoked and which is shut out
+    #[arg(value_parser = Label::new, group = "which")]
+    host: Option<Label>,
+    /// An identity, of which all certificates are revoked
+    #[arg(long, value_name = "SPIFFE-ID", value_parser = Identity::parse, group = "which")]
+    identity: Option<Identity>,
+    /// The serial number of one certificate
+    #[arg(long, value_name = "HEX", value_parser = serial, group = "which")]
+    serial: Option<String>,
+}
+
+/// Reads a serial number as logs show it, and as other tools do.
+fn serial(text: &str) -> Result<String, String> {
+    let digits: String = text.chars().filter(|c| *c != ':').collect::<String>().to_ascii_lowercase();
+    match digits.is_empty() || !digits.chars().all(|c| c.is_ascii_hexdigit()) {
+        true => {
+            Err(format!("`{text}` is no serial number: write it in hexadecimal, as `baremesh certs` does"))
+        }
+        false => Ok(digits.trim_start_matches('0').to_owned()),
+    }
+}
 
 impl Certs {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let path = global.directories().agent_socket();
-        let socket = Socket { path: &path, program: "baremesh agent" };
-        let certificates: Vec<CertificateReport> = block_on(async {
-            let answer = socket.call(Method::GET, "/certificates", Vec::new()).await?;
-            Ok(serde_json::from_slice(&answer)?)
-        })?;
-        match global.output {
-            Output::Json => say_json(&certificates),
-            _ => say(as_table(&certificates, SystemTime::now())),
+        let socket = ControlSocket::of(&global.directories());
+        match self.verb {
+            None | Some(CertsVerb::List) => held(global),
+            Some(CertsVerb::Revoke(wanted)) => revoke(&socket, wanted, global.output),
+            Some(CertsVerb::Revoked) => {
+                let revoked: Vec<RevokedReport> = block_on(socket.ask(Method::GET, "/certificates/revoked"))?;
+                match global.output {
+                    Output::Json => say_json(&revoked),
+                    _ => say(revoked_table(&revoked, "no certificate is revoked")),
+                }
+            }
         }
     }
+}
+
+fn held(global: &Global) -> anyhow::Result<()> {
+    let path = global.directories().agent_socket();
+    let socket = Socket { path: &path, program: "baremesh agent" };
+    let certificates: Vec<CertificateReport> = block_on(async {
+        let answer = socket.call(Method::GET, "/certificates", Vec::new()).await?;
+        Ok(serde_json::from_slice(&answer)?)
+    })?;
+    match global.output {
+        Output::Json => say_json(&certificates),
+        _ => say(as_table(&certificates, SystemTime::now())),
+    }
+}
+
+fn revoke(socket: &ControlSocket, wanted: Revoke, output: Output) -> anyhow::Result<()> {
+    let revoked: Vec<RevokedReport> = match wanted {
+        Revoke { host: Some(host), .. } => {
+            block_on(socket.post(&format!("/hosts/{host}/revoke"), &json!({})))?
+        }
+        Revoke { identity: None, serial: None, .. } => {
+            bail!("a host, an identity or a serial number is needed")
+        }
+        Revoke { identity, serial, .. } => {
+            let identity = identity.map(|identity| identity.to_string());
+            block_on(socket.post("/certificates/revoke", &RevokeOrder { identity, serial }))?
+        }
+    };
+    match output {
+        Output::Json => say_json(&revoked),
+        _ => say(revoked_table(&revoked, "the host is shut out, and no certificate of it was valid")),
+    }
+}
+
+fn revoked_table(revoked: &[RevokedReport], empty: &str) -> String {
+    let now = SystemTime::now();
+    let row = |one: &RevokedReport| {
+        let (since, ends) = (relative(one.revoked_at, now), relative(one.not_after, now));
+        vec![one.identity.clone(), one.host.clone(), since, ends, one.serial.clone()]
+    };
+    table(&["IDENTITY", "HOST", "REVOKED", "ENDS", "SERIAL"], revoked.iter().map(row).collect(), empty)
 }
 
 fn as_table(certificates: &[CertificateReport], now: SystemTime) -> String {
@@ -51,6 +149,14 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+
+    #[test]
+    fn serial_numbers_are_read_in_the_forms_of_other_tools() {
+        for (written, read) in [("1f", "1f"), ("00:AB:0c", "ab0c"), ("0AF", "af")] {
+            assert_eq!(serial(written), Ok(read.to_owned()));
+        }
+        assert!(serial("").is_err() && serial("xyz").is_err());
+    }
 
     #[test]
     fn says_whether_each_is_valid() {

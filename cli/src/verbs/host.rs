@@ -5,12 +5,12 @@ use std::time::SystemTime;
 use baremesh_model::name::Label;
 use clap::{Args, Subcommand};
 use http::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::place::ControlSocket;
 use super::token::granted;
 use super::{Global, block_on};
-use crate::control::report::HostReport;
+use crate::control::report::{HostReport, RevokedReport};
 use crate::output::{Output, relative, remark, say, say_json, table};
 
 /// List the hosts that joined, and shut one out, on the control host
@@ -26,8 +26,8 @@ enum HostVerb {
     List,
     /// Shut a host out: its credential is refused, its endpoints go, nothing is issued to it any more
     #[command(
-        after_help = "Certificates that it holds are valid until they end, a day at most; AuthorizationPolicy can deny \
-                            its services at once.\nTo let it in again: baremesh token create --rejoin HOST"
+        after_help = "The certificates that it holds are revoked: agents refuse them as soon as they hear of it, and close \
+                            what is open.\nTo let it in again: baremesh token create --rejoin HOST"
     )]
     Revoke {
         /// The host's name
@@ -42,7 +42,8 @@ impl Host {
         match self.verb {
             HostVerb::List => list(&socket, global.output),
             HostVerb::Revoke { host } => {
-                let _: Value = block_on(socket.post(&format!("/hosts/{host}/revoke"), &json!({})))?;
+                let _: Vec<RevokedReport> =
+                    block_on(socket.post(&format!("/hosts/{host}/revoke"), &json!({})))?;
                 match global.output {
                     Output::Json => say_json(&json!({ "revoked": host.as_str() })),
                     _ => {

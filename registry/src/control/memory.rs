@@ -82,6 +82,8 @@ pub(super) struct Core {
     /// Changed in turns only; shared while a change is decided.
     pub(super) catalog: Arc<Catalog>,
     pub(super) resources: BTreeMap<String, Value>,
+    /// What the authority says, beside the resources.
+    pub(super) statements: BTreeMap<String, Value>,
     pub(super) state: State,
     pub(super) leases: Leases,
     pub(super) speakers: Speakers,
@@ -99,10 +101,10 @@ impl Core {
             catalog.mark(&host, true);
             leases.take_up(&host, now);
         }
-        let (resources, agents) = (BTreeMap::new(), BTreeMap::new());
+        let (resources, statements, agents) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let catalog = Arc::new(catalog);
         let (state, speakers) = (State::new(epoch), Speakers::default());
-        Self { catalog, resources, state, leases, speakers, agents, next_session: 1 }
+        Self { catalog, resources, statements, state, leases, speakers, agents, next_session: 1 }
     }
 
     /// Opens a session, which ends the host's former one. `None` when there are too many hosts.
@@ -229,6 +231,18 @@ impl Core {
         }
     }
 
+    /// Publishes a statement of the authority to everyone, or takes one back.
+    pub(super) fn say(&mut self, name: &str, value: Option<Value>) {
+        match value {
+            Some(value) => {
+                self.state.set(name, Audience::Everyone, &value);
+                self.statements.insert(name.to_owned(), value);
+            }
+            None if self.statements.remove(name).is_some() => self.state.remove(name),
+            None => {}
+        }
+    }
+
     /// Publishes everything; what is the same as before is no change.
     pub(super) fn publish_all(&mut self, format: &Format) {
         let mut entries: BTreeMap<String, (Audience, Value)> = BTreeMap::new();
@@ -239,6 +253,8 @@ impl Core {
             };
             entries.insert(name.clone(), (audience, value.clone()));
         }
+        let statements = self.statements.iter();
+        entries.extend(statements.map(|(name, value)| (name.clone(), (Audience::Everyone, value.clone()))));
         for key in self.catalog.services() {
             let name = format!("Service/{}/{}", key.namespace, key.name);
             if let Some(value) = self.service(key, &name, format) {

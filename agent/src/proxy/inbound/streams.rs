@@ -1,4 +1,4 @@
-//! The life of one tunnel from another agent: its streams are taken until the peer, a certificate's end, a lost PING,
+//! The life of one tunnel from another agent: its streams are taken until the peer, a certificate's end or revocation, a lost PING,
 //! the drain or long disuse ends it. A peer that gives streams up as fast as it opens them loses its tunnel: each
 //! costs it two frames, and this host a connection to the program.
 
@@ -25,27 +25,39 @@ const IDLE: Duration = Duration::from_secs(900);
 /// How often a tunnel is looked at for being idle.
 const LOOK: Duration = hbone::PING_INTERVAL;
 /// What ends a tunnel besides its peer.
-pub struct Life {
+pub struct Life<R> {
     /// When the first of both certificates ends: no new streams from then on.
     pub expiry: Instant,
     /// How far the agent is in stopping.
     pub phase: watch::Receiver<Phase>,
+    /// Ends when a certificate of the tunnel is revoked, and with it the tunnel.
+    pub revoked: R,
+}
+
+/// Why a tunnel did not end in good order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its peer floods.
+    Flooded(Flooded),
+    /// A certificate was revoked.
+    Revoked,
 }
 
 /// Takes streams, each carried by `carry` in a task of its own, until the tunnel has ended. Streams that are open then
 /// end by themselves.
-pub async fn serve<T, F>(
+pub async fn serve<T, F, R>(
     (mut connection, alarm): (Connection<T, Bytes>, Arc<Alarm>),
-    Life { expiry, mut phase }: Life,
+    Life { expiry, mut phase, revoked }: Life<R>,
     carry: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F,
-) -> Result<(), Flooded>
+) -> Result<(), End>
 where
     T: AsyncRead + AsyncWrite + Unpin,
     F: Future<Output = Ended> + Send + 'static,
+    R: Future<Output = ()>,
 {
     let expiry = tokio::time::sleep_until(expiry);
     let dead = until_dead(connection.ping_pong());
-    tokio::pin!(expiry, dead);
+    tokio::pin!(expiry, dead, revoked);
     let mut look = tokio::time::interval(LOOK);
     let mut streams = JoinSet::new();
     let mut used = Instant::now();
@@ -57,17 +69,18 @@ where
                 Some(Ok((request, respond))) => drop(streams.spawn(carry(request, respond))),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a tunnel ended");
-                    break if is_flood(&error) { Err(Flooded::CODEC) } else { Ok(()) };
+                    break if is_flood(&error) { Err(End::Flooded(Flooded::CODEC)) } else { Ok(()) };
                 }
                 None => break Ok(()),
             },
             Some(ended) = streams.join_next() => {
                 used = Instant::now();
                 if given_up.count(ended.unwrap_or(Ended::Normally), used) == Patience::Over {
-                    break Err(Flooded::GIVEN_UP);
+                    break Err(End::Flooded(Flooded::GIVEN_UP));
                 }
             },
-            () = alarm.flooded() => break Err(Flooded::FRAMES),
+            () = alarm.flooded() => break Err(End::Flooded(Flooded::FRAMES)),
+            () = &mut revoked => break Err(End::Revoked),
             _ = look.tick() => if streams.is_empty() && used.elapsed() >= IDLE {
                 if leaving {
                     // It was told before, and stays.
@@ -88,7 +101,7 @@ where
         }
     };
     streams.detach_all();
-    if end.is_err() {
+    if let Err(End::Flooded(_)) = end {
         calm(&mut connection).await;
     }
     end

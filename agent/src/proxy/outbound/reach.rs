@@ -88,7 +88,8 @@ pub(super) async fn this_host(
     let source_ip = record.client.ip();
     worker.authorize(local, Some(caller), source_ip, record)?;
     let upstream = worker.deliver(local, record).await?;
-    let delivered = Delivered { local: Arc::clone(local), source: Some(caller.clone()), source_ip };
+    let source = Some(caller.clone());
+    let delivered = Delivered { local: Arc::clone(local), source, source_ip, serial: None };
     Ok(Upstream { delivered: Some(delivered), ..Upstream::on(Leg::Socket(upstream)) })
 }
 

@@ -12,6 +12,7 @@ use h2::client::SendRequest;
 use rustls::ClientConfig;
 use rustls::client::ResolvesClientCert;
 use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
@@ -27,7 +28,7 @@ const MAX_ADDRESSES: usize = 8;
 pub(super) struct Line {
     /// `host`, `host:port` or an address, as the host joined with it.
     pub(super) control: String,
-    pub(super) bundle: Arc<TrustBundle>,
+    pub(super) trust: watch::Receiver<Arc<TrustBundle>>,
     pub(super) credential: Option<Arc<dyn ResolvesClientCert>>,
     pub(super) mark: Mark,
 }
@@ -80,9 +81,9 @@ impl Line {
 
     async fn secure(&self, stream: TcpStream) -> Result<Open, String> {
         let credential = self.credential.clone().ok_or("there is no node credential to connect with")?;
-        let control = Identity::control(self.bundle.trust_domain().clone());
-        let mut config: ClientConfig =
-            client_config(credential, Arc::clone(&self.bundle), Expected::exactly(control));
+        let bundle = Arc::clone(&self.trust.borrow());
+        let control = Identity::control(bundle.trust_domain().clone());
+        let mut config: ClientConfig = client_config(credential, bundle, Expected::exactly(control));
         config.enable_sni = false;
         let tls = TlsConnector::from(Arc::new(config)).connect(placeholder_server_name(), stream).await;
         let tls = tls.map_err(|error| format!("the handshake failed: {}", describe_io(&error)))?;

@@ -128,7 +128,7 @@ impl Caller {
     pub(super) fn watch(&self, target: &Target<'_>, snapshot: &Arc<Snapshot>) -> Option<Entry> {
         let local = Arc::clone(self.local(target)?);
         let source_ip = self.peers.client.ip();
-        let delivered = Delivered { local, source: Some(self.identity.clone()), source_ip };
+        let delivered = Delivered { local, source: Some(self.identity.clone()), source_ip, serial: None };
         let entry = self.worker.open.enter(None, Some(delivered));
         entry.judge_again(snapshot, &self.worker.shared.snapshot);
         Some(entry)

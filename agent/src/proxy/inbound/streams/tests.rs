@@ -17,7 +17,7 @@ use crate::proxy::inbound::builder;
 struct Peer {
     sender: SendRequest<Bytes>,
     connection: JoinHandle<Result<(), h2::Error>>,
-    served: JoinHandle<Result<(), Flooded>>,
+    served: JoinHandle<Result<(), End>>,
     /// Streams that were taken so far.
     taken: Arc<AtomicUsize>,
     phase: watch::Sender<Phase>,
@@ -37,8 +37,8 @@ fn served(
     expiry: Duration,
     taken: &Arc<AtomicUsize>,
     phase: watch::Receiver<Phase>,
-) -> JoinHandle<Result<(), Flooded>> {
-    let life = Life { expiry: Instant::now() + expiry, phase };
+) -> JoinHandle<Result<(), End>> {
+    let life = Life { expiry: Instant::now() + expiry, phase, revoked: std::future::pending() };
     let counter = Arc::clone(taken);
     tokio::spawn(async move {
         let (far, alarm) = Watched::new(far, Starts::Peer);

@@ -1,0 +1,181 @@
+//! What peers are verified against, as it changes: the roots of the mesh, and the certificates that are revoked. The
+//! control server sends both with the mesh's state. What is new holds for every handshake from then on, and then those
+//! are told who hold connections open that it does not allow any more.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use baremesh_ca::revocation::Revoked;
+use baremesh_ca::tls::TrustBundle;
+use baremesh_registry::control::{REVOKED, ROOTS, STATEMENT_PEM};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::credentials::Credentials;
+use crate::membership::save_roots;
+
+/// The trust in force, and the certificates that are shown under it.
+#[derive(Debug)]
+pub struct Trust {
+    in_force: watch::Sender<Arc<TrustBundle>>,
+    credentials: Arc<ArcSwap<Credentials>>,
+    /// Where a member keeps the roots.
+    node: Option<PathBuf>,
+}
+
+impl Trust {
+    /// What a host begins with. A member keeps what comes later in the directory `node`.
+    pub fn new(bundle: Arc<TrustBundle>, node: Option<PathBuf>) -> Arc<Self> {
+        let credentials = Credentials::new(Arc::clone(&bundle), []);
+        Arc::new(Self {
+            in_force: watch::Sender::new(bundle),
+            credentials: Arc::new(ArcSwap::from_pointee(credentials)),
+            node,
+        })
+    }
+
+    /// What is in force now.
+    pub fn now(&self) -> Arc<TrustBundle> {
+        Arc::clone(&self.in_force.borrow())
+    }
+
+    /// Follows what is in force.
+    pub fn follow(&self) -> watch::Receiver<Arc<TrustBundle>> {
+        self.in_force.subscribe()
+    }
+
+    /// The certificates of this host, with what peers are verified against.
+    pub fn credentials(&self) -> Arc<ArcSwap<Credentials>> {
+        Arc::clone(&self.credentials)
+    }
+
+    /// Puts what a state says in force, at once. It writes the roots to the disk when they are others.
+    pub fn take(&self, entries: &BTreeMap<String, Value>) -> Result<(), String> {
+        let before = self.now();
+        let after = of_state(entries, &before)?;
+        if after != *before {
+            let after = Arc::new(after);
+            if after.roots() != before.roots()
+                && let Some(node) = &self.node
+                && let Err(error) = save_roots(node, &after)
+            {
+                tracing::error!(%error, "the roots of the mesh cannot be kept: they are in force until the agent stops");
+            }
+            // Nobody who is cut off below gets in again above.
+            self.credentials.rcu(|credentials| credentials.under(&after));
+            tracing::info!(
+                roots = after.roots().len(),
+                revoked = after.revoked().len(),
+                "what is trusted has changed"
+            );
+            self.in_force.send_replace(after);
+        }
+        Ok(())
+    }
+}
+
+/// What a state says is to be trusted. Roots change one by one: a set that has nothing in common with the one before is
+/// of another mesh.
+fn of_state(entries: &BTreeMap<String, Value>, before: &TrustBundle) -> Result<TrustBundle, String> {
+    let roots = match entries.get(ROOTS) {
+        // Of a control server from before there were any.
+        None => before.clone(),
+        Some(value) => {
+            let text = value[STATEMENT_PEM].as_str().unwrap_or_default();
+            let read = TrustBundle::from_pem(before.trust_domain().clone(), text.as_bytes());
+            let read = read.map_err(|error| format!("the roots of the mesh are not taken: {error}"))?;
+            if !read.roots().iter().any(|root| before.roots().contains(root)) {
+                return Err("none of the roots of the mesh is trusted here: join it again".to_owned());
+            }
+            read
+        }
+    };
+    let revoked = match entries.get(REVOKED) {
+        None => Revoked::default(),
+        Some(value) => {
+            let text = value[STATEMENT_PEM].as_str().unwrap_or_default();
+            Revoked::read(text, roots.roots()).map_err(|error| error.to_string())?
+        }
+    };
+    Ok(roots.refusing(revoked))
+}
+
+/// Whether an entry of a state is about trust, and no resource.
+pub fn is_about_trust(key: &str) -> bool {
+    key == REVOKED || key == ROOTS
+}
+
+/// Ends when one of these certificates is not to be taken any more; never when there is nobody who could say so.
+pub async fn until_revoked(trust: &mut watch::Receiver<Arc<TrustBundle>>, serials: &[&str]) {
+    let is_revoked = |bundle: &Arc<TrustBundle>| {
+        !bundle.revoked().is_empty() && serials.iter().any(|serial| bundle.revoked().contains(serial))
+    };
+    if trust.wait_for(is_revoked).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use baremesh_ca::authority::Authority;
+    use baremesh_model::name::TrustDomain;
+    use serde_json::json;
+
+    use super::*;
+
+    fn authority(directory: &std::path::Path) -> Authority {
+        let domain = TrustDomain::new("td").expect("a domain");
+        Authority::create(directory, &domain, SystemTime::now()).expect("an authority")
+    }
+
+    fn state(authority: &Authority, revoked: &[&str]) -> BTreeMap<String, Value> {
+        let roots = authority.bundle().expect("a bundle").to_pem();
+        let mut state = BTreeMap::from([(ROOTS.to_owned(), json!({ STATEMENT_PEM: roots }))]);
+        if !revoked.is_empty() {
+            let now = SystemTime::now();
+            let revoked: Vec<_> = revoked.iter().map(|serial| ((*serial).to_owned(), now)).collect();
+            let list = authority.sign_revocations(&revoked, now).expect("a list");
+            state.insert(REVOKED.to_owned(), json!({ STATEMENT_PEM: list }));
+        }
+        state
+    }
+
+    #[test]
+    fn roots_and_revocations_come_with_the_state_and_are_of_this_mesh() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (mut ours, theirs) =
+            (authority(&place.path().join("ours")), authority(&place.path().join("theirs")));
+        let bundle = Arc::new(ours.bundle().expect("a bundle"));
+        let trust = Trust::new(Arc::clone(&bundle), Some(place.path().to_owned()));
+        trust.take(&state(&ours, &["ab"])).expect("taken");
+        assert!(trust.now().revoked().contains("ab"));
+        assert!(!place.path().join("roots.pem").exists(), "the roots are the same");
+        assert_eq!(trust.credentials().load().bundle(), &trust.now(), "handshakes go by it");
+        for (bad, reason) in [
+            (state(&theirs, &[]), "none of the roots"),
+            (BTreeMap::from([(REVOKED.to_owned(), json!({ STATEMENT_PEM: "" }))]), "cannot be read"),
+            (BTreeMap::from([(ROOTS.to_owned(), json!({}))]), "not taken"),
+            (
+                BTreeMap::from([(REVOKED.to_owned(), state(&theirs, &["cd"])[REVOKED].clone())]),
+                "not signed by this mesh's authority",
+            ),
+        ] {
+            let refused = trust.take(&bad).expect_err("refused");
+            assert!(refused.contains(reason), "{refused}");
+            assert!(trust.now().revoked().contains("ab"), "what was in force stays");
+        }
+        let now = SystemTime::now();
+        ours.stage_root(now, now).expect("made");
+        trust.take(&state(&ours, &[])).expect("taken");
+        assert_eq!((trust.now().roots().len(), trust.now().revoked().len()), (2, 0));
+        let kept = std::fs::read(place.path().join("roots.pem")).expect("kept");
+        let kept = TrustBundle::from_pem(bundle.trust_domain().clone(), &kept).expect("roots");
+        assert_eq!(kept.roots(), trust.now().roots());
+        trust.take(&BTreeMap::new()).expect("taken");
+        assert_eq!(trust.now().roots().len(), 2, "who says nothing of roots takes none back");
+    }
+}

@@ -1,0 +1,62 @@
+//! Taking certificates back: which they are stands in the ledger, and the list of them is signed when it changes. It
+//! is kept, so that a restart of the control server changes nothing for those who have it.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use baremesh_model::identity::Identity;
+
+use super::{CaService, Refusal};
+use crate::ledger::{AuditRecord, Outcome, Revocation, RevokedRecord, Which};
+use crate::revocation::Revoked;
+
+impl CaService {
+    /// Takes certificates back. Those of a host may be none: it is shut out by `Ledger::revoke_host`.
+    pub fn revoke(&self, which: &Which, who: &str, now: SystemTime) -> Result<Vec<RevokedRecord>, Refusal> {
+        let what = match which {
+            Which::Host(host) => format!("the certificates of host {host}"),
+            Which::Identity(identity) => identity.clone(),
+            Which::Serial(serial) => format!("serial number {serial}"),
+        };
+        let outcome = match self.ledger.revoke_certificates(which, now)? {
+            Revocation::TooMany(count) => Err(Refusal::TooManyRevoked(count)),
+            Revocation::Done(none) if none.is_empty() && !matches!(which, Which::Host(_)) => {
+                Err(Refusal::NothingToRevoke(what.clone()))
+            }
+            Revocation::Done(revoked) => Ok(revoked),
+        };
+        match &outcome {
+            Ok(revoked) => self.ledger.audit(&AuditRecord {
+                at: now,
+                who: who.to_owned(),
+                what: format!("revoke {what}: {} certificates", revoked.len()),
+                outcome: Outcome::Granted,
+                reason: String::new(),
+            })?,
+            Err(refusal) => self.note_refusal(who, &format!("revoke {what}"), refusal, now),
+        }
+        outcome
+    }
+
+    /// The signed list of what is revoked, for members; `None` where nothing is. Node credentials are not in it: they
+    /// are shown to the control server alone, which asks the ledger.
+    pub fn revocation_list(&self, now: SystemTime) -> Result<Option<String>, Refusal> {
+        let revoked = self.ledger.revoked(now)?;
+        let of_members = revoked.iter().filter(|record| {
+            Identity::parse(&record.identity).is_ok_and(|identity| identity.as_node().is_none())
+        });
+        let entries: Vec<_> = of_members.map(|record| (record.serial.clone(), record.revoked_at)).collect();
+        if entries.is_empty() {
+            return Ok(None);
+        }
+        if let Some(kept) = self.ledger.signed_list()?
+            && let Ok(read) = Revoked::read(&kept, &self.roots())
+            && read.iter().collect::<BTreeSet<_>>() == entries.iter().map(|(serial, _)| &**serial).collect()
+        {
+            return Ok(Some(kept));
+        }
+        let signed = self.authority().sign_revocations(&entries, now)?;
+        self.ledger.keep_signed_list(&signed)?;
+        Ok(Some(signed))
+    }
+}

@@ -1,0 +1,97 @@
+//! Orders about what signs: replacing the intermediate or the root, dropping a root.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use baremesh_ca::authority::{AuthorityError, Standing};
+use baremesh_ca::service::Force;
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::{blocking, told};
+use crate::control::report::{AuthorityReport, DropOrder, Replaced, RootReport, RotateOrder};
+use crate::control::socket::Denial;
+use crate::control::{Server, trust};
+use crate::output::to_unix;
+
+/// How long the next root waits at most for hosts that are there and do not say that they know it.
+const PATIENCE: Duration = Duration::from_secs(3600);
+/// The longest that it can be made to wait.
+const MAX_PATIENCE: Duration = Duration::from_secs(30 * 86_400);
+
+impl From<AuthorityError> for Denial {
+    fn from(error: AuthorityError) -> Self {
+        let status = match error {
+            AuthorityError::NoSuchRoot(_) => StatusCode::NOT_FOUND,
+            AuthorityError::File(_) | AuthorityError::Library(_) | AuthorityError::Ledger(_) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+            _ => StatusCode::CONFLICT,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+/// How the authority stands.
+pub(super) fn show(server: &Server) -> Result<Value, Denial> {
+    let report = server.ca.authority_report(SystemTime::now())?;
+    told(AuthorityReport {
+        roots: report
+            .roots
+            .into_iter()
+            .map(|root| RootReport {
+                fingerprint: root.fingerprint.to_string(),
+                standing: match root.standing {
+                    Standing::Signs => "signs",
+                    Standing::Next => "next",
+                    Standing::Before => "before",
+                }
+                .to_owned(),
+                not_after: to_unix(root.not_after),
+                in_use: root.in_use,
+            })
+            .collect(),
+        intermediate_not_after: to_unix(report.issuing_not_after),
+        switches_by: report.switches_by.map(to_unix),
+    })
+}
+
+/// Replaces what signs.
+pub(super) async fn rotate(server: Arc<Server>, wanted: RotateOrder, who: String) -> Result<Value, Denial> {
+    let patience = wanted.within_seconds.map_or(PATIENCE, Duration::from_secs);
+    if patience > MAX_PATIENCE {
+        let days = MAX_PATIENCE.as_secs() / 86_400;
+        return Err(Denial::new(StatusCode::BAD_REQUEST, format!("a root waits for {days} days at most")));
+    }
+    match wanted.what {
+        Replaced::Intermediate => {
+            let rotating =
+                move |server: &Server| Ok(server.ca.rotate_intermediate(&who, SystemTime::now())?);
+            blocking(server.clone(), rotating).await?;
+        }
+        Replaced::Root => {
+            let staging =
+                move |server: &Server| Ok(server.ca.stage_root(patience, &who, SystemTime::now())?);
+            blocking(server.clone(), staging).await?;
+            tell(&server).await?;
+        }
+    }
+    blocking(server, show).await
+}
+
+/// Trusts a root no more.
+pub(super) async fn drop_root(server: Arc<Server>, wanted: DropOrder, who: String) -> Result<Value, Denial> {
+    let force = if wanted.force { Force::Yes } else { Force::No };
+    let dropping = move |server: &Server| {
+        Ok(server.ca.drop_root(&wanted.fingerprint, force, &who, SystemTime::now())?)
+    };
+    let dropped = blocking(server.clone(), dropping).await?;
+    // Its chain no longer leads there.
+    server.certificate.renew().await.map_err(|error| Denial::failed(&format_args!("{error:#}")))?;
+    tell(&server).await?;
+    Ok(json!({ "dropped": dropped.to_string() }))
+}
+
+async fn tell(server: &Arc<Server>) -> Result<(), Denial> {
+    trust::publish(server).await.map_err(|error| Denial::failed(&format_args!("{error:#}")))
+}

@@ -1,0 +1,110 @@
+//! `baremesh ca`.
+
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::Value;
+
+use super::place::ControlSocket;
+use super::{Global, block_on, values};
+use crate::control::report::{AuthorityReport, DropOrder, Replaced, RotateOrder};
+use crate::output::{Output, relative, remark, say, say_json, table};
+
+/// Show what signs the mesh's certificates, and replace it, on the control host
+#[derive(Debug, Args)]
+pub struct Ca {
+    #[command(subcommand)]
+    verb: Option<CaVerb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum CaVerb {
+    /// Show the roots that are trusted, and until when what signs is valid, as without a verb
+    Show,
+    Rotate(Rotate),
+    DropRoot(DropRoot),
+}
+
+const ABOUT_ROTATION: &str = "\
+The key that signs intermediates must be in place for --intermediate (`ca/root.key` in the state directory). For --root it
+should be: then hosts that are away meanwhile find their way back by the root that they know.
+
+A new root is trusted by all hosts before anything is signed under it. It signs as soon as every host that is there has
+said that it knows it, or when the time of --within is over. What is signed under the root of before goes on; each host
+renews it within half a minute. Then that root can be dropped.";
+
+/// Replace the intermediate, or the root with it
+#[derive(Debug, Args)]
+#[command(after_help = ABOUT_ROTATION)]
+struct Rotate {
+    /// The intermediate, under the same root
+    #[arg(long, required_unless_present = "root", conflicts_with = "root")]
+    intermediate: bool,
+    /// The root
+    #[arg(long)]
+    root: bool,
+    /// After how long the new root signs at the latest [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration, conflicts_with = "intermediate")]
+    within: Option<Duration>,
+}
+
+/// Trust a root no more: one of before, or one that is to sign next
+#[derive(Debug, Args)]
+struct DropRoot {
+    /// Its fingerprint, or the first digits of it, as `baremesh ca` shows it
+    fingerprint: String,
+    /// Although certificates in use lead to it: who shows one is refused until it has another
+    #[arg(long)]
+    force: bool,
+}
+
+impl Ca {
+    pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
+        let socket = ControlSocket::of(&global.directories());
+        match self.verb {
+            None | Some(CaVerb::Show) => shown(&block_on(socket.ask(Method::GET, "/ca"))?, global.output),
+            Some(CaVerb::Rotate(Rotate { root, within, .. })) => {
+                let what = if root { Replaced::Root } else { Replaced::Intermediate };
+                let within_seconds = within.map(|within| within.as_secs());
+                let order = RotateOrder { what, within_seconds };
+                shown(&block_on(socket.post("/ca/rotate", &order))?, global.output)
+            }
+            Some(CaVerb::DropRoot(DropRoot { fingerprint, force })) => {
+                let answer: Value =
+                    block_on(socket.post("/ca/drop-root", &DropOrder { fingerprint, force }))?;
+                match global.output {
+                    Output::Json => say_json(&answer),
+                    _ => say(format_args!(
+                        "the root {} is trusted no more",
+                        answer["dropped"].as_str().unwrap_or("-")
+                    )),
+                }
+            }
+        }
+    }
+}
+
+fn shown(report: &AuthorityReport, output: Output) -> anyhow::Result<()> {
+    if output == Output::Json {
+        return say_json(report);
+    }
+    let now = SystemTime::now();
+    let row = |root: &crate::control::report::RootReport| {
+        let in_use = root.in_use.map_or_else(|| "-".to_owned(), |count| count.to_string());
+        vec![root.standing.clone(), relative(root.not_after, now), in_use, root.fingerprint.clone()]
+    };
+    say(table(
+        &["ROOT", "ENDS", "IN USE", "FINGERPRINT"],
+        report.roots.iter().map(row).collect(),
+        "no root",
+    ))?;
+    say(format_args!("\nThe intermediate ends {}.", relative(report.intermediate_not_after, now)))?;
+    if let Some(by) = report.switches_by {
+        let by = relative(by, now);
+        remark(format_args!(
+            "the next root signs when every host that is there knows it, {by} at the latest"
+        ));
+    }
+    Ok(())
+}
