@@ -22,12 +22,15 @@ use crate::token::Token;
 mod issue;
 /// Enrolment of hosts.
 mod join;
+/// Operators' credentials.
+mod operator;
 /// Refusals, as the caller and the log see them.
 mod refusal;
 
 pub(crate) use issue::authorise;
 pub use issue::{IssueItem, IssueRequest, MAX_BATCH};
 pub use join::{JoinAnswer, JoinRequest};
+pub use operator::{MAX_OPERATOR_LIFETIME, OPERATOR_LIFETIME, OperatorRequest};
 pub use refusal::Refusal;
 
 /// How long a workload's certificate is valid, unless the mesh says otherwise.

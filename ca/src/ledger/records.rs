@@ -9,8 +9,13 @@ use crate::clock::{from_unix, to_unix};
 
 /// How long the record of a certificate is kept after the certificate ended.
 pub const ISSUED_KEPT: Duration = Duration::from_secs(30 * 86_400);
-/// How many audit records are kept.
+/// How many audit records of what was done are kept.
 pub const AUDIT_KEPT: i64 = 100_000;
+/// How many of refusals are kept. They have a bound of their own: a host that is refused as often as it may ask pushes out
+/// no record of what was done.
+pub const REFUSALS_KEPT: i64 = 100_000;
+/// How many records more than that there may be before the oldest are cleared away.
+const CLEARED_EVERY: i64 = 256;
 /// How many ended records one write clears away at most, so that no write takes long.
 const CLEARED_AT_ONCE: i64 = 256;
 
@@ -66,13 +71,8 @@ impl Ledger {
     /// Records certificates, all or none, and clears away what ended long ago.
     pub(crate) fn record_issued(&self, records: &[IssueRecord], now: SystemTime) -> Result<(), LedgerError> {
         self.write(|connection| {
-            let mut statement = connection.prepare_cached(
-                "INSERT INTO issued (serial, identity, host, issued_at, not_after) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?;
             for record in records {
-                let (issued_at, not_after) = (to_unix(record.issued_at), to_unix(record.not_after));
-                statement
-                    .execute(params![record.serial, record.identity, record.host, issued_at, not_after])?;
+                insert_issued(connection, record)?;
             }
             let before = to_unix(now).saturating_sub(ISSUED_KEPT.as_secs() as i64);
             connection.execute(
@@ -96,7 +96,7 @@ impl Ledger {
 
     /// Adds one line to the audit.
     pub fn audit(&self, record: &AuditRecord) -> Result<(), LedgerError> {
-        self.write(|connection| Ok(append(connection, record)?))
+        self.write(|connection| Ok(append(connection, record).map(drop)?))
     }
 
     /// The latest lines of the audit, the last one first.
@@ -110,14 +110,40 @@ impl Ledger {
     }
 }
 
-/// Adds a line within a transaction that does more.
-pub(super) fn append(connection: &Connection, record: &AuditRecord) -> rusqlite::Result<()> {
+/// Adds a line within a transaction that does more, and returns its number.
+pub(super) fn append(connection: &Connection, record: &AuditRecord) -> rusqlite::Result<i64> {
     let AuditRecord { at, who, what, outcome, reason } = record;
     connection
         .prepare_cached("INSERT INTO audit (at, who, what, outcome, reason) VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute(params![to_unix(*at), who, what, outcome.as_str(), reason])?;
-    let last = connection.last_insert_rowid();
-    connection.prepare_cached("DELETE FROM audit WHERE id <= ?1")?.execute([last - AUDIT_KEPT])?;
+    let appended = connection.last_insert_rowid();
+    if appended % CLEARED_EVERY == 0 {
+        for (outcome, kept) in [(Outcome::Granted, AUDIT_KEPT), (Outcome::Refused, REFUSALS_KEPT)] {
+            clear(connection, outcome, kept)?;
+        }
+    }
+    Ok(appended)
+}
+
+/// Clears away what is older than the latest `kept` records of that outcome.
+fn clear(connection: &Connection, outcome: Outcome, kept: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "DELETE FROM audit WHERE outcome = ?1 AND id <= (
+                SELECT id FROM audit WHERE outcome = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+        )?
+        .execute(params![outcome.as_str(), kept])?;
+    Ok(())
+}
+
+/// Records a certificate within a transaction that does more.
+pub(super) fn insert_issued(connection: &Connection, record: &IssueRecord) -> rusqlite::Result<()> {
+    let (issued_at, not_after) = (to_unix(record.issued_at), to_unix(record.not_after));
+    connection
+        .prepare_cached(
+            "INSERT INTO issued (serial, identity, host, issued_at, not_after) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![record.serial, record.identity, record.host, issued_at, not_after])?;
     Ok(())
 }
 
@@ -131,7 +157,7 @@ fn read_issued(row: &Row<'_>) -> rusqlite::Result<IssueRecord> {
     })
 }
 
-fn read_audit(row: &Row<'_>) -> rusqlite::Result<AuditRecord> {
+pub(super) fn read_audit(row: &Row<'_>) -> rusqlite::Result<AuditRecord> {
     let outcome: String = row.get("outcome")?;
     Ok(AuditRecord {
         at: from_unix(row.get("at")?),
