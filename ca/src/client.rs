@@ -35,6 +35,11 @@ use crate::tls::{
 };
 use crate::token::Token;
 
+/// Orders of operators.
+mod operator;
+
+pub use operator::{ORDERS_PATH, OperatorClient};
+
 /// The control server's port.
 pub const CONTROL_PORT: u16 = 15012;
 /// How long one address may take to accept a connection.
@@ -322,7 +327,8 @@ async fn call(
     body: Bytes,
 ) -> Result<Bytes, ClientError> {
     let failed = |reason: String| ClientError::Call { address: address.to_owned(), reason };
-    let exchange = timeout(CALL_TIMEOUT, exchange(stream, path, body)).await;
+    let asked = Asked { method: Method::POST, path, body, most: MAX_ANSWER };
+    let exchange = timeout(CALL_TIMEOUT, exchange(stream, asked)).await;
     let exchange = exchange.map_err(|_| failed(format!("no answer within {} s", CALL_TIMEOUT.as_secs())))?;
     let (status, body) = exchange.map_err(|error| failed(error.to_string()))?;
     if status == StatusCode::OK {
@@ -334,24 +340,29 @@ async fn call(
 
 type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-async fn exchange(
-    stream: TlsStream<TcpStream>,
-    path: &'static str,
+/// One request.
+struct Asked<'a> {
+    method: Method,
+    path: &'a str,
     body: Bytes,
-) -> Result<(StatusCode, Bytes), AnyError> {
+    /// Bytes of the answer that are taken.
+    most: usize,
+}
+
+async fn exchange(stream: TlsStream<TcpStream>, asked: Asked<'_>) -> Result<(StatusCode, Bytes), AnyError> {
     let io = TokioIo::new(stream);
     let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
     // Aborted together with the call when that takes too long.
     let mut connection = AbortOnDrop(tokio::spawn(connection));
-    let uri = Uri::builder().scheme("https").authority("control").path_and_query(path).build()?;
+    let uri = Uri::builder().scheme("https").authority("control").path_and_query(asked.path).build()?;
     let request = Request::builder()
-        .method(Method::POST)
+        .method(asked.method)
         .uri(uri)
         .header(http::header::CONTENT_TYPE, "application/json")
-        .body(Full::new(body))?;
+        .body(Full::new(asked.body))?;
     let response = sender.send_request(request).await?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes();
+    let body = Limited::new(response.into_body(), asked.most).collect().await?.to_bytes();
     drop(sender);
     // The answer is there; a connection that does not end properly is of no interest.
     let _ = timeout(CLOSE_TIMEOUT, &mut connection.0).await;

@@ -12,8 +12,12 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use crate::file::SECRET;
 
+/// Accepted changes of resources, and the audit as it is read.
+mod changes;
 /// Hosts that joined.
 mod hosts;
+/// Operators.
+mod operators;
 /// Issued certificates and the audit.
 mod records;
 /// Certificates that were taken back.
@@ -23,8 +27,12 @@ mod schema;
 /// Tokens and their redemption.
 mod tokens;
 
+pub use changes::{
+    AuditEntry, AuditFilter, ChangeRecord, FileChange, MAX_READ, VERSION_BYTES_KEPT, VERSIONS_KEPT,
+};
 pub use hosts::HostRecord;
-pub use records::{AUDIT_KEPT, AuditRecord, ISSUED_KEPT, IssueRecord, Outcome};
+pub use operators::OperatorRecord;
+pub use records::{AUDIT_KEPT, AuditRecord, ISSUED_KEPT, IssueRecord, Outcome, REFUSALS_KEPT};
 pub use revoked::{Revocation, RevokedRecord, Which};
 pub use tokens::{Invitation, REDEEM_AGAIN, Redemption, TOKENS_KEPT, TokenHost, TokenRecord, TokenRefusal};
 pub(crate) use tokens::{RedeemError, Redeemed};

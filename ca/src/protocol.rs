@@ -42,11 +42,6 @@ pub struct Call<'a> {
     pub body: &'a [u8],
 }
 
-/// Whether a path is one that `answer` serves.
-pub fn serves(path: &str) -> bool {
-    path == JOIN_PATH || path == CERTIFICATES_PATH
-}
-
 /// Answers one call. It blocks on the disk: async code calls it through `spawn_blocking`.
 pub fn answer(service: &CaService, call: Call<'_>, now: SystemTime) -> Response<Bytes> {
     let answered = match (call.method, call.path) {
@@ -262,7 +257,6 @@ mod tests {
         check(&service, JOIN_PATH, br#"{"token":"t","host":"h1","csr":""}"#, (400, "token_malformed"));
         let get = Call { method: &Method::GET, path: JOIN_PATH, peer: None, body: b"" };
         assert_eq!(answer(&service, get, now()).status(), StatusCode::NOT_FOUND);
-        assert!(serves(JOIN_PATH) && serves(CERTIFICATES_PATH) && !serves("/v1/state"));
     }
 
     #[test]

@@ -22,6 +22,8 @@ use crate::token::Token;
 mod issue;
 /// Enrolment of hosts.
 mod join;
+/// Operators' credentials.
+mod operator;
 /// Refusals, as the caller and the log see them.
 mod refusal;
 /// Taking certificates back.
@@ -32,6 +34,7 @@ mod rotate;
 pub(crate) use issue::authorise;
 pub use issue::{IssueItem, IssueRequest, MAX_BATCH};
 pub use join::{JoinAnswer, JoinRequest};
+pub use operator::{MAX_OPERATOR_LIFETIME, OPERATOR_LIFETIME, OperatorRequest};
 pub use refusal::Refusal;
 pub use rotate::{AuthorityReport, Force, RootReport};
 

@@ -25,6 +25,16 @@ mod listener;
 mod calls;
 /// Which addresses are a host's.
 mod addresses;
+/// Every call, with who may make it.
+mod endpoints;
+/// Orders from afar.
+mod remote;
+/// Who gives an order.
+mod who;
+/// Which resources an operator may change.
+mod permission;
+/// What a change did, in words.
+mod difference;
 /// The administration socket.
 mod socket;
 /// What operators ask for.
@@ -37,8 +47,8 @@ use std::fs::{DirBuilder, File, TryLockError};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
@@ -115,8 +125,10 @@ struct Server {
     told: AtomicU64,
     listen: Vec<SocketAddr>,
     limits: Limits,
-    /// Goes up when who is a member has changed, so that open connections are looked at again.
+    /// Goes up when who is a member, or an operator, has changed, so that open connections are looked at again.
     membership: watch::Sender<u64>,
+    /// Held while resources are changed and the change gets its version.
+    changing: Mutex<()>,
     stop: watch::Receiver<bool>,
 }
 
@@ -218,6 +230,7 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
         listen: addresses.clone(),
         limits: Limits::default(),
         membership: watch::Sender::new(0),
+        changing: Mutex::default(),
         stop: stopped,
     });
     let following = in_force::Following::new(server.clone(), files, in_force_out, directories.state.clone());

@@ -13,6 +13,8 @@ use clap::ValueEnum;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// The form of what is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -165,6 +167,12 @@ pub fn printable(text: &str) -> String {
 /// Seconds since 1970.
 pub fn to_unix(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// A moment, in seconds since 1970, as RFC 3339 writes it.
+pub fn when(at: u64) -> String {
+    let moment = i64::try_from(at).ok().and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok());
+    moment.and_then(|moment| moment.format(&Rfc3339).ok()).unwrap_or_else(|| at.to_string())
 }
 
 /// How far a moment, in seconds since 1970, lies ahead of or behind `now`: `in 2 h 5 min`, `3 min 10 s ago`.

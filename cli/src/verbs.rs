@@ -13,10 +13,13 @@ mod alarm;
 mod analyze;
 mod apply;
 mod ca;
+mod audit;
 mod capture;
 mod certs;
 mod completions;
 mod control;
+/// An operator's credential in its file.
+mod credential;
 mod delete;
 mod demo;
 mod explain;
@@ -24,8 +27,12 @@ mod get;
 mod host;
 mod init;
 mod join;
+mod operator;
 mod reference;
+mod rollback;
 mod schema;
+/// The control server, here or afar.
+mod server;
 mod service;
 mod status;
 mod token;
@@ -117,6 +124,10 @@ enum Verb {
     Explain(explain::Explain),
     Token(token::Token),
     Host(host::Host),
+    Operator(operator::Operator),
+    History(rollback::History),
+    Rollback(rollback::Rollback),
+    Audit(audit::Audit),
     Status(status::Status),
     Certs(certs::Certs),
     Ca(ca::Ca),
@@ -168,6 +179,10 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Explain(verb) => verb.run(&global),
         Verb::Token(verb) => verb.run(&global),
         Verb::Host(verb) => verb.run(&global),
+        Verb::Operator(verb) => verb.run(&global),
+        Verb::History(verb) => verb.run(&global),
+        Verb::Rollback(verb) => verb.run(&global),
+        Verb::Audit(verb) => verb.run(&global),
         Verb::Status(verb) => verb.run(&global),
         Verb::Certs(verb) => verb.run(&global),
         Verb::Ca(verb) => verb.run(&global),
@@ -271,6 +286,15 @@ mod tests {
             "baremesh certs revoke h1",
             "baremesh certs revoke --identity spiffe://mesh.internal/ns/shop/sa/orders",
             "baremesh certs revoke --serial 0a:ff",
+            "baremesh operator add alice --role editor -n shop --namespace web --lifetime 7d --file a --replace",
+            "baremesh operator list --credential a --control c:15012",
+            "baremesh --config-dir /x apply -f a.toml --credential a",
+            "baremesh status --credential a -o json",
+            "baremesh audit --since 2h --limit 5",
+            "baremesh history --limit 3",
+            "baremesh rollback",
+            "baremesh rollback 17 --force --dry-run",
+            "baremesh rollback --to 16",
             "baremesh capture apply --confirm 60s",
             "baremesh capture guard 7 /run/gone.nft",
             "baremesh capture revert /run/baremesh 60",
@@ -306,6 +330,11 @@ mod tests {
             ("baremesh service register orders --port 0", ErrorKind::ValueValidation),
             ("baremesh token create --host a --rejoin b", ErrorKind::ArgumentConflict),
             ("baremesh token create --expires never", ErrorKind::ValueValidation),
+            ("baremesh operator add alice", ErrorKind::MissingRequiredArgument),
+            ("baremesh operator add alice --role king", ErrorKind::InvalidValue),
+            ("baremesh rollback 17 --to 16", ErrorKind::ArgumentConflict),
+            ("baremesh rollback 0", ErrorKind::ValueValidation),
+            ("baremesh join c --token t --credential a", ErrorKind::UnknownArgument),
             ("baremesh apply", ErrorKind::MissingRequiredArgument),
             ("baremesh ca rotate", ErrorKind::MissingRequiredArgument),
             ("baremesh ca rotate --root --intermediate", ErrorKind::ArgumentConflict),

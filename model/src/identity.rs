@@ -6,10 +6,11 @@ use std::sync::Arc;
 use crate::name::{Label, TrustDomain};
 
 /// Namespaces that the mesh keeps for itself. No grant matches them and no registration may name them.
-pub const RESERVED_NAMESPACES: [&str; 3] = [CONTROL, NODES, HOSTS];
+pub const RESERVED_NAMESPACES: [&str; 4] = [CONTROL, NODES, HOSTS, OPERATORS];
 const CONTROL: &str = "control";
 const NODES: &str = "nodes";
 const HOSTS: &str = "hosts";
+const OPERATORS: &str = "operators";
 
 /// Why a text is not an identity of this mesh.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +62,11 @@ impl Identity {
         Self::new(trust_domain, Label::new(HOSTS).expect("a label"), host)
     }
 
+    /// The credential with which an operator speaks to the control server, and to nobody else.
+    pub fn operator(trust_domain: TrustDomain, name: Label) -> Self {
+        Self::new(trust_domain, Label::new(OPERATORS).expect("a label"), name)
+    }
+
     /// The trust domain.
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.0.trust_domain
@@ -89,6 +95,11 @@ impl Identity {
     /// The host whose host identity this is.
     pub fn as_host(&self) -> Option<&Label> {
         (self.0.namespace.as_str() == HOSTS).then_some(&self.0.service_account)
+    }
+
+    /// The operator whose credential this is.
+    pub fn as_operator(&self) -> Option<&Label> {
+        (self.0.namespace.as_str() == OPERATORS).then_some(&self.0.service_account)
     }
 
     /// The server name that a caller asks for: `<sa>.<ns>.<trust domain>`. It selects a certificate and never
@@ -158,6 +169,9 @@ mod tests {
         let host = Label::new("h1").expect("a label");
         assert!(Identity::control(domain.clone()).is_reserved());
         assert_eq!(Identity::node(domain.clone(), host.clone()).as_node(), Some(&host));
-        assert_eq!(Identity::host(domain, host.clone()).as_host(), Some(&host));
+        assert_eq!(Identity::host(domain.clone(), host.clone()).as_host(), Some(&host));
+        let operator = Identity::operator(domain, host.clone());
+        assert_eq!((operator.as_operator(), operator.as_node()), (Some(&host), None));
+        assert!(operator.is_reserved());
     }
 }

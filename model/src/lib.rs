@@ -28,6 +28,8 @@ pub mod mesh;
 pub mod mesh_config;
 /// RFC 1123 labels, trust domains, service names and the forms in which people write them.
 pub mod name;
+/// Operators: roles, and what each may do.
+pub mod operator;
 /// Leaving out endpoints that fail.
 pub mod outlier;
 /// Value patterns that policies match with: exact, prefix, suffix, presence.

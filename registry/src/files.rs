@@ -15,6 +15,8 @@ mod change;
 mod diff;
 /// The files of a directory, read within bounds.
 mod read;
+/// Putting files back to what they were.
+mod restore;
 /// Following a directory.
 mod watch;
 /// Files written whole or not at all.
@@ -22,6 +24,7 @@ mod write;
 
 pub use change::{Applied, Change, Effect};
 pub use read::{MAX_FILE_BYTES, MAX_FILES, MAX_TOTAL_BYTES};
+pub use restore::{Restoring, Wanted};
 pub use watch::{POLL_INTERVAL, Status, Watch};
 
 use read::FileRead;

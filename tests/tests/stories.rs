@@ -95,6 +95,8 @@ mod malformed_requests;
 mod meets_envoy;
 #[path = "stories/names.rs"]
 mod names;
+#[path = "stories/operators.rs"]
+mod operators;
 #[path = "stories/policies.rs"]
 mod policies;
 #[path = "stories/rate_limits.rs"]

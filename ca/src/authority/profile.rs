@@ -94,7 +94,7 @@ fn authority(
     params
 }
 
-/// A leaf: one URI name and no subject, for TLS on both sides.
+/// A leaf: one URI name and no subject, for TLS on both sides; an operator's, which serves nothing, for the client's alone.
 pub(super) fn leaf(
     identity: &Identity,
     serial: &[u8],
@@ -106,8 +106,10 @@ pub(super) fn leaf(
     params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages =
-        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.extended_key_usages = match identity.as_operator() {
+        Some(_) => vec![ExtendedKeyUsagePurpose::ClientAuth],
+        None => vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
+    };
     params.use_authority_key_identifier_extension = true;
     params.not_before = to_date(not_before);
     params.not_after = to_date(not_after);

@@ -11,8 +11,13 @@ use crate::clock::{from_unix, to_unix};
 
 /// How long the record of a certificate is kept after the certificate ended.
 pub const ISSUED_KEPT: Duration = Duration::from_secs(30 * 86_400);
-/// How many audit records are kept.
+/// How many audit records of what was done are kept.
 pub const AUDIT_KEPT: i64 = 100_000;
+/// How many of refusals are kept. They have a bound of their own: a host that is refused as often as it may ask pushes out
+/// no record of what was done.
+pub const REFUSALS_KEPT: i64 = 100_000;
+/// How many records more than that there may be before the oldest are cleared away.
+const CLEARED_EVERY: i64 = 256;
 /// How many ended records one write clears away at most, so that no write takes long.
 const CLEARED_AT_ONCE: i64 = 256;
 
@@ -82,20 +87,8 @@ impl Ledger {
             if !is_member {
                 return Ok(false);
             }
-            let mut statement = connection.prepare_cached(
-                "INSERT INTO issued (serial, identity, host, issued_at, not_after, root) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?;
             for record in records {
-                let (issued_at, not_after) = (to_unix(record.issued_at), to_unix(record.not_after));
-                statement
-                    .execute(params![
-                    record.serial,
-                    record.identity,
-                    record.host,
-                    issued_at,
-                    not_after,
-                    record.root
-                ])?;
+                insert_issued(connection, record)?;
             }
             let before = to_unix(now).saturating_sub(ISSUED_KEPT.as_secs() as i64);
             connection.execute(
@@ -118,12 +111,13 @@ impl Ledger {
     }
 
     /// How many certificates have not ended, lead to that root or to one that was not written down, and are the latest of
-    /// their identity on their host: what nothing has taken the place of. Those of hosts that were shut out do not count.
+    /// their identity on their host: what nothing has taken the place of. Those of hosts that were shut out do not count,
+    /// and those of operators do.
     pub fn in_use_under(&self, root: &str, now: SystemTime) -> Result<usize, LedgerError> {
         let connection = self.lock();
         let count: i64 = connection.query_row(
             "SELECT count(*) FROM issued AS one WHERE root IN (?1, '') AND not_after >= ?2
-             AND host IN (SELECT name FROM hosts WHERE revoked = 0)
+             AND (host IN (SELECT name FROM hosts WHERE revoked = 0) OR serial IN (SELECT serial FROM operators))
              AND serial NOT IN (SELECT serial FROM revoked)
              AND NOT EXISTS (SELECT 1 FROM issued AS later WHERE later.host = one.host
                  AND later.identity = one.identity AND later.rowid > one.rowid)",
@@ -135,7 +129,7 @@ impl Ledger {
 
     /// Adds one line to the audit.
     pub fn audit(&self, record: &AuditRecord) -> Result<(), LedgerError> {
-        self.write(|connection| Ok(append(connection, record)?))
+        self.write(|connection| Ok(append(connection, record).map(drop)?))
     }
 
     /// The latest lines of the audit, the last one first.
@@ -149,14 +143,40 @@ impl Ledger {
     }
 }
 
-/// Adds a line within a transaction that does more.
-pub(super) fn append(connection: &Connection, record: &AuditRecord) -> rusqlite::Result<()> {
+/// Adds a line within a transaction that does more, and returns its number.
+pub(super) fn append(connection: &Connection, record: &AuditRecord) -> rusqlite::Result<i64> {
     let AuditRecord { at, who, what, outcome, reason } = record;
     connection
         .prepare_cached("INSERT INTO audit (at, who, what, outcome, reason) VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute(params![to_unix(*at), who, what, outcome.as_str(), reason])?;
-    let last = connection.last_insert_rowid();
-    connection.prepare_cached("DELETE FROM audit WHERE id <= ?1")?.execute([last - AUDIT_KEPT])?;
+    let appended = connection.last_insert_rowid();
+    if appended % CLEARED_EVERY == 0 {
+        for (outcome, kept) in [(Outcome::Granted, AUDIT_KEPT), (Outcome::Refused, REFUSALS_KEPT)] {
+            clear(connection, outcome, kept)?;
+        }
+    }
+    Ok(appended)
+}
+
+/// Clears away what is older than the latest `kept` records of that outcome.
+fn clear(connection: &Connection, outcome: Outcome, kept: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "DELETE FROM audit WHERE outcome = ?1 AND id <= (
+                SELECT id FROM audit WHERE outcome = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+        )?
+        .execute(params![outcome.as_str(), kept])?;
+    Ok(())
+}
+
+/// Records a certificate within a transaction that does more.
+pub(super) fn insert_issued(connection: &Connection, record: &IssueRecord) -> rusqlite::Result<()> {
+    let (issued_at, not_after) = (to_unix(record.issued_at), to_unix(record.not_after));
+    connection
+        .prepare_cached(
+            "INSERT INTO issued (serial, identity, host, issued_at, not_after, root) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute(params![record.serial, record.identity, record.host, issued_at, not_after, record.root])?;
     Ok(())
 }
 
@@ -171,7 +191,7 @@ fn read_issued(row: &Row<'_>) -> rusqlite::Result<IssueRecord> {
     })
 }
 
-fn read_audit(row: &Row<'_>) -> rusqlite::Result<AuditRecord> {
+pub(super) fn read_audit(row: &Row<'_>) -> rusqlite::Result<AuditRecord> {
     let outcome: String = row.get("outcome")?;
     Ok(AuditRecord {
         at: from_unix(row.get("at")?),

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::LedgerError;
 
 /// Step `n` makes version `n + 1` of version `n`. Steps are appended, never changed. Times are seconds since 1970.
-pub(super) const STEPS: [&str; 4] = [
+pub(super) const STEPS: [&str; 5] = [
     "
     CREATE TABLE tokens (
         id TEXT PRIMARY KEY,
@@ -70,6 +70,26 @@ pub(super) const STEPS: [&str; 4] = [
     // Under which root a certificate was issued.
     "
     ALTER TABLE issued ADD COLUMN root TEXT NOT NULL DEFAULT '';
+",
+    // Operators, and accepted changes of resources with the files before and after each, in JSON.
+    "
+    CREATE TABLE operators (
+        name TEXT PRIMARY KEY,
+        role TEXT NOT NULL,
+        namespaces TEXT NOT NULL,
+        serial TEXT NOT NULL,
+        issued_at INTEGER NOT NULL,
+        not_after INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE changes (
+        version INTEGER PRIMARY KEY AUTOINCREMENT,
+        audit INTEGER NOT NULL,
+        difference TEXT NOT NULL,
+        files TEXT
+    ) STRICT;
+    CREATE INDEX changes_by_audit ON changes (audit);
+    CREATE INDEX audit_by_outcome ON audit (outcome, id);
+    CREATE INDEX issued_by_time ON issued (issued_at);
 ",
 ];
 

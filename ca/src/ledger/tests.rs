@@ -130,7 +130,7 @@ fn issued(serial: String, not_after: SystemTime) -> IssueRecord {
 }
 
 #[test]
-fn bounds_its_records() {
+fn keeps_records_of_certificates_for_so_long() {
     let place = Place::new();
     let ledger = ledger(&place);
     let past = now() - ISSUED_KEPT - DAY;
@@ -150,28 +150,88 @@ fn bounds_its_records() {
     let batch = [issued("3".into(), now() + DAY), issued("2".into(), now() + DAY)];
     assert!(ledger.record_issued((&host, 0), &batch, now()).is_err());
     assert_eq!(count("issued"), 1);
+}
 
+fn line(what: &str, outcome: Outcome) -> AuditRecord {
+    AuditRecord { at: now(), who: "h1".into(), what: what.into(), outcome, reason: String::new() }
+}
+
+#[test]
+fn refusals_push_out_no_record_of_what_was_done() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    ledger.audit(&line("apply", Outcome::Granted)).expect("recorded");
+    // As many as make the next record's number one of those at which the audit is cleared.
+    let many = (REFUSALS_KEPT / 256 + 2) * 256 - 2;
     ledger
         .lock()
         .execute(
-            "INSERT INTO audit (id, at, who, what, outcome, reason) VALUES (?1, 0, '', '', '', '')",
-            [AUDIT_KEPT],
+            "INSERT INTO audit (at, who, what, outcome, reason)
+             WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+             SELECT i, 'h1', 'x', 'refused', '' FROM n",
+            [many],
         )
         .expect("inserted");
-    let line = AuditRecord {
-        at: now(),
-        who: "h1".into(),
-        what: "x".into(),
-        outcome: Outcome::Refused,
-        reason: "y".into(),
+    ledger.audit(&line("the last", Outcome::Refused)).expect("recorded");
+    let count: i64 =
+        ledger.lock().query_row("SELECT count(*) FROM audit", [], |row| row.get(0)).expect("a count");
+    assert_eq!(count, REFUSALS_KEPT + 1);
+    assert_eq!(ledger.audit_records(1).expect("records")[0].what, "the last");
+    let first: String = ledger
+        .lock()
+        .query_row("SELECT what FROM audit ORDER BY id LIMIT 1", [], |row| row.get(0))
+        .expect("a record");
+    assert_eq!(first, "apply");
+}
+
+#[test]
+fn changes_have_versions_and_keep_their_files_for_so_long() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    let files = |text: &str| {
+        let after = Some(text.to_owned());
+        [FileChange { file: "a.toml".into(), before: None, after }]
     };
-    for _ in 0..3 {
-        ledger.audit(&line).expect("recorded");
+    let done = line("apply a", Outcome::Granted);
+    assert_eq!(ledger.record_change(&done, "Service shop/a created", &files("1")).expect("recorded"), 1);
+    ledger.audit(&line("delete token x", Outcome::Granted)).expect("recorded");
+    assert_eq!(ledger.record_change(&done, "Service shop/a changed", &files("2")).expect("recorded"), 2);
+    let changes = ledger.changes_since(1).expect("changes");
+    assert_eq!(changes.iter().map(|change| change.version).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!((changes[0].who.as_str(), changes[0].files.as_deref()), ("h1", Some(&files("2")[..])));
+    invite(&ledger, "t", TokenHost::Any);
+    ledger.redeem(&attempt("t", "h1", 1), now()).expect("joined");
+    let one = [issued("7".into(), now() + DAY)];
+    assert!(ledger.record_issued((&label("h1"), 0), &one, now()).expect("recorded"));
+    let all = AuditFilter { since: SystemTime::UNIX_EPOCH, limit: MAX_READ };
+    let entries = ledger.audit_entries(all).expect("the audit");
+    let versions: Vec<_> = entries.iter().map(|entry| entry.version).collect();
+    assert_eq!(versions.iter().flatten().collect::<Vec<_>>(), [&2, &1]);
+    assert!(entries.iter().any(|entry| entry.record.what.contains("serial 7")), "{entries:?}");
+    assert!(entries.iter().any(|entry| entry.difference == "Service shop/a created"));
+    let later = AuditFilter { since: now() + DAY, ..all };
+    assert!(ledger.audit_entries(later).expect("the audit").is_empty());
+    assert_eq!(ledger.audit_entries(AuditFilter { limit: 2, ..all }).expect("the audit").len(), 2);
+
+    // Neither many versions nor large ones keep their files for ever; what they did stays readable.
+    let insert = "INSERT INTO changes (version, audit, difference, files)
+                  SELECT ?1, 1, 'large', json_array(json_object('file', 'b', 'before', NULL, 'after', printf('%.*c', ?2, 'x')))";
+    for version in [3, 4] {
+        ledger.lock().execute(insert, rusqlite::params![version, VERSION_BYTES_KEPT / 2]).expect("inserted");
     }
-    assert_eq!(count("audit"), 4);
-    ledger.lock().execute("UPDATE audit SET id = id - ?1 WHERE id = ?1", [AUDIT_KEPT]).expect("moved");
-    ledger.audit(&line).expect("recorded");
-    assert_eq!(count("audit"), 4, "the oldest went when the newest came");
+    assert_eq!(ledger.record_change(&done, "one more", &files("3")).expect("recorded"), 5);
+    let kept = |version: i64| {
+        let changes = ledger.changes_since(version).expect("changes");
+        changes.last().expect("a change").files.is_some()
+    };
+    assert_eq!([1, 2, 3, 4, 5].map(kept), [false, false, false, true, true]);
+    ledger
+        .lock()
+        .execute("UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'changes'", [VERSIONS_KEPT + 4])
+        .expect("moved");
+    let last = ledger.record_change(&done, "much later", &files("4")).expect("recorded");
+    assert_eq!((last, kept(5), kept(last)), (VERSIONS_KEPT + 5, false, true));
+    assert_eq!(ledger.changes(100).expect("changes").len(), 6);
 }
 
 /// A host that joined, and has certificates with these serial numbers until then.

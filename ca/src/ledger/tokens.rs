@@ -292,7 +292,7 @@ fn mark_redeemed(connection: &Connection, attempt: &Redemption, now: SystemTime)
         outcome: Outcome::Granted,
         reason: String::new(),
     };
-    append(connection, &record)
+    append(connection, &record).map(drop)
 }
 
 /// Writes the host, and returns its generation. One that joins anew loses what it had, its node credentials too; one

@@ -4,7 +4,7 @@ use baremesh_model::identity::Identity;
 use baremesh_model::name::Label;
 use http::StatusCode;
 
-use super::{MAX_BATCH, MAX_TOKEN_LIFETIME};
+use super::{MAX_BATCH, MAX_OPERATOR_LIFETIME, MAX_TOKEN_LIFETIME};
 use crate::authority::AuthorityError;
 use crate::key::KeyError;
 use crate::ledger::{LedgerError, TokenRefusal};
@@ -36,11 +36,37 @@ pub enum Refusal {
     #[error("a request asks for 1 to {MAX_BATCH} certificates, not {0}")]
     BatchSize(usize),
     /// The caller shows no certificate.
-    #[error("this call needs the host's node credential: run `baremesh join` on the host")]
+    #[error(
+        "this call needs a credential: a host's own (run `baremesh join` on it), or an operator's (`--credential`)"
+    )]
     NoCredential,
     /// The caller shows a certificate that is no node credential.
     #[error("{0} is no node credential of this mesh: only a host's agent may make this call")]
     NotANode(Identity),
+    /// The caller shows no operator's credential.
+    #[error("{0} is no operator's credential: `baremesh operator add` on the control host makes one")]
+    NotAnOperator(Identity),
+    /// The operator is not known.
+    #[error("there is no operator {0}, or it was removed: `baremesh operator add {0}` on the control host")]
+    OperatorUnknown(Label),
+    /// The operator has another credential since.
+    #[error(
+        "operator {0} was given another credential since this one, or this one has ended: only the latest is valid"
+    )]
+    OperatorSuperseded(Label),
+    /// The credential was taken back.
+    #[error(
+        "the credential of operator {0} was revoked: `baremesh operator add {0} --replace` makes another"
+    )]
+    OperatorRevoked(Label),
+    /// There is an operator of that name.
+    #[error(
+        "there is an operator {0} already: `--replace` gives another credential and role, and ends the one before"
+    )]
+    OperatorExists(Label),
+    /// An operator's credential cannot last that long, or no time at all.
+    #[error("an operator's credential lasts between a second and {} days", MAX_OPERATOR_LIFETIME.as_secs() / 86_400)]
+    OperatorLifetime,
     /// The host is not known.
     #[error("host {0} has not joined here, or was removed: run `baremesh join` on it with a new token")]
     HostUnknown(Label),
@@ -108,6 +134,12 @@ impl Refusal {
             Self::BatchSize(_) => "batch_size",
             Self::NoCredential => "no_credential",
             Self::NotANode(_) => "not_a_node",
+            Self::NotAnOperator(_) => "not_an_operator",
+            Self::OperatorUnknown(_) => "operator_unknown",
+            Self::OperatorSuperseded(_) => "operator_superseded",
+            Self::OperatorRevoked(_) => "operator_revoked",
+            Self::OperatorExists(_) => "operator_exists",
+            Self::OperatorLifetime => "operator_lifetime",
             Self::HostUnknown(_) => "host_unknown",
             Self::Superseded(_) => "superseded",
             Self::OtherTrustDomain(_) => "other_trust_domain",
@@ -120,17 +152,23 @@ impl Refusal {
     /// The status of the HTTP answer.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Malformed(_) | Self::NotAToken(_) | Self::Key(_) | Self::TokenLifetime => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Malformed(_)
+            | Self::NotAToken(_)
+            | Self::Key(_)
+            | Self::TokenLifetime
+            | Self::OperatorLifetime => StatusCode::BAD_REQUEST,
             Self::NoSuchCall | Self::NothingToRevoke(_) => StatusCode::NOT_FOUND,
             Self::BatchSize(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoCredential => StatusCode::UNAUTHORIZED,
-            Self::Token(TokenRefusal::Used | TokenRefusal::HostTaken(_)) | Self::TooManyRevoked(_) => {
-                StatusCode::CONFLICT
-            }
+            Self::Token(TokenRefusal::Used | TokenRefusal::HostTaken(_))
+            | Self::TooManyRevoked(_)
+            | Self::OperatorExists(_) => StatusCode::CONFLICT,
             Self::Token(_)
             | Self::NotANode(_)
+            | Self::NotAnOperator(_)
+            | Self::OperatorUnknown(_)
+            | Self::OperatorSuperseded(_)
+            | Self::OperatorRevoked(_)
             | Self::HostUnknown(_)
             | Self::HostRevoked(_)
             | Self::CredentialRevoked(_)

@@ -283,6 +283,26 @@ async fn a_node_credential_opens_the_control_server_only() {
     assert_eq!((met.client, met.server), (Ok(()), Ok(Some(node.identity.to_string()))));
 }
 
+#[tokio::test]
+async fn an_operator_s_credential_opens_the_control_server_only_and_serves_nothing() {
+    let place = Place::new();
+    let authority = place.authority();
+    let trust = bundle(&authority);
+    let operator = issue(&authority, &identity("ns/operators/sa/alice"), now());
+    let orders = issue(&authority, &identity("ns/shop/sa/orders"), now());
+    check_client_refused(&operator, trust.clone(), &orders, "for the control server only").await;
+
+    let control = place.service().control_certificate(now()).expect("a certificate");
+    let key = single_certificate(control.certified_key().expect("a key"));
+    let expected = Expected::exactly(control.identity.clone());
+    let met =
+        meet(caller(&operator, trust.clone(), expected), control_server_config(key, trust.clone())).await;
+    assert_eq!((met.client, met.server), (Ok(()), Ok(Some(operator.identity.to_string()))));
+
+    let met = meet(caller(&orders, trust.clone(), Expected::Anyone), listener(&operator, trust)).await;
+    assert!(met.client.expect_err("refused").contains("not meant for this side of TLS"));
+}
+
 async fn join_meets(server: &Issued, fingerprint: Fingerprint, trust: Arc<TrustBundle>) -> Met {
     let key = single_certificate(server.certified_key().expect("a key"));
     meet(join_client_config(fingerprint), control_server_config(key, trust)).await

@@ -55,6 +55,9 @@ pub enum PeerError {
         "the peer shows a certificate of {0} that was revoked: `baremesh certs revoked` on the control host says when"
     )]
     Revoked(Identity),
+    /// An operator's credential, shown to a member of the mesh.
+    #[error("the peer shows {0}, an operator's credential: those are for the control server only")]
+    OperatorCredential(Identity),
     /// More certificates than a member shows; to look for a path among them is what a stranger would have us do.
     #[error("the peer shows {0} certificates, and a chain has {MAX_CHAIN} at most")]
     TooLong(usize),
@@ -120,9 +123,10 @@ impl Expected {
 /// Whose connections a listener takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listener {
-    /// Members', with a certificate; a node credential is for the control server only.
+    /// Members', with a certificate; node credentials and those of operators are for the control server only.
     Mesh,
-    /// Those of hosts' agents, and of hosts that join and have no certificate yet. One that is shown is verified.
+    /// Those of hosts' agents, of operators, and of hosts that join and have no certificate yet. One that is shown is
+    /// verified.
     Control,
 }
 
@@ -315,6 +319,9 @@ impl ClientCertVerifier for PeerVerifier {
         let found = self.verify_at(end_entity, intermediates, Purpose::Client, now)?;
         if self.listener == Listener::Mesh && found.as_node().is_some() {
             return Err(PeerError::NodeCredential(found).into());
+        }
+        if self.listener == Listener::Mesh && found.as_operator().is_some() {
+            return Err(PeerError::OperatorCredential(found).into());
         }
         Ok(ClientCertVerified::assertion())
     }

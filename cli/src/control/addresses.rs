@@ -6,43 +6,28 @@ use std::sync::Arc;
 
 use baremesh_agent::addresses::own;
 use baremesh_ca::service::Refusal;
+use baremesh_model::name::Label;
 use baremesh_registry::control::ownership::{AddressAnswer, AddressQuestion, MAX_ASKED};
 use bytes::Bytes;
-use http::{Method, Response, StatusCode};
+use http::{Response, StatusCode};
 
 use super::Server;
-use super::calls::{check_node, refused};
-use super::listener::Caller;
+use super::calls::refused;
 
 /// Addresses of this server that an agent is told, at most.
 const MAX_TOLD: usize = 16;
 
 /// Answers an agent that asks which addresses are taken for its host's.
-pub(super) async fn answer(
-    server: &Arc<Server>,
-    caller: &Caller,
-    method: &Method,
-    body: &[u8],
-) -> Response<Bytes> {
-    let admitted = match (method, &caller.peer) {
-        (&Method::POST, Some(peer)) => check_node(server, peer).await,
-        (&Method::POST, None) => Err(Refusal::NoCredential),
-        _ => Err(Refusal::NoSuchCall),
-    };
+pub(super) async fn answer(server: &Arc<Server>, host: Label, from: IpAddr, body: &[u8]) -> Response<Bytes> {
     let question = serde_json::from_slice(body).ok();
     let question = question.filter(|question: &AddressQuestion| question.addresses.len() <= MAX_ASKED);
-    let asked = match (admitted, question) {
-        (Ok(host), Some(question)) => Ok((host, question)),
-        (Err(refusal), _) => Err(refusal),
-        (_, None) => Err(Refusal::Malformed(format!("it asks about {MAX_ASKED} addresses at most"))),
+    let Some(question) = question else {
+        let refusal = Refusal::Malformed(format!("it asks about {MAX_ASKED} addresses at most"));
+        return refused(refusal.status(), refusal.code(), &refusal.to_string());
     };
-    let (host, question) = match asked {
-        Ok(asked) => asked,
-        Err(refusal) => return refused(refusal.status(), refusal.code(), &refusal.to_string()),
-    };
-    match server.control.show(host, spoken_from(caller.address), question.addresses).await {
+    match server.control.show(host, spoken_from(from), question.addresses).await {
         Ok(unknown) => {
-            let seen = Some(caller.address.to_canonical());
+            let seen = Some(from.to_canonical());
             let answer = AddressAnswer { seen, unknown, control: reachable_at(&server.listen) };
             Response::new(serde_json::to_vec(&answer).unwrap_or_default().into())
         }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use baremesh_ca::protocol::{CERTIFICATES_PATH, Call, JOIN_PATH, MAX_BODY, answer, serves};
+use baremesh_ca::client::ORDERS_PATH;
+use baremesh_ca::ledger::{AuditRecord, Outcome};
+use baremesh_ca::protocol::{CERTIFICATES_PATH, Call, JOIN_PATH, MAX_BODY, answer};
 use baremesh_ca::service::Refusal;
 use baremesh_ca::tls::LeafFacts;
 use baremesh_model::name::Label;
@@ -12,44 +14,89 @@ use baremesh_registry::control::stream::{StreamReader, StreamWriter};
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode};
 use serde_json::json;
 use tokio::time::timeout;
 
 use super::addresses::spoken_from;
+use super::endpoints::{Access, HostCall, OF_HOSTS, find};
 use super::limits::{BODY_TIMEOUT, network_of};
 use super::listener::Caller;
-use super::{Server, addresses, stopped};
-
-/// The path of the control protocol.
-pub(super) const STATE_PATH: &str = "/v1/state";
+use super::{Server, addresses, remote, stopped};
 
 /// Answers one request.
 pub(super) async fn handle(
     server: Arc<Server>,
     caller: Arc<Caller>,
     request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Bytes>,
 ) {
-    match request.uri().path() {
-        STATE_PATH => state(&server, &caller, request, respond).await,
-        _ => call(&server, caller, request, respond).await,
+    let path = request.uri().path();
+    if path.strip_prefix(ORDERS_PATH).is_some_and(|target| target.starts_with('/')) {
+        return remote::handle(&server, &caller, request, respond).await;
+    }
+    let Some((endpoint, _)) = find(&OF_HOSTS, request.method(), path) else {
+        let refusal = Refusal::NoSuchCall;
+        return send(&mut respond, refused(refusal.status(), refusal.code(), &refusal.to_string()));
+    };
+    if !within_rate(&server, &caller, path) {
+        return send(&mut respond, too_many());
+    }
+    // Who may make the call is known before a byte of its body is read.
+    let host = match admit(&server, &caller, endpoint.access).await {
+        Ok(host) => host,
+        Err(refusal) => {
+            note_refusal(&server, &caller, endpoint.path, &refusal).await;
+            return send(&mut respond, refused(refusal.status(), refusal.code(), &refusal.to_string()));
+        }
+    };
+    match (endpoint.call, host) {
+        (HostCall::State, Some(host)) => state(&server, &caller, host, request, respond).await,
+        (call, host) => answered(&server, caller, (call, host), request, respond).await,
     }
 }
 
-/// One call to the authority: a body, an answer.
-async fn call(
+/// The host that makes a call, where only a member may.
+async fn admit(server: &Arc<Server>, caller: &Caller, access: Access) -> Result<Option<Label>, Refusal> {
+    match (access, &caller.peer) {
+        (Access::Token, _) => Ok(None),
+        (Access::Node, Some(peer)) => check_node(server, peer).await.map(Some),
+        (Access::Node, None) => Err(Refusal::NoCredential),
+        // Not a rule for hosts.
+        (Access::Operator(_), _) => Err(Refusal::NoSuchCall),
+    }
+}
+
+/// Logs a refusal. Of one who showed a certificate of the mesh it is in the audit as well; strangers do not get to write to
+/// the disk, and that the ledger is away for a moment is no refusal.
+pub(super) async fn note_refusal(server: &Arc<Server>, caller: &Caller, what: &str, refusal: &Refusal) {
+    let peer = caller.peer.as_ref().map(|peer| peer.identity.principal());
+    tracing::warn!(from = %caller.address, peer, what, code = refusal.code(), "refused: {refusal}");
+    let Some(who) = peer.filter(|_| refusal.code() != "unavailable") else { return };
+    let record = AuditRecord {
+        at: SystemTime::now(),
+        who,
+        what: what.to_owned(),
+        outcome: Outcome::Refused,
+        reason: refusal.to_string(),
+    };
+    let ca = server.ca.clone();
+    let noted = tokio::task::spawn_blocking(move || ca.ledger().audit(&record)).await;
+    if let Ok(Err(error)) = noted {
+        tracing::error!("the refusal could not be recorded: {error}");
+    }
+}
+
+/// One call with a body and an answer.
+async fn answered(
     server: &Arc<Server>,
     caller: Arc<Caller>,
+    (call, host): (HostCall, Option<Label>),
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, body) = request.into_parts();
-    let served = serves(head.uri.path()) || head.uri.path() == ADDRESSES_PATH;
-    if served && !within_rate(server, &caller, head.uri.path()) {
-        return send(&mut respond, too_many());
-    }
-    let body = match timeout(BODY_TIMEOUT, collect(body)).await {
+    let body = match timeout(BODY_TIMEOUT, collect(body, MAX_BODY)).await {
         Ok(Some(body)) => body,
         Ok(None) => return respond.send_reset(Reason::CANCEL),
         Err(_) => {
@@ -59,8 +106,8 @@ async fn call(
     };
     // Held until the answer is there: calls wait for one disk, and more at once would only take memory.
     let Ok(_permit) = server.limits.calls.acquire().await else { return };
-    if head.uri.path() == ADDRESSES_PATH {
-        let response = addresses::answer(server, &caller, &head.method, &body).await;
+    if let (HostCall::Addresses, Some(host)) = (call, host) {
+        let response = addresses::answer(server, host, caller.address, &body).await;
         return send(&mut respond, response);
     }
     let blocking = server.clone();
@@ -84,31 +131,36 @@ async fn call(
     }
 }
 
-fn too_many() -> Response<Bytes> {
+pub(super) fn too_many() -> Response<Bytes> {
     // Agents take this code for one that passes by itself.
     refused(StatusCode::TOO_MANY_REQUESTS, "unavailable", "too many requests: ask again in a minute")
 }
 
-fn within_rate(server: &Server, caller: &Caller, path: &str) -> bool {
-    let node = caller.peer.as_ref().and_then(|peer| peer.identity.as_node());
+/// Whether a caller has not asked too often: a host and an operator count by their names, everybody else by the network.
+pub(super) fn within_rate(server: &Server, caller: &Caller, path: &str) -> bool {
     let (limits, now) = (&server.limits, Instant::now());
-    match node {
+    let identity = caller.peer.as_ref().map(|peer| &peer.identity);
+    if let Some(operator) = identity.and_then(|identity| identity.as_operator()) {
+        return limits.ordering.allow(operator.clone(), now);
+    }
+    match identity.and_then(|identity| identity.as_node()) {
         Some(host) if path == CERTIFICATES_PATH => limits.issuing.allow(host.clone(), now),
         Some(host) if path == ADDRESSES_PATH => limits.showing.allow(host.clone(), now),
-        Some(host) if path == STATE_PATH => limits.following.allow(host.clone(), now),
-        _ => limits.joining.allow(network_of(caller.address), now),
+        // The state, and whatever a host has no business with.
+        Some(host) => limits.following.allow(host.clone(), now),
+        None => limits.joining.allow(network_of(caller.address), now),
     }
 }
 
-/// The body, of which at most a byte more is read than is taken: the authority then says that it is too long. `None`
+/// The body, of which at most a byte more is read than is taken: whoever judges it then says that it is too long. `None`
 /// when the stream broke off.
-async fn collect(mut body: RecvStream) -> Option<Bytes> {
+pub(super) async fn collect(mut body: RecvStream, most: usize) -> Option<Bytes> {
     let mut collected = BytesMut::new();
     while let Some(data) = body.data().await {
         let data = data.ok()?;
-        collected.extend_from_slice(&data[..data.len().min(MAX_BODY + 1 - collected.len())]);
+        collected.extend_from_slice(&data[..data.len().min(most + 1 - collected.len())]);
         body.flow_control().release_capacity(data.len()).ok()?;
-        if collected.len() > MAX_BODY {
+        if collected.len() > most {
             break;
         }
     }
@@ -116,7 +168,7 @@ async fn collect(mut body: RecvStream) -> Option<Bytes> {
 }
 
 /// Sends a whole answer. A peer that has gone does not read it.
-fn send(respond: &mut SendResponse<Bytes>, response: Response<Bytes>) {
+pub(super) fn send(respond: &mut SendResponse<Bytes>, response: Response<Bytes>) {
     let (head, body) = response.into_parts();
     let sent = respond.send_response(Response::from_parts(head, ()), false);
     if let Ok(mut stream) = sent {
@@ -143,25 +195,10 @@ pub(super) async fn check_node(server: &Arc<Server>, peer: &LeafFacts) -> Result
 async fn state(
     server: &Arc<Server>,
     caller: &Caller,
+    host: Label,
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
-    if !within_rate(server, caller, STATE_PATH) {
-        return send(&mut respond, too_many());
-    }
-    let admitted = match (request.method(), &caller.peer) {
-        (&Method::POST, Some(peer)) => check_node(server, peer).await,
-        (&Method::POST, None) => Err(Refusal::NoCredential),
-        _ => Err(Refusal::NoSuchCall),
-    };
-    let host = match admitted {
-        Ok(host) => host,
-        Err(refusal) => {
-            let peer = caller.peer.as_ref().map(|peer| peer.identity.to_string());
-            tracing::warn!(from = %caller.address, peer, code = refusal.code(), "the state is refused: {refusal}");
-            return send(&mut respond, refused(refusal.status(), refusal.code(), &refusal.to_string()));
-        }
-    };
     let Ok(stream) = respond.send_response(Response::new(()), false) else { return };
     let (reader, writer) = (StreamReader::new(request.into_body()), StreamWriter::new(stream));
     tracing::info!(%host, from = %caller.address, "connected");

@@ -46,6 +46,10 @@ const FOLLOWING_A_MINUTE: u32 = 60;
 const SHOWING_A_MINUTE: u32 = 240;
 /// Joins from one address in a minute: a rack of new hosts behind one gateway is welcome, a guesser is not.
 const JOINS_A_MINUTE: u32 = 120;
+/// Orders of one operator in a minute.
+const ORDERS_A_MINUTE: u32 = 300;
+/// Orders from afar that are worked on at once: each may hold a file of the largest size.
+const MAX_ORDERS: usize = 8;
 /// Hosts or addresses that rates are remembered of.
 const MAX_RATES: usize = 32_768;
 
@@ -54,6 +58,8 @@ pub(super) struct Limits {
     pub(super) members: Arc<Semaphore>,
     pub(super) strangers: Arc<Semaphore>,
     pub(super) calls: Semaphore,
+    pub(super) orders: Semaphore,
+    pub(super) ordering: Rates<Label>,
     pub(super) issuing: Rates<Label>,
     pub(super) following: Rates<Label>,
     pub(super) showing: Rates<Label>,
@@ -67,6 +73,8 @@ impl Default for Limits {
             members: Arc::new(Semaphore::new(MAX_MEMBERS)),
             strangers: Arc::new(Semaphore::new(MAX_STRANGERS)),
             calls: Semaphore::new(MAX_CALLS),
+            orders: Semaphore::new(MAX_ORDERS),
+            ordering: Rates::new(ORDERS_A_MINUTE),
             issuing: Rates::new(ISSUING_A_MINUTE),
             following: Rates::new(FOLLOWING_A_MINUTE),
             showing: Rates::new(SHOWING_A_MINUTE),

@@ -20,7 +20,7 @@ use super::limits::{
     HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, MAX_HEADER, MAX_STREAMS, Place, RECHECK, SEND_BUFFER, STRANGER_LIFETIME,
     STREAM_WINDOW,
 };
-use super::{Server, calls, stopped};
+use super::{Server, calls, remote, stopped};
 
 /// How long a peer may take to close a connection that has come to its end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -182,18 +182,20 @@ impl Connection {
         requests.spawn(calls::handle(self.server.clone(), self.caller.clone(), request, respond));
     }
 
-    /// Whether the peer's certificate is still valid and, for a host, the host still a member.
+    /// Whether the peer's certificate is still valid and the ledger still knows it: the host as a member, the operator as one.
     async fn still_welcome(&self) -> bool {
         let Some(peer) = &self.caller.peer else { return true };
         if SystemTime::now() > peer.not_after {
             tracing::info!(peer = %peer.identity, "the certificate of an open connection has ended, and so does the connection");
             return false;
         }
-        if peer.identity.as_node().is_none() {
-            return true;
-        }
-        match calls::check_node(&self.server, peer).await {
-            Ok(_) => true,
+        let checked = match (peer.identity.as_node(), peer.identity.as_operator()) {
+            (Some(_), _) => calls::check_node(&self.server, peer).await.map(drop),
+            (None, Some(_)) => remote::check_operator(&self.server, peer).await.map(drop),
+            (None, None) => return true,
+        };
+        match checked {
+            Ok(()) => true,
             // The ledger being away for a moment is no reason to cut everybody off.
             Err(refusal) if refusal.code() == "unavailable" => true,
             Err(refusal) => {

@@ -1,10 +1,5 @@
-//! What operators ask for over the administration socket, and who is told what of it. Every order that changes
-//! something is in the audit, with the uid that gave it, whether it was carried out or refused.
-
-/// Orders about what signs.
-mod authority;
-/// Orders about certificates.
-mod certificates;
+//! What operators ask for, over the administration socket or from afar with a credential, and who is told what of it.
+//! Every order that changes something is in the audit, with who gave it, whether it was carried out or refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,83 +8,121 @@ use std::time::{Duration, SystemTime};
 use baremesh_ca::ledger::{AuditRecord, HostRecord, Outcome, TokenHost, TokenRecord};
 use baremesh_ca::service::{Refusal, TOKEN_LIFETIME, TokenRequest};
 use baremesh_model::grant::{AddressGrant, Grant};
-use baremesh_model::mesh::ResourceId;
-use baremesh_model::name::{Key, Label};
+use baremesh_model::name::Label;
 use baremesh_registry::diagnostic::Diagnostic;
-use baremesh_registry::format;
-use baremesh_registry::resource::{Located, Resource};
-use baremesh_registry::set::{Loaded, Refused};
+use baremesh_registry::set::Refused;
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
 use super::Server;
+use super::endpoints::{Access, Endpoint, Verb};
 use super::report::{
-    AnalyzeRequest, ApplyRequest, Changes, DeleteRequest, Fault, HostReport, HostStatus, RegistrationStatus,
-    StatusReport, TokenAnswer, TokenOrder, TokenReport,
+    Fault, HostReport, HostStatus, RegistrationStatus, StatusReport, TokenAnswer, TokenOrder, TokenReport,
 };
-use super::resources::{self, Beside, Filter, Mode};
 use super::socket::Denial;
+use super::who::Who;
 use crate::output::{in_words, to_unix};
-use crate::verbs::values;
 
-/// How long `apply` waits until what it wrote is in force.
-const IN_FORCE: Duration = Duration::from_secs(5);
+/// The audit, as it is read.
+mod audit;
+/// What signs.
+mod authority;
+/// Certificates.
+mod certificates;
+/// Resources: applying, deleting, listing, analysing.
+mod change;
+/// Adding and removing operators.
+mod operators;
+/// Taking changes back.
+mod rollback;
 
 /// An order as it came.
-pub(super) struct Order {
-    pub(super) method: Method,
-    pub(super) path: String,
-    pub(super) query: String,
+pub(super) struct Order<'a> {
+    pub(super) endpoint: &'static Endpoint<Verb>,
+    /// The name in its path, where it has one.
+    pub(super) name: &'a str,
+    pub(super) query: &'a str,
     pub(super) body: Bytes,
-    /// Who gave it, for the audit.
-    pub(super) who: String,
+    /// Who gave it.
+    pub(super) who: Who,
 }
 
-/// Carries an order out.
-pub(super) async fn carry_out(server: Arc<Server>, order: Order) -> Result<Value, Denial> {
-    let path: Vec<&str> = order.path.split('/').skip(1).collect();
-    match (order.method.as_str(), path.as_slice()) {
-        ("POST", ["apply"]) => apply(server, read(&order.body)?, order.who).await,
-        ("POST", ["analyze"]) => {
-            let request = read(&order.body)?;
-            blocking(server, move |server| analyze(server, &request)).await
+/// Carries an order out, if whoever gave it may.
+pub(super) async fn carry_out(server: Arc<Server>, order: Order<'_>) -> Result<Value, Denial> {
+    let Order { endpoint, name, query, body, who } = order;
+    permit(&server, endpoint, &who).await?;
+    match endpoint.call {
+        Verb::Apply => change::apply(server, read(&body)?, who).await,
+        Verb::Analyze => {
+            let request = read(&body)?;
+            blocking(server, move |server| change::analyze(server, &request)).await
         }
-        ("POST", ["delete"]) => delete(server, read(&order.body)?, order.who).await,
-        ("GET", ["resources"]) => list(&server, &order.query),
-        ("POST", ["token"]) => {
-            let wanted = read(&order.body)?;
-            blocking(server, move |server| create_token(server, &wanted, order.who)).await
+        Verb::Delete => change::delete(server, read(&body)?, who).await,
+        Verb::Resources => change::list(&server, query),
+        Verb::Versions => {
+            let limit = audit::limit(query)?;
+            blocking(server, move |server| rollback::versions(server, limit)).await
         }
-        ("GET", ["tokens"]) => blocking(server, tokens).await,
-        ("DELETE", ["tokens", id]) => {
-            let id = (*id).to_owned();
-            blocking(server, move |server| delete_token(server, &id, &order.who)).await
+        Verb::Rollback => rollback::roll_back(server, read(&body)?, who).await,
+        Verb::CreateToken => {
+            let wanted = read(&body)?;
+            blocking(server, move |server| create_token(server, &wanted, who.to_string())).await
         }
-        ("GET", ["hosts"]) => blocking(server, hosts).await,
-        ("POST", ["hosts", host, "revoke"]) => {
-            let host =
-                Label::new(host).map_err(|error| Denial::new(StatusCode::BAD_REQUEST, error.to_string()))?;
-            certificates::shut_out(server, host, order.who).await
+        Verb::Tokens => blocking(server, tokens).await,
+        Verb::DeleteToken => {
+            let id = name.to_owned();
+            blocking(server, move |server| delete_token(server, &id, &who)).await
         }
-        ("GET", ["certificates", "revoked"]) => blocking(server, certificates::revoked).await,
-        ("POST", ["certificates", "revoke"]) => {
-            let wanted = read(&order.body)?;
-            certificates::revoke(server, wanted, order.who).await
+        Verb::Hosts => blocking(server, hosts).await,
+        Verb::RevokeHost => certificates::shut_out(server, label(name)?, who).await,
+        Verb::RevokedCertificates => blocking(server, certificates::revoked).await,
+        Verb::RevokeCertificates => certificates::revoke(server, read(&body)?, who).await,
+        Verb::Authority => blocking(server, authority::show).await,
+        Verb::Rotate => authority::rotate(server, read(&body)?, who.to_string()).await,
+        Verb::DropRoot => authority::drop_root(server, read(&body)?, who.to_string()).await,
+        Verb::Status => blocking(server, status).await,
+        Verb::ClearAlarm => clear_alarm(server, who).await,
+        Verb::AddOperator => {
+            let wanted = read(&body)?;
+            blocking(server, move |server| operators::add(server, wanted, &who)).await
         }
-        ("GET", ["ca"]) => blocking(server, authority::show).await,
-        ("POST", ["ca", "rotate"]) => authority::rotate(server, read(&order.body)?, order.who).await,
-        ("POST", ["ca", "drop-root"]) => authority::drop_root(server, read(&order.body)?, order.who).await,
-        ("GET", ["status"]) => blocking(server, status).await,
-        ("POST", ["alarm", "clear"]) => clear_alarm(server, order.who).await,
-        _ => Err(Denial::new(
-            StatusCode::NOT_FOUND,
-            "there is no such order: is the command of another version than the control server?",
-        )),
+        Verb::Operators => blocking(server, operators::list).await,
+        Verb::RemoveOperator => {
+            let name = label(name)?;
+            blocking(server, move |server| operators::remove(server, &name, &who)).await
+        }
+        Verb::Audit => {
+            let filter = audit::filter(query)?;
+            blocking(server, move |server| audit::entries(server, filter)).await
+        }
     }
+}
+
+/// Refuses an order that the role is not enough for.
+async fn permit(server: &Arc<Server>, endpoint: &'static Endpoint<Verb>, who: &Who) -> Result<(), Denial> {
+    let met = match endpoint.access {
+        Access::Operator(need) => who.role().meets(need),
+        // Not a rule for orders.
+        Access::Node | Access::Token => false,
+    };
+    if met {
+        return Ok(());
+    }
+    let reason = format!("{who} is {}, and that is not enough for this: ask an admin", who.role());
+    let (who, what, said) = (who.clone(), format!("{} {}", endpoint.method, endpoint.path), reason.clone());
+    blocking(server.clone(), move |server| {
+        audit(server, &who, what, Some(&said));
+        Ok(())
+    })
+    .await?;
+    Err(Denial::new(StatusCode::FORBIDDEN, reason))
+}
+
+fn label(text: &str) -> Result<Label, Denial> {
+    Label::new(text).map_err(|error| Denial::new(StatusCode::BAD_REQUEST, error.to_string()))
 }
 
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Denial> {
@@ -132,122 +165,23 @@ impl From<baremesh_ca::ledger::LedgerError> for Denial {
 }
 
 /// Notes what was done or refused. That the note fails must not undo what was done.
-fn audit(server: &Server, who: &str, what: String, refused: Option<&str>) {
-    tracing::info!(who, what, refused, "an order");
-    let record = AuditRecord {
-        at: SystemTime::now(),
-        who: who.to_owned(),
-        what,
-        outcome: if refused.is_some() { Outcome::Refused } else { Outcome::Granted },
-        reason: refused.unwrap_or_default().to_owned(),
-    };
+fn audit(server: &Server, who: &Who, what: String, refused: Option<&str>) {
+    let record = record(who, what, refused);
     if let Err(error) = server.ca.ledger().audit(&record) {
         tracing::error!("the order could not be recorded: {error}");
     }
 }
 
-async fn apply(server: Arc<Server>, request: ApplyRequest, who: String) -> Result<Value, Denial> {
-    let (mode, name) = (Mode::of_dry_run(request.dry_run), request.name.clone());
-    let changing = move |server: &Server| {
-        let beside = Beside { served: Some(&server.trust_domain), registered: registered(server) };
-        let applied = resources::apply(&server.directory, &request, beside);
-        changed(server, applied, &who, &format!("apply {name}"), mode)
-    };
-    let changed = blocking(server.clone(), changing).await?;
-    settled(&server, changed).await
-}
-
-fn analyze(server: &Server, request: &AnalyzeRequest) -> Result<Value, Denial> {
-    let beside = Beside { served: None, registered: registered(server) };
-    told(resources::analyze(&server.directory, request, beside)?)
-}
-
-/// The services and workloads that are published, those of hosts among them.
-fn registered(server: &Server) -> Vec<Located<Resource>> {
-    let published = server.control.published();
-    let resources = published.iter().filter_map(|(_, text)| {
-        let document = serde_json::from_str(text).ok()?;
-        // What a newer version wrote is nothing that this one can judge.
-        match format::decode(&document).ok()? {
-            resource @ (Resource::Service(_) | Resource::Workload(_)) => {
-                Some(resources::registered(resource))
-            }
-            _ => None,
-        }
-    });
-    resources.collect()
-}
-
-async fn delete(server: Arc<Server>, request: DeleteRequest, who: String) -> Result<Value, Denial> {
-    let bad = |error: String| Denial::new(StatusCode::BAD_REQUEST, error);
-    let label = |text: &str| Label::new(text).map_err(|error| bad(error.to_string()));
-    let key = Key::new(label(&request.namespace)?, label(&request.name)?);
-    let id = ResourceId { kind: values::kind(&request.kind).map_err(bad)?, key };
-    let mode = Mode::of_dry_run(request.dry_run);
-    let changing = move |server: &Server| {
-        let deleted = resources::delete(&server.directory, &id, mode);
-        changed(server, deleted, &who, &format!("delete {id}"), mode)
-    };
-    let changed = blocking(server.clone(), changing).await?;
-    settled(&server, changed).await
-}
-
-/// A change of the directory that was made, and the set that it led to.
-struct Changed {
-    changes: Changes,
-    wanted: Option<Loaded>,
-}
-
-fn changed(
-    server: &Server,
-    result: Result<Changes, Refused>,
-    who: &str,
-    what: &str,
-    mode: Mode,
-) -> Result<Changed, Denial> {
-    if mode == Mode::DryRun {
-        return Ok(Changed { changes: result?, wanted: None });
+/// A record of an order, which goes into the log as well.
+fn record(who: &Who, what: String, refused: Option<&str>) -> AuditRecord {
+    tracing::info!(%who, what, refused, "an order");
+    AuditRecord {
+        at: SystemTime::now(),
+        who: who.to_string(),
+        what,
+        outcome: if refused.is_some() { Outcome::Refused } else { Outcome::Granted },
+        reason: refused.unwrap_or_default().to_owned(),
     }
-    match result {
-        Ok(changes) => {
-            for change in changes.changes.iter().filter(|change| change.effect != "unchanged") {
-                let (kind, namespace, name) = (&change.kind, &change.namespace, &change.name);
-                audit(server, who, format!("{what}: {kind} {namespace}/{name} {}", change.effect), None);
-            }
-            // Somebody else's change since may be at fault: then it is not in force, and `status` says why.
-            Ok(Changed { changes, wanted: server.directory.load().ok() })
-        }
-        Err(refused) => {
-            audit(server, who, what.to_owned(), Some(&refused.to_string()));
-            Err(refused.into())
-        }
-    }
-}
-
-/// Waits until what was written is in force, so that whoever applies a policy can count on it.
-async fn settled(server: &Server, changed: Changed) -> Result<Value, Denial> {
-    let Changed { mut changes, wanted } = changed;
-    if let Some(wanted) = wanted {
-        let mut in_force = server.in_force.clone();
-        let reached = timeout(IN_FORCE, in_force.wait_for(|in_force| *in_force.loaded == wanted)).await;
-        changes.in_force = matches!(reached, Ok(Ok(_)));
-    }
-    told(changes)
-}
-
-fn list(server: &Server, query: &str) -> Result<Value, Denial> {
-    let bad = |error: String| Denial::new(StatusCode::BAD_REQUEST, error);
-    let mut filter = Filter::default();
-    for part in query.split('&').filter(|part| !part.is_empty()) {
-        match part.split_once('=') {
-            Some(("kind", kind)) => filter.kind = Some(values::kind(kind).map_err(bad)?),
-            Some(("namespace", namespace)) => filter.namespace = Some(namespace.to_owned()),
-            Some(("name", name)) => filter.name = Some(name.to_owned()),
-            _ => return Err(bad(format!("`{part}` is no filter: there are kind, namespace and name"))),
-        }
-    }
-    let loaded = server.in_force.borrow().loaded.clone();
-    told(resources::list(&loaded, &filter))
 }
 
 fn create_token(server: &Server, wanted: &TokenOrder, who: String) -> Result<Value, Denial> {
@@ -294,7 +228,7 @@ fn tokens(server: &Server) -> Result<Value, Denial> {
     told(server.ca.ledger().tokens()?.into_iter().map(report).collect::<Vec<_>>())
 }
 
-fn delete_token(server: &Server, id: &str, who: &str) -> Result<Value, Denial> {
+fn delete_token(server: &Server, id: &str, who: &Who) -> Result<Value, Denial> {
     let (what, missing) =
         (format!("delete token {id}"), "there is no such token: `baremesh token list` shows them");
     if !server.ca.ledger().delete_token(id)? {
@@ -372,7 +306,7 @@ fn status(server: &Server) -> Result<Value, Denial> {
     })
 }
 
-async fn clear_alarm(server: Arc<Server>, who: String) -> Result<Value, Denial> {
+async fn clear_alarm(server: Arc<Server>, who: Who) -> Result<Value, Denial> {
     let gone = server.control.clear_alarm().await.map_err(|error| Denial::failed(&error))?;
     let gone: Vec<_> = gone.iter().map(ToString::to_string).collect();
     let what = format!("clear the alarm: {} hosts are gone", gone.len());

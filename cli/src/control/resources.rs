@@ -8,12 +8,13 @@ use baremesh_model::name::TrustDomain;
 use baremesh_registry::analysis::{self, Subject};
 use baremesh_registry::control::server::MAX_RESOURCE;
 use baremesh_registry::diagnostic::{Code, Diagnostic};
-use baremesh_registry::files::{Applied, Change, Effect, ResourceDirectory};
+use baremesh_registry::files::{Applied, Change, ResourceDirectory};
 use baremesh_registry::format::source::{Source, Span};
-use baremesh_registry::format::{self, Form};
+use baremesh_registry::format::{self, Form, Parsed};
 use baremesh_registry::resource::{Located, Origin, Resource};
 use baremesh_registry::set::{Loaded, Refused};
 
+use super::difference::word;
 use super::report::{
     Analysis, AnalyzeRequest, ApplyRequest, ChangeReport, Changes, ResourceReport, WrittenForm,
 };
@@ -52,17 +53,31 @@ pub fn registered(value: Resource) -> Located<Resource> {
     Located { value, origin: Origin { source, span: Span::default() } }
 }
 
+/// A change as it was made, or would be.
+#[derive(Debug)]
+pub struct Made {
+    /// What is told of it.
+    pub report: Changes,
+    /// What it does to each resource and its file.
+    pub changes: Vec<Change>,
+}
+
+/// The resources of a request's text, as far as they can be read.
+pub(super) fn parsed(request: &ApplyRequest) -> Parsed {
+    let name = name_with_form(request);
+    Form::of_file(&name).unwrap_or_else(|| Form::of_text(&request.text)).parse(&request.text, &name)
+}
+
 /// Applies a text to a directory. Beside the warnings of reading it stands what an analysis of the resulting set says of
 /// the resources in it; nothing is refused for that.
 pub fn apply(
     directory: &ResourceDirectory,
     request: &ApplyRequest,
     beside: Beside<'_>,
-) -> Result<Changes, Refused> {
+) -> Result<Made, Refused> {
     let name = name_with_form(request);
     if let Some(served) = beside.served {
-        let form = Form::of_file(&name).unwrap_or_else(|| Form::of_text(&request.text));
-        let parsed = form.parse(&request.text, &name);
+        let parsed = parsed(request);
         let faults = parsed.resources.iter().filter_map(|located| {
             let fault = unservable(&located.value, served)?;
             let finding = Diagnostic::at_origin(&located.origin, fault.code, fault.message);
@@ -83,7 +98,7 @@ pub fn apply(
         |finding: &Diagnostic| changes.iter().any(|change| finding.resource.as_ref() == Some(&change.id));
     let found = analysis::analyze(resulting, &[]).into_iter().filter(is_about);
     warnings.extend(found.map(Diagnostic::into_warning));
-    Ok(report(&changes, &warnings))
+    Ok(Made { report: report_of(&changes, &warnings), changes })
 }
 
 /// Analyses what a directory holds, with texts put over it.
@@ -114,12 +129,13 @@ pub fn judged(subject: Subject, texts: &[(String, String)]) -> Analysis {
 }
 
 /// Deletes a resource of a directory.
-pub fn delete(directory: &ResourceDirectory, id: &ResourceId, mode: Mode) -> Result<Changes, Refused> {
+pub fn delete(directory: &ResourceDirectory, id: &ResourceId, mode: Mode) -> Result<Made, Refused> {
     let change = match mode {
         Mode::DryRun => directory.plan_delete(id)?,
         Mode::Change => directory.delete(id)?,
     };
-    Ok(report(&[change], &[]))
+    let changes = vec![change];
+    Ok(Made { report: report_of(&changes, &[]), changes })
 }
 
 /// The name that findings show, with an ending that says the form where the request says it and the name does not.
@@ -134,28 +150,24 @@ fn name_with_form(request: &ApplyRequest) -> String {
     }
 }
 
-fn report(changes: &[Change], warnings: &[Diagnostic]) -> Changes {
+/// What is told of changes.
+pub(super) fn report_of(changes: &[Change], warnings: &[Diagnostic]) -> Changes {
     let text: Vec<_> = warnings.iter().map(ToString::to_string).collect();
     Changes {
         changes: changes.iter().map(change_report).collect(),
         warnings: warnings.iter().map(Diagnostic::to_json).collect(),
         warning_text: text.join("\n"),
         in_force: false,
+        version: None,
     }
 }
 
 fn change_report(change: &Change) -> ChangeReport {
-    let effect = match change.effect {
-        Effect::Created => "created",
-        Effect::Changed => "changed",
-        Effect::Unchanged => "unchanged",
-        Effect::Deleted => "deleted",
-    };
     ChangeReport {
         kind: change.id.kind.name().to_owned(),
         namespace: change.id.key.namespace.to_string(),
         name: change.id.key.name.to_string(),
-        effect: effect.to_owned(),
+        effect: word(change.effect).to_owned(),
         file: change.file.display().to_string(),
         diff: change.diff(),
     }
@@ -249,7 +261,8 @@ mod tests {
             http = [{ route = [{ destination = { host = \"orders\", subset = \"v9\" } }] }]\n";
         let check = |registered: Vec<Located<Resource>>, expected: &[&str]| {
             let beside = Beside { registered, ..Beside::default() };
-            let changes = apply(&directory, &request(routes, "r.toml", None, true), beside).expect("applied");
+            let made = apply(&directory, &request(routes, "r.toml", None, true), beside).expect("applied");
+            let changes = made.report;
             let said = changes.warnings.iter().map(|finding| {
                 assert_eq!(finding["severity"], "warning");
                 finding["code"].as_str().expect("a code")
@@ -288,6 +301,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let directory = ResourceDirectory::new(place.path());
         let dry = apply(&directory, &request(ORDERS, "-", None, true), Beside::default()).expect("a plan");
+        let dry = dry.report;
         assert_eq!(dry.changes[0].effect, "created");
         assert!(dry.changes[0].diff.contains("+[[Service]]"));
         assert!(directory.load().expect("a set").places.is_empty(), "a dry run changes nothing");
@@ -303,7 +317,8 @@ mod tests {
         let named = Filter { name: Some("nobody".to_owned()), ..Filter::default() };
         assert!(list(&directory.load().expect("a set"), &named).is_empty());
         let id = format::decode(&listed[0].document).expect("a resource").id();
-        assert_eq!(delete(&directory, &id, Mode::Change).expect("deleted").changes[0].effect, "deleted");
+        let deleted = delete(&directory, &id, Mode::Change).expect("deleted");
+        assert_eq!(deleted.report.changes[0].effect, "deleted");
         assert!(delete(&directory, &id, Mode::Change).is_err());
     }
 

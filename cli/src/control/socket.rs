@@ -10,8 +10,10 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 
 use super::Server;
+use super::endpoints::{OF_OPERATORS, find};
 use super::orders::{self, Order};
 use super::report::Fault;
+use super::who::Who;
 
 /// Why an order was not carried out.
 pub(super) struct Denial {
@@ -29,11 +31,21 @@ impl Denial {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
     }
 
+    /// What no table has.
+    pub(super) fn no_such_order() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "there is no such order: is the command of another version than the control server?",
+        )
+    }
+
     fn answer(&self) -> Answer {
         with(self.status, JSON, serde_json::to_vec(&self.fault).unwrap_or_default())
     }
 }
 
+/// Bytes of an order's body: a file of the largest size, every byte of it escaped once.
+pub(super) const MAX_ORDER: usize = 2 * MAX_FILE_BYTES as usize + 64 * 1024;
 const JSON: &str = "application/json";
 
 /// The control server as its administration socket sees it.
@@ -41,18 +53,15 @@ const JSON: &str = "application/json";
 pub(super) struct Administration(pub(super) Arc<Server>);
 
 impl Administer for Administration {
-    /// A file of the largest size, every byte of it escaped once.
-    const MAX_BODY: usize = 2 * MAX_FILE_BYTES as usize + 64 * 1024;
+    const MAX_BODY: usize = MAX_ORDER;
 
     async fn answer(&self, uid: u32, request: Request<Bytes>) -> Answer {
         let (head, body) = request.into_parts();
-        let order = Order {
-            method: head.method,
-            path: head.uri.path().to_owned(),
-            query: head.uri.query().unwrap_or_default().to_owned(),
-            body,
-            who: format!("uid {uid}"),
+        let Some((endpoint, name)) = find(&OF_OPERATORS, &head.method, head.uri.path()) else {
+            return Denial::no_such_order().answer();
         };
+        let query = head.uri.query().unwrap_or_default();
+        let order = Order { endpoint, name, query, body, who: Who::Local { uid } };
         match Box::pin(orders::carry_out(Arc::clone(&self.0), order)).await {
             Ok(value) => with(StatusCode::OK, JSON, value.to_string().into_bytes()),
             Err(denial) => denial.answer(),

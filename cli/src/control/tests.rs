@@ -38,6 +38,8 @@ use super::*;
 mod hosts;
 /// What operators may do.
 mod operators;
+/// What they may do from other machines, and who may not.
+mod remote;
 
 /// Long for a machine under load; nothing waits that long unless it failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -244,7 +246,7 @@ impl Drop for Driver {
 }
 
 async fn open_state(client: h2::client::SendRequest<Bytes>) -> (StreamReader, StreamWriter) {
-    let (response, stream) = begin(client, Method::POST, calls::STATE_PATH).await;
+    let (response, stream) = begin(client, Method::POST, endpoints::STATE_PATH).await;
     let response = response.await.expect("a response");
     assert_eq!(response.status(), StatusCode::OK);
     (StreamReader::new(response.into_body()), StreamWriter::new(stream))

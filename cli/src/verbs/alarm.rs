@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::place::ControlSocket;
+use super::server::Remote;
 use super::{Global, block_on};
 use crate::output::{Output, say, say_json};
 
@@ -16,6 +16,8 @@ really gone, this says so: their endpoints are removed.";
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT)]
 pub struct Alarm {
+    #[command(flatten)]
+    remote: Remote,
     #[command(subcommand)]
     verb: AlarmVerb,
 }
@@ -29,7 +31,7 @@ enum AlarmVerb {
 impl Alarm {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
         let AlarmVerb::Clear = self.verb;
-        let _: Value = block_on(ControlSocket::of(&global.directories()).post("/alarm/clear", &json!({})))?;
+        let _: Value = block_on(self.remote.server(&global.directories())?.post("/alarm/clear", &json!({})))?;
         match global.output {
             Output::Json => say_json(&json!({ "cleared": true })),
             _ => say("the endpoints of silent hosts are removed"),

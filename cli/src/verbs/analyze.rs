@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::apply::read;
 use super::place::{Done, Place, shown};
+use super::server::Remote;
 use super::{Global, block_on};
 use crate::control::report::AnalyzeRequest;
 use crate::control::resources::judged;
@@ -37,6 +38,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_help = EXAMPLES)]
 pub struct Analyze {
+    #[command(flatten)]
+    remote: Remote,
     /// Files, directories of files, or `-` for the standard input; what is in force without
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
@@ -50,7 +53,7 @@ impl Analyze {
         let texts = texts(&self.files)?;
         let (live, count) = (self.live || self.files.is_empty(), texts.len());
         let analysis = if live {
-            let place = Place::of(&global.directories())?;
+            let place = Place::of(&global.directories(), &self.remote)?;
             let request = AnalyzeRequest { texts };
             shown(global.output, block_on(place.analyze(&request)), &Done::Asking)?
         } else {

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use baremesh_registry::files::MAX_FILE_BYTES;
 use clap::Args;
 
-use super::place::{Done, Place, changes_json, say_changes, shown};
+use super::place::{Done, Place, changes_json, remark_version, say_changes, shown};
+use super::server::Remote;
 use super::{Global, block_on};
 use crate::control::report::{ApplyRequest, Changes, WrittenForm};
 use crate::output::{Output, remark, say, say_json, usage};
@@ -36,6 +37,8 @@ A policy that lets only `web` call `orders`:
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT, after_help = EXAMPLES)]
 pub struct Apply {
+    #[command(flatten)]
+    remote: Remote,
     /// A file with resources, `-` for the standard input; can be given several times
     #[arg(short, long = "file", value_name = "FILE", required = true)]
     file: Vec<PathBuf>,
@@ -51,7 +54,7 @@ impl Apply {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
         // Read first: a file that is missing must not leave half of the command done.
         let requests: Vec<_> = self.file.iter().map(|file| self.request(file)).collect::<Result<_, _>>()?;
-        let place = Place::of(&global.directories())?;
+        let place = Place::of(&global.directories(), &self.remote)?;
         let mut done: Vec<Changes> = Vec::new();
         for request in &requests {
             let before = if self.dry_run { &[][..] } else { &done };
@@ -88,6 +91,7 @@ impl Apply {
             return Ok(());
         }
         say(say_changes(changes))?;
+        remark_version(changes);
         if let Some(consequence) = place.consequence(changes) {
             remark(consequence);
         }

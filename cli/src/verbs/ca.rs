@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::Value;
 
-use super::place::ControlSocket;
+use super::server::Remote;
 use super::{Global, block_on, values};
 use crate::control::report::{AuthorityReport, DropOrder, Replaced, RotateOrder};
 use crate::output::{Output, relative, remark, say, say_json, table};
@@ -14,6 +14,8 @@ use crate::output::{Output, relative, remark, say, say_json, table};
 /// Show what signs the mesh's certificates, and replace it, on the control host
 #[derive(Debug, Args)]
 pub struct Ca {
+    #[command(flatten)]
+    remote: Remote,
     #[command(subcommand)]
     verb: Option<CaVerb>,
 }
@@ -61,18 +63,18 @@ struct DropRoot {
 
 impl Ca {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let socket = ControlSocket::of(&global.directories());
+        let server = self.remote.server(&global.directories())?;
         match self.verb {
-            None | Some(CaVerb::Show) => shown(&block_on(socket.ask(Method::GET, "/ca"))?, global.output),
+            None | Some(CaVerb::Show) => shown(&block_on(server.ask(Method::GET, "/ca"))?, global.output),
             Some(CaVerb::Rotate(Rotate { root, within, .. })) => {
                 let what = if root { Replaced::Root } else { Replaced::Intermediate };
                 let within_seconds = within.map(|within| within.as_secs());
                 let order = RotateOrder { what, within_seconds };
-                shown(&block_on(socket.post("/ca/rotate", &order))?, global.output)
+                shown(&block_on(server.post("/ca/rotate", &order))?, global.output)
             }
             Some(CaVerb::DropRoot(DropRoot { fingerprint, force })) => {
                 let answer: Value =
-                    block_on(socket.post("/ca/drop-root", &DropOrder { fingerprint, force }))?;
+                    block_on(server.post("/ca/drop-root", &DropOrder { fingerprint, force }))?;
                 match global.output {
                     Output::Json => say_json(&answer),
                     _ => say(format_args!(

@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::json;
 
-use super::place::ControlSocket;
+use super::server::{ControlServer, Remote};
 use super::{Global, block_on};
 use crate::control::report::{RevokeOrder, RevokedReport};
 use crate::output::{Output, relative, say, say_json, table, to_unix};
@@ -20,6 +20,8 @@ use crate::output::{Output, relative, say, say_json, table, to_unix};
 /// Show the certificates that this host's agent holds, and until when they are valid; on the control host, revoke some
 #[derive(Debug, Args)]
 pub struct Certs {
+    #[command(flatten)]
+    remote: Remote,
     #[command(subcommand)]
     verb: Option<CertsVerb>,
 }
@@ -71,12 +73,13 @@ fn serial(text: &str) -> Result<String, String> {
 
 impl Certs {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let socket = ControlSocket::of(&global.directories());
+        let server = || self.remote.server(&global.directories());
         match self.verb {
             None | Some(CertsVerb::List) => held(global),
-            Some(CertsVerb::Revoke(wanted)) => revoke(&socket, wanted, global.output),
+            Some(CertsVerb::Revoke(wanted)) => revoke(&server()?, wanted, global.output),
             Some(CertsVerb::Revoked) => {
-                let revoked: Vec<RevokedReport> = block_on(socket.ask(Method::GET, "/certificates/revoked"))?;
+                let revoked: Vec<RevokedReport> =
+                    block_on(server()?.ask(Method::GET, "/certificates/revoked"))?;
                 match global.output {
                     Output::Json => say_json(&revoked),
                     _ => say(revoked_table(&revoked, "no certificate is revoked")),
@@ -99,17 +102,17 @@ fn held(global: &Global) -> anyhow::Result<()> {
     }
 }
 
-fn revoke(socket: &ControlSocket, wanted: Revoke, output: Output) -> anyhow::Result<()> {
+fn revoke(server: &ControlServer, wanted: Revoke, output: Output) -> anyhow::Result<()> {
     let revoked: Vec<RevokedReport> = match wanted {
         Revoke { host: Some(host), .. } => {
-            block_on(socket.post(&format!("/hosts/{host}/revoke"), &json!({})))?
+            block_on(server.post(&format!("/hosts/{host}/revoke"), &json!({})))?
         }
         Revoke { identity: None, serial: None, .. } => {
             bail!("a host, an identity or a serial number is needed")
         }
         Revoke { identity, serial, .. } => {
             let identity = identity.map(|identity| identity.to_string());
-            block_on(socket.post("/certificates/revoke", &RevokeOrder { identity, serial }))?
+            block_on(server.post("/certificates/revoke", &RevokeOrder { identity, serial }))?
         }
     };
     match output {

@@ -5,7 +5,8 @@ use baremesh_model::name::{Key, Label};
 use baremesh_registry::resource::mesh_config_key;
 use clap::Args;
 
-use super::place::{Done, Place, changes_json, say_changes, shown};
+use super::place::{Done, Place, changes_json, remark_version, say_changes, shown};
+use super::server::Remote;
 use super::{Global, block_on, values};
 use crate::control::resources::Mode;
 use crate::output::{Output, remark, say, say_json};
@@ -19,6 +20,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Delete {
+    #[command(flatten)]
+    remote: Remote,
     /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, DestinationRule,
     /// RequestAuthentication, RateLimit, HostGrant or MeshConfig
     #[arg(value_parser = values::kind)]
@@ -42,7 +45,7 @@ impl Delete {
             _ => Key::new(self.namespace, self.name),
         };
         let id = ResourceId { kind: self.kind, key };
-        let place = Place::of(&global.directories())?;
+        let place = Place::of(&global.directories(), &self.remote)?;
         let mode = Mode::of_dry_run(self.dry_run);
         let changes = shown(global.output, block_on(place.delete(&id, mode)), &Done::Changed(&[]))?;
         if global.output == Output::Json {
@@ -52,6 +55,7 @@ impl Delete {
             return say(format_args!("{id} can be deleted"));
         }
         say(say_changes(&changes))?;
+        remark_version(&changes);
         if let Some(consequence) = place.consequence(&changes) {
             remark(consequence);
         }

@@ -8,6 +8,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::place::{Done, Place, shown};
+use super::server::Remote;
 use super::{Global, block_on, values};
 use crate::control::report::ResourceReport;
 use crate::control::resources::Filter;
@@ -24,6 +25,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Get {
+    #[command(flatten)]
+    remote: Remote,
     /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, DestinationRule,
     /// RequestAuthentication, RateLimit, HostGrant or MeshConfig; the plural too
     #[arg(value_parser = values::kind)]
@@ -43,7 +46,7 @@ impl Get {
             namespace: self.namespace.map(|namespace| namespace.to_string()),
             name: self.name.as_ref().map(ToString::to_string),
         };
-        let place = Place::of(&global.directories())?;
+        let place = Place::of(&global.directories(), &self.remote)?;
         let found = shown(global.output, block_on(place.list(&filter)), &Done::Asking)?;
         if let Some(name) = self.name.filter(|_| found.is_empty()) {
             anyhow::bail!(

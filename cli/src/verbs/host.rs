@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::json;
 
-use super::place::ControlSocket;
+use super::server::{ControlServer, Remote};
 use super::token::granted;
 use super::{Global, block_on};
 use crate::control::report::{HostReport, RevokedReport};
@@ -16,6 +16,8 @@ use crate::output::{Output, relative, remark, say, say_json, table};
 /// List the hosts that joined, and shut one out, on the control host
 #[derive(Debug, Args)]
 pub struct Host {
+    #[command(flatten)]
+    remote: Remote,
     #[command(subcommand)]
     verb: HostVerb,
 }
@@ -38,12 +40,12 @@ enum HostVerb {
 
 impl Host {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let socket = ControlSocket::of(&global.directories());
+        let server = self.remote.server(&global.directories())?;
         match self.verb {
-            HostVerb::List => list(&socket, global.output),
+            HostVerb::List => list(&server, global.output),
             HostVerb::Revoke { host } => {
                 let _: Vec<RevokedReport> =
-                    block_on(socket.post(&format!("/hosts/{host}/revoke"), &json!({})))?;
+                    block_on(server.post(&format!("/hosts/{host}/revoke"), &json!({})))?;
                 match global.output {
                     Output::Json => say_json(&json!({ "revoked": host.as_str() })),
                     _ => {
@@ -57,8 +59,8 @@ impl Host {
     }
 }
 
-fn list(socket: &ControlSocket, output: Output) -> anyhow::Result<()> {
-    let hosts: Vec<HostReport> = block_on(socket.ask(Method::GET, "/hosts"))?;
+fn list(server: &ControlServer, output: Output) -> anyhow::Result<()> {
+    let hosts: Vec<HostReport> = block_on(server.ask(Method::GET, "/hosts"))?;
     if output == Output::Json {
         return say_json(&hosts);
     }

@@ -25,7 +25,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Global;
-use super::place::Denied;
+use super::server::Denied;
 use crate::control::{DATABASE, make_directory};
 use crate::output::{Output, remark, say, say_json};
 

@@ -2,11 +2,9 @@
 //! that reads its resources from files.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use baremesh_agent::admin::client::{Socket, SocketError};
 use baremesh_agent::config::{AgentConfig, Directories, SourceConfig};
 use baremesh_agent::registration::{LocalService, file};
 use baremesh_model::mesh::ResourceId;
@@ -16,64 +14,14 @@ use baremesh_registry::files::ResourceDirectory;
 use baremesh_registry::resource::Resource;
 use baremesh_registry::set::Refused;
 use http::Method;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::server::{ControlServer, Denied, Remote};
 use crate::control::report::{
     Analysis, AnalyzeRequest, ApplyRequest, Changes, DeleteRequest, Fault, ResourceReport,
 };
 use crate::control::resources::{self, Beside, Filter, Mode};
 use crate::output::{Exit, Output, Said, remark, say_json, usage};
-
-/// The control server's socket of this host.
-pub(super) struct ControlSocket(PathBuf);
-
-impl ControlSocket {
-    pub(super) fn of(directories: &Directories) -> Self {
-        Self(directories.control_socket())
-    }
-
-    /// Calls without a body.
-    pub(super) async fn ask<A: DeserializeOwned>(&self, method: Method, target: &str) -> anyhow::Result<A> {
-        self.exchange(method, target, Vec::new()).await
-    }
-
-    /// Calls with a body.
-    pub(super) async fn post<A: DeserializeOwned>(
-        &self,
-        target: &str,
-        body: &impl Serialize,
-    ) -> anyhow::Result<A> {
-        let body = serde_json::to_vec(body).context("the request cannot be written as JSON")?;
-        self.exchange(Method::POST, target, body).await
-    }
-
-    async fn exchange<A: DeserializeOwned>(
-        &self,
-        method: Method,
-        target: &str,
-        body: Vec<u8>,
-    ) -> anyhow::Result<A> {
-        let socket = Socket { path: &self.0, program: "baremesh control" };
-        let answer = match socket.call(method, target, body).await {
-            Ok(answer) => answer,
-            Err(SocketError::Refused { message, .. }) => return Err(refusal(message)),
-            Err(error) => return Err(error.into()),
-        };
-        serde_json::from_slice(&answer)
-            .context("the control server's answer cannot be read: is it of another version?")
-    }
-}
-
-/// A refusal by the control server, or by the directory.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.error)]
-pub(super) struct Denied(pub(super) Fault);
-
-fn refusal(message: String) -> anyhow::Error {
-    Denied(serde_json::from_str(&message).unwrap_or(Fault { error: message, findings: Vec::new() })).into()
-}
 
 impl From<Refused> for Denied {
     fn from(refused: Refused) -> Self {
@@ -148,14 +96,14 @@ pub(super) fn shown<T>(output: Output, result: anyhow::Result<T>, done: &Done<'_
 /// Where resources are changed.
 pub(super) enum Place {
     /// Through the control server.
-    Control(ControlSocket),
+    Control(ControlServer),
     /// In the directory that this host's agent reads, beside its registrations.
     Directory(ResourceDirectory, Vec<Arc<LocalService>>),
 }
 
 impl Place {
-    pub(super) fn of(directories: &Directories) -> anyhow::Result<Self> {
-        if !directories.control_socket().exists() {
+    pub(super) fn of(directories: &Directories, remote: &Remote) -> anyhow::Result<Self> {
+        if !remote.is_given() && !directories.control_socket().exists() {
             let config = AgentConfig::load(directories.clone()).map_err(|error| usage(error.to_string()))?;
             if let SourceConfig::Files(path) = config.source {
                 let local = file::read_all(&directories.services(), &config.ssh_ports);
@@ -163,21 +111,21 @@ impl Place {
                 return Ok(Self::Directory(ResourceDirectory::new(&path), local));
             }
         }
-        Ok(Self::Control(ControlSocket::of(directories)))
+        Ok(Self::Control(remote.server(directories)?))
     }
 
     pub(super) async fn apply(&self, request: &ApplyRequest) -> anyhow::Result<Changes> {
         match self {
-            Self::Control(socket) => socket.post("/apply", request).await,
+            Self::Control(server) => server.post("/apply", request).await,
             Self::Directory(directory, local) => {
-                Ok(resources::apply(directory, request, beside(local)).map_err(Denied::from)?)
+                Ok(resources::apply(directory, request, beside(local)).map_err(Denied::from)?.report)
             }
         }
     }
 
     pub(super) async fn analyze(&self, request: &AnalyzeRequest) -> anyhow::Result<Analysis> {
         match self {
-            Self::Control(socket) => socket.post("/analyze", request).await,
+            Self::Control(server) => server.post("/analyze", request).await,
             Self::Directory(directory, local) => {
                 Ok(resources::analyze(directory, request, beside(local)).map_err(Denied::from)?)
             }
@@ -186,24 +134,24 @@ impl Place {
 
     pub(super) async fn delete(&self, id: &ResourceId, mode: Mode) -> anyhow::Result<Changes> {
         match self {
-            Self::Control(socket) => {
+            Self::Control(server) => {
                 let request = DeleteRequest {
                     kind: id.kind.name().to_owned(),
                     namespace: id.key.namespace.to_string(),
                     name: id.key.name.to_string(),
                     dry_run: mode == Mode::DryRun,
                 };
-                socket.post("/delete", &request).await
+                server.post("/delete", &request).await
             }
             Self::Directory(directory, _) => {
-                Ok(resources::delete(directory, id, mode).map_err(Denied::from)?)
+                Ok(resources::delete(directory, id, mode).map_err(Denied::from)?.report)
             }
         }
     }
 
     pub(super) async fn list(&self, filter: &Filter) -> anyhow::Result<Vec<ResourceReport>> {
         match self {
-            Self::Control(socket) => socket.ask(Method::GET, &target_of(filter)).await,
+            Self::Control(server) => server.ask(Method::GET, &target_of(filter)).await,
             Self::Directory(directory, _) => {
                 Ok(resources::list(&directory.load().map_err(Denied::from)?, filter))
             }
@@ -250,10 +198,18 @@ pub(super) fn say_changes(changes: &Changes) -> String {
     text
 }
 
+/// Says by which number a change can be taken back.
+pub(super) fn remark_version(changes: &Changes) {
+    if let Some(version) = changes.version {
+        remark(format_args!("version {version}: `baremesh rollback {version}` takes it back"));
+    }
+}
+
 /// One kind of JSON for programs: the changes as they came.
 pub(super) fn changes_json(all: &[Changes]) -> Value {
     let changes: Vec<_> = all.iter().flat_map(|one| &one.changes).collect();
     let warnings: Vec<_> = all.iter().flat_map(|one| &one.warnings).collect();
     let in_force = all.iter().all(|one| one.in_force);
-    serde_json::json!({ "changes": changes, "warnings": warnings, "inForce": in_force })
+    let versions: Vec<_> = all.iter().filter_map(|one| one.version).collect();
+    serde_json::json!({ "changes": changes, "warnings": warnings, "inForce": in_force, "versions": versions })
 }

@@ -10,6 +10,7 @@ use http::Method;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::server::Remote;
 use super::service::health_in_words;
 use super::{Global, block_on};
 use crate::control::report::{HostStatus, StatusReport as ControlStatus};
@@ -17,16 +18,24 @@ use crate::output::{Exit, Output, Said, in_full, remark, say, say_json, table};
 
 const LONG_ABOUT: &str = "\
 Show how this host's agent stands, and on the control host how every host stands. Exits with 0 where all is well, 1 where
-the agent is not ready, resources are refused or an alarm is raised, 3 where neither agent nor control server answers.";
+the agent is not ready, resources are refused or an alarm is raised, 3 where neither agent nor control server answers.
+With an operator's credential, from any machine: how every host stands.";
 
 /// Show how this host stands, and on the control host the whole mesh
 #[derive(Debug, Args)]
 #[command(long_about = LONG_ABOUT)]
-pub struct Status {}
+pub struct Status {
+    #[command(flatten)]
+    remote: Remote,
+}
 
 impl Status {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
         let directories = global.directories();
+        if self.remote.is_given() {
+            let control = block_on(self.remote.server(&directories)?.ask(Method::GET, "/status"))?;
+            return from_afar(global.output, &control);
+        }
         let agent = ask::<AgentStatus>(&directories.agent_socket(), "baremesh agent");
         // On most hosts there is no control server, and nothing to say about that.
         let control = directories.control_socket();
@@ -55,6 +64,16 @@ impl Status {
             && control.is_none_or(|control| control.alarm.is_none() && control.resources_refused.is_none());
         if well { Ok(()) } else { Err(Said(Exit::Refused).into()) }
     }
+}
+
+/// What an operator is told from another machine: how the mesh stands.
+fn from_afar(output: Output, control: &ControlStatus) -> anyhow::Result<()> {
+    match output {
+        Output::Json => say_json(&json!({ "agent": null, "control": control }))?,
+        _ => say_control(control)?,
+    }
+    let well = control.alarm.is_none() && control.resources_refused.is_none();
+    if well { Ok(()) } else { Err(Said(Exit::Refused).into()) }
 }
 
 fn ask<T: DeserializeOwned>(path: &Path, program: &'static str) -> anyhow::Result<T> {

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use baremesh_agent::machine;
 use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::name::Label;
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::place::ControlSocket;
+use super::server::{ControlServer, Remote};
 use super::{Global, block_on, values};
 use crate::control::report::{TokenAnswer, TokenOrder, TokenReport};
 use crate::output::{Output, in_words, relative, remark, say, say_json, table};
@@ -17,6 +16,8 @@ use crate::output::{Output, in_words, relative, remark, say, say_json, table};
 /// Make, list and withdraw join tokens, on the control host
 #[derive(Debug, Args)]
 pub struct Token {
+    #[command(flatten)]
+    remote: Remote,
     #[command(subcommand)]
     verb: TokenVerb,
 }
@@ -68,12 +69,12 @@ struct Create {
 
 impl Token {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let socket = ControlSocket::of(&global.directories());
+        let server = self.remote.server(&global.directories())?;
         match self.verb {
-            TokenVerb::Create(create) => create.run(&socket, global.output),
-            TokenVerb::List => list(&socket, global.output),
+            TokenVerb::Create(create) => create.run(&server, global.output),
+            TokenVerb::List => list(&server, global.output),
             TokenVerb::Delete { id } => {
-                let _: Value = block_on(socket.ask(Method::DELETE, &format!("/tokens/{}", path_part(&id)?)))?;
+                let _: Value = block_on(server.ask(Method::DELETE, &format!("/tokens/{}", path_part(&id)?)))?;
                 match global.output {
                     Output::Json => say_json(&json!({ "deleted": id })),
                     _ => say(format_args!("token {id} is withdrawn")),
@@ -93,7 +94,7 @@ pub(super) fn path_part(text: &str) -> anyhow::Result<&str> {
 }
 
 impl Create {
-    fn run(self, socket: &ControlSocket, output: Output) -> anyhow::Result<()> {
+    fn run(self, server: &ControlServer, output: Output) -> anyhow::Result<()> {
         let rejoin = self.rejoin.is_some();
         let order = TokenOrder {
             services: self.services.iter().map(ToString::to_string).collect(),
@@ -102,7 +103,7 @@ impl Create {
             rejoin,
             expires_seconds: Some(self.expires.as_secs()),
         };
-        let answer: TokenAnswer = block_on(socket.post("/token", &order))?;
+        let answer: TokenAnswer = block_on(server.post("/token", &order))?;
         if output == Output::Json {
             return say_json(&answer);
         }
@@ -111,7 +112,7 @@ impl Create {
         let within = in_words(self.expires);
         remark(format_args!("\n{}\nOn the new host, once, within {within}:", about(&order)));
         let name = order.host.map(|host| format!(" --host {host}")).unwrap_or_default();
-        remark(format_args!("  baremesh join {}:{} --token TOKEN{name}", machine::name(), answer.port));
+        remark(format_args!("  baremesh join {} --token TOKEN{name}", server.reached_at(answer.port)));
         Ok(())
     }
 }
@@ -133,8 +134,8 @@ pub(super) fn granted(services: &[String], addresses: &[String]) -> String {
     if granted.is_empty() { "-".to_owned() } else { granted.join(" ") }
 }
 
-fn list(socket: &ControlSocket, output: Output) -> anyhow::Result<()> {
-    let tokens: Vec<TokenReport> = block_on(socket.ask(Method::GET, "/tokens"))?;
+fn list(server: &ControlServer, output: Output) -> anyhow::Result<()> {
+    let tokens: Vec<TokenReport> = block_on(server.ask(Method::GET, "/tokens"))?;
     if output == Output::Json {
         return say_json(&tokens);
     }

@@ -71,7 +71,7 @@ pub struct Applied {
 
 /// What is left in a directory's last file when its last resource is deleted, so that a directory without any file stays
 /// what it is: a sign that something is wrong.
-const NO_RESOURCES: &str = "# No resources.\n";
+pub(super) const NO_RESOURCES: &str = "# No resources.\n";
 
 /// How often, and how long apart, somebody else's change of the directory is waited for: 10 seconds.
 const LOCK_TRIES: u32 = 200;
@@ -189,7 +189,7 @@ impl ResourceDirectory {
     }
 
     /// Keeps other processes, and other threads, from changing the directory until it is dropped.
-    fn lock(&self) -> Result<File, Refused> {
+    pub(super) fn lock(&self) -> Result<File, Refused> {
         let path = self.path().join(".lock");
         let refused = |error: &dyn std::fmt::Display| {
             let message = format!("cannot be locked for the change: {error}");
@@ -213,7 +213,7 @@ fn rewrites(change: &Change) -> bool {
 }
 
 /// Validates the set that would result, and gives it back.
-fn check(
+pub(super) fn check(
     kept: impl Iterator<Item = FileRead>,
     added: Vec<Located<Resource>>,
 ) -> Result<Vec<Located<Resource>>, Refused> {
@@ -258,7 +258,7 @@ fn file_name(id: &ResourceId, form: Form) -> String {
 }
 
 /// Writes all changes. When one cannot be written, those before it are taken back.
-fn commit(changes: &[Change]) -> Result<(), Refused> {
+pub(super) fn commit(changes: &[Change]) -> Result<(), Refused> {
     let wanted: Vec<&Change> = changes.iter().filter(|change| rewrites(change)).collect();
     for (done, change) in wanted.iter().enumerate() {
         let Err(error) = put(&change.file, change.after.as_deref()) else { continue };

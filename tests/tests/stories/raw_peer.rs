@@ -60,3 +60,31 @@ pub fn connect(
         Some(response.await.ok()?.status().as_u16())
     })
 }
+
+/// What the control server at `to` answers to a request with an empty object for a body; nothing where it breaks off.
+pub fn order(
+    from: &Host,
+    to: Ipv4Addr,
+    certificate: &Issued,
+    bundle: Arc<TrustBundle>,
+    (method, path): (&str, &str),
+) -> Option<u16> {
+    let shows = Arc::new(Shows(certificate.certified_key().expect("a key that fits")));
+    let control = Identity::control(bundle.trust_domain().clone());
+    let config = client_config(shows, bundle, Expected::exactly(control));
+    let stream = from.connect((to, 15012)).expect("the control server's port");
+    stream.set_nonblocking(true).expect("a socket");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let tls = connector.connect(baremesh_ca::tls::placeholder_server_name(), stream).await.ok()?;
+        let (mut sender, connection) = h2::client::handshake(tls).await.ok()?;
+        tokio::spawn(connection);
+        let uri = format!("https://control{path}");
+        let request = Request::builder().method(method).uri(uri).body(()).expect("a request");
+        let (response, mut stream) = sender.send_request(request, false).ok()?;
+        let _ = stream.send_data(Bytes::from_static(b"{}"), true);
+        Some(response.await.ok()?.status().as_u16())
+    })
+}

@@ -11,13 +11,14 @@ use serde_json::Value;
 use super::{audit, blocking, told};
 use crate::control::report::{RevokeOrder, RevokedReport};
 use crate::control::socket::Denial;
+use crate::control::who::Who;
 use crate::control::{Server, trust};
 use crate::output::to_unix;
 
 /// Shuts a host out: its credential first, so that it cannot come back while its endpoints are taken away, then what it
 /// was issued.
-pub(super) async fn shut_out(server: Arc<Server>, host: Label, who: String) -> Result<Value, Denial> {
-    let (certificates, by) = (Which::Host(host.to_string()), who.clone());
+pub(super) async fn shut_out(server: Arc<Server>, host: Label, who: Who) -> Result<Value, Denial> {
+    let (certificates, by) = (Which::Host(host.to_string()), who.to_string());
     let revoking = {
         let host = host.clone();
         move |server: &Server| {
@@ -42,7 +43,7 @@ pub(super) async fn shut_out(server: Arc<Server>, host: Label, who: String) -> R
 }
 
 /// Takes certificates back of an identity, or one.
-pub(super) async fn revoke(server: Arc<Server>, wanted: RevokeOrder, who: String) -> Result<Value, Denial> {
+pub(super) async fn revoke(server: Arc<Server>, wanted: RevokeOrder, who: Who) -> Result<Value, Denial> {
     let which = match (wanted.identity, wanted.serial) {
         (Some(identity), None) => Which::Identity(identity),
         (None, Some(serial)) => Which::Serial(serial),
@@ -51,7 +52,7 @@ pub(super) async fn revoke(server: Arc<Server>, wanted: RevokeOrder, who: String
             return Err(Denial::new(StatusCode::BAD_REQUEST, error));
         }
     };
-    let revoked = take_back(&server, which, who).await?;
+    let revoked = take_back(&server, which, who.to_string()).await?;
     // A node credential among them opens nothing any more.
     server.membership.send_modify(|generation| *generation += 1);
     told(revoked)

@@ -89,7 +89,7 @@ async fn a_node_is_itself_and_nobody_else() {
     let workload = single_certificate(workload.certified_key().expect("a key"));
     let control = Identity::control(member.joined.bundle.trust_domain().clone());
     let tls = || client_config(workload.clone(), member.bundle(), Expected::exactly(control.clone()));
-    assert_eq!(raw(&host, tls(), calls::STATE_PATH, Vec::new()).await, (403, "not_a_node".to_owned()));
+    assert_eq!(raw(&host, tls(), endpoints::STATE_PATH, Vec::new()).await, (403, "not_a_node".to_owned()));
     let empty = br#"{"certificates":[]}"#.to_vec();
     assert_eq!(raw(&host, tls(), CERTIFICATES_PATH, empty).await, (403, "not_a_node".to_owned()));
 
@@ -111,7 +111,7 @@ async fn without_a_credential_only_joining_is_open() {
     let host = Host::started().await;
     let token = host.token(json!({})).await;
     let tls = || join_client_config(token.root());
-    assert_eq!(raw(&host, tls(), calls::STATE_PATH, Vec::new()).await, (401, "no_credential".to_owned()));
+    assert_eq!(raw(&host, tls(), endpoints::STATE_PATH, Vec::new()).await, (401, "no_credential".to_owned()));
     assert_eq!(raw(&host, tls(), CERTIFICATES_PATH, b"{}".to_vec()).await, (401, "no_credential".to_owned()));
     assert_eq!(raw(&host, tls(), "/v1/other", Vec::new()).await, (404, "no_such_call".to_owned()));
     let long = vec![b' '; MAX_BODY + 1];
