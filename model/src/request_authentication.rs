@@ -19,7 +19,7 @@ pub const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Claims that are lists separated by spaces whatever a rule says, as in Istio.
 pub const SPACE_DELIMITED: [&str; 2] = ["scope", "permission"];
 
-/// One RequestAuthentication. A request without a token passes; every token that is found must be one of a rule's.
+/// One RequestAuthentication. Every token that is found must be one of a rule's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestAuthentication {
     /// Namespace and name. One of the root namespace is for the whole mesh.
@@ -28,6 +28,18 @@ pub struct RequestAuthentication {
     pub selector: Option<Labels>,
     /// Any of these.
     pub rules: Vec<JwtRule>,
+    /// What becomes of a request without a token.
+    pub missing: Missing,
+}
+
+/// What becomes of a request without a token that a rule takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Missing {
+    /// It passes, and is nobody's.
+    #[default]
+    Passes,
+    /// It is refused.
+    Refused,
 }
 
 /// The tokens of one issuer.
@@ -136,7 +148,12 @@ mod tests {
         let labels = |app: &str| Labels::from([("app".into(), app.into())]);
         let check = |namespace: &str, selector: Option<&str>, expected| {
             let key = Key::new(label(namespace), label("a"));
-            let policy = RequestAuthentication { key, selector: selector.map(labels), rules: Vec::new() };
+            let policy = RequestAuthentication {
+                key,
+                selector: selector.map(labels),
+                rules: Vec::new(),
+                missing: Missing::Passes,
+            };
             let found = policy.is_for(&label("shop"), &labels("orders"), &label("mesh-system"));
             assert_eq!(found, expected, "{namespace} {selector:?}");
         };

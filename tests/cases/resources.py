@@ -7,11 +7,23 @@ import subprocess
 # The kinds that this version takes.
 KINDS = {
     "Service", "WorkloadEntry", "VirtualService", "DestinationRule", "PeerAuthentication", "AuthorizationPolicy",
+    "RequestAuthentication",
 }
 
 # What our message says where it does not use the words of the case.
 SAME_THING = {
     ("PeerAuthentication", "zero-port"): "a port must be between 1 and 65535",
+    ("RequestAuthentication", "multi-refs"): "`targetRefs` is refused",
+    ("RequestAuthentication", "bad-target-name"): "`targetRef` is refused",
+    ("RequestAuthentication", "bad-target-group"): "`targetRef` is refused",
+    ("RequestAuthentication", "no-issuer"): "`jwtRules[0]`: expected a map",
+    ("RequestAuthentication", "invalid-jwks"): "`jwtRules[0].jwksUri`",
+    ("RequestAuthentication", "invalid-from-headers-empty-name"): "fromHeaders[0].name`: must not be empty",
+    ("RequestAuthentication", "invalid-from-cookies"): "fromCookies[0]`: must not be empty",
+    ("RequestAuthentication", "invalid-claim-to-header-claim-empty"):
+        "outputClaimToHeaders[0].claim`: must not be empty",
+    ("RequestAuthentication", "invalid-claim-to-header-bad-header"): "is not a header name",
+    ("RequestAuthentication", "invalid-space-delimited-claims"): "spaceDelimitedClaims[0]`: must not be empty",
     ("WorkloadEntry", "no-spec"): "`spec` is required",
     ("WorkloadEntry", "bad-uds-dir"): "Unix sockets are not taken as an address",
     ("WorkloadEntry", "uds-with-ports"): "Unix sockets are not taken as an address",

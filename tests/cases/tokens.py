@@ -13,6 +13,8 @@ REFUSED = [
         1 348 352 357 358 359 372 373 376 377"""),
     ("the key says that it is for `ES521`, which is no algorithm: key and token must agree", """
         347 351"""),
+    ("the key says that it is for PS256 and the token that it is PS384: key and token must agree", """
+        346 350"""),
 ]
 
 

@@ -207,4 +207,23 @@ mod tests {
         parts[1] = &other;
         check(&parts.join("."), Err(Refusal::BadSignature));
     }
+
+    #[test]
+    fn no_other_spelling_of_a_token_is_taken() {
+        let signer = Signer::es256("a");
+        let set = KeySet::parse(&Signer::jwks(&[&signer])).expect("a set");
+        let token = signer.sign(r#"{"iss":"i","sub":"jason"}"#);
+        let taken = |token: &str| Compact::parse(token).and_then(|compact| compact.verify(&set)).is_ok();
+        assert!(taken(&token));
+        for at in 0..token.len() {
+            for other in ['A', 'Q', '9', '-', '_', '.', '=', '%', ' '] {
+                let mut changed = token.clone();
+                changed.replace_range(at..=at, &other.to_string());
+                assert!(changed == token || !taken(&changed), "{changed}");
+            }
+            let mut shorter = token.clone();
+            shorter.remove(at);
+            assert!(!taken(&shorter), "{shorter}");
+        }
+    }
 }

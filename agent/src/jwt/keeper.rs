@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,6 +13,8 @@ use arc_swap::ArcSwap;
 use aws_lc_rs::digest::{SHA256, digest};
 use baremesh_ca::file::write_atomically;
 use baremesh_model::request_authentication::KeySource;
+use baremesh_model::virtual_address::VirtualRanges;
+use rustix::fs::OFlags;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -168,22 +171,8 @@ impl Keeper {
             slot.take_asked();
             (known.is_asking, known.last) = (true, Some(now));
             let (source, fetcher) = (source.clone(), Arc::clone(&self.fetcher));
-            let (directory, ranges) = (self.directory.clone(), snapshot.mesh.config.virtual_ranges.clone());
-            self.work.spawn(async move {
-                let read = match &source {
-                    KeySource::Url(url) => match fetcher.fetch(url, &ranges, timeout).await {
-                        Ok((set, text)) => {
-                            store(stored_at(&directory, url.as_str()), text).await;
-                            Ok(set)
-                        }
-                        Err(error) => Err(error.into()),
-                    },
-                    KeySource::File(path) | KeySource::Inline(path) => {
-                        read_file(PathBuf::from(&**path)).await
-                    }
-                };
-                (source, read)
-            });
+            let ranges = snapshot.mesh.config.virtual_ranges;
+            self.work.spawn(ask(source, fetcher, self.directory.clone(), (ranges, timeout)));
         }
         self.count_without_keys(&snapshot);
         next
@@ -264,6 +253,27 @@ impl Known {
     }
 }
 
+/// Asks a source.
+async fn ask(
+    source: KeySource,
+    fetcher: Arc<Fetcher>,
+    directory: PathBuf,
+    (ranges, timeout): (VirtualRanges, Duration),
+) -> Outcome {
+    let read = match &source {
+        KeySource::Url(url) => match fetcher.fetch(url, &ranges, timeout).await {
+            Ok((set, text)) => {
+                store(stored_at(&directory, url.as_str()), text).await;
+                Ok(set)
+            }
+            Err(error) => Err(error.into()),
+        },
+        KeySource::File(path) => read_file(PathBuf::from(&**path)).await,
+        KeySource::Inline(text) => KeySet::parse(text).map_err(KeyError::Content),
+    };
+    (source, read)
+}
+
 fn name_of(source: &KeySource) -> &str {
     match source {
         KeySource::Inline(_) => "inline",
@@ -306,8 +316,14 @@ async fn read_file(path: PathBuf) -> Result<KeySet, KeyError> {
 
 /// A set in a file, and when it was written.
 fn read_set(path: &Path) -> Result<(KeySet, SystemTime), KeyError> {
-    let file = std::fs::File::open(path)?;
-    let written = file.metadata()?.modified()?;
+    // What a rule names may be a pipe, whose other end never comes.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(std::io::Error::other)?;
+    let file = std::fs::File::options().read(true).custom_flags(flags).open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(KeyError::File(std::io::Error::other("it is no file")));
+    }
+    let written = about.modified()?;
     let mut text = String::new();
     file.take(MAX_SET as u64 + 1).read_to_string(&mut text)?;
     Ok((KeySet::parse(&text)?, written))

@@ -38,6 +38,8 @@ macro_rules! refusals {
 }
 
 refusals! {
+    /// There is none, and the workload asks for one.
+    Missing: "missing", "Jwt is missing", "Jwt_is_missing";
     /// Not three parts with two dots, not a text, or too long.
     BadFormat: "format", "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections",
         "Jwt_is_not_in_the_form_of_Header.Payload.Signature_with_two_dots_and_3_sections";
@@ -80,7 +82,9 @@ impl Refusal {
     pub fn reply(self, head: &RequestHead) -> Reply {
         let status = if self == Self::WrongAudience { 403 } else { 401 };
         let mut reply = Reply::new(status, self.text(), "UAEX", self.details());
-        let challenge = format!("Bearer realm=\"{}\", error=\"invalid_token\"", realm(head));
+        // Who brought none did nothing wrong (RFC 6750, section 3.1).
+        let error = if self == Self::Missing { "" } else { ", error=\"invalid_token\"" };
+        let challenge = format!("Bearer realm=\"{}\"{error}", realm(head));
         // What could not stand in a field is not in it.
         let _ = reply.headers.set("www-authenticate", challenge.as_bytes());
         reply

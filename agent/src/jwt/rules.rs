@@ -1,6 +1,6 @@
 //! The rules that a workload's requests are held to. Every token that stands in a request where a rule looks must be one of
 //! an issuer that a rule is for, signed by that issuer's key, of this moment, and for this audience. A request without any
-//! passes: an AuthorizationPolicy may ask for one.
+//! passes, unless one is asked for: here, or by an AuthorizationPolicy.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -9,7 +9,7 @@ use baremesh_model::http::RequestHead;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Label;
 use baremesh_model::request_authentication::{
-    JwtRule, Original, RequestAuthentication, SPACE_DELIMITED, TokenPlace, is_preflight,
+    JwtRule, Missing, Original, RequestAuthentication, SPACE_DELIMITED, TokenPlace, is_preflight,
 };
 use baremesh_model::token::Token;
 use baremesh_model::workload::Labels;
@@ -27,6 +27,8 @@ pub struct TokenRules {
     places: Vec<(TokenPlace, Vec<usize>)>,
     /// Fields that are the agent's to write, with dashes for underscores.
     outputs: Vec<Arc<str>>,
+    /// Policies of each of which a request must have a token.
+    required: Vec<Arc<RequestAuthentication>>,
 }
 
 struct Rule {
@@ -44,7 +46,10 @@ impl Rule {
 /// A token that was verified.
 struct Verified {
     token: Token,
+    /// The first rule that takes it.
     rule: usize,
+    /// Further ones, looked for where a policy asks for a token of its own.
+    others: Vec<usize>,
     payload_part: String,
 }
 
@@ -59,8 +64,12 @@ impl TokenRules {
         let root = &mesh.config.root_namespace;
         let policies =
             mesh.request_authentications.iter().filter(|policy| policy.is_for(namespace, labels, root));
-        let mut compiled = Self { rules: Vec::new(), places: Vec::new(), outputs: Vec::new() };
+        let (rules, places, outputs) = (Vec::new(), Vec::new(), Vec::new());
+        let mut compiled = Self { rules, places, outputs, required: Vec::new() };
         for policy in policies {
+            if policy.missing == Missing::Refused {
+                compiled.required.push(Arc::clone(policy));
+            }
             for (index, rule) in policy.rules.iter().enumerate() {
                 let number = compiled.rules.len();
                 let keys = keys.slot(&rule.keys, rule.timeout, previous);
@@ -76,7 +85,8 @@ impl TokenRules {
                 compiled.outputs.extend(outputs.map(|name| Arc::from(name.replace('_', "-"))));
             }
         }
-        (!compiled.rules.is_empty()).then(|| Arc::new(compiled))
+        let says_nothing = compiled.rules.is_empty() && compiled.required.is_empty();
+        (!says_nothing).then(|| Arc::new(compiled))
     }
 
     /// Holds a request to the rules. What the agent says of tokens is then in its fields, and what the caller said there is
@@ -87,6 +97,9 @@ impl TokenRules {
             return Ok(None);
         }
         let verified = self.verify_all(head, now)?;
+        if !self.required.iter().all(|policy| verified.iter().any(|one| self.is_of(one, policy))) {
+            return Err(Refusal::Missing);
+        }
         for one in &verified {
             self.put_out(one, head);
         }
@@ -99,6 +112,12 @@ impl TokenRules {
             }
         }
         Ok(verified.into_iter().next().map(|one| self.as_policies_see_it(one)))
+    }
+
+    /// Whether a rule of the policy takes the token.
+    fn is_of(&self, verified: &Verified, policy: &Arc<RequestAuthentication>) -> bool {
+        let mut all = std::iter::once(&verified.rule).chain(&verified.others);
+        all.any(|number| Arc::ptr_eq(&self.rules[*number].policy, policy))
     }
 
     /// Takes out whatever stands where tokens are looked for.
@@ -151,23 +170,23 @@ impl TokenRules {
     fn verify(&self, text: &str, rules: &[usize], now: SystemTime) -> Result<Verified, Refusal> {
         let compact = Compact::parse(text)?;
         let token = claims::token(&compact.payload()?)?;
-        let mut refusal = Refusal::UnknownIssuer;
         claims::is_of_now(&token, now)?;
-        for number in
-            rules.iter().copied().filter(|number| *self.rules[*number].what().issuer == token.issuer)
-        {
-            let rule = &self.rules[number];
-            match rule.accept(&compact, &token) {
-                Ok(()) => {
-                    let payload_part = compact.payload_part.to_owned();
-                    return Ok(Verified { token, rule: number, payload_part });
-                }
+        let (mut refusal, mut accepted) = (Refusal::UnknownIssuer, Vec::new());
+        let of_issuer = |number: &usize| *self.rules[*number].what().issuer == token.issuer;
+        for number in rules.iter().copied().filter(of_issuer) {
+            match self.rules[number].accept(&compact, &token) {
+                Ok(()) => accepted.push(number),
                 // That the signature was good is what is to be said of it.
                 Err(_) if refusal == Refusal::WrongAudience => {}
                 Err(other) => refusal = other,
             }
+            if !accepted.is_empty() && self.required.is_empty() {
+                break;
+            }
         }
-        Err(refusal)
+        let payload_part = compact.payload_part.to_owned();
+        let Some((rule, others)) = accepted.split_first() else { return Err(refusal) };
+        Ok(Verified { rule: *rule, others: others.to_vec(), payload_part, token })
     }
 
     /// Writes what a rule has a program told of a token.

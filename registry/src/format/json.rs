@@ -6,7 +6,6 @@ use std::sync::Arc;
 use baremesh_model::authorization::{Action, AuthorizationPolicy, Enforcement, Rule};
 use baremesh_model::mesh::Kind;
 use baremesh_model::peer_authentication::{MtlsMode, PeerAuthentication};
-use baremesh_model::request_authentication::RequestAuthentication;
 use baremesh_model::workload::Labels;
 use serde_json::{Map, Value as Json, json};
 
@@ -186,8 +185,8 @@ fn closed(value: &Json) -> Option<Resource> {
     };
     let key = metadata.key;
     if kind == Kind::RequestAuthentication {
-        let rules = vec![request_authentication::closed()];
-        return Some(Resource::RequestAuthentication(RequestAuthentication { key, selector, rules }.into()));
+        let closed = request_authentication::closed(key, selector);
+        return Some(Resource::RequestAuthentication(closed.into()));
     }
     Some(if kind == Kind::PeerAuthentication {
         let (mode, ports) = (Some(MtlsMode::Strict), Default::default());

@@ -3,10 +3,13 @@
 use std::sync::Arc;
 
 use baremesh_model::http::headers::is_token;
+use baremesh_model::name::Key;
 use baremesh_model::request_authentication::{
-    ClaimHeader, FETCH_TIMEOUT, JwtRule, KeySource, KeyUrl, Original, RequestAuthentication, TokenPlace,
+    ClaimHeader, FETCH_TIMEOUT, JwtRule, KeySource, KeyUrl, Missing, Original, RequestAuthentication,
+    TokenPlace,
 };
 use baremesh_model::token::ClaimPath;
+use baremesh_model::workload::Labels;
 use serde_json::{Map, Value as Json, json};
 
 use super::decode::{At, Decoder, Fields, optional};
@@ -40,6 +43,10 @@ pub(super) static FIELDS: &[Field] = &[
     enforced("selector.matchLabels", "labels that a workload must carry, all of them"),
     refused("targetRef", "there are no Kubernetes Gateways: use `selector`"),
     refused("targetRefs", "there are no Kubernetes Gateways: use `selector`"),
+    enforced(
+        "requireToken",
+        "true: a request without a token of one of these rules is refused; it passes without",
+    ),
     enforced("jwtRules", "issuers whose tokens are taken; a token of any other is refused"),
     enforced("jwtRules[].issuer", "what `iss` must be, byte for byte"),
     enforced("jwtRules[].audiences", "one of these must be in `aud`, byte for byte; any without"),
@@ -62,6 +69,11 @@ pub(super) static FIELDS: &[Field] = &[
     enforced("jwtRules[].outputClaimToHeaders[].header", "the field; what the caller wrote there is removed"),
     enforced("jwtRules[].outputClaimToHeaders[].claim", "the claim; a dot leads into a claim"),
     enforced("jwtRules[].forwardOriginalToken", "true: the program sees the token; removed without"),
+    refused(
+        "jwtRules[].presence",
+        "a request without a token passes: set `requireToken` of the resource, or ask for one with an AuthorizationPolicy, \
+         `requestPrincipals: [\"*\"]`",
+    ),
     enforced("jwtRules[].timeout", "for fetching the keys; `5s` unless set"),
     enforced(
         "jwtRules[].spaceDelimitedClaims",
@@ -75,6 +87,7 @@ pub(super) fn decode(
     spec: &Fields<'_>,
 ) -> Option<RequestAuthentication> {
     let selector = d.selector(spec);
+    let required = optional(spec.take("requireToken"), |at| d.boolean(&at));
     let rules = optional(spec.take("jwtRules"), |at| {
         let rules = d.each(&at, rule)?;
         within(d, &at, rules, MAX_RULES, "write a second RequestAuthentication")
@@ -83,6 +96,7 @@ pub(super) fn decode(
         key: metadata.key.clone(),
         selector: selector?,
         rules: rules?.unwrap_or_default(),
+        missing: if required?.unwrap_or(false) { Missing::Refused } else { Missing::Passes },
     })
 }
 
@@ -271,6 +285,9 @@ pub(super) fn encode(policy: &RequestAuthentication) -> Json {
     if !policy.rules.is_empty() {
         spec.insert("jwtRules".into(), policy.rules.iter().map(encode_rule).collect());
     }
+    if policy.missing == Missing::Refused {
+        spec.insert("requireToken".into(), true.into());
+    }
     Json::Object(spec)
 }
 
@@ -324,17 +341,7 @@ fn encode_rule(rule: &JwtRule) -> Json {
     Json::Object(out)
 }
 
-/// What stands in the place of rules that are not understood: it takes no token.
-pub(super) fn closed() -> JwtRule {
-    JwtRule {
-        issuer: "not understood".into(),
-        audiences: Vec::new(),
-        keys: KeySource::Inline(r#"{"keys":[]}"#.into()),
-        places: TokenPlace::default_places(),
-        payload_header: None,
-        claim_headers: Vec::new(),
-        original: Original::Removed,
-        timeout: FETCH_TIMEOUT,
-        space_delimited: Vec::new(),
-    }
+/// What stands in the place of one that is not understood: it asks for a token, and takes none.
+pub(super) fn closed(key: Key, selector: Option<Labels>) -> RequestAuthentication {
+    RequestAuthentication { key, selector, rules: Vec::new(), missing: Missing::Refused }
 }

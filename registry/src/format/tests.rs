@@ -2,6 +2,7 @@
 
 use baremesh_model::authorization::{Action, Enforcement, Rule};
 use baremesh_model::peer_authentication::MtlsMode;
+use baremesh_model::request_authentication::Missing;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -179,6 +180,15 @@ fn newer_policies_shut_what_they_select() {
     let newer = decode_from_newer(&peer).expect("a policy");
     let Resource::PeerAuthentication(closed) = newer.resource else { panic!("another kind") };
     assert_eq!(closed.mode, Some(MtlsMode::Strict));
+
+    let tokens = serde_json::json!({
+        "apiVersion": "security.istio.io/v1", "kind": "RequestAuthentication", "metadata": { "name": "t" },
+        "spec": { "jwtRules": [{ "issuer": "i", "jwksFile": "/k", "presence": "REQUIRED" }] },
+    });
+    let newer = decode_from_newer(&tokens).expect("a policy");
+    let Resource::RequestAuthentication(closed) = &newer.resource else { panic!("another kind") };
+    assert_eq!((closed.rules.len(), closed.missing), (0, Missing::Refused), "with a token or without");
+    assert_eq!(decode(&encode(&newer.resource)).as_ref(), Ok(&newer.resource));
 
     let service = serde_json::json!({
         "apiVersion": "baremesh.io/v1", "kind": "Service", "metadata": { "name": "s" },

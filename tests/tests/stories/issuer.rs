@@ -1,6 +1,7 @@
 //! An issuer of tokens: a key of its own, tokens that it signs, and a server for its keys.
 
 use std::io::{Read as _, Write as _};
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -107,10 +108,10 @@ pub struct KeyServer {
 }
 
 impl KeyServer {
-    /// One at a port of a host, which is no member of any mesh.
+    /// One at a port of every address of a host.
     #[track_caller]
     pub fn start(host: &Host, port: u16, answer: String) -> Self {
-        let listener = host.listen((host.v4(), port));
+        let listener = host.listen((Ipv4Addr::UNSPECIFIED, port));
         let server =
             Self { answer: Arc::new(Mutex::new(answer)), asked: Arc::default(), is_down: Arc::default() };
         let (answer, asked, is_down) =

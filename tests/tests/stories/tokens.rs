@@ -193,6 +193,14 @@ fn programs_of_the_service_s_own_host_are_held_to_tokens_however_they_call() {
                 && line["response_code_details"] == "jwt_authn_access_denied{Jwt_verification_fails}"
         });
     }
+    // Who brings none passes until one is asked for.
+    assert!(town.web.host.get(&[], REVIEWS).is_ok());
+    town.mesh.enforce(&(rule(&format!("jwks = '{}'", issuer.jwks())) + "requireToken = true\n"));
+    for answer in [town.web.host.get(&[], REVIEWS), host.host.get(&[], "http://127.0.0.1:8080")] {
+        assert_eq!((answer.status, &*answer.body), (Some(401), "Jwt is missing"), "{answer:?}");
+        assert!(!answer.header("www-authenticate").contains("error"), "{answer:?}");
+    }
+    assert!(call(host, &good, REVIEWS).is_ok());
 }
 
 #[test]

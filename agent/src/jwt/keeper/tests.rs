@@ -156,5 +156,10 @@ async fn files_are_read_and_what_is_no_set_leaves_the_last_one() {
         assert_eq!(ids(&slot), ["first"], "{bad:.60}");
     }
     std::fs::remove_file(&file).expect("removed");
-    assert!(read_file(file).await.is_err());
+    assert!(read_file(file.clone()).await.is_err());
+    let made = std::process::Command::new("mkfifo").arg(&file).status().expect("coreutils");
+    assert!(made.success());
+    for other in [file, scratch.path().to_owned(), "/dev/zero".into()] {
+        assert!(read_file(other).await.is_err(), "no pipe is waited for");
+    }
 }

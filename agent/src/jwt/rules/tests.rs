@@ -220,6 +220,34 @@ fn a_browser_s_question_passes_and_tells_nothing() {
 }
 
 #[test]
+fn a_token_may_be_asked_for_and_what_is_not_understood_takes_none() {
+    let signer = Signer::es256("a");
+    let asked = rule("a", "i", &[&signer], "").replace("jwtRules", "requireToken = true\njwtRules");
+    let rules = compile(&asked).expect("rules");
+    assert_eq!(enforce(&rules, &mut head("/", &[])), Err(Refusal::Missing));
+    assert_eq!(enforce(&rules, &mut head("/", &[("authorization", "Basic a")])), Err(Refusal::Missing));
+    assert!(enforce(&rules, &mut bearer(&signer.sign(r#"{"iss":"i"}"#))).is_ok());
+    let closed =
+        compile("[[RequestAuthentication]]\nname = \"closed\"\nrequireToken = true\n").expect("rules");
+    assert_eq!(enforce(&closed, &mut bearer(&signer.sign(r#"{"iss":"i"}"#))), Err(Refusal::Missing));
+    assert!(compile("[[RequestAuthentication]]\nname = \"nothing\"\n").is_none());
+    // Of each policy that asks for one, whatever others take.
+    let beside = |name: &str| {
+        rule(name, "i", &[&signer], "") + "[[RequestAuthentication]]\nname = \"c\"\nrequireToken = true\n"
+    };
+    for name in ["a", "z"] {
+        let closed = compile(&beside(name)).expect("rules");
+        assert_eq!(
+            enforce(&closed, &mut bearer(&signer.sign(r#"{"iss":"i"}"#))),
+            Err(Refusal::Missing),
+            "{name}"
+        );
+    }
+    let both = compile(&(rule("0", "i", &[&signer], "") + &asked)).expect("rules");
+    assert!(enforce(&both, &mut bearer(&signer.sign(r#"{"iss":"i"}"#))).is_ok(), "one token may be both's");
+}
+
+#[test]
 fn keys_outlive_a_change_and_none_at_hand_refuses() {
     let signer = Signer::es256("a");
     let text = "[[RequestAuthentication]]\nname = \"a\"\njwtRules = [{ issuer = \"i\", jwksUri = \"https://i/keys\" }]\n";

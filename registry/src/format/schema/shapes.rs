@@ -231,6 +231,7 @@ const ENDS: &[(&str, Shape)] = &[
     ("outputPayloadToHeader", Text),
     ("claim", Text),
     ("forwardOriginalToken", Boolean),
+    ("requireToken", Boolean),
     ("spaceDelimitedClaims", Texts),
 ];
 

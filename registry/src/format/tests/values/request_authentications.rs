@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use baremesh_model::request_authentication::{
-    ClaimHeader, JwtRule, KeySource, KeyUrl, Original, RequestAuthentication, TokenPlace,
+    ClaimHeader, JwtRule, KeySource, KeyUrl, Missing, Original, RequestAuthentication, TokenPlace,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -62,7 +62,8 @@ fn any_rule() -> BoxedStrategy<JwtRule> {
 }
 
 pub(in crate::format::tests) fn any_request_authentication() -> BoxedStrategy<RequestAuthentication> {
-    (any_key(), option::of(any_labels()), vec(any_rule(), 0..3))
-        .prop_map(|(key, selector, rules)| RequestAuthentication { key, selector, rules })
+    let missing = prop_oneof![Just(Missing::Passes), Just(Missing::Refused)];
+    (any_key(), option::of(any_labels()), vec(any_rule(), 0..3), missing)
+        .prop_map(|(key, selector, rules, missing)| RequestAuthentication { key, selector, rules, missing })
         .boxed()
 }
