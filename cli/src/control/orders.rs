@@ -82,6 +82,10 @@ pub(super) async fn carry_out(server: Arc<Server>, order: Order) -> Result<Value
         }
         ("GET", ["ca"]) => blocking(server, authority::show).await,
         ("POST", ["ca", "rotate"]) => authority::rotate(server, read(&order.body)?, order.who).await,
+        ("POST", ["ca", "csr"]) => {
+            blocking(server, move |server| authority::request(server, &order.who)).await
+        }
+        ("POST", ["ca", "chain"]) => authority::install(server, read(&order.body)?, order.who).await,
         ("POST", ["ca", "drop-root"]) => authority::drop_root(server, read(&order.body)?, order.who).await,
         ("GET", ["status"]) => blocking(server, status).await,
         ("POST", ["alarm", "clear"]) => clear_alarm(server, order.who).await,
@@ -359,6 +363,7 @@ fn status(server: &Server) -> Result<Value, Denial> {
         certificate_not_after: to_unix(server.certificate.not_after()),
         resources: in_force.loaded.places.len(),
         resources_refused: unread.or(in_force.refused),
+        warnings: server.ca.ending(SystemTime::now()),
         alarm: server.control.alarm().map(|alarm| {
             let since = in_words(alarm.since.elapsed());
             format!(
