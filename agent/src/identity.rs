@@ -3,8 +3,12 @@
 
 /// Who signs.
 pub mod issuer;
+/// Certificates that come to their end.
+pub mod expiry;
 /// Certificates on disk.
 mod store;
+/// When a certificate is renewed.
+mod renewal;
 /// Asking, renewing, publishing.
 pub mod rotation;
 

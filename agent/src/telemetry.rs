@@ -13,6 +13,8 @@ pub mod cache;
 pub mod metrics;
 /// The final record of one HTTP request.
 pub mod request_record;
+/// When certificates expire.
+pub mod expiry;
 /// The metrics of limits on requests.
 pub mod rate_limits;
 /// Tokens.

@@ -12,13 +12,15 @@ use rcgen::{Issuer, KeyPair};
 use rustls_pki_types::CertificateDer;
 
 use crate::clock::{in_words, whole_seconds};
-use crate::file::{self, FileError};
+use crate::file::FileError;
 use crate::key::PublicKey;
 use crate::leaf::{Serial, serial_text, write_generation};
 use crate::tls::{BundleError, Fingerprint, TrustBundle};
 
 /// Taking over a certificate authority that exists already.
 mod adopt;
+/// An intermediate that somebody else signs.
+mod external;
 /// The files of an authority.
 mod files;
 /// The list of revoked certificates.
@@ -28,6 +30,7 @@ mod rotation;
 /// What the certificates contain.
 mod profile;
 
+pub use external::{Installed, MIN_INSTALLED};
 pub use profile::{BACKDATE, INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
 pub use rotation::{MAX_TRUSTED, Standing};
 
@@ -62,6 +65,9 @@ pub enum AuthorityError {
     /// The key that signs intermediates is not here.
     #[error("put the key of the root, or of whatever signs intermediates, at {path} (mode 0600) first; take it away again afterwards", path = .0.display())]
     NoRootKey(PathBuf),
+    /// A chain came that nothing was requested for.
+    #[error("nothing was requested that this chain could be for: `baremesh ca csr` first")]
+    NotRequested,
     /// A root is being replaced already.
     #[error("the root {0} is to sign next already: wait for the switch, or drop it")]
     Rotating(Fingerprint),
@@ -206,7 +212,7 @@ impl Authority {
     pub fn open(directory: &Path, now: SystemTime) -> Result<Self, AuthorityError> {
         let (trust_domain, mut root) = files::read_trust(directory)?;
         let issuing = files::read_issuing(directory)?;
-        let (next, before, cross) = rotation::read(directory, &mut root, &issuing)?;
+        let rotation::Overlap { next, before, cross } = rotation::read(directory, &mut root, &issuing)?;
         let mut authority =
             Self { directory: directory.to_owned(), trust_domain, root, issuing, before, cross, next };
         authority.maintain(now)?;
@@ -223,7 +229,7 @@ impl Authority {
             return Ok(Maintenance::Current);
         }
         let path = self.directory.join(files::ROOT_KEY);
-        match file::read_secret(&path) {
+        match files::read_key(&path) {
             Ok(pem) => self.replace_intermediate(&path, &pem, now),
             Err(error) if !error.is_missing() => Err(error.into()),
             Err(_) if left.is_zero() => Err(AuthorityError::Expired(path)),
@@ -344,7 +350,7 @@ impl fmt::Debug for Authority {
 fn advice(path: &Path, left: Duration) -> String {
     format!(
         "the intermediate certificate expires in {}: put the key of the certificate that signed it at {} (mode 0600) and it \
-         is replaced within the hour; take the key away again afterwards",
+         is replaced within the hour; take the key away again afterwards. Where somebody else signs it: `baremesh ca csr`",
         in_words(left),
         path.display()
     )

@@ -92,6 +92,13 @@ pub fn peer_leaf_facts(certificate: &CertificateDer<'_>) -> Result<LeafFacts, Le
     })
 }
 
+/// Reads from when on and until when a certificate is valid, an authority's too.
+pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), LeafError> {
+    let parsed = parse(certificate)?;
+    let validity = parsed.validity();
+    Ok((from_unix(validity.not_before.timestamp()), from_unix(validity.not_after.timestamp())))
+}
+
 /// Reads the serial number.
 pub(crate) fn serial(certificate: &CertificateDer<'_>) -> Result<String, LeafError> {
     Ok(serial_text(parse(certificate)?.raw_serial()))

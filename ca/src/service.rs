@@ -36,7 +36,7 @@ pub use issue::{IssueItem, IssueRequest, MAX_BATCH};
 pub use join::{JoinAnswer, JoinRequest};
 pub use operator::{MAX_OPERATOR_LIFETIME, OPERATOR_LIFETIME, OperatorRequest};
 pub use refusal::Refusal;
-pub use rotate::{AuthorityReport, Force, RootReport};
+pub use rotate::{AuthorityReport, Force, INTERMEDIATE_NEAR, ROOT_NEAR, RootReport};
 
 /// How long a workload's certificate is valid, unless the mesh says otherwise.
 pub const WORKLOAD_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -55,13 +55,15 @@ pub const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3600);
 pub struct Settings {
     /// How long workloads' certificates are valid.
     pub workload_lifetime: Duration,
+    /// How long node credentials are valid; `NODE_LIFETIME` is the usual choice.
+    pub node_lifetime: Duration,
     /// The domain of service names, told to hosts that join.
     pub domain: Option<Domain>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { workload_lifetime: WORKLOAD_LIFETIME, domain: None }
+        Self { workload_lifetime: WORKLOAD_LIFETIME, node_lifetime: NODE_LIFETIME, domain: None }
     }
 }
 
@@ -155,7 +157,10 @@ impl CaService {
     /// Which host a verified node credential stands for, if it still does: the host must have joined, not be
     /// revoked, and its name not have been taken over since the credential was issued.
     pub fn check_node(&self, peer: &LeafFacts) -> Result<Label, Refusal> {
-        Ok(self.node(peer)?.name)
+        match SystemTime::now() > peer.not_after {
+            true => Err(Refusal::CredentialExpired(self.node(peer)?.name)),
+            false => Ok(self.node(peer)?.name),
+        }
     }
 
     /// As `check_node`, with what is known of the host.
@@ -245,7 +250,7 @@ impl CaService {
     ) -> Result<SignedLeaf, Refusal> {
         self.maintain_if_due(now);
         let identity = Identity::node(self.trust_domain(), host.clone());
-        Ok(self.authority().sign_node(key, &identity, generation, (NODE_LIFETIME, now))?)
+        Ok(self.authority().sign_node(key, &identity, generation, (self.settings.node_lifetime, now))?)
     }
 
     /// Logs and records a refusal. That the record fails must not turn the refusal into something else.

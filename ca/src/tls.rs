@@ -25,9 +25,9 @@ pub use config::{
 };
 pub use fault::{describe, describe_io};
 pub use pinned::{Fingerprint, pinned_bundle};
-pub use verify::{Expected, PeerError, PeerVerifier, Purpose, verify_anonymous_chain};
+pub use verify::{Expected, NODE_GRACE, PeerError, PeerVerifier, Purpose, verify_anonymous_chain};
 
-pub use crate::leaf::{LeafError, LeafFacts, peer_identity, peer_leaf_facts};
+pub use crate::leaf::{LeafError, LeafFacts, peer_identity, peer_leaf_facts, validity};
 
 /// AWS-LC with the post-quantum hybrid first (RFC 9794 calls such a scheme a PQ/T hybrid), and AES-128-GCM before
 /// AES-256-GCM because it is faster and as safe here. ChaCha20 is left out: every host of a mesh has AES in

@@ -94,6 +94,8 @@ pub struct ControlConfig {
     pub listen: Vec<SocketAddr>,
     /// How long services' certificates are valid.
     pub workload_lifetime: Duration,
+    /// How long node credentials are valid.
+    pub node_lifetime: Duration,
     /// How long a silent host's endpoints are kept.
     pub lease: Duration,
 }
@@ -199,7 +201,8 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     let database = directories.state.join(DATABASE);
     let ledger = Ledger::open(&database)?;
     let domain = Some(first.mesh.config.domain.clone());
-    let settings = CaSettings { workload_lifetime: config.workload_lifetime, domain };
+    let (workload_lifetime, node_lifetime) = (config.workload_lifetime, config.node_lifetime);
+    let settings = CaSettings { workload_lifetime, node_lifetime, domain };
     let ca = Arc::new(CaService::new(authority, ledger, settings));
     let grants = Arc::new(GrantBook::new(ca.clone()));
     let control = Control::open(Store::open(&database)?, settings_of(&config, &grants)).await?;

@@ -279,6 +279,8 @@ mod tests {
             "baremesh ca",
             "baremesh ca rotate --intermediate",
             "baremesh ca rotate --root --within 2h -o json",
+            "baremesh ca csr",
+            "baremesh ca install-chain chain.pem --within 1d",
             "baremesh ca drop-root 0123abcd --force",
             "baremesh certs",
             "baremesh certs list",

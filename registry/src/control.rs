@@ -37,6 +37,8 @@ pub mod subscription;
 pub mod memory;
 /// The control server's state behind one handle.
 pub mod server;
+/// What the authority has to say to every agent.
+mod statements;
 /// One agent's session at the server.
 pub mod session;
 /// The durable records.

@@ -225,10 +225,15 @@ impl Agent {
             },
             capture,
             services: self.local_services(&snapshot),
-            warnings: warnings(&snapshot),
+            warnings: [warnings(&snapshot), self.ending()].concat(),
             open_connections: self.metrics.open_connections.get(),
             tunnels: self.metrics.tunnels.get(),
         }
+    }
+
+    /// Certificates that are near their end.
+    fn ending(&self) -> Vec<String> {
+        self.rotation.lock().unwrap_or_else(PoisonError::into_inner).ending.clone()
     }
 
     fn local_services(&self, snapshot: &Snapshot) -> Vec<LocalServiceReport> {

@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use baremesh_ca::authority::BACKDATE;
 use baremesh_ca::issued::Issued;
 use baremesh_ca::service::MAX_BATCH;
-use baremesh_ca::tls::{PeerVerifier, Purpose, TrustBundle};
+use baremesh_ca::tls::{NODE_GRACE, TrustBundle};
 use baremesh_model::identity::Identity;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use super::expiry::{self, Ends, Kind, Reminder};
 use super::issuer::{Issuer, NodeCredential, NotIssued};
+use super::renewal::{leads_to_first, renewal, soon};
 use super::store::Store;
 use crate::credentials::{Credential, Credentials};
 use crate::membership::save_node;
@@ -27,18 +28,14 @@ const LOOK: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait after a failure.
 const MAX_RETRY: Duration = Duration::from_secs(60);
-/// Renewal comes up to this share of the lifetime earlier, by chance, so that hosts do not ask all at once.
-const JITTER: f64 = 0.1;
-
-/// Certificates that lead to a root which signs no more are renewed within this time, each at a moment by chance, so that
-/// hosts do not ask all at once.
-const UNDER_ANOTHER_ROOT: Duration = Duration::from_secs(20);
 
 /// What rotation has to say about each identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RotationStatus {
     /// Why the last attempt failed, where it did. What is held meanwhile may still be valid.
     pub missing: BTreeMap<Identity, String>,
+    /// What is near its end, in words.
+    pub ending: Vec<String>,
 }
 
 /// The rotation of this host's certificates.
@@ -88,6 +85,7 @@ impl Rotation {
         let mut rotating = Rotating {
             held: BTreeMap::new(),
             store,
+            reminder: Reminder::default(),
             failures: 0,
             failed: None,
             retry_at: None,
@@ -113,6 +111,7 @@ pub struct Rotating {
     trust: watch::Receiver<Arc<TrustBundle>>,
     held: BTreeMap<Identity, Held>,
     store: Store,
+    reminder: Reminder,
     /// Rounds that failed one after the other.
     failures: u32,
     /// What failed last in this round.
@@ -130,6 +129,7 @@ impl Rotating {
             if self.may_ask() {
                 self.round(now).await;
             }
+            self.look_ahead(SystemTime::now());
             let wait = self.until_next(SystemTime::now());
             tokio::select! {
                 changed = self.rotation.wanted.changed() => {
@@ -232,6 +232,16 @@ impl Rotating {
         else {
             return;
         };
+        if now > node.issued.not_after + NODE_GRACE {
+            let reason = format!(
+                "the node credential has ended, and renews itself for {} days after its end: `baremesh token create --rejoin {}` on the \
+                 control host, and `baremesh join … --force` here",
+                NODE_GRACE.as_secs() / 86_400,
+                node.issued.identity.service_account()
+            );
+            tracing::error!("{reason}");
+            return self.failed(&reason);
+        }
         let identity = node.issued.identity.clone();
         let renewed = match self.rotation.issuer.issue(std::slice::from_ref(&identity)).await {
             Ok(mut answers) => answers.pop().unwrap_or_else(|| {
@@ -310,20 +320,35 @@ impl Rotating {
     /// Renews soon what leads to a root that signs no more: it may be dropped when nothing leads to it.
     fn hurry_from_other_roots(&mut self, now: SystemTime) {
         let bundle = self.rotation.trust.now();
-        let soon = || now + UNDER_ANOTHER_ROOT.mul_f64(rand::random());
         for held in self.held.values_mut().filter(|held| !leads_to_first(&held.chain, &bundle, now)) {
-            held.renew_at = held.renew_at.min(soon());
+            held.renew_at = held.renew_at.min(soon(now));
         }
         let node = self.rotation.node.as_ref().map(|node| &node.issued.chain);
         if node.is_some_and(|chain| !leads_to_first(chain, &bundle, now)) {
-            self.node_renewal = self.node_renewal.map(|at| at.min(soon()));
+            self.node_renewal = self.node_renewal.map(|at| at.min(soon(now)));
         }
+    }
+
+    /// Says what is near its end.
+    fn look_ahead(&mut self, now: SystemTime) {
+        let node = self.rotation.node.as_ref().map(|node| &node.issued);
+        let chains = self.held.values().map(|held| &held.chain[..]).chain(node.map(|node| &node.chain[..]));
+        let mut all = expiry::authorities(&self.rotation.trust.now(), chains);
+        self.rotation.metrics.expiry.authorities(&all, node.map(|node| node.not_after));
+        let ends = |kind, of: String, from, until| Ends { kind, of, from, until };
+        all.extend(node.map(|node| ends(Kind::Node, String::new(), node.not_before, node.not_after)));
+        all.extend(self.held.values().map(|held| {
+            let held = &held.credential;
+            ends(Kind::Leaf, held.identity.to_string(), held.not_before, held.not_after)
+        }));
+        let ending = self.reminder.remind(&all, now);
+        self.status().ending = ending;
     }
 
     fn publish(&self) {
         let held = || self.held.values().map(|held| Arc::clone(&held.credential));
         let expiries = self.held.values().map(|held| (&held.credential.identity, held.credential.not_after));
-        self.rotation.metrics.certificates(expiries);
+        self.rotation.metrics.expiry.certificates(expiries);
         // What is trusted may change at this very moment, and must not be put back.
         let published = self.rotation.trust.credentials();
         published
@@ -343,31 +368,6 @@ impl Rotating {
         // Never in a tight loop, whatever the clock does.
         wait.clamp(Duration::from_millis(50), LOOK)
     }
-}
-
-/// When a certificate is renewed: at half of its life, a little earlier by chance, and soon if it leads to a root that
-/// signs no more.
-fn renewal(issued: &Issued, bundle: &TrustBundle) -> SystemTime {
-    let issued_at = issued.not_before + BACKDATE;
-    let life = issued.not_after.duration_since(issued_at).unwrap_or_default();
-    let usual = issued_at + life.mul_f64(0.5 - JITTER * rand::random::<f64>());
-    let now = SystemTime::now();
-    match leads_to_first(&issued.chain, bundle, now) {
-        true => usual,
-        false => usual.min(now + UNDER_ANOTHER_ROOT.mul_f64(rand::random())),
-    }
-}
-
-/// Whether a chain leads to the root under which is signed now, which is the first. What is not valid at the moment is
-/// no question of roots.
-fn leads_to_first(chain: &[CertificateDer<'static>], bundle: &TrustBundle, now: SystemTime) -> bool {
-    let Some((leaf, rest)) = chain.split_first() else { return true };
-    let only =
-        |roots: &[CertificateDer<'static>]| TrustBundle::new(bundle.trust_domain().clone(), roots.to_vec());
-    let is_taken = |bundle: TrustBundle| {
-        PeerVerifier::new(Arc::new(bundle)).verify(leaf, rest, Purpose::Client, now).is_ok()
-    };
-    bundle.roots().len() == 1 || only(&bundle.roots()[..1]).is_ok_and(is_taken)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Tunnels to other agents: one HTTP/2 connection inside mutual TLS carries many streams, and is shared by all
 //! connections from one identity to another at one address. A handshake is paid once for a hundred connections.
 
+/// What ends a tunnel that its peer does not.
+mod ends;
+
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -13,11 +15,12 @@ use baremesh_ca::tls::{TrustBundle, describe_io, peer_leaf_facts, placeholder_se
 use baremesh_model::identity::Identity;
 use bytes::Bytes;
 use h2::client::SendRequest;
-use h2::{Ping, PingPong};
 use http::StatusCode;
 use rustls_pki_types::ServerName;
 use tokio::sync::watch;
 
+pub use self::ends::until_dead;
+use self::ends::until_unused;
 use super::error::ProxyError;
 use super::flood::{Alarm, Flooded, MAX_RESETS_SENT, Starts, Watched};
 use super::hbone::{self, DENIED};
@@ -27,13 +30,9 @@ use super::tls;
 use crate::credentials::{Credential, Credentials};
 use crate::trust::until_revoked;
 
-/// How long an unused tunnel is kept.
-const IDLE: Duration = Duration::from_secs(300);
 /// How long a tunnel that stood before may take to answer a CONNECT. One whose peer has vanished looks like any other
 /// until a PING goes unanswered; a new tunnel finds out at once, and another endpoint can be tried.
 const KEPT_ANSWER: Duration = Duration::from_secs(3);
-/// How often a tunnel is looked at: whether it lives, is used, or is due to be replaced.
-const TICK: Duration = hbone::PING_INTERVAL;
 
 /// How long the answer to a CONNECT in a new tunnel may take: longer than the peer gives its program to accept.
 const FRESH_ANSWER: Duration = Duration::from_secs(15);
@@ -367,40 +366,4 @@ async fn drive<T>(
         () = until_unused(&tunnel) => {}
     }
     tunnel.over.store(true, Ordering::Relaxed);
-}
-
-/// Ends when nobody has used the tunnel for `IDLE`, or it is due to be replaced and nobody uses it any more.
-async fn until_unused(tunnel: &Tunnel) {
-    let mut unused_since = None;
-    loop {
-        tokio::time::sleep(TICK).await;
-        let now = Instant::now();
-        if !tunnel.is_unused() {
-            unused_since = None;
-            continue;
-        }
-        let since = *unused_since.get_or_insert(now);
-        if tunnel.is_due(now) || now.duration_since(since) >= IDLE {
-            // Nobody enters from here on; who entered meanwhile is waited for.
-            tunnel.over.store(true, Ordering::SeqCst);
-            if tunnel.is_unused() {
-                return;
-            }
-        }
-    }
-}
-
-/// Ends when the peer has not answered a PING in time.
-pub async fn until_dead(ping: Option<PingPong>) {
-    let Some(mut ping) = ping else { return std::future::pending().await };
-    loop {
-        tokio::time::sleep(hbone::PING_INTERVAL).await;
-        if ping.send_ping(Ping::opaque()).is_err() {
-            return;
-        }
-        let pong = poll_fn(|cx| ping.poll_pong(cx));
-        if !matches!(tokio::time::timeout(hbone::PING_TIMEOUT, pong).await, Ok(Ok(_))) {
-            return;
-        }
-    }
 }

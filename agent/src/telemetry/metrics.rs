@@ -4,7 +4,6 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use baremesh_model::identity::Identity;
 use baremesh_model::workload::Labels;
@@ -15,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use super::cache::Key;
+use super::expiry::ExpiryMetrics;
 use super::health::HealthMetrics;
 use super::rate_limits::RateLimitMetrics;
 use super::requests::RequestMetrics;
@@ -120,11 +120,6 @@ struct FailureLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct IdentityLabels {
-    identity: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
     component: &'static str,
     tag: &'static str,
@@ -144,7 +139,8 @@ pub struct Metrics {
     sent_bytes: Family<TcpLabels, Counter>,
     received_bytes: Family<TcpLabels, Counter>,
     failures: Family<FailureLabels, Counter>,
-    certificate_expiry: Family<IdentityLabels, Gauge>,
+    /// When certificates expire.
+    pub expiry: ExpiryMetrics,
     dns: Family<OutcomeLabels, Counter>,
     pub(super) requests: RequestMetrics,
     /// Limits on requests.
@@ -206,7 +202,7 @@ impl Metrics {
             sent_bytes: Family::default(),
             received_bytes: Family::default(),
             failures: Family::default(),
-            certificate_expiry: Family::default(),
+            expiry: ExpiryMetrics::default(),
             dns: Family::default(),
             open_connections: Gauge::default(),
             kept_connections: Gauge::default(),
@@ -245,11 +241,7 @@ impl Metrics {
             "Connections not carried, or ended early, by reason",
             self.failures.clone(),
         );
-        registry.register(
-            "baremesh_certificate_expiry_timestamp_seconds",
-            "When each certificate expires, in seconds since 1970",
-            self.certificate_expiry.clone(),
-        );
+        self.expiry.register(&mut registry);
         registry.register("baremesh_dns_queries", "DNS questions by what became of them", self.dns.clone());
         let mut gauge = |name: &str, help: &str, gauge: &Gauge| registry.register(name, help, gauge.clone());
         gauge("baremesh_open_connections", "Connections open now", &self.open_connections);
@@ -291,16 +283,6 @@ impl Metrics {
     pub fn failed(&self, reporter: Reporter, reason: Reason) {
         let labels = FailureLabels { reporter: reporter.name(), reason: reason.name() };
         self.failures.get_or_create(&labels).inc();
-    }
-
-    /// Sets when the certificate of each identity expires; those of other identities are dropped.
-    pub fn certificates<'a>(&self, held: impl Iterator<Item = (&'a Identity, SystemTime)>) {
-        self.certificate_expiry.clear();
-        for (identity, not_after) in held {
-            let seconds = not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-            let labels = IdentityLabels { identity: identity.to_string() };
-            self.certificate_expiry.get_or_create(&labels).set(i64::try_from(seconds).unwrap_or(i64::MAX));
-        }
     }
 
     /// The text that Prometheus scrapes (OpenMetrics 1.0).

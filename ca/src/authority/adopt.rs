@@ -38,6 +38,26 @@ impl Given {
     pub(super) fn read(certificates: &Path, key: &Path, now: SystemTime) -> Result<Self, AuthorityError> {
         let chain = read_chain(certificates)?;
         let pair = parse_key(key, &file::read_secret(key)?)?;
+        Self::check_named(certificates, key, chain, pair, now)
+    }
+
+    /// Checks a chain that came with a request, for the key that was requested.
+    pub(super) fn check(
+        key: &Path,
+        chain: Vec<CertificateDer<'static>>,
+        pair: KeyPair,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
+        Self::check_named(Path::new("the chain"), key, chain, pair, now)
+    }
+
+    fn check_named(
+        certificates: &Path,
+        key: &Path,
+        chain: Vec<CertificateDer<'static>>,
+        pair: KeyPair,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
         let not_after = check_belongs(key, &chain[0], &pair)?;
         let parsed = chain.iter().map(parse).collect::<Result<Vec<_>, _>>();
         let parsed = parsed.map_err(|error| content(certificates, &error))?;
@@ -47,6 +67,16 @@ impl Given {
         check_links(&parsed).map_err(|reason| content(certificates, &reason))?;
         check_kind(&pair, &parsed[0]).map_err(|reason| content(key, &reason))?;
         Ok(Self { path: certificates.to_owned(), chain, key: pair, not_after })
+    }
+
+    /// When the authority itself ends.
+    pub(super) fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// The chain, the authority first and its root last, and its key.
+    pub(super) fn into_parts(self) -> (Vec<CertificateDer<'static>>, KeyPair) {
+        (self.chain, self.key)
     }
 
     /// The chain, issuing certificate first and root last, and the issuing key: a fresh intermediate where the

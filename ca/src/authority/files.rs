@@ -3,7 +3,7 @@
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use baremesh_model::name::TrustDomain;
@@ -27,6 +27,8 @@ const TRUST_DOMAIN: &str = "trust-domain";
 pub(super) const NEXT: &str = "next";
 /// There: when it does at the latest.
 pub(super) const UNTIL: &str = "until";
+/// The key of an intermediate that was requested and has no certificate yet.
+pub(super) const REQUESTED_KEY: &str = "requested.key";
 /// Roots of before.
 pub(super) const TRUSTED: &str = "trusted.crt";
 /// Roots as those before them signed them.
@@ -68,6 +70,26 @@ pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
     match read_chain(path) {
         Err(AuthorityError::File(error)) if error.is_missing() => Ok(Vec::new()),
         other => other,
+    }
+}
+
+/// Reads a key from where the authority keeps it; where it is not there, as systemd hands it over
+/// (`LoadCredentialEncrypted=` in the unit), under the same name.
+pub(super) fn read_key(path: &Path) -> Result<Vec<u8>, FileError> {
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    read_key_beside(path, credentials.as_deref())
+}
+
+fn read_key_beside(path: &Path, credentials: Option<&Path>) -> Result<Vec<u8>, FileError> {
+    let missing = match file::read_secret(path) {
+        Err(error) if error.is_missing() => error,
+        other => return other,
+    };
+    let handed = credentials.and_then(|directory| Some(directory.join(path.file_name()?)));
+    match handed.map(|handed| file::read_secret(&handed)) {
+        None => Err(missing),
+        Some(Err(error)) if error.is_missing() => Err(missing),
+        Some(other) => other,
     }
 }
 
@@ -152,7 +174,7 @@ fn read_matching_key(
     path: &Path,
     certificate: &CertificateDer<'static>,
 ) -> Result<(KeyPair, SystemTime), AuthorityError> {
-    let key = parse_key(path, &file::read_secret(path)?)?;
+    let key = parse_key(path, &read_key(path)?)?;
     let not_after = check_belongs(path, certificate, &key)?;
     Ok((key, not_after))
 }
@@ -184,4 +206,29 @@ pub(super) fn check_belongs(
 
 pub(super) fn content(path: &Path, reason: &dyn std::fmt::Display) -> AuthorityError {
     AuthorityError::Content { path: path.to_owned(), reason: reason.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_where_the_authority_keeps_it_or_handed_over_by_systemd() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (own, handed) = (place.path().join("ca"), place.path().join("credentials"));
+        for directory in [&own, &handed] {
+            fs::create_dir(directory).expect("a directory");
+        }
+        let key = own.join(ROOT_KEY);
+        let read = || read_key_beside(&key, Some(&handed));
+        assert!(read().expect_err("neither").is_missing());
+        assert!(read_key_beside(&key, None).expect_err("no systemd").is_missing());
+        file::write_atomically(&handed.join(ROOT_KEY), b"handed", 0o400).expect("written");
+        assert_eq!(read().expect("read"), b"handed");
+        file::write_atomically(&key, b"own", SECRET).expect("written");
+        assert_eq!(read().expect("read"), b"own");
+        fs::remove_file(&key).expect("removed");
+        file::write_atomically(&handed.join(ROOT_KEY), b"handed", PUBLIC).expect("written");
+        assert!(matches!(read(), Err(FileError::Exposed { .. })), "what others can read is no secret");
+    }
 }

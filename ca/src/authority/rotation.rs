@@ -72,7 +72,7 @@ impl Authority {
     /// Replaces the intermediate now. The key of the certificate that signed it must be at hand.
     pub fn rotate_intermediate(&mut self, now: SystemTime) -> Result<(), AuthorityError> {
         let path = self.directory.join(files::ROOT_KEY);
-        let pem = file::read_secret(&path).map_err(|error| match error.is_missing() {
+        let pem = files::read_key(&path).map_err(|error| match error.is_missing() {
             true => AuthorityError::NoRootKey(path.clone()),
             false => error.into(),
         })?;
@@ -139,7 +139,7 @@ impl Authority {
     ) -> Option<CertificateDer<'static>> {
         let path = self.directory.join(files::ROOT_KEY);
         let made = || -> Result<CertificateDer<'static>, AuthorityError> {
-            let signer_key = files::parse_key(&path, &file::read_secret(&path)?)?;
+            let signer_key = files::parse_key(&path, &files::read_key(&path)?)?;
             let not_after = files::check_belongs(&path, &self.root, &signer_key)?;
             let signer = Issuer::from_ca_cert_der(&self.root, signer_key)?;
             let cross = profile::make_cross(root, &signer, not_after, now)?;
@@ -222,13 +222,22 @@ impl Authority {
 /// The fewest digits by which a root is named.
 const MIN_FINGERPRINT: usize = 8;
 
-/// Reads what is to sign next, and finishes a switch that was cut short. Returns it with the roots of before and what
-/// vouches for roots.
+/// What is trusted besides the root that signs.
+pub(super) struct Overlap {
+    /// What is to sign next.
+    pub(super) next: Option<Next>,
+    /// Roots of before.
+    pub(super) before: Vec<CertificateDer<'static>>,
+    /// Roots as those before them signed them.
+    pub(super) cross: Vec<CertificateDer<'static>>,
+}
+
+/// Reads what is trusted besides, and finishes a switch that was cut short.
 pub(super) fn read(
     directory: &Path,
     root: &mut CertificateDer<'static>,
     issuing: &Issuing,
-) -> Result<(Option<Next>, Vec<CertificateDer<'static>>, Vec<CertificateDer<'static>>), AuthorityError> {
+) -> Result<Overlap, AuthorityError> {
     let aside = directory.join(NEXT);
     let mut next = read_next(&aside)?;
     if next.as_ref().is_some_and(|next| next.chain == issuing.chain) {
@@ -241,7 +250,7 @@ pub(super) fn read(
     let mut before = files::read_certificates(&directory.join(files::TRUSTED))?;
     before.retain(|trusted| trusted != root);
     let cross = files::read_certificates(&directory.join(files::CROSS))?;
-    Ok((next, before, cross))
+    Ok(Overlap { next, before, cross })
 }
 
 fn read_next(directory: &Path) -> Result<Option<Next>, AuthorityError> {

@@ -420,3 +420,106 @@ fn copy(from: &Path, to: &Path) {
         fs::copy(file.path(), to.join(file.file_name())).expect("copied");
     }
 }
+
+/// Signs a request as a company's authority would, or with faults.
+fn sign_request(
+    request: &str,
+    signer: &Forger,
+    change: impl FnOnce(&mut CertificateParams),
+) -> CertificateDer<'static> {
+    let der = pem::parse(request).expect("PEM").into_contents();
+    let mut request = rcgen::CertificateSigningRequestParams::from_der(&der.into()).expect("a request");
+    request.params.is_ca = rcgen::IsCa::Ca(Constrained(0));
+    request.params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    request.params.not_after = crate::clock::to_date(now() + 100 * DAY);
+    change(&mut request.params);
+    request.params.signed_by(&request.public_key, &signer.issuer).expect("signed").into()
+}
+
+#[test]
+fn an_intermediate_is_signed_by_a_company_s_root_and_renewed_under_it() {
+    let place = Place::new();
+    let mut authority = place.authority();
+    let old = authority.root().clone();
+    let company = Forger::new("company root", Unconstrained);
+    let policy = company.below("company policy authority", Unconstrained);
+    let request = authority.request().expect("a request");
+    let until = now() + DAY;
+    let certificate = sign_request(&request, &policy, |_| {});
+    let pem = chain_to_pem(&[certificate, policy.root.clone(), company.root.clone()]);
+    let staged = authority.install(pem.as_bytes(), until, now()).expect("installed");
+    assert_eq!(staged, Installed::Staged(Fingerprint::of(&company.root)));
+    assert!(!place.path("ca").join("requested.key").exists());
+    let mut authority = reopened(&place);
+    authority.switch().expect("switched");
+    for mut authority in [authority, reopened(&place)] {
+        let leaf = sign(&authority, DAY, now()).expect("signed");
+        assert!(is_taken(&leaf, vec![company.root.clone()]) && leaf.root == Fingerprint::of(&company.root));
+        assert!(is_taken(&leaf, vec![old.clone()]), "the old root vouches for the company's");
+        let refused = authority.rotate_intermediate(now()).expect_err("the company's key is not here");
+        assert!(matches!(refused, AuthorityError::NoRootKey(_)), "{refused}");
+    }
+    // The next one, under the same root: at once.
+    let mut authority = reopened(&place);
+    let request = authority.request().expect("a request");
+    assert_eq!(request_key(&request), request_key(&authority.request().expect("again")), "one key a request");
+    let pem = chain_to_pem(&[sign_request(&request, &company, |_| {}), company.root.clone()]);
+    assert_eq!(authority.install(pem.as_bytes(), until, now()).expect("installed"), Installed::Signs);
+    let leaf = sign(&reopened(&place), DAY, now()).expect("signed");
+    assert!(is_taken(&leaf, vec![company.root.clone()]));
+    assert!(matches!(authority.install(pem.as_bytes(), until, now()), Err(AuthorityError::NotRequested)));
+}
+
+fn request_key(request: &str) -> Vec<u8> {
+    let der = pem::parse(request).expect("PEM").into_contents();
+    rcgen::CertificateSigningRequestParams::from_der(&der.into())
+        .expect("a request")
+        .public_key
+        .der_bytes()
+        .to_vec()
+}
+
+#[test]
+fn a_chain_that_would_not_work_is_not_installed() {
+    let place = Place::new();
+    let mut authority = place.authority();
+    let company = Forger::new("company root", Unconstrained);
+    let request = authority.request().expect("a request");
+    let narrow = Forger::new("signs leaves only", Constrained(0));
+    let constrained = |params: &mut CertificateParams| {
+        let mut subtrees = vec![0x30, 0x0f, 0xa0, 0x0d, 0x30, 0x0b, 0x86, 0x09];
+        subtrees.extend(b"mesh.test");
+        params.custom_extensions.push(CustomExtension::from_oid_content(&[2, 5, 29, 30], subtrees));
+    };
+    let signed = |change: fn(&mut CertificateParams)| sign_request(&request, &company, change);
+    let other = Forger::new("another", Unconstrained);
+    let root = company.root.clone();
+    for (chain, reason) in [
+        (
+            vec![signed(|params| params.is_ca = rcgen::IsCa::ExplicitNoCa), root.clone()],
+            "no certificate authority",
+        ),
+        (
+            vec![signed(|params| params.key_usages = vec![KeyUsagePurpose::DigitalSignature]), root.clone()],
+            "keyUsage",
+        ),
+        (vec![sign_request(&request, &narrow, |_| {}), narrow.root.clone()], "pathLenConstraint"),
+        (vec![sign_request(&request, &company, constrained), root.clone()], "cannot issue for the mesh"),
+        (
+            vec![signed(|params| params.not_after = crate::clock::to_date(now() + DAY)), root.clone()],
+            "to last",
+        ),
+        (vec![signed(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1)), root.clone()], "expired"),
+        (vec![company.below("another key", Constrained(0)).root, root.clone()], "does not belong"),
+        (vec![signed(|_| {}), other.root.clone()], "not signed by the certificate after it"),
+        (vec![signed(|_| {})], "append its issuers"),
+        (Vec::new(), "no certificate in PEM"),
+    ] {
+        let pem = chain_to_pem(&chain);
+        let refused = authority.install(pem.as_bytes(), now() + DAY, now()).expect_err(reason).to_string();
+        assert!(refused.contains(reason), "{reason}: {refused}");
+    }
+    assert_eq!(reopened(&place).roots().len(), 1, "nothing has changed");
+    let good = chain_to_pem(&[signed(|_| {}), root]);
+    authority.install(good.as_bytes(), now() + DAY, now()).expect("the request stands still");
+}

@@ -12,6 +12,7 @@ use crate::authority::SignedLeaf;
 use crate::key::PublicKey;
 use crate::leaf::LeafFacts;
 use crate::ledger::{HostRecord, IssueRecord};
+use crate::tls::NODE_GRACE;
 
 /// How many certificates one request asks for at most.
 pub const MAX_BATCH: usize = 64;
@@ -64,7 +65,7 @@ impl CaService {
         request: &IssueRequest,
         now: SystemTime,
     ) -> Result<Vec<Result<SignedLeaf, Refusal>>, Refusal> {
-        let admitted = self.admit(node, request);
+        let admitted = self.admit(node, request, now);
         let node = admitted.inspect_err(|refusal| {
             self.note_refusal(&node.identity.principal(), "issue", refusal, now);
         })?;
@@ -75,9 +76,20 @@ impl CaService {
         Ok(answers)
     }
 
-    fn admit(&self, node: &LeafFacts, request: &IssueRequest) -> Result<HostRecord, Refusal> {
-        let node = self.node(node)?;
+    fn admit(
+        &self,
+        credential: &LeafFacts,
+        request: &IssueRequest,
+        now: SystemTime,
+    ) -> Result<HostRecord, Refusal> {
+        let node = self.node(credential)?;
         let wanted = request.items.len();
+        if now > credential.not_after {
+            let renews_itself = wanted == 1 && request.items[0].identity == credential.identity;
+            if !renews_itself || now > credential.not_after + NODE_GRACE {
+                return Err(Refusal::CredentialExpired(node.name));
+            }
+        }
         if (1..=MAX_BATCH).contains(&wanted) { Ok(node) } else { Err(Refusal::BatchSize(wanted)) }
     }
 

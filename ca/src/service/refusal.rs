@@ -9,6 +9,7 @@ use crate::authority::AuthorityError;
 use crate::key::KeyError;
 use crate::ledger::{LedgerError, TokenRefusal};
 use crate::revocation::MAX_REVOKED;
+use crate::tls::NODE_GRACE;
 use crate::token::TokenError;
 
 /// Why the authority does not do what it was asked for.
@@ -80,6 +81,12 @@ pub enum Refusal {
         "this credential of host {0} was revoked: to let the host in again, use a token from `baremesh token create --rejoin {0}`"
     )]
     CredentialRevoked(Label),
+    /// The credential has ended, and is good for its own renewal at most.
+    #[error(
+        "the node credential of host {0} has ended: it renews itself for {days} days after its end; later the host joins again, with a token from `baremesh token create --rejoin {0}`",
+        days = NODE_GRACE.as_secs() / 86_400
+    )]
+    CredentialExpired(Label),
     /// Nothing that was issued and has not ended is meant.
     #[error("no certificate that was issued here and has not ended is meant by {0}")]
     NothingToRevoke(String),
@@ -127,6 +134,7 @@ impl Refusal {
             Self::Token(TokenRefusal::HostTaken(_)) => "host_taken",
             Self::Token(TokenRefusal::HostRevoked(_)) | Self::HostRevoked(_) => "host_revoked",
             Self::CredentialRevoked(_) => "credential_revoked",
+            Self::CredentialExpired(_) => "credential_expired",
             Self::NothingToRevoke(_) => "nothing_to_revoke",
             Self::TooManyRevoked(_) => "too_many_revoked",
             Self::TokenLifetime => "token_lifetime",
@@ -172,6 +180,7 @@ impl Refusal {
             | Self::HostUnknown(_)
             | Self::HostRevoked(_)
             | Self::CredentialRevoked(_)
+            | Self::CredentialExpired(_)
             | Self::Superseded(_)
             | Self::OtherTrustDomain(_)
             | Self::Reserved(_)

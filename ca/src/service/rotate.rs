@@ -3,11 +3,16 @@
 use std::time::{Duration, SystemTime};
 
 use super::CaService;
-use crate::authority::{AuthorityError, Standing};
-use crate::clock::from_unix;
-use crate::leaf::parse;
+use crate::authority::{AuthorityError, Installed, Standing};
+use crate::clock::{from_unix, in_words};
+use crate::leaf::{parse, validity};
 use crate::ledger::{AuditRecord, Outcome};
 use crate::tls::Fingerprint;
+
+/// With so much left, a root ought to be replaced.
+pub const ROOT_NEAR: Duration = Duration::from_secs(180 * 86_400);
+/// With so much left, an intermediate is overdue: it is replaced by itself with `INTERMEDIATE_RENEWAL` left.
+pub const INTERMEDIATE_NEAR: Duration = Duration::from_secs(30 * 86_400);
 
 /// How the authority stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +59,31 @@ impl CaService {
         })
     }
 
+    /// Roots and the intermediate that are near their end, in words: a root with less than `ROOT_NEAR` left, an
+    /// intermediate that ought to have been replaced long ago.
+    pub fn ending(&self, now: SystemTime) -> Vec<String> {
+        let authority = self.authority();
+        let left = |end: SystemTime| end.duration_since(now).unwrap_or_default();
+        let mut ending = Vec::new();
+        for (root, _) in authority.standing() {
+            let fingerprint = Fingerprint::of(root).to_string();
+            let end = validity(root).map_or(now, |(_, end)| end);
+            if left(end) < ROOT_NEAR {
+                let (end, short) = (in_words(left(end)), &fingerprint[..8]);
+                ending.push(format!(
+                    "the root {short} ends in {end}: `baremesh ca rotate --root`, then drop it"
+                ));
+            }
+        }
+        if left(authority.issuing_not_after()) < INTERMEDIATE_NEAR {
+            let end = in_words(left(authority.issuing_not_after()));
+            ending.push(format!(
+                "the intermediate ends in {end}: `baremesh ca rotate --intermediate` with its signer's key in place, or `baremesh ca csr`"
+            ));
+        }
+        ending
+    }
+
     /// When the root that is to sign next does so at the latest, where there is one.
     pub fn switches_by(&self) -> Option<SystemTime> {
         self.authority().switches_by()
@@ -63,6 +93,24 @@ impl CaService {
     pub fn rotate_intermediate(&self, who: &str, now: SystemTime) -> Result<(), AuthorityError> {
         let done = self.write_authority().rotate_intermediate(now);
         self.note(who, "replace the intermediate", done, now)
+    }
+
+    /// A signing request for an intermediate that somebody else is to sign.
+    pub fn request_intermediate(&self, who: &str, now: SystemTime) -> Result<String, AuthorityError> {
+        let requested = self.write_authority().request();
+        self.note(who, "request an intermediate", requested, now)
+    }
+
+    /// Takes the chain for that request. Under a root that is new it signs within `patience` at the latest.
+    pub fn install_chain(
+        &self,
+        chain: &[u8],
+        patience: Duration,
+        who: &str,
+        now: SystemTime,
+    ) -> Result<Installed, AuthorityError> {
+        let installed = self.write_authority().install(chain, now + patience, now);
+        self.note(who, "install a chain", installed, now)
     }
 
     /// Makes the root that is to sign next, within `patience` at the latest. Members are to be told of it first.

@@ -4,6 +4,7 @@ use super::*;
 use crate::leaf::{peer_identity, peer_leaf_facts};
 use crate::ledger::TokenRefusal;
 use crate::testing::{DAY, MINUTE, Place, identity, join_request, joined, label, now, token};
+use crate::tls::NODE_GRACE;
 
 fn ask(service: &CaService, node: &LeafFacts, paths: &[&str]) -> Vec<&'static str> {
     let key = PrivateKey::generate().expect("a key");
@@ -407,4 +408,34 @@ fn a_revoked_node_credential_opens_nothing_and_unknown_ones_are_said_to_be() {
     let unknown = crate::ledger::Which::Identity("spiffe://mesh.test/ns/shop/sa/none".to_owned());
     let refused = service.revoke(&unknown, "op", now()).expect_err("refused");
     assert_eq!(refused.code(), "nothing_to_revoke");
+}
+
+/// A host that was off for longer than its credential lasts renews it with its own key, and gets nothing else for it.
+#[test]
+fn an_ended_node_credential_renews_itself_within_the_grace_and_is_good_for_nothing_else() {
+    let place = Place::new();
+    let service = place.service();
+    let node = joined(&service, "h1", &["*.shop"], now());
+    let key = PrivateKey::generate().expect("a key");
+    let item =
+        |path: &str| IssueItem { identity: identity(path), request: key.request().expect("a request") };
+    let ask = |items: Vec<IssueItem>, at| {
+        let answers = service.issue(&node, &IssueRequest { items }, at);
+        answers.map(|answers| answers.len()).map_err(|refusal| refusal.code())
+    };
+    let (end, own) = (node.not_after, || item("ns/nodes/sa/h1"));
+    assert_eq!(ask(vec![own()], end + MINUTE), Ok(1));
+    assert_eq!(ask(vec![own()], end + NODE_GRACE - MINUTE), Ok(1));
+    for (items, at) in [
+        (vec![own()], end + NODE_GRACE + MINUTE),
+        (vec![item("ns/shop/sa/a")], end + MINUTE),
+        (vec![item("ns/hosts/sa/h1")], end + MINUTE),
+        (vec![own(), item("ns/shop/sa/a")], end + MINUTE),
+    ] {
+        assert_eq!(ask(items, at), Err("credential_expired"), "{at:?}");
+    }
+    let ended = LeafFacts { not_after: now() - MINUTE, ..node.clone() };
+    assert_eq!(service.check_node(&ended).expect_err("no state").code(), "credential_expired");
+    service.ledger().revoke_host(&label("h1")).expect("shut out");
+    assert_eq!(ask(vec![own()], end + MINUTE), Err("host_revoked"), "who was shut out stays out");
 }

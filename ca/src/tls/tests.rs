@@ -398,3 +398,32 @@ fn a_bundle_has_usable_roots() {
     let broken = vec![CertificateDer::from(vec![1, 2, 3])];
     assert!(matches!(TrustBundle::new(domain, broken), Err(BundleError::Root(_))));
 }
+
+/// Only at the control server, only node credentials, and only for a while.
+#[test]
+fn an_ended_node_credential_is_taken_by_the_control_server_for_the_grace_alone() {
+    use rustls::server::danger::ClientCertVerifier;
+    let place = Place::new();
+    let authority = place.authority();
+    let trust = bundle(&authority);
+    let (node, web) = (
+        issue(&authority, &identity("ns/nodes/sa/h1"), now()),
+        issue(&authority, &identity("ns/shop/sa/web"), now()),
+    );
+    let (control, member) = (PeerVerifier::of_control(trust.clone()), PeerVerifier::new(trust));
+    let takes = |verifier: &PeerVerifier, issued: &Issued, at: SystemTime| {
+        verifier.verify_client_cert(&issued.chain[0], &issued.chain[1..], to_verification_time(at)).is_ok()
+    };
+    let end = node.not_after;
+    for (at, taken) in [
+        (end - MINUTE, true),
+        (end + MINUTE, true),
+        (end + NODE_GRACE - MINUTE, true),
+        (end + NODE_GRACE + MINUTE, false),
+    ] {
+        assert_eq!(takes(&control, &node, at), taken, "{at:?}");
+        assert_eq!(takes(&control, &web, at), at < end, "{at:?}");
+        assert!(!takes(&member, &node, at), "{at:?}");
+    }
+    assert!(!takes(&control, &node, node.not_before - MINUTE), "one that is yet to come is not an ended one");
+}

@@ -2,7 +2,7 @@
 //! for (SNI) plays no part; who a peer is stands in its certificate's one URI name.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use baremesh_model::identity::Identity;
 use baremesh_model::name::TrustDomain;
@@ -18,7 +18,11 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use super::{TrustBundle, provider};
 use crate::clock::to_verification_time;
 use crate::issued::MAX_CHAIN;
-use crate::leaf::{LeafError, Purposes, identity_and_purposes, purposes, serial};
+use crate::leaf::{LeafError, Purposes, identity_and_purposes, peer_leaf_facts, purposes, serial};
+
+/// How long after its end a node credential still opens the control server, to be renewed and for nothing else: as long as
+/// the mesh keeps the virtual addresses of what is gone. A host that was off for longer joins again.
+pub const NODE_GRACE: Duration = Duration::from_secs(7 * 86_400);
 
 /// What is wrong with a peer whose chain and dates are right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -185,6 +189,14 @@ impl PeerVerifier {
     }
 }
 
+/// When a node credential ended, if it did and not too long ago.
+fn ended_within_grace(leaf: &CertificateDer<'_>, now: UnixTime) -> Option<SystemTime> {
+    let facts = peer_leaf_facts(leaf).ok().filter(|facts| facts.identity.as_node().is_some())?;
+    let ended = to_verification_time(facts.not_after);
+    let late = now.as_secs().checked_sub(ended.as_secs())?;
+    (late > 0 && late <= NODE_GRACE.as_secs()).then_some(facts.not_after)
+}
+
 /// Verifies everything about a chain but whose it is: what `PeerVerifier` does before it reads the identity. For chains
 /// of other authorities, whose leaves name nobody of a mesh; it lets nobody in.
 pub fn verify_anonymous_chain(
@@ -316,7 +328,13 @@ impl ClientCertVerifier for PeerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let found = self.verify_at(end_entity, intermediates, Purpose::Client, now)?;
+        let found = match (self.verify_at(end_entity, intermediates, Purpose::Client, now), self.listener) {
+            (Err(error), Listener::Control) => {
+                let ended = ended_within_grace(end_entity, now).ok_or(error)?;
+                self.verify_at(end_entity, intermediates, Purpose::Client, to_verification_time(ended))?
+            }
+            (found, _) => found?,
+        };
         if self.listener == Listener::Mesh && found.as_node().is_some() {
             return Err(PeerError::NodeCredential(found).into());
         }

@@ -48,6 +48,8 @@ pub(super) enum Verb {
     RevokeCertificates,
     Authority,
     Rotate,
+    RequestChain,
+    InstallChain,
     DropRoot,
     ClearAlarm,
     AddOperator,
@@ -83,7 +85,7 @@ pub(super) static OF_HOSTS: [Endpoint<HostCall>; 4] = [
 ];
 
 /// The orders of operators, at the socket, and below `ORDERS_PATH` at the server's port.
-pub(super) static OF_OPERATORS: [Endpoint<Verb>; 22] = [
+pub(super) static OF_OPERATORS: [Endpoint<Verb>; 24] = [
     of(Method::GET, "/status", VIEW, Verb::Status),
     of(Method::GET, "/resources", VIEW, Verb::Resources),
     of(Method::POST, "/analyze", VIEW, Verb::Analyze),
@@ -100,6 +102,8 @@ pub(super) static OF_OPERATORS: [Endpoint<Verb>; 22] = [
     of(Method::POST, "/hosts/{}/revoke", ADMINISTER, Verb::RevokeHost),
     of(Method::POST, "/certificates/revoke", ADMINISTER, Verb::RevokeCertificates),
     of(Method::POST, "/ca/rotate", ADMINISTER, Verb::Rotate),
+    of(Method::POST, "/ca/csr", ADMINISTER, Verb::RequestChain),
+    of(Method::POST, "/ca/chain", ADMINISTER, Verb::InstallChain),
     of(Method::POST, "/ca/drop-root", ADMINISTER, Verb::DropRoot),
     of(Method::POST, "/alarm/clear", ADMINISTER, Verb::ClearAlarm),
     of(Method::POST, "/operators", ADMINISTER, Verb::AddOperator),

@@ -82,6 +82,10 @@ pub(super) async fn carry_out(server: Arc<Server>, order: Order<'_>) -> Result<V
         Verb::RevokeCertificates => certificates::revoke(server, read(&body)?, who).await,
         Verb::Authority => blocking(server, authority::show).await,
         Verb::Rotate => authority::rotate(server, read(&body)?, who.to_string()).await,
+        Verb::RequestChain => {
+            blocking(server, move |server| authority::request(server, &who.to_string())).await
+        }
+        Verb::InstallChain => authority::install(server, read(&body)?, who.to_string()).await,
         Verb::DropRoot => authority::drop_root(server, read(&body)?, who.to_string()).await,
         Verb::Status => blocking(server, status).await,
         Verb::ClearAlarm => clear_alarm(server, who).await,
@@ -293,6 +297,7 @@ fn status(server: &Server) -> Result<Value, Denial> {
         certificate_not_after: to_unix(server.certificate.not_after()),
         resources: in_force.loaded.places.len(),
         resources_refused: unread.or(in_force.refused),
+        warnings: server.ca.ending(SystemTime::now()),
         alarm: server.control.alarm().map(|alarm| {
             let since = in_words(alarm.since.elapsed());
             format!(

@@ -344,6 +344,25 @@ pub struct RotateOrder {
     pub within_seconds: Option<u64>,
 }
 
+/// The answer to `POST /ca/csr`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestAnswer {
+    /// A signing request (PKCS#10) in PEM.
+    pub request: String,
+}
+
+/// `POST /ca/chain`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ChainOrder {
+    /// What was requested, its issuers and their root, in PEM.
+    pub chain: String,
+    /// After how long a root that is new signs at the latest.
+    #[serde(default)]
+    pub within_seconds: Option<u64>,
+}
+
 /// `POST /ca/drop-root`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -397,6 +416,9 @@ pub struct StatusReport {
     pub resources: usize,
     /// Why the resource files as they are now are not in force.
     pub resources_refused: Option<String>,
+    /// Certificates of the authority that are near their end, in words.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Why too many hosts are thought to be silent, where they are.
     pub alarm: Option<String>,
     /// The newest version of the state.

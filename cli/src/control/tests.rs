@@ -83,6 +83,7 @@ impl Host {
             directories: self.directories(),
             listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
             workload_lifetime: Duration::from_secs(3600),
+            node_lifetime: Duration::from_secs(7200),
             lease: LEASE,
         }
     }

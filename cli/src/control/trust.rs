@@ -17,6 +17,8 @@ use super::certificate::OwnCertificate;
 
 /// How often the list is looked at for certificates that have ended.
 const LOOK: Duration = Duration::from_secs(300);
+/// How often the log says what of the authority is near its end.
+const REMIND: Duration = Duration::from_secs(3600);
 /// How often it is looked whether the next root may sign.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -43,12 +45,16 @@ pub(super) async fn publish(server: &Arc<Server>) -> anyhow::Result<()> {
 /// Keeps the list to what has not ended, and has the next root sign when its time has come, for as long as the server
 /// runs.
 pub(super) async fn keep(server: Arc<Server>) {
-    let mut looked = Instant::now();
+    let (mut looked, mut reminded) = (Instant::now(), Instant::now());
     loop {
         sleep(TICK).await;
         if let Err(error) = switch_if_due(&server).await {
             tracing::error!("the next root cannot sign: {error:#}");
             sleep(LOOK).await;
+        }
+        if reminded.elapsed() >= REMIND {
+            reminded = Instant::now();
+            server.ca.ending(SystemTime::now()).iter().for_each(|warning| tracing::warn!("{warning}"));
         }
         if looked.elapsed() >= LOOK {
             looked = Instant::now();

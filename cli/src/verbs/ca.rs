@@ -2,13 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use http::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::server::Remote;
 use super::{Global, block_on, values};
-use crate::control::report::{AuthorityReport, DropOrder, Replaced, RotateOrder};
+use crate::control::report::{AuthorityReport, ChainOrder, DropOrder, Replaced, RequestAnswer, RotateOrder};
 use crate::output::{Output, relative, remark, say, say_json, table};
 
 /// Show what signs the mesh's certificates, and replace it, on the control host
@@ -25,7 +26,21 @@ enum CaVerb {
     /// Show the roots that are trusted, and until when what signs is valid, as without a verb
     Show,
     Rotate(Rotate),
+    /// Print a signing request for an intermediate that somebody else signs, a company's root for instance. Its key stays
+    /// here
+    Csr,
+    InstallChain(InstallChain),
     DropRoot(DropRoot),
+}
+
+/// Take the certificate that was signed for the request of `ca csr`, with its issuers
+#[derive(Debug, Args)]
+struct InstallChain {
+    /// A PEM file: the certificate first, its issuers after it, their root last; `-` is the standard input
+    file: String,
+    /// After how long it signs at the latest, where its root is new to the mesh [default: 1h]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    within: Option<Duration>,
 }
 
 const ABOUT_ROTATION: &str = "\
@@ -72,6 +87,18 @@ impl Ca {
                 let order = RotateOrder { what, within_seconds };
                 shown(&block_on(server.post("/ca/rotate", &order))?, global.output)
             }
+            Some(CaVerb::Csr) => {
+                let answer: RequestAnswer = block_on(server.post("/ca/csr", &json!({})))?;
+                match global.output {
+                    Output::Json => say_json(&answer),
+                    _ => say(answer.request.trim_end()),
+                }
+            }
+            Some(CaVerb::InstallChain(InstallChain { file, within })) => {
+                let chain = read_text(&file)?;
+                let order = ChainOrder { chain, within_seconds: within.map(|within| within.as_secs()) };
+                shown(&block_on(server.post("/ca/chain", &order))?, global.output)
+            }
             Some(CaVerb::DropRoot(DropRoot { fingerprint, force })) => {
                 let answer: Value =
                     block_on(server.post("/ca/drop-root", &DropOrder { fingerprint, force }))?;
@@ -85,6 +112,15 @@ impl Ca {
             }
         }
     }
+}
+
+/// A file's text, or the standard input's.
+fn read_text(file: &str) -> anyhow::Result<String> {
+    let text = match file {
+        "-" => std::io::read_to_string(std::io::stdin()),
+        path => std::fs::read_to_string(path),
+    };
+    text.with_context(|| format!("{file} cannot be read"))
 }
 
 fn shown(report: &AuthorityReport, output: Output) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
-use baremesh_ca::service::WORKLOAD_LIFETIME;
+use baremesh_ca::service::{NODE_LIFETIME, WORKLOAD_LIFETIME};
 use clap::Args;
 
 use super::{Global, logging};
@@ -30,6 +30,9 @@ pub struct Control {
     /// How long services' certificates are valid; they are renewed at half of it
     #[arg(long, value_name = "SECONDS", default_value_t = WORKLOAD_LIFETIME.as_secs(), value_parser = clap::value_parser!(u64).range(2..=WORKLOAD_LIFETIME.as_secs()), hide_short_help = true)]
     workload_lifetime: u64,
+    /// How long hosts' node credentials are valid; they are renewed at half of it, and for a week after their end
+    #[arg(long, value_name = "SECONDS", default_value_t = NODE_LIFETIME.as_secs(), value_parser = clap::value_parser!(u64).range(2..=NODE_LIFETIME.as_secs()), hide_short_help = true)]
+    node_lifetime: u64,
     /// How long a silent host's endpoints are kept
     #[arg(long, value_name = "SECONDS", default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600), hide_short_help = true)]
     lease: u64,
@@ -42,6 +45,7 @@ impl Control {
             directories: global.directories(),
             listen: if self.listen.is_empty() { default_listeners() } else { self.listen },
             workload_lifetime: Duration::from_secs(self.workload_lifetime),
+            node_lifetime: Duration::from_secs(self.node_lifetime),
             lease: Duration::from_secs(self.lease),
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();

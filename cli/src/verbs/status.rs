@@ -153,6 +153,9 @@ fn say_control(control: &ControlStatus) -> anyhow::Result<()> {
     if let Some(refused) = &control.resources_refused {
         text.push_str(&format!("                the files as they are now are refused: {refused}\n"));
     }
+    for warning in &control.warnings {
+        text.push_str(&format!("  warning       {warning}\n"));
+    }
     if let Some(alarm) = &control.alarm {
         text.push_str(&format!("  ALARM         {alarm}\n"));
     }

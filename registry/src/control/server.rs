@@ -143,27 +143,6 @@ impl Control {
         .await
     }
 
-    /// Sends every agent a statement of the authority, which is no resource, with the state; or takes it back. What is
-    /// the same as before is no change.
-    pub async fn say(&self, name: &'static str, value: Option<Value>) -> Result<(), ControlError> {
-        self.take_turn(move |shared| {
-            let mut core = shared.core();
-            core.say(name, value);
-            let version = core.state.version();
-            drop(core);
-            shared.publish(version);
-            Ok(())
-        })
-        .await
-    }
-
-    /// Whether every agent that is there has put this version in force. Those that have fallen silent are waited for until
-    /// their leases end.
-    pub fn all_have(&self, version: u64) -> bool {
-        let there = |status: &&HostStatus| status.connected || status.lease.is_some();
-        self.status().iter().filter(there).all(|status| status.acked >= version)
-    }
-
     /// Runs one agent's session to its end. `host` is who the agent's certificate says it is, and `from` the addresses
     /// that the connection shows to be the host's.
     pub async fn connect<R, W>(
@@ -279,11 +258,6 @@ impl Control {
     /// All that is pushed: keys and values as JSON text.
     pub fn published(&self) -> Vec<(Arc<str>, Arc<str>)> {
         self.0.core().state.iter().map(|(key, text)| (key.clone(), text.clone())).collect()
-    }
-
-    /// The newest version of what is pushed, before the first resources too.
-    pub fn state_version(&self) -> u64 {
-        self.0.core().state.version()
     }
 
     /// Follows the newest version; `None` before the first resources.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use baremesh_tests::wait_until;
-use rcgen::{ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
@@ -79,6 +79,7 @@ fn impostors(pair: &Pair) -> Vec<(&'static str, Arc<CertifiedKey>)> {
             "for servers only",
             mesh.sign(|leaf| leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
         ),
+        ("an authority itself", mesh.sign(|leaf| leaf.is_ca = IsCa::Ca(BasicConstraints::Unconstrained))),
         ("signed by a member", {
             let pem = fs::read_to_string(peer::certificate_file(&pair.web, "web"))
                 .expect("the member's certificate");

@@ -9,7 +9,9 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{blocking, told};
-use crate::control::report::{AuthorityReport, DropOrder, Replaced, RootReport, RotateOrder};
+use crate::control::report::{
+    AuthorityReport, ChainOrder, DropOrder, Replaced, RequestAnswer, RootReport, RotateOrder,
+};
 use crate::control::socket::Denial;
 use crate::control::{Server, trust};
 use crate::output::to_unix;
@@ -58,11 +60,7 @@ pub(super) fn show(server: &Server) -> Result<Value, Denial> {
 
 /// Replaces what signs.
 pub(super) async fn rotate(server: Arc<Server>, wanted: RotateOrder, who: String) -> Result<Value, Denial> {
-    let patience = wanted.within_seconds.map_or(PATIENCE, Duration::from_secs);
-    if patience > MAX_PATIENCE {
-        let days = MAX_PATIENCE.as_secs() / 86_400;
-        return Err(Denial::new(StatusCode::BAD_REQUEST, format!("a root waits for {days} days at most")));
-    }
+    let patience = patience(wanted.within_seconds)?;
     match wanted.what {
         Replaced::Intermediate => {
             let rotating =
@@ -77,6 +75,32 @@ pub(super) async fn rotate(server: Arc<Server>, wanted: RotateOrder, who: String
         }
     }
     blocking(server, show).await
+}
+
+/// A signing request for an intermediate that somebody else is to sign.
+pub(super) fn request(server: &Server, who: &str) -> Result<Value, Denial> {
+    told(RequestAnswer { request: server.ca.request_intermediate(who, SystemTime::now())? })
+}
+
+/// Takes the chain for that request.
+pub(super) async fn install(server: Arc<Server>, wanted: ChainOrder, who: String) -> Result<Value, Denial> {
+    let patience = patience(wanted.within_seconds)?;
+    let installing = move |server: &Server| {
+        Ok(server.ca.install_chain(wanted.chain.as_bytes(), patience, &who, SystemTime::now())?)
+    };
+    blocking(server.clone(), installing).await?;
+    tell(&server).await?;
+    blocking(server, show).await
+}
+
+/// How long a new root waits for hosts.
+fn patience(seconds: Option<u64>) -> Result<Duration, Denial> {
+    let patience = seconds.map_or(PATIENCE, Duration::from_secs);
+    if patience > MAX_PATIENCE {
+        let days = MAX_PATIENCE.as_secs() / 86_400;
+        return Err(Denial::new(StatusCode::BAD_REQUEST, format!("a root waits for {days} days at most")));
+    }
+    Ok(patience)
 }
 
 /// Trusts a root no more.
