@@ -26,6 +26,7 @@ mod get;
 mod host;
 mod init;
 mod join;
+mod mtls;
 mod operator;
 mod reference;
 mod rollback;
@@ -128,6 +129,7 @@ enum Verb {
     Audit(audit::Audit),
     Status(status::Status),
     Certs(certs::Certs),
+    Mtls(mtls::Mtls),
     Capture(capture::Capture),
     Alarm(alarm::Alarm),
     Demo(demo::Demo),
@@ -180,6 +182,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Audit(verb) => verb.run(&global),
         Verb::Status(verb) => verb.run(&global),
         Verb::Certs(verb) => verb.run(&global),
+        Verb::Mtls(verb) => verb.run(&global),
         Verb::Capture(verb) => verb.run(&global),
         Verb::Alarm(verb) => verb.run(&global),
         Verb::Demo(verb) => verb.run(&global),
@@ -275,6 +278,8 @@ mod tests {
             "baremesh status --credential a -o json",
             "baremesh audit --since 2h --limit 5",
             "baremesh history --limit 3",
+            "baremesh mtls report --credential a -o json",
+            "baremesh apply --simulate -f a.toml",
             "baremesh rollback",
             "baremesh rollback 17 --force --dry-run",
             "baremesh rollback --to 16",
@@ -315,6 +320,7 @@ mod tests {
             ("baremesh operator add alice", ErrorKind::MissingRequiredArgument),
             ("baremesh operator add alice --role king", ErrorKind::InvalidValue),
             ("baremesh rollback 17 --to 16", ErrorKind::ArgumentConflict),
+            ("baremesh apply --simulate --dry-run -f a.toml", ErrorKind::ArgumentConflict),
             ("baremesh rollback 0", ErrorKind::ValueValidation),
             ("baremesh join c --token t --credential a", ErrorKind::UnknownArgument),
             ("baremesh apply", ErrorKind::MissingRequiredArgument),

@@ -14,8 +14,8 @@ fn add(mesh: &Mesh, desk: &Host, arguments: &[&str]) -> String {
     let name = arguments[0];
     let file = format!("/run/baremesh/{name}.credential");
     let address = mesh.control.v4().to_string();
-    let command =
-        ["operator", "add"].iter().chain(arguments).chain(&["--file", &file, "--address", &address]);
+    let rest = ["--file", &file, "--address", &address];
+    let command = ["operator", "add"].iter().chain(arguments).chain(&rest);
     output_of(mesh.control.baremesh(command));
     let made = mesh.control.path(&file);
     let mode = |path: &Path| std::fs::metadata(path).expect("a file").permissions().mode() & 0o7777;
