@@ -60,7 +60,7 @@ fn who_would_be_cut_off_is_named_before_and_is_cut_off_then() {
     wait_until("the caller within the mesh is known as well", || {
         let cut = simulate(&only("*/sa/till"));
         let cut = peers(&cut, "cut");
-        cut.contains(&outside) && cut.contains(&(WEB_ID, "10.77.0.1"))
+        cut.contains(&outside) && cut.iter().any(|(peer, _)| *peer == WEB_ID)
     });
     assert_eq!(
         output_of(pair.mesh.control.baremesh(["get", "-o", "json"])),
@@ -74,7 +74,7 @@ fn who_would_be_cut_off_is_named_before_and_is_cut_off_then() {
     let report = asked(&pair.mesh, "mtls report");
     assert!(peers(&report, "cut").is_empty() && peers(&report, "refusedAlready") == [outside], "{report}");
     // The other way round: what a policy would let in that is refused now.
-    assert_eq!(peers(&simulate(&mode("PERMISSIVE")), "opened"), []);
+    assert!(peers(&simulate(&mode("PERMISSIVE")), "opened").is_empty());
     let open = "[[AuthorizationPolicy]]\nname = \"echo\"\nselector = { matchLabels = { app = \"echo\" } }\nrules = [{}]\n";
     assert_eq!(peers(&simulate(&(mode("PERMISSIVE") + open)), "opened"), [outside]);
 }
