@@ -41,6 +41,8 @@ pub mod capture;
 pub mod explain;
 /// Names of the mesh answered, others forwarded.
 pub mod dns;
+/// Who came to which service of this host.
+pub mod flows;
 /// Checks of this host's services.
 pub mod health;
 /// Metrics and the access log.

@@ -49,6 +49,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::attribution::{Attributor, Cgroups};
 use crate::capture::Outbound;
 use crate::credentials::Credentials;
+use crate::flows::Flows;
 use crate::originate::Originations;
 use crate::share::Shares;
 use crate::snapshot::Snapshot;
@@ -174,6 +175,8 @@ pub struct Shared {
     pub limits: Limits,
     /// What is captured, and so whether anything may leave the mesh through the agent.
     pub outbound: Outbound,
+    /// Who came to which service of this host.
+    pub flows: Arc<Flows>,
 }
 
 /// One thread of the data path.

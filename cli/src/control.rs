@@ -27,6 +27,8 @@ mod calls;
 mod addresses;
 /// Every call, with who may make it.
 mod endpoints;
+/// What hosts tell of connections.
+mod flows;
 /// Orders from afar.
 mod remote;
 /// Who gives an order.
@@ -74,6 +76,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use certificate::OwnCertificate;
+use flows::FlowBook;
 use grants::GrantBook;
 use in_force::InForce;
 use limits::Limits;
@@ -129,8 +132,10 @@ struct Server {
     limits: Limits,
     /// Goes up when who is a member, or an operator, has changed, so that open connections are looked at again.
     membership: watch::Sender<u64>,
-    /// Held while resources are changed and the change gets its version.
-    changing: Mutex<()>,
+    /// Who came to which service, as hosts tell it.
+    flows: FlowBook,
+    /// The resources that the audit knows of; held while they are changed and the change gets its version.
+    changing: Mutex<Vec<Resource>>,
     stop: watch::Receiver<bool>,
 }
 
@@ -233,7 +238,8 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
         listen: addresses.clone(),
         limits: Limits::default(),
         membership: watch::Sender::new(0),
-        changing: Mutex::default(),
+        flows: FlowBook::default(),
+        changing: Mutex::new(first.resources()),
         stop: stopped,
     });
     let following = in_force::Following::new(server.clone(), files, in_force_out, directories.state.clone());

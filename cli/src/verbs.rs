@@ -27,6 +27,7 @@ mod get;
 mod host;
 mod init;
 mod join;
+mod mtls;
 mod operator;
 mod reference;
 mod rollback;
@@ -131,6 +132,7 @@ enum Verb {
     Status(status::Status),
     Certs(certs::Certs),
     Ca(ca::Ca),
+    Mtls(mtls::Mtls),
     Capture(capture::Capture),
     Alarm(alarm::Alarm),
     Demo(demo::Demo),
@@ -186,6 +188,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Status(verb) => verb.run(&global),
         Verb::Certs(verb) => verb.run(&global),
         Verb::Ca(verb) => verb.run(&global),
+        Verb::Mtls(verb) => verb.run(&global),
         Verb::Capture(verb) => verb.run(&global),
         Verb::Alarm(verb) => verb.run(&global),
         Verb::Demo(verb) => verb.run(&global),
@@ -294,6 +297,8 @@ mod tests {
             "baremesh status --credential a -o json",
             "baremesh audit --since 2h --limit 5",
             "baremesh history --limit 3",
+            "baremesh mtls report --credential a -o json",
+            "baremesh apply --simulate -f a.toml",
             "baremesh rollback",
             "baremesh rollback 17 --force --dry-run",
             "baremesh rollback --to 16",
@@ -335,6 +340,7 @@ mod tests {
             ("baremesh operator add alice", ErrorKind::MissingRequiredArgument),
             ("baremesh operator add alice --role king", ErrorKind::InvalidValue),
             ("baremesh rollback 17 --to 16", ErrorKind::ArgumentConflict),
+            ("baremesh apply --simulate --dry-run -f a.toml", ErrorKind::ArgumentConflict),
             ("baremesh rollback 0", ErrorKind::ValueValidation),
             ("baremesh join c --token t --credential a", ErrorKind::UnknownArgument),
             ("baremesh apply", ErrorKind::MissingRequiredArgument),

@@ -12,6 +12,8 @@ pub mod balance;
 pub mod decimal;
 /// How a service is called: subsets, balancing, limits, TLS.
 pub mod destination_rule;
+/// Connections that arrived, and what policies do with them.
+pub mod flow;
 /// What a host may be: grants of services to hosts.
 pub mod grant;
 /// What gRPC puts into HTTP heads.

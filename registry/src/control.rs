@@ -24,6 +24,8 @@ pub mod decision;
 pub mod digest;
 /// Who is there: one lease a host.
 pub mod leases;
+/// Who came to which service, as hosts tell it.
+pub mod flows;
 /// Whose address it is.
 pub mod ownership;
 /// What a host says it runs.

@@ -39,6 +39,8 @@ mod certificates;
 mod command_line;
 #[path = "stories/containers.rs"]
 mod containers;
+#[path = "stories/control_attacked.rs"]
+mod control_attacked;
 #[path = "stories/control_away.rs"]
 mod control_away;
 #[path = "stories/demo_tells_the_truth.rs"]
@@ -61,6 +63,8 @@ mod explains_calls;
 mod files;
 #[path = "stories/health.rs"]
 mod health;
+#[path = "stories/foresight.rs"]
+mod foresight;
 #[path = "stories/hosts_are_real.rs"]
 mod hosts_are_real;
 #[path = "stories/http2_floods.rs"]

@@ -17,6 +17,7 @@ use super::{AgentError, doing};
 use crate::addresses;
 use crate::capture::{AGENT_MARK, AgentPorts, Capture, DnsCapture};
 use crate::config::{AgentConfig, DnsMode, SourceConfig};
+use crate::flows::Flows;
 use crate::identity::rotation::Node;
 use crate::identity::{Issuer, NodeCredential};
 use crate::machine;
@@ -35,6 +36,16 @@ pub enum Source {
     Files(FileSource),
     /// The control server.
     Control(Box<ControlSource>),
+}
+
+impl Source {
+    /// Tells a control server who came to this host's services.
+    pub fn telling(self, flows: Arc<Flows>) -> Self {
+        match self {
+            Self::Files(source) => Self::Files(source),
+            Self::Control(source) => Self::Control(Box::new(source.telling(flows))),
+        }
+    }
 }
 
 /// Everything that the agent starts with.

@@ -91,6 +91,7 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         ports: config.ports,
         limits,
         outbound: config.outbound,
+        flows: Arc::default(),
     };
     tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
     let (lines, log) = start_access_log(&config.access_log, publisher.snapshot())?;
@@ -107,7 +108,8 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
     let prober = Prober::new(mark, RunAs::of_this_process());
     let checks = Checks::new(Arc::clone(&publisher), prober, Arc::clone(&metrics));
     others.push(tokio::spawn(Arc::clone(&checks).run()));
-    let (connected, source) = start_source(prepared.source, &publisher, &checks, &metrics, phase.subscribe());
+    let source = prepared.source.telling(Arc::clone(&shared.flows));
+    let (connected, source) = start_source(source, &publisher, &checks, &metrics, phase.subscribe());
     let agent = Arc::new(routes::Agent {
         config,
         publisher,

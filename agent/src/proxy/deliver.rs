@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use baremesh_model::authorization::{Action, Decision};
+use baremesh_model::flow::Way;
 use baremesh_model::identity::Identity;
 use baremesh_model::service::Protocol;
 use tokio::net::TcpStream;
@@ -16,8 +17,8 @@ use super::relay;
 use super::sniff::{First, arrives_as_http};
 use super::socket;
 use crate::snapshot::{LocalEndpoint, Snapshot};
-use crate::telemetry::Record;
 use crate::telemetry::metrics::Party;
+use crate::telemetry::{Record, Security};
 
 impl Worker {
     /// Decides whether `source` may reach a service of this host, and notes what policies said without deciding.
@@ -28,6 +29,12 @@ impl Worker {
         source_ip: IpAddr,
         record: &mut Record,
     ) -> Result<(), ProxyError> {
+        let way = match (source, record.security) {
+            (None, _) => Way::Plaintext,
+            (Some(_), Security::MutualTls) => Way::MutualTls,
+            (Some(_), _) => Way::WithinHost,
+        };
+        self.shared.flows.note(local, source, source_ip, (way, record.started));
         let Decision { verdict, notes } = local.authorize(source, source_ip);
         for note in notes {
             let word = match note.action {

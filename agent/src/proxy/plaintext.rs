@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use baremesh_model::flow::Way;
 use baremesh_model::peer_authentication::MtlsMode;
 use tokio::net::TcpStream;
 
@@ -52,10 +53,11 @@ async fn judge_and_deliver(
         .local(destination)
         .ok_or_else(|| ProxyError::NotRegistered { authority: destination.to_string() })?;
     record.calls(local, snapshot.service(&local.service).map(|service| Arc::clone(&service.host)));
+    let source_ip = record.client.ip();
     if local.mode == MtlsMode::Strict {
+        worker.shared.flows.note(local, None, source_ip, (Way::Plaintext, record.started));
         return Err(ProxyError::PlaintextRefused);
     }
-    let source_ip = record.client.ip();
     worker.authorize(local, None, source_ip, record)?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let mut upstream = worker.deliver(local, record).await?;

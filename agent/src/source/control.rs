@@ -3,6 +3,8 @@
 
 /// Connections to the control server.
 mod line;
+/// Telling who came to this host's services.
+mod telling;
 /// Showing which addresses are this host's.
 mod showing;
 
@@ -31,6 +33,7 @@ use self::line::{CONNECT_TIMEOUT, Line, Open};
 use self::showing::Showing;
 use super::of_trust_domain;
 use crate::agent::{AgentError, empty_mesh};
+use crate::flows::Flows;
 use crate::membership::Membership;
 use crate::proxy::socket::Mark;
 use crate::publish::Publisher;
@@ -51,6 +54,7 @@ pub struct ControlSource {
     followed: Followed,
     file: PathBuf,
     trust: Arc<Trust>,
+    flows: Arc<Flows>,
 }
 
 impl ControlSource {
@@ -67,7 +71,7 @@ impl ControlSource {
         }
         let (control, trust) = (membership.control.clone(), Arc::clone(trust));
         let line = Line { control, trust: trust.follow(), credential: None, mark: Mark(None) };
-        Ok(Self { line, followed, file, trust })
+        Ok(Self { line, followed, file, trust, flows: Arc::default() })
     }
 
     /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
@@ -87,6 +91,11 @@ impl ControlSource {
     /// Connects with this credential from now on, over sockets that no rule captures.
     pub fn with(self, credential: Arc<dyn ResolvesClientCert>, mark: Mark) -> Self {
         Self { line: Line { credential: Some(credential), mark, ..self.line }, ..self }
+    }
+
+    /// Tells it of these flows.
+    pub fn telling(self, flows: Arc<Flows>) -> Self {
+        Self { flows, ..self }
     }
 
     /// Follows the control server until `leaving`, and says goodbye to it then.
@@ -181,10 +190,11 @@ impl ControlSource {
                 mesh_of(values, &trust.now()).inspect_err(|reason| publisher.refuse(reason.clone()))?;
             publisher.take_mesh(mesh, version)
         };
-        let again = local.registrations.clone();
+        let (again, flows) = (local.registrations.clone(), Arc::clone(&self.flows));
         let followed = tokio::select! {
             followed = Box::pin(follow(reader, writer, &mut self.followed, local, publish)) => followed,
             () = showing.keep_showing(|| again.borrow().clone()) => Ok(Ended::Closed),
+            () = telling::keep_telling(&flows, open.requests.clone()) => Ok(Ended::Closed),
         };
         showing.connected(None);
         drop(open);

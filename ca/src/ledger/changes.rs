@@ -87,6 +87,17 @@ impl Ledger {
         })
     }
 
+    /// Adds a line to the audit with what it did, of which nothing is kept to take it back.
+    pub fn audit_with(&self, record: &AuditRecord, difference: &str) -> Result<(), LedgerError> {
+        self.write(|connection| {
+            let audit = append(connection, record)?;
+            let sql = "INSERT INTO differences (audit, difference) VALUES (?1, ?2)";
+            connection.execute(sql, params![audit, difference])?;
+            connection.execute("DELETE FROM differences WHERE audit NOT IN (SELECT id FROM audit)", [])?;
+            Ok(())
+        })
+    }
+
     /// The accepted changes from `first` on, the latest first.
     pub fn changes_since(&self, first: i64) -> Result<Vec<ChangeRecord>, LedgerError> {
         self.read_changes("changes.version >= ?1 ORDER BY changes.version DESC", first)
@@ -114,8 +125,10 @@ impl Ledger {
         let limit = i64::try_from(filter.limit.min(MAX_READ)).unwrap_or(0);
         let connection = self.lock();
         let mut statement = connection.prepare_cached(
-            "SELECT audit.at, audit.who, audit.what, audit.outcome, audit.reason, changes.version, changes.difference
+            "SELECT audit.at, audit.who, audit.what, audit.outcome, audit.reason, changes.version,
+                coalesce(changes.difference, differences.difference) AS difference
              FROM audit LEFT JOIN changes ON changes.audit = audit.id
+             LEFT JOIN differences ON differences.audit = audit.id
              WHERE audit.at >= ?1 ORDER BY audit.id DESC LIMIT ?2",
         )?;
         let noted = statement.query_map([since, limit], |row| {

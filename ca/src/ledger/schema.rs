@@ -87,6 +87,10 @@ pub(super) const STEPS: [&str; 5] = [
         difference TEXT NOT NULL,
         files TEXT
     ) STRICT;
+    CREATE TABLE differences (
+        audit INTEGER PRIMARY KEY,
+        difference TEXT NOT NULL
+    ) STRICT;
     CREATE INDEX changes_by_audit ON changes (audit);
     CREATE INDEX audit_by_outcome ON audit (outcome, id);
     CREATE INDEX issued_by_time ON issued (issued_at);

@@ -9,6 +9,7 @@ use baremesh_ca::protocol::{CERTIFICATES_PATH, Call, JOIN_PATH, MAX_BODY, answer
 use baremesh_ca::service::Refusal;
 use baremesh_ca::tls::LeafFacts;
 use baremesh_model::name::Label;
+use baremesh_registry::control::flows::FLOWS_PATH;
 use baremesh_registry::control::ownership::ADDRESSES_PATH;
 use baremesh_registry::control::stream::{StreamReader, StreamWriter};
 use bytes::{Bytes, BytesMut};
@@ -22,7 +23,7 @@ use super::addresses::spoken_from;
 use super::endpoints::{Access, HostCall, OF_HOSTS, find};
 use super::limits::{BODY_TIMEOUT, network_of};
 use super::listener::Caller;
-use super::{Server, addresses, remote, stopped};
+use super::{Server, addresses, flows, remote, stopped};
 
 /// Answers one request.
 pub(super) async fn handle(
@@ -106,9 +107,13 @@ async fn answered(
     };
     // Held until the answer is there: calls wait for one disk, and more at once would only take memory.
     let Ok(_permit) = server.limits.calls.acquire().await else { return };
-    if let (HostCall::Addresses, Some(host)) = (call, host) {
-        let response = addresses::answer(server, host, caller.address, &body).await;
-        return send(&mut respond, response);
+    match (call, host) {
+        (HostCall::Addresses, Some(host)) => {
+            let response = addresses::answer(server, host, caller.address, &body).await;
+            return send(&mut respond, response);
+        }
+        (HostCall::Flows, Some(host)) => return send(&mut respond, flows::answer(server, &host, &body)),
+        _ => {}
     }
     let blocking = server.clone();
     let answered = tokio::task::spawn_blocking(move || {
@@ -146,6 +151,7 @@ pub(super) fn within_rate(server: &Server, caller: &Caller, path: &str) -> bool 
     match identity.and_then(|identity| identity.as_node()) {
         Some(host) if path == CERTIFICATES_PATH => limits.issuing.allow(host.clone(), now),
         Some(host) if path == ADDRESSES_PATH => limits.showing.allow(host.clone(), now),
+        Some(host) if path == FLOWS_PATH => limits.telling.allow(host.clone(), now),
         // The state, and whatever a host has no business with.
         Some(host) => limits.following.allow(host.clone(), now),
         None => limits.joining.allow(network_of(caller.address), now),

@@ -1,10 +1,12 @@
 //! What a change did, for the audit: resource by resource, field by field. Values that could be secrets are left out, and
 //! no change takes more room than its limit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use baremesh_model::mesh::ResourceId;
 use baremesh_registry::files::{Change, Effect};
 use baremesh_registry::format::{self, Form};
+use baremesh_registry::resource::Resource;
 use serde_json::Value;
 
 /// Lines that the difference of one change has at most.
@@ -32,18 +34,47 @@ pub(super) fn of(changes: &[Change]) -> String {
     let mut lines = Vec::new();
     for change in changes.iter().filter(|change| change.effect != Effect::Unchanged) {
         lines.push(format!("{} {}", change.id, word(change.effect)));
-        let (before, after) = (fields(change, &change.before), fields(change, &change.after));
-        let paths: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
-        for path in paths {
-            match (before.get(path), after.get(path)) {
-                (Some(old), Some(new)) if old.same == new.same => {}
-                (Some(old), Some(new)) => lines.push(format!("  {path}: {} -> {}", old.shown, new.shown)),
-                (Some(old), None) => lines.push(format!("  - {path}: {}", old.shown)),
-                (None, Some(new)) => lines.push(format!("  + {path}: {}", new.shown)),
-                (None, None) => {}
-            }
+        compare(&written(change, &change.before), &written(change, &change.after), &mut lines);
+    }
+    bounded(lines)
+}
+
+/// The difference between two sets: the resources that are not the same with what befell them, and all of it in words.
+pub(super) fn between(before: &[Resource], after: &[Resource]) -> (Vec<(ResourceId, Effect)>, String) {
+    let by_id = |set: &'_ [Resource]| -> BTreeMap<ResourceId, Value> {
+        set.iter().map(|resource| (resource.id(), format::encode(resource))).collect()
+    };
+    let (before, after) = (by_id(before), by_id(after));
+    let ids: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let (mut effects, mut lines) = (Vec::new(), Vec::new());
+    for id in ids {
+        let effect = match (before.get(id), after.get(id)) {
+            (Some(old), Some(new)) if old == new => continue,
+            (Some(_), Some(_)) => Effect::Changed,
+            (Some(_), None) => Effect::Deleted,
+            (None, _) => Effect::Created,
+        };
+        lines.push(format!("{id} {}", word(effect)));
+        compare(&fields(before.get(id)), &fields(after.get(id)), &mut lines);
+        effects.push((id.clone(), effect));
+    }
+    (effects, bounded(lines))
+}
+
+fn compare(before: &Fields, after: &Fields, lines: &mut Vec<String>) {
+    let paths: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    for path in paths {
+        match (before.get(path), after.get(path)) {
+            (Some(old), Some(new)) if old.same == new.same => {}
+            (Some(old), Some(new)) => lines.push(format!("  {path}: {} -> {}", old.shown, new.shown)),
+            (Some(old), None) => lines.push(format!("  - {path}: {}", old.shown)),
+            (None, Some(new)) => lines.push(format!("  + {path}: {}", new.shown)),
+            (None, None) => {}
         }
     }
+}
+
+fn bounded(mut lines: Vec<String>) -> String {
     if lines.len() > MAX_LINES {
         let more = lines.len() - MAX_LINES;
         lines.truncate(MAX_LINES);
@@ -68,19 +99,24 @@ struct Field {
     shown: String,
 }
 
+type Fields = BTreeMap<String, Field>;
+
 /// The fields of the resource in a file's text.
-fn fields(change: &Change, text: &Option<String>) -> BTreeMap<String, Field> {
-    let mut fields = BTreeMap::new();
+fn written(change: &Change, text: &Option<String>) -> Fields {
     let name = change.file.display().to_string();
-    let (Some(text), Some(form)) = (text, Form::of_file(&name)) else { return fields };
+    let (Some(text), Some(form)) = (text, Form::of_file(&name)) else { return Fields::new() };
     let parsed = form.parse(text, &name);
     let found = parsed.resources.iter().find(|located| {
         let id = located.value.id();
         // The namespace may be written by another name of the root's.
         id.kind == change.id.kind && id.key.name == change.id.key.name
     });
-    if let Some(located) = found {
-        let document = format::encode(&located.value);
+    fields(found.map(|located| format::encode(&located.value)).as_ref())
+}
+
+fn fields(document: Option<&Value>) -> Fields {
+    let mut fields = Fields::new();
+    if let Some(document) = document {
         collect(&document["spec"], "", Secrecy::Open, &mut fields);
     }
     fields
@@ -92,7 +128,7 @@ enum Secrecy {
     Secret,
 }
 
-fn collect(value: &Value, path: &str, secrecy: Secrecy, fields: &mut BTreeMap<String, Field>) {
+fn collect(value: &Value, path: &str, secrecy: Secrecy, fields: &mut Fields) {
     match value {
         Value::Object(object) => {
             // A condition on a header: what it is compared with may be what only its callers know.

@@ -3,6 +3,7 @@
 
 use baremesh_ca::protocol::{CERTIFICATES_PATH, JOIN_PATH};
 use baremesh_model::operator::Need;
+use baremesh_registry::control::flows::FLOWS_PATH;
 use baremesh_registry::control::ownership::ADDRESSES_PATH;
 use http::Method;
 
@@ -27,6 +28,7 @@ pub(super) enum HostCall {
     Certificates,
     State,
     Addresses,
+    Flows,
 }
 
 /// What an operator may ask for.
@@ -37,6 +39,8 @@ pub(super) enum Verb {
     Analyze,
     Hosts,
     Versions,
+    Mtls,
+    Simulate,
     Apply,
     Delete,
     Rollback,
@@ -77,15 +81,16 @@ const CHANGE: Access = Access::Operator(Need::Change);
 const ADMINISTER: Access = Access::Operator(Need::Administer);
 
 /// The calls of hosts, at the server's port.
-pub(super) static OF_HOSTS: [Endpoint<HostCall>; 4] = [
+pub(super) static OF_HOSTS: [Endpoint<HostCall>; 5] = [
     of(Method::POST, JOIN_PATH, Access::Token, HostCall::Join),
     of(Method::POST, CERTIFICATES_PATH, Access::Node, HostCall::Certificates),
     of(Method::POST, STATE_PATH, Access::Node, HostCall::State),
     of(Method::POST, ADDRESSES_PATH, Access::Node, HostCall::Addresses),
+    of(Method::POST, FLOWS_PATH, Access::Node, HostCall::Flows),
 ];
 
 /// The orders of operators, at the socket, and below `ORDERS_PATH` at the server's port.
-pub(super) static OF_OPERATORS: [Endpoint<Verb>; 24] = [
+pub(super) static OF_OPERATORS: [Endpoint<Verb>; 26] = [
     of(Method::GET, "/status", VIEW, Verb::Status),
     of(Method::GET, "/resources", VIEW, Verb::Resources),
     of(Method::POST, "/analyze", VIEW, Verb::Analyze),
@@ -93,6 +98,8 @@ pub(super) static OF_OPERATORS: [Endpoint<Verb>; 24] = [
     of(Method::GET, "/versions", VIEW, Verb::Versions),
     of(Method::GET, "/certificates/revoked", VIEW, Verb::RevokedCertificates),
     of(Method::GET, "/ca", VIEW, Verb::Authority),
+    of(Method::GET, "/mtls", VIEW, Verb::Mtls),
+    of(Method::POST, "/simulate", VIEW, Verb::Simulate),
     of(Method::POST, "/apply", CHANGE, Verb::Apply),
     of(Method::POST, "/delete", CHANGE, Verb::Delete),
     of(Method::POST, "/rollback", CHANGE, Verb::Rollback),

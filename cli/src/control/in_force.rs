@@ -14,8 +14,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::Server;
 use super::resources::unservable;
+use super::{Server, orders};
 
 /// How long after a failure (a full disk, say) the set is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -104,6 +104,9 @@ impl Following {
             tracing::warn!("the set in force is not kept for a restart: {error}");
         }
         self.out.send_replace(InForce { loaded: wanted, refused: None });
+        let server = self.server.clone();
+        // A panic there is nothing that keeps a set from being in force.
+        let _ = tokio::task::spawn_blocking(move || orders::note_changes_by_hand(&server)).await;
         Ok(())
     }
 

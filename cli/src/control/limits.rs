@@ -16,8 +16,11 @@ pub(super) const BACKLOG: i32 = 1024;
 const MAX_MEMBERS: usize = 32_768;
 /// Connections of one host: its state, its certificates, and one of each that the network has lost.
 const MAX_CONNECTIONS_OF_HOST: usize = 16;
-/// Connections of everybody else: in their handshake, or joining.
+/// Connections of everybody else: in their handshake, joining, or an operator's.
 const MAX_STRANGERS: usize = 512;
+/// Of those, the ones of one network: whoever holds all that it may leaves room for the others. Hosts behind one gateway
+/// that come back all at once wait for each other's handshakes.
+const MAX_STRANGERS_OF_NETWORK: usize = 128;
 /// How long a TLS handshake may take.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection without a node credential may last.
@@ -44,6 +47,8 @@ const ISSUING_A_MINUTE: u32 = 60;
 const FOLLOWING_A_MINUTE: u32 = 60;
 /// Times in a minute that one host may ask about its addresses; an agent asks once for each when it connects.
 const SHOWING_A_MINUTE: u32 = 240;
+/// Calls in a minute in which one host may tell of its flows; a full table is told in 64.
+const TELLING_A_MINUTE: u32 = 300;
 /// Joins from one address in a minute: a rack of new hosts behind one gateway is welcome, a guesser is not.
 const JOINS_A_MINUTE: u32 = 120;
 /// Orders of one operator in a minute.
@@ -63,8 +68,10 @@ pub(super) struct Limits {
     pub(super) issuing: Rates<Label>,
     pub(super) following: Rates<Label>,
     pub(super) showing: Rates<Label>,
+    pub(super) telling: Rates<Label>,
     pub(super) joining: Rates<IpAddr>,
-    hosts: Arc<Mutex<HashMap<Label, usize>>>,
+    hosts: Places<Label>,
+    networks: Places<IpAddr>,
 }
 
 impl Default for Limits {
@@ -78,38 +85,61 @@ impl Default for Limits {
             issuing: Rates::new(ISSUING_A_MINUTE),
             following: Rates::new(FOLLOWING_A_MINUTE),
             showing: Rates::new(SHOWING_A_MINUTE),
+            telling: Rates::new(TELLING_A_MINUTE),
             joining: Rates::new(JOINS_A_MINUTE),
-            hosts: Arc::default(),
+            hosts: Places::new(MAX_CONNECTIONS_OF_HOST),
+            networks: Places::new(MAX_STRANGERS_OF_NETWORK),
         }
     }
 }
 
 impl Limits {
     /// A place for one more connection of a host, if it has one left.
-    pub(super) fn place(&self, host: &Label) -> Option<Place> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = hosts.entry(host.clone()).or_default();
-        if *count >= MAX_CONNECTIONS_OF_HOST {
-            return None;
-        }
-        *count += 1;
-        Some(Place { host: host.clone(), hosts: self.hosts.clone() })
+    pub(super) fn place(&self, host: &Label) -> Option<Place<Label>> {
+        self.hosts.take(host.clone())
+    }
+
+    /// A place for one more connection of somebody unknown, if the network has one left.
+    pub(super) fn strange_place(&self, address: IpAddr) -> Option<Place<IpAddr>> {
+        self.networks.take(network_of(address))
     }
 }
 
-/// A host's place for a connection, given back when it is dropped.
-pub(super) struct Place {
-    host: Label,
-    hosts: Arc<Mutex<HashMap<Label, usize>>>,
+/// So many places for each of many.
+struct Places<K> {
+    most: usize,
+    taken: Arc<Mutex<HashMap<K, usize>>>,
 }
 
-impl Drop for Place {
+impl<K: Eq + Hash + Clone> Places<K> {
+    fn new(most: usize) -> Self {
+        Self { most, taken: Arc::default() }
+    }
+
+    fn take(&self, key: K) -> Option<Place<K>> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(key.clone()).or_default();
+        if *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(Place { key, taken: self.taken.clone() })
+    }
+}
+
+/// A place, given back when it is dropped.
+pub(super) struct Place<K: Eq + Hash> {
+    key: K,
+    taken: Arc<Mutex<HashMap<K, usize>>>,
+}
+
+impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = hosts.get_mut(&self.host) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.key) {
             *count -= 1;
             if *count == 0 {
-                hosts.remove(&self.host);
+                taken.remove(&self.key);
             }
         }
     }
@@ -196,7 +226,19 @@ mod tests {
         places.pop();
         assert!(limits.place(&host).is_some());
         drop(places);
-        assert!(limits.hosts.lock().expect("a lock").is_empty());
+        assert!(limits.hosts.taken.lock().expect("a lock").is_empty());
+    }
+
+    #[test]
+    fn one_network_of_strangers_leaves_room_for_others() {
+        let limits = Limits::default();
+        let from = |n: u8| IpAddr::from([10, 0, 0, n]);
+        let held: Vec<_> = (0..MAX_STRANGERS_OF_NETWORK).map(|_| limits.strange_place(from(1))).collect();
+        assert!(held.iter().all(Option::is_some) && held.len() < MAX_STRANGERS);
+        assert!(limits.strange_place(from(1)).is_none());
+        assert!(limits.strange_place(from(2)).is_some());
+        drop(held);
+        assert!(limits.strange_place(from(1)).is_some());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use baremesh_ca::tls::{LeafFacts, describe_io, peer_leaf_facts};
+use baremesh_model::name::Label;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use http::Request;
@@ -38,8 +39,21 @@ pub(super) struct Caller {
 
 /// What a connection holds of the limits while it lasts.
 enum Hold {
-    Stranger { _permit: OwnedSemaphorePermit },
-    Member { _permit: OwnedSemaphorePermit, _place: Place },
+    Stranger { _strange: Strange },
+    Member { _permit: OwnedSemaphorePermit, _place: Place<Label> },
+}
+
+/// What a connection holds while nobody knows whose it is.
+struct Strange {
+    _permit: OwnedSemaphorePermit,
+    _place: Place<IpAddr>,
+}
+
+impl Strange {
+    fn take(server: &Server, from: SocketAddr) -> Option<Self> {
+        let permit = server.limits.strangers.clone().try_acquire_owned().ok()?;
+        Some(Self { _permit: permit, _place: server.limits.strange_place(from.ip())? })
+    }
 }
 
 /// Takes connections until the server stops, then waits for those that it took.
@@ -53,12 +67,12 @@ pub(super) async fn serve(server: Arc<Server>, listener: TcpListener) {
             () = stopped(&mut stop) => break,
         };
         match accepted {
-            Ok((stream, from)) => match server.limits.strangers.clone().try_acquire_owned() {
-                Ok(permit) => {
+            Ok((stream, from)) => match Strange::take(&server, from) {
+                Some(strange) => {
                     let tls = server.tls.borrow().clone();
-                    connections.spawn(connection(server.clone(), stream, from, (tls, permit)));
+                    connections.spawn(connection(server.clone(), stream, from, (tls, strange)));
                 }
-                Err(_) => {
+                None => {
                     tracing::warn!(%from, "too many connections without a credential: this one is closed");
                 }
             },
@@ -76,7 +90,7 @@ async fn connection(
     server: Arc<Server>,
     stream: TcpStream,
     from: SocketAddr,
-    (tls, stranger): (TlsAcceptor, OwnedSemaphorePermit),
+    (tls, stranger): (TlsAcceptor, Strange),
 ) {
     // Without it small messages wait for the acknowledgement of those before.
     let _ = stream.set_nodelay(true);
@@ -110,10 +124,10 @@ async fn connection(
 }
 
 /// A host's connection counts as the host's, any other as a stranger's.
-fn hold(server: &Server, caller: &Caller, stranger: OwnedSemaphorePermit) -> Option<Hold> {
+fn hold(server: &Server, caller: &Caller, stranger: Strange) -> Option<Hold> {
     let node = caller.peer.as_ref().and_then(|peer| peer.identity.as_node());
     match node {
-        None => Some(Hold::Stranger { _permit: stranger }),
+        None => Some(Hold::Stranger { _strange: stranger }),
         Some(host) => {
             let permit = server.limits.members.clone().try_acquire_owned().ok()?;
             Some(Hold::Member { _permit: permit, _place: server.limits.place(host)? })

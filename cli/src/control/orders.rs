@@ -34,10 +34,14 @@ mod authority;
 mod certificates;
 /// Resources: applying, deleting, listing, analysing.
 mod change;
+/// What policies do with the connections of the last hour.
+mod flows;
 /// Adding and removing operators.
 mod operators;
 /// Taking changes back.
 mod rollback;
+
+pub(super) use change::note_changes_by_hand;
 
 /// An order as it came.
 pub(super) struct Order<'a> {
@@ -65,6 +69,11 @@ pub(super) async fn carry_out(server: Arc<Server>, order: Order<'_>) -> Result<V
         Verb::Versions => {
             let limit = audit::limit(query)?;
             blocking(server, move |server| rollback::versions(server, limit)).await
+        }
+        Verb::Mtls => blocking(server, flows::strict).await,
+        Verb::Simulate => {
+            let request = read(&body)?;
+            blocking(server, move |server| flows::simulate(server, &request)).await
         }
         Verb::Rollback => rollback::roll_back(server, read(&body)?, who).await,
         Verb::CreateToken => {

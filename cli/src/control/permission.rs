@@ -27,9 +27,9 @@ pub(super) fn refusal_of_id(role: &Role, id: &ResourceId, config: &MeshConfig) -
         _ if *namespace == config.root_namespace || namespace.as_str() == ISTIO_ROOT => Some(format!(
             "{id}: what stands in the root namespace holds for the whole mesh, and is changed by admins alone"
         )),
-        _ if !namespaces.contains(namespace) => {
-            Some(format!("{id}: the namespace {namespace} is not one of {role}"))
-        }
+        _ if !namespaces.contains(namespace) => Some(format!(
+            "{id}: the namespace {namespace} is not one of those that this operator ({role}) changes"
+        )),
         _ => None,
     }
 }
@@ -78,7 +78,7 @@ fn routes_beyond(role: &Role, service: &VirtualService, config: &MeshConfig) -> 
     };
     let other = service.hosts.iter().find(|host| !own(host))?;
     Some(format!(
-        "it routes {other}, which is no service of {role}, for callers of every namespace: add `exportTo = [\".\"]` to route \
+        "it routes {other}, which is no service of the namespaces that this operator ({role}) changes, for callers of every namespace: add `exportTo = [\".\"]` to route \
          the calls of its own namespace alone"
     ))
 }

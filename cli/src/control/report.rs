@@ -3,6 +3,13 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod operators;
+
+pub use operators::{
+    AuditReport, FlowReport, FlowsReport, OperatorAnswer, OperatorOrder, OperatorReport, RollbackRequest,
+    VersionReport,
+};
+
 /// `POST /apply`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -79,113 +86,6 @@ pub struct Changes {
     /// The change's number, by which `rollback` takes it back; none where nothing was changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<i64>,
-}
-
-/// `POST /rollback`: before the newest change, where neither version is given.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RollbackRequest {
-    /// To before this version.
-    #[serde(default)]
-    pub version: Option<i64>,
-    /// To after this version.
-    #[serde(default)]
-    pub to: Option<i64>,
-    /// Whether what others changed since is taken back as well.
-    #[serde(default)]
-    pub force: bool,
-    /// Only say what would be done.
-    #[serde(default)]
-    pub dry_run: bool,
-}
-
-/// One version of `GET /versions`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct VersionReport {
-    /// Its number.
-    pub version: i64,
-    /// Seconds since 1970 at which it was made.
-    pub at: u64,
-    /// Who made it.
-    pub who: String,
-    /// By which order.
-    pub what: String,
-    /// What it did, resource by resource.
-    pub difference: String,
-    /// Whether it can still be taken back.
-    pub kept: bool,
-}
-
-/// One line of `GET /audit`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AuditReport {
-    /// Seconds since 1970.
-    pub at: u64,
-    /// Who asked.
-    pub who: String,
-    /// For what.
-    pub what: String,
-    /// Why it was refused, where it was.
-    pub refused: Option<String>,
-    /// The version that it made, where it changed resources.
-    pub version: Option<i64>,
-    /// What it did to them.
-    pub difference: String,
-}
-
-/// `POST /operators`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct OperatorOrder {
-    /// The operator's name.
-    pub name: String,
-    /// `viewer`, `editor` or `admin`.
-    pub role: String,
-    /// An editor's namespaces.
-    #[serde(default)]
-    pub namespaces: Vec<String>,
-    /// PKCS#10 in DER, base64.
-    pub request: String,
-    /// How long the credential is valid.
-    #[serde(default)]
-    pub lifetime_seconds: Option<u64>,
-    /// Whether there may be an operator of that name, whose credential then ends.
-    #[serde(default)]
-    pub replace: bool,
-}
-
-/// The answer to `POST /operators`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct OperatorAnswer {
-    /// PEM, leaf first.
-    pub chain: String,
-    /// PEM: what the operator's machine takes the control server by.
-    pub roots: String,
-    /// The mesh's trust domain.
-    pub trust_domain: String,
-    /// Seconds since 1970 until which the credential is valid.
-    pub not_after: u64,
-    /// The port of the control server.
-    pub port: u16,
-}
-
-/// One operator of `GET /operators`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct OperatorReport {
-    /// Its name.
-    pub name: String,
-    /// Its role.
-    pub role: String,
-    /// An editor's namespaces.
-    pub namespaces: Vec<String>,
-    /// Seconds since 1970 at which the credential was issued.
-    pub issued_at: u64,
-    /// Seconds since 1970 until which it is valid.
-    pub not_after: u64,
 }
 
 /// One resource's change.

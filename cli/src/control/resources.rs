@@ -139,7 +139,7 @@ pub fn delete(directory: &ResourceDirectory, id: &ResourceId, mode: Mode) -> Res
 }
 
 /// The name that findings show, with an ending that says the form where the request says it and the name does not.
-fn name_with_form(request: &ApplyRequest) -> String {
+pub(super) fn name_with_form(request: &ApplyRequest) -> String {
     let name = &request.name;
     match request.form {
         Some(form) if Form::of_file(name).is_none() => match form {

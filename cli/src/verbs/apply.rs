@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use baremesh_registry::files::MAX_FILE_BYTES;
 use clap::Args;
 
+use super::mtls::say_flows;
 use super::place::{Done, Place, changes_json, remark_version, say_changes, shown};
 use super::server::Remote;
 use super::{Global, block_on};
-use crate::control::report::{ApplyRequest, Changes, WrittenForm};
+use crate::control::report::{ApplyRequest, Changes, FlowsReport, WrittenForm};
 use crate::output::{Output, remark, say, say_json, usage};
 
 const LONG_ABOUT: &str = "\
@@ -24,6 +25,7 @@ const EXAMPLES: &str = "\
 Examples:
   baremesh apply -f policy.toml                 from a file
   baremesh apply -f policy.yaml --dry-run       show what would change, line by line
+  baremesh apply -f policy.yaml --simulate      say who of the last hour would be cut off, and who let in
   baremesh get AuthorizationPolicy orders -n shop -o toml | sed … | baremesh apply -f -
 
 A policy that lets only `web` call `orders`:
@@ -45,6 +47,9 @@ pub struct Apply {
     /// Show what would change, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Say which connections of the last hour the policies in the file would treat otherwise, and change nothing
+    #[arg(long, conflicts_with = "dry_run")]
+    simulate: bool,
     /// The form of the text, where neither the file's ending nor the text shows it
     #[arg(long, value_enum)]
     form: Option<WrittenForm>,
@@ -55,6 +60,9 @@ impl Apply {
         // Read first: a file that is missing must not leave half of the command done.
         let requests: Vec<_> = self.file.iter().map(|file| self.request(file)).collect::<Result<_, _>>()?;
         let place = Place::of(&global.directories(), &self.remote)?;
+        if self.simulate {
+            return requests.iter().try_for_each(|request| self.simulated(&place, request, global.output));
+        }
         let mut done: Vec<Changes> = Vec::new();
         for request in &requests {
             let before = if self.dry_run { &[][..] } else { &done };
@@ -69,6 +77,11 @@ impl Apply {
             Output::Json => say_json(&changes_json(&done)),
             _ => Ok(()),
         }
+    }
+
+    fn simulated(&self, place: &Place, request: &ApplyRequest, output: Output) -> anyhow::Result<()> {
+        let report: FlowsReport = shown(output, block_on(place.simulate(request)), &Done::Asking)?;
+        say_flows(&report, output, &request.name)
     }
 
     fn request(&self, file: &Path) -> anyhow::Result<ApplyRequest> {

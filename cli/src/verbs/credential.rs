@@ -14,7 +14,7 @@ use crate::output::usage;
 
 /// The first lines of the file.
 const HEAD: &str =
-    "# The credential of a baremesh operator: a secret. `baremesh --credential FILE` uses it.\n";
+    "# The credential of a baremesh operator: a secret. commands take it with `--credential FILE`.\n";
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

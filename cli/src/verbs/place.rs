@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::server::{ControlServer, Denied, Remote};
 use crate::control::report::{
-    Analysis, AnalyzeRequest, ApplyRequest, Changes, DeleteRequest, Fault, ResourceReport,
+    Analysis, AnalyzeRequest, ApplyRequest, Changes, DeleteRequest, Fault, FlowsReport, ResourceReport,
 };
 use crate::control::resources::{self, Beside, Filter, Mode};
 use crate::output::{Exit, Output, Said, remark, say_json, usage};
@@ -129,6 +129,16 @@ impl Place {
             Self::Directory(directory, local) => {
                 Ok(resources::analyze(directory, request, beside(local)).map_err(Denied::from)?)
             }
+        }
+    }
+
+    /// What a text's policies would do with the connections of the last hour.
+    pub(super) async fn simulate(&self, request: &ApplyRequest) -> anyhow::Result<FlowsReport> {
+        match self {
+            Self::Control(server) => server.post("/simulate", request).await,
+            Self::Directory(..) => Err(usage(
+                "--simulate needs a control server, which hosts tell of their connections: here there are files alone",
+            )),
         }
     }
 

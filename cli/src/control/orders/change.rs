@@ -2,9 +2,9 @@
 //! and what was written has a version.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use baremesh_ca::ledger::FileChange;
+use baremesh_ca::ledger::{AuditRecord, FileChange, Outcome};
 use baremesh_model::mesh::ResourceId;
 use baremesh_model::name::{Key, Label};
 use baremesh_registry::files::{Change, Effect};
@@ -25,6 +25,8 @@ use crate::verbs::values;
 
 /// How long `apply` waits until what it wrote is in force.
 const IN_FORCE: Duration = Duration::from_secs(5);
+/// Who changed files without an order, as the audit has it.
+const BY_HAND: &str = "by hand";
 /// Resources that the audit's line names; the difference beside it has all of them.
 const NAMED: usize = 8;
 
@@ -64,7 +66,7 @@ pub(super) fn analyze(server: &Server, request: &AnalyzeRequest) -> Result<Value
 }
 
 /// The services and workloads that are published, those of hosts among them.
-fn registered(server: &Server) -> Vec<Located<Resource>> {
+pub(super) fn registered(server: &Server) -> Vec<Located<Resource>> {
     let published = server.control.published();
     let resources = published.iter().filter_map(|(_, text)| {
         let document = serde_json::from_str(text).ok()?;
@@ -103,7 +105,10 @@ pub(super) fn changed<E: From<Refused> + Into<Denial> + ToString>(
     make: impl FnOnce() -> Result<Made, E>,
 ) -> Result<Changed, Denial> {
     // Versions are in the order of the changes: nobody comes between a change and its version.
-    let _changing = server.changing.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut known = server.changing.lock().unwrap_or_else(PoisonError::into_inner);
+    if mode == Mode::Change {
+        note_by_hand(server, &mut known);
+    }
     let Made { mut report, changes } = match make() {
         Ok(made) => made,
         Err(refused) => {
@@ -118,7 +123,50 @@ pub(super) fn changed<E: From<Refused> + Into<Denial> + ToString>(
     }
     report.version = keep(server, who, what, &changes);
     // Somebody else's change since may be at fault: then it is not in force, and `status` says why.
-    Ok(Changed { changes: report, wanted: server.directory.load().ok() })
+    let wanted = server.directory.load().ok();
+    if let Some(wanted) = &wanted {
+        *known = wanted.resources();
+    }
+    Ok(Changed { changes: report, wanted })
+}
+
+/// Writes down what the directory holds otherwise than by orders. Who edits its files is not known.
+pub(in crate::control) fn note_changes_by_hand(server: &Server) {
+    note_by_hand(server, &mut server.changing.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+fn note_by_hand(server: &Server, known: &mut Vec<Resource>) {
+    // A set that does not hold together changes nothing.
+    let Ok(loaded) = server.directory.load() else { return };
+    let resources = loaded.resources();
+    let (effects, difference) = difference::between(known, &resources);
+    *known = resources;
+    if effects.is_empty() {
+        return;
+    }
+    let record = AuditRecord {
+        at: SystemTime::now(),
+        who: BY_HAND.to_owned(),
+        what: format!(
+            "files of the control host: {}",
+            named(effects.iter().map(|(id, effect)| (id, *effect)))
+        ),
+        outcome: Outcome::Granted,
+        reason: String::new(),
+    };
+    tracing::info!(who = record.who, what = record.what, "a change");
+    if let Err(error) = server.ca.ledger().audit_with(&record, &difference) {
+        tracing::error!("the change could not be recorded: {error}");
+    }
+}
+
+/// Resources with what befell them, as many as a line names.
+fn named<'a>(effects: impl ExactSizeIterator<Item = (&'a ResourceId, Effect)>) -> String {
+    let more = effects.len().saturating_sub(NAMED);
+    let named: Vec<_> =
+        effects.take(NAMED).map(|(id, effect)| format!("{id} {}", difference::word(effect))).collect();
+    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+    named.join(", ") + &more
 }
 
 /// Writes a change down, and returns its version. That it cannot be must not undo what was done.
@@ -136,16 +184,11 @@ fn keep(server: &Server, who: &Who, what: &str, changes: &[Change]) -> Option<i6
             files.push(FileChange { file, before, after });
         }
     }
-    let named: Vec<_> = made
-        .iter()
-        .take(NAMED)
-        .map(|change| format!("{} {}", change.id, difference::word(change.effect)))
-        .collect();
-    let more = match made.len().saturating_sub(NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    let record = record(who, format!("{what}: {}{more}", named.join(", ")), None);
+    let record = record(
+        who,
+        format!("{what}: {}", named(made.iter().map(|change| (&change.id, change.effect)))),
+        None,
+    );
     let kept = server.ca.ledger().record_change(&record, &difference::of(changes), &files);
     kept.inspect_err(|error| tracing::error!("the change could not be recorded: {error}")).ok()
 }

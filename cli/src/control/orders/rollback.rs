@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use baremesh_ca::ledger::{ChangeRecord, FileChange, VERSIONS_KEPT};
-use baremesh_registry::files::{Change, Restoring, Wanted};
+use baremesh_model::mesh_config::MeshConfig;
+use baremesh_registry::files::{Change, Effect, Restoring, Wanted};
+use baremesh_registry::format::Form;
 use baremesh_registry::set::Refused;
 use http::StatusCode;
 use serde_json::Value;
@@ -119,10 +121,8 @@ fn restore(server: &Server, target: Target, request: &RollbackRequest, who: &Who
     let config = server.in_force.borrow().loaded.mesh.config.clone();
     let restoring = if request.dry_run { Restoring::Plan } else { Restoring::Write };
     let changes = server.directory.restore(&wanted, restoring, |changes| {
-        let refusals: Vec<_> = changes
-            .iter()
-            .filter_map(|change| permission::refusal_of_id(who.role(), &change.id, &config))
-            .collect();
+        let altered = changes.iter().filter(|change| change.effect != Effect::Unchanged);
+        let refusals: Vec<_> = altered.filter_map(|change| refusal(who, change, &config)).collect();
         if !refusals.is_empty() {
             let reason = format!("{who} may not do this, and nothing was changed:\n{}", refusals.join("\n"));
             return Err(Against::Order(Denial::new(StatusCode::FORBIDDEN, reason)));
@@ -138,6 +138,16 @@ fn restore(server: &Server, target: Target, request: &RollbackRequest, who: &Who
         Err(Against::Order(Denial::new(StatusCode::CONFLICT, reason)))
     })?;
     Ok(Made { report: report_of(&changes, &[]), changes })
+}
+
+/// Why a resource may not be put back: as it is now, or as it would be again.
+fn refusal(who: &Who, change: &Change, config: &MeshConfig) -> Option<String> {
+    let refused = permission::refusal_of_id(who.role(), &change.id, config);
+    refused.or_else(|| {
+        let (name, text) = (change.file.display().to_string(), change.after.as_ref()?);
+        let coming = Form::of_file(&name)?.parse(text, &name).resources;
+        coming.iter().find_map(|located| permission::refusal(who.role(), &located.value, config))
+    })
 }
 
 /// The changes that are taken back, the latest first.

@@ -268,6 +268,14 @@ async fn changes_are_taken_back_and_what_others_did_is_shown_first() {
     let (status, fault) = eve.roll_back(json!({ "force": true })).await.expect_err("refused");
     assert!(status == StatusCode::FORBIDDEN && fault.error.contains("billing"), "{}", fault.error);
     assert!(port("till").await.is_some());
+    // What it could not write, it does not put back either.
+    let beyond = "[[VirtualService]]\nname = \"r\"\nnamespace = \"shop\"\nhosts = [\"till.billing\"]\n\
+        tcp = [{ route = [{ destination = { host = \"tea.shop\" } }] }]\n";
+    let _: Changes = host.apply(beyond, "r.toml").await.expect("applied");
+    let gone = json!({ "kind": "VirtualService", "namespace": "shop", "name": "r" });
+    let _: Changes = host.post("/delete", gone).await.expect("deleted");
+    let (status, fault) = eve.roll_back(json!({ "force": true })).await.expect_err("refused");
+    assert!(status == StatusCode::FORBIDDEN && fault.error.contains("till.billing"), "{}", fault.error);
     assert_eq!(eve.roll_back(json!({ "version": 99 })).await.expect_err("none").0, StatusCode::NOT_FOUND);
     assert_eq!(
         eve.roll_back(json!({ "version": 1, "to": 1 })).await.expect_err("both").0,
@@ -275,10 +283,35 @@ async fn changes_are_taken_back_and_what_others_did_is_shown_first() {
     );
     let versions: Vec<VersionReport> =
         eve.order(Method::GET, "/versions?limit=3", Value::Null).await.expect("versions");
-    assert_eq!(versions.iter().map(|version| version.version).collect::<Vec<_>>(), [10, 9, 8]);
-    assert!(versions[1].what.starts_with("rollback 2") && versions[1].kept, "{versions:?}");
+    assert_eq!(versions.iter().map(|version| version.version).collect::<Vec<_>>(), [12, 11, 10]);
+    let versions: Vec<VersionReport> =
+        eve.order(Method::GET, "/versions?limit=5", Value::Null).await.expect("versions");
+    assert!(versions[3].what.starts_with("rollback 2") && versions[3].kept, "{versions:?}");
     let audit: Vec<AuditReport> = host.read("/audit").await;
     assert!(audit.iter().any(|line| line.version == Some(9) && line.who == "operator eve"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_edited_by_hand_is_on_record_once_and_no_order_is_taken_for_it() {
+    let host = Host::started().await;
+    let by_hand = async || {
+        let audit: Vec<AuditReport> = host.read("/audit").await;
+        let lines = audit.into_iter().filter(|line| line.who == "by hand");
+        lines.map(|line| (line.what, line.difference, line.version)).collect::<Vec<_>>()
+    };
+    host.apply(&service("shop", "tea", 80), "t.toml").await.expect("applied");
+    let file = host.directories().registry().join("milk.toml");
+    std::fs::write(&file, service("shop", "milk", 80)).expect("written");
+    wait_until("the edit is on record", async || !by_hand().await.is_empty()).await;
+    host.apply(&service("shop", "tea", 81), "t.toml").await.expect("applied");
+    // One that an order finds there is not taken for the order's.
+    std::fs::write(&file, service("shop", "milk", 81)).expect("written");
+    host.apply(&service("shop", "tea", 82), "t.toml").await.expect("applied");
+    let found = by_hand().await;
+    let what: Vec<_> = found.iter().map(|(what, ..)| what.as_str()).collect();
+    let of = |effect: &str| format!("files of the control host: Service shop/milk {effect}");
+    assert_eq!(what, [of("changed"), of("created")]);
+    assert!(found[0].1.contains("80 -> 81") && found[0].2.is_none(), "{found:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
