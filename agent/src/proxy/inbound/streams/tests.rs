@@ -82,7 +82,7 @@ async fn who_opens_and_resets_without_end_loses_its_tunnel() {
     let mut peer = Peer::new(Duration::from_secs(86_400)).await;
     let opened = peer.flood(10_000).await;
     assert!((MAX_GIVEN_UP_IN_TUNNEL as usize..1_000).contains(&opened), "{opened}");
-    assert_eq!(peer.served.await.expect("no panic"), Err(Flooded::GIVEN_UP));
+    assert_eq!(peer.served.await.expect("no panic"), Err(End::Flooded(Flooded::GIVEN_UP)));
     let told = peer.connection.await.expect("no panic").expect_err("an error").reason();
     assert_eq!(told, Some(Reason::ENHANCE_YOUR_CALM));
 }
