@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use baremesh_model::authorization::{Connection, Decision, PolicySet};
+use baremesh_model::authorization::{Carried, Connection, Decision, Facts, PolicySet, ServerName};
 use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
@@ -166,19 +166,54 @@ pub struct LocalEndpoint {
     /// Whether plaintext is taken.
     pub mode: MtlsMode,
     /// The policies that it answers to.
-    pub policies: PolicySet,
+    pub policies: Arc<PolicySet>,
+    /// What `connection.sni` is to policies.
+    pub server_names: Arc<[Arc<str>]>,
 }
 
+/// Who calls, as far as that is known, and from where.
+pub type From<'a> = (Option<&'a Identity>, IpAddr);
+
 impl LocalEndpoint {
-    /// Whether `source` may connect.
-    pub fn authorize(&self, source: Option<&Identity>, source_ip: IpAddr) -> Decision {
-        self.policies.decide(&Connection {
-            source,
-            source_ip,
-            destination_ip: self.advertised.ip(),
-            destination_port: self.advertised.port(),
-        })
+    /// What the policies come to for a connection, or a request on it.
+    pub fn authorize<'a>(&'a self, from: From<'a>, carried: Carried<'a>) -> Decision<'a> {
+        self.policies.decide(self.facts(from, carried))
     }
+
+    /// What the policies decide on.
+    pub fn facts<'a>(&'a self, (source, source_ip): From<'a>, carried: Carried<'a>) -> Facts<'a> {
+        let server_name = server_name((source, &self.server_names), self.protocol, carried);
+        let (destination_ip, destination_port) = (self.advertised.ip(), self.advertised.port());
+        let connection = Connection { source, source_ip, destination_ip, destination_port, server_name };
+        Facts { connection, carried }
+    }
+
+    /// What a new connection carries: where requests may come, those decide.
+    pub fn opening(&self) -> Carried<'static> {
+        match self.protocol {
+            Protocol::Http | Protocol::Http2 | Protocol::Grpc | Protocol::Auto => Carried::Requests,
+            Protocol::Tcp | Protocol::Tls | Protocol::Https => Carried::Bytes,
+        }
+    }
+}
+
+/// The server name of a connection: that of the application's own TLS where some may be carried, which nobody reads here.
+pub fn server_name<'a>(
+    (source, names): (Option<&Identity>, &'a [Arc<str>]),
+    protocol: Protocol,
+    carried: Carried<'_>,
+) -> ServerName<'a> {
+    match (protocol, carried, source) {
+        (Protocol::Tls | Protocol::Https, ..) | (Protocol::Auto, Carried::Bytes, _) => ServerName::Unread,
+        (_, _, Some(_)) => ServerName::Service(names),
+        (_, _, None) => ServerName::None,
+    }
+}
+
+/// The names that policies may know a service's port by: its own, and what Istio's sidecars ask for.
+pub fn server_names(host: &str, service: &Key, port: u16) -> Arc<[Arc<str>]> {
+    let istios = format!("outbound_.{port}_._.{}.{}.svc.cluster.local", service.name, service.namespace);
+    [host.into(), istios.as_str().into()].into()
 }
 
 /// A service of this host as a caller.

@@ -8,6 +8,7 @@ from typing import Any
 import analysis
 import authorization
 import chains
+import paths
 import resources
 import routing
 
@@ -17,7 +18,6 @@ INPUTS = {"validation", "analyze"}
 # Suites of what this version does not do at all, by kind.
 LATER = {
     "tokens": "JSON Web Tokens are not enforced yet: RequestAuthentication is refused",
-    "paths": "what paths are made of before policies see them is not configurable yet",
 }
 
 
@@ -45,6 +45,7 @@ RUNNERS = {
     "routing": routing.run,
     "authorization": authorization.run,
     "chains": chains.run,
+    "paths": paths.run,
     "validation": resources.run_validation,
     "analysis": analysis.run,
     "yaml": resources.run_yaml,

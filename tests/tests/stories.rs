@@ -23,6 +23,8 @@ mod addresses;
 mod agent_killed;
 #[path = "stories/analysis.rs"]
 mod analysis;
+#[path = "stories/authorization.rs"]
+mod authorization;
 #[path = "stories/broken_ends.rs"]
 mod broken_ends;
 #[path = "stories/calls_by_name.rs"]

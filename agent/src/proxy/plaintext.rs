@@ -56,11 +56,12 @@ async fn judge_and_deliver(
         return Err(ProxyError::PlaintextRefused);
     }
     let source_ip = record.client.ip();
-    worker.authorize(local, None, source_ip, record)?;
+    worker.authorize(local, (None, source_ip), record)?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let mut upstream = worker.deliver(local, record).await?;
     let delivered = Delivered { local: Arc::clone(local), source: None, source_ip };
-    if worker.speaks_http(&delivered, &snapshot, First::Socket(client), &upstream).await? {
+    let asked = (First::Socket(client), &upstream);
+    if worker.speaks_http(&delivered, &snapshot, asked, record).await? {
         let (decided_by, program, entered) = (Arc::clone(&snapshot), upstream, Some(entered));
         let (counts, tunnel) = ((None, None), None);
         return Ok(Some(Arrived { delivered, decided_by, program, entered, counts, tunnel }));

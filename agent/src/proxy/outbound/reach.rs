@@ -86,7 +86,7 @@ pub(super) async fn this_host(
     record.security = Security::None;
     record.target = Party::registered(&local.identity, None, &local.labels);
     let source_ip = record.client.ip();
-    worker.authorize(local, Some(caller), source_ip, record)?;
+    worker.authorize(local, (Some(caller), source_ip), record)?;
     let upstream = worker.deliver(local, record).await?;
     let delivered = Delivered { local: Arc::clone(local), source: Some(caller.clone()), source_ip };
     Ok(Upstream { delivered: Some(delivered), ..Upstream::on(Leg::Socket(upstream)) })

@@ -5,19 +5,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
+use baremesh_model::authorization::Request;
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::http::{Headers, RequestHead};
 use baremesh_model::identity::Identity;
 
 use super::Caller;
+use super::tries::Miss;
 use crate::proxy::error::ProxyError;
 use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
 use crate::proxy::http::forwarded_cert::{Proved, introduce};
 use crate::proxy::http::upstream::{UpstreamKey, Via};
-use crate::proxy::open::{Delivered, Entry};
+use crate::proxy::open::{Delivered, Entry, RequestWatch};
 use crate::proxy::socket;
 use crate::proxy::tunnel::{Peer, Place};
-use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, Snapshot, Transport};
 use crate::telemetry::request_record::RequestRecord;
 use crate::telemetry::{Record, Security};
@@ -36,6 +38,27 @@ impl Dialled {
     fn socket(stream: tokio::net::TcpStream) -> Self {
         let (reader, writer) = bytes::of_socket(stream);
         Self { reader, writer, place: None }
+    }
+}
+
+/// A request to a service of this host, under way.
+pub struct Watched {
+    entry: Entry,
+    delivered: Delivered,
+}
+
+impl Watched {
+    /// Ends when the connection is to be closed, or the policies no longer allow the request, with the reason.
+    pub async fn until_closed(
+        &self,
+        watch: &mut RequestWatch,
+        request: &Request<'_>,
+        in_force: &ArcSwap<Snapshot>,
+    ) -> ProxyError {
+        tokio::select! {
+            reason = self.entry.until_closed() => reason,
+            reason = watch.until_forbidden((&self.delivered, request), in_force) => reason,
+        }
     }
 }
 
@@ -66,38 +89,45 @@ impl Caller {
         }
     }
 
-    /// Decides what a kept connection cannot vouch for: a service of this host is asked for every request.
-    pub(super) fn admit(&self, target: &Target<'_>, record: &mut Record) -> Result<(), ProxyError> {
-        record.security = match target.endpoint.transport {
+    /// Decides what a kept connection cannot vouch for: the policies and limits of a service of this host are asked for
+    /// every request. Another host's agent asks its own.
+    pub(super) fn admit(
+        &self,
+        target: &Target<'_>,
+        head: &RequestHead,
+        record: &mut RequestRecord,
+    ) -> Result<(), Miss> {
+        record.peers.security = match target.endpoint.transport {
             Transport::Hbone(_) => Security::MutualTls,
             Transport::Plain | Transport::Local(_) => Security::None,
         };
         match self.local(target) {
-            Some(local) => self.worker.authorize(local, Some(&self.identity), self.peers.client.ip(), record),
+            Some(local) => {
+                let from = (Some(&self.identity), self.peers.client.ip());
+                let request = self.asked(head);
+                let judged = self.worker.authorize_request(local, (from, &request), &mut record.peers);
+                judged.map_err(Miss::Denied)?;
+                let limits = &target.snapshot.rate_limits;
+                limits.on_arrival(local, head, from, &mut record.limited).map_err(Miss::RateLimited)
+            }
             None if matches!(target.endpoint.transport, Transport::Plain)
                 && matches!(target.cluster.tls(), Some(ClientTls::IstioMutual)) =>
             {
                 // What asks for TLS is never sent in plaintext.
                 let address = target.endpoint.address;
-                Err(ProxyError::NeedsTls { address, mode: ClientTls::IstioMutual.mode() })
+                let mode = ClientTls::IstioMutual.mode();
+                Err(Miss::NotConnected(ProxyError::NeedsTls { address, mode }))
             }
             None if self.worker.is_own(target.snapshot, target.endpoint.address) => {
-                Err(ProxyError::NotMeshed(target.endpoint.address))
+                Err(Miss::NotConnected(ProxyError::NotMeshed(target.endpoint.address)))
             }
             None => Ok(()),
         }
     }
 
-    /// Whether the limits of a service of this host have room for a request. Another host's agent asks its own.
-    pub(super) fn within_limits(
-        &self,
-        target: &Target<'_>,
-        head: &RequestHead,
-        record: &mut RequestRecord,
-    ) -> Result<(), Refusal> {
-        let Some(local) = self.local(target) else { return Ok(()) };
-        let from = (Some(&self.identity), self.peers.client.ip());
-        target.snapshot.rate_limits.on_arrival(local, head, from, &mut record.limited)
+    /// What of a request the policies of a service of this host decide on.
+    pub(super) fn asked<'a>(&self, head: &'a RequestHead) -> Request<'a> {
+        Request { head, token: None, remote_ip: self.peers.client.ip() }
     }
 
     /// What the endpoint is told of the caller: by its own agent, or where it is a service of this host, here.
@@ -112,13 +142,13 @@ impl Caller {
 
     /// Has a request to a service of this host end when its policies change and no longer allow it. To other hosts their
     /// own agents see to that.
-    pub(super) fn watch(&self, target: &Target<'_>, snapshot: &Arc<Snapshot>) -> Option<Entry> {
+    pub(super) fn watch(&self, target: &Target<'_>, snapshot: &Arc<Snapshot>) -> Option<Watched> {
         let local = Arc::clone(self.local(target)?);
         let source_ip = self.peers.client.ip();
         let delivered = Delivered { local, source: Some(self.identity.clone()), source_ip };
-        let entry = self.worker.open.enter(None, Some(delivered));
+        let entry = self.worker.open.enter(None, Some(delivered.clone()));
         entry.judge_again(snapshot, &self.worker.shared.snapshot);
-        Some(entry)
+        Some(Watched { entry, delivered })
     }
 
     /// The service of this host that the endpoint is.

@@ -16,6 +16,7 @@ use crate::proxy::http::downstream::Exchange;
 use crate::proxy::http::upload::Upload;
 use crate::proxy::http::upstream::Connection;
 use crate::snapshot::Snapshot;
+use crate::telemetry::request_record::RequestRecord;
 
 /// Copies that a worker has under way; further ones are dropped.
 pub const MAX_COPIES: usize = 128;
@@ -86,13 +87,13 @@ impl Caller {
         let Some((service, _, cluster)) = plan::destination(snapshot, caller, to) else { return };
         let Ok(endpoint) = cluster.pick(&[], None, Instant::now(), rand::random()) else { return };
         let target = Target { snapshot, endpoint, identity: &service.identity, cluster };
-        let mut peers = self.peers.again();
-        if self.admit(&target, &mut peers).is_err() {
+        self.introduce(&target, &mut head.headers);
+        let mut record = RequestRecord::new(self.peers.again(), &head);
+        if self.admit(&target, &head, &mut record).is_err() {
             return;
         }
-        self.introduce(&target, &mut head.headers);
         let sent = async {
-            let Ok(dialled) = self.dial(&target, &mut peers).await else { return };
+            let Ok(dialled) = self.dial(&target, &mut record.peers).await else { return };
             let mut connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, None));
             let order = Order::unlimited(&head, COPY_TIMEOUT);
             let (leg, mut answer) = (Leg::Http1(&mut connection), Answer::Nobody);

@@ -20,7 +20,7 @@ use crate::proxy::http::downstream::Exchange;
 use crate::proxy::http::grpc::MessageCount;
 use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upload::Replay;
-use crate::proxy::open::Entry;
+use crate::proxy::open::RequestWatch;
 use crate::snapshot::cluster::Held;
 use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{Endpoint, Snapshot};
@@ -43,6 +43,8 @@ pub(super) enum Miss {
     NotConnected(ProxyError),
     /// A limit was reached.
     Overflow,
+    /// A policy of a service of this host refuses it.
+    Denied(Reply),
     /// A RateLimit of a service of this host refuses it.
     RateLimited(Refusal),
     /// There is no endpoint to try.
@@ -74,19 +76,11 @@ impl Retries<'_> {
     }
 }
 
-/// Ends when the connection is to be closed, with the reason.
-async fn until_closed(watched: Option<&Entry>) -> ProxyError {
-    match watched {
-        Some(entry) => entry.until_closed().await,
-        None => std::future::pending().await,
-    }
-}
-
 impl Caller {
     /// Makes attempts until one is for the caller, and answers it with why if none is.
     pub(super) async fn try_until_answered(
         &self,
-        snapshot: &Arc<Snapshot>,
+        (snapshot, mut watch): (&Arc<Snapshot>, RequestWatch),
         mut to_caller: ToCaller<'_>,
         (exchange, download): (&mut Exchange<'_>, &mut Download),
         record: &mut RequestRecord,
@@ -118,9 +112,8 @@ impl Caller {
                 Ok(endpoint) => {
                     tried.push(endpoint.address);
                     let retries = Retries { policy, may_retry };
-                    let ended = self
-                        .try_once(snapshot, (to_caller, retries, endpoint), (exchange, download), record)
-                        .await;
+                    let (state, sending) = ((snapshot, &mut watch), (to_caller, retries, endpoint));
+                    let ended = self.try_once(state, sending, (exchange, download), record).await;
                     self.judge(forward, endpoint, &ended, record.status);
                     ended
                 }
@@ -169,7 +162,7 @@ impl Caller {
 
     async fn try_once(
         &self,
-        snapshot: &Arc<Snapshot>,
+        (snapshot, watch): (&Arc<Snapshot>, &mut RequestWatch),
         (to_caller, retries, endpoint): (&ToCaller<'_>, Retries<'_>, &Arc<Endpoint>),
         (exchange, download): (&mut Exchange<'_>, &mut Download),
         record: &mut RequestRecord,
@@ -181,13 +174,11 @@ impl Caller {
         let workload = Some(Arc::clone(&endpoint.workload));
         record.peers.target = Party::registered(target.identity, workload, &endpoint.labels);
         record.peers.upstream = Some(endpoint.address);
-        if let Err(error) = self.admit(&target, &mut record.peers) {
-            return Tried::Missed(Miss::NotConnected(error));
-        }
-        if let Err(refusal) = self.within_limits(&target, exchange.head, record) {
-            return Tried::Missed(Miss::RateLimited(refusal));
-        }
+        // Before it is decided on: what policies see is what the program does.
         self.introduce(&target, &mut exchange.head.headers);
+        if let Err(miss) = self.admit(&target, exchange.head, record) {
+            return Tried::Missed(miss);
+        }
         let watched = self.watch(&target, snapshot);
         let overall = to_caller.timeout(exchange);
         // A kept connection may have been closed by the endpoint while the request was on its way: it is then sent anew.
@@ -225,9 +216,16 @@ impl Caller {
             let per_try = retries.policy.per_try_timeout;
             let order = Order { head, per_try, overall, since, idle };
             let was_kept = line.was_kept();
+            let asked = self.asked(head);
+            let closed = async {
+                match &watched {
+                    Some(watched) => watched.until_closed(watch, &asked, &self.worker.shared.snapshot).await,
+                    None => std::future::pending().await,
+                }
+            };
             let (ended, reason) = tokio::select! {
                 biased;
-                reason = until_closed(watched.as_ref()) => (None, Some(reason)),
+                reason = closed => (None, Some(reason)),
                 ended = attempt(line.leg(), order, upload, answer, download, &mut judge) => (Some(ended), None),
             };
             record.status = status;
@@ -271,7 +269,9 @@ impl Caller {
             Tried::BrokeOff(failure) | Tried::Missed(Miss::Failed(failure)) if !failure.is_upstreams() => {
                 return;
             }
-            Tried::Missed(Miss::Overflow | Miss::NoEndpoint | Miss::RateLimited(_)) => return,
+            Tried::Missed(Miss::Overflow | Miss::NoEndpoint | Miss::Denied(_) | Miss::RateLimited(_)) => {
+                return;
+            }
             Tried::Missed(Miss::NotConnected(error)) if !error.is_endpoints_own() => return,
             Tried::Missed(Miss::NotConnected(_)) => Outcome::LocalFailure,
             // Without a rule only one that cannot be reached is left out.
@@ -353,6 +353,7 @@ fn worth_another(policy: &RetryPolicy, miss: &Miss) -> bool {
             return policy.retries_on(TryOutcome::Answered(&head));
         }
         Miss::NotConnected(_)
+        | Miss::Denied(_)
         | Miss::NoEndpoint
         | Miss::Failed(
             Failure::Timeout
@@ -376,8 +377,9 @@ fn reply_to(miss: &Miss, attempts: u32) -> Reply {
     let mut reply = match miss {
         Miss::NoEndpoint => Reply::no_healthy_upstream(),
         Miss::Overflow => Reply::overflow(),
+        Miss::Denied(reply) => reply.clone(),
         Miss::RateLimited(refusal) => Reply::rate_limited(*refusal),
-        Miss::NotConnected(ProxyError::Denied(_) | ProxyError::DeniedByPeer(_)) => Reply::denied(),
+        Miss::NotConnected(ProxyError::DeniedByPeer(_)) => Reply::denied(),
         Miss::NotConnected(_) => Reply::connect_failed(),
         Miss::Failed(failure) => Reply::to(*failure),
     };

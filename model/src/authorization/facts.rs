@@ -1,0 +1,66 @@
+//! The facts of a call that policies decide on. Those of the connection are none that a peer says of itself.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use crate::http::RequestHead;
+use crate::identity::Identity;
+use crate::token::Token;
+
+/// All that is known of a call.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// The connection.
+    pub connection: Connection<'a>,
+    /// What it carries.
+    pub carried: Carried<'a>,
+}
+
+/// The facts of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Connection<'a> {
+    /// The identity of the caller's certificate, or the attested one of a caller on this host.
+    pub source: Option<&'a Identity>,
+    /// Where the connection comes from.
+    pub source_ip: IpAddr,
+    /// The workload's address.
+    pub destination_ip: IpAddr,
+    /// The workload's port.
+    pub destination_port: u16,
+    /// The server name of TLS, `connection.sni`.
+    pub server_name: ServerName<'a>,
+}
+
+/// The server name that TLS asks for.
+#[derive(Debug, Clone, Copy)]
+pub enum ServerName<'a> {
+    /// There is no TLS, or it names no server.
+    None,
+    /// The mesh's own TLS: the service under each of the names that policies may know it by.
+    Service(&'a [Arc<str>]),
+    /// The application's own TLS is carried, and what it asks for is not read here.
+    Unread,
+}
+
+/// What a connection carries, as far as it is decided on.
+#[derive(Debug, Clone, Copy)]
+pub enum Carried<'a> {
+    /// Bytes: an ALLOW or AUDIT rule with a field of HTTP does not match, a DENY rule does as if it had not the field.
+    Bytes,
+    /// Requests that are still to come. Refused is only what no request can change: a rule of ALLOW with a field of
+    /// HTTP may match, and one of another action does not.
+    Requests,
+    /// This request.
+    Request(&'a Request<'a>),
+}
+
+/// The facts of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Its head, the path normalised as it is forwarded.
+    pub head: &'a RequestHead,
+    /// The verified token of who sends it.
+    pub token: Option<&'a Token>,
+    /// Where it comes from, `remote.ip`: as far as proxies before are believed.
+    pub remote_ip: IpAddr,
+}
