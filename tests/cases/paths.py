@@ -16,15 +16,16 @@ MESH = """
 name = "cases"
 """
 
-# Sends a path as it stands, which no client library does, and prints the answer.
+# Sends a path as it stands, which no client library does, and prints the answer's status and body.
 RAW = """
-import socket, sys
+import json, socket, sys
 with socket.create_connection((sys.argv[1], 80), timeout=20) as stream:
     stream.sendall(f"GET {sys.argv[2]} HTTP/1.1\\r\\nHost: app\\r\\nConnection: close\\r\\n\\r\\n".encode())
     data = b""
     while chunk := stream.recv(65536):
         data += chunk
-sys.stdout.write(data.decode())
+head, _, body = data.decode().partition("\\r\\n\\r\\n")
+print(json.dumps([head.split(" ")[1:2], body]))
 """
 
 
@@ -70,9 +71,8 @@ def manifest_of_mesh(config):
 
 def fault_of(caller, case):
     said = caller.host.run(sys.executable, "-c", RAW, caller.address_of("app.default"), case["in"])
-    head, _, body = said.partition("\r\n\r\n")
-    status = head.split(" ")[1] if " " in head else head
-    if status != "200":
+    status, body = json.loads(said)
+    if status != ["200"]:
         return f"refused: {said}"
     seen = json.loads(body)["path"]
     return None if seen == case["out"] else f"should be {case['out']}: {seen}"

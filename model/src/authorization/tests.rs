@@ -364,6 +364,41 @@ fn refusals_name_their_policy_and_say_what_it_says() {
     }
 }
 
+#[test]
+fn of_twenty_thousand_rules_few_are_asked() {
+    // All name the same caller, and each policy paths and hosts of its own.
+    let rule = |number: usize, own: usize| {
+        let mut rule = principals(&["td/ns/shop/sa/web"], &[]);
+        rule.to = match own % 4 {
+            0 => vec![Operation {
+                hosts: patterns(&[&format!("{own}.host{number}")], &[]),
+                ..Operation::default()
+            }],
+            1 => vec![Operation {
+                paths: paths(&[&format!("/{number}/{own}/*")], &[]),
+                ..Operation::default()
+            }],
+            _ => {
+                vec![Operation { paths: paths(&[&format!("/{number}/{own}")], &[]), ..Operation::default() }]
+            }
+        };
+        rule
+    };
+    let rules = |number| (0..20).map(|own| rule(number, own)).collect();
+    let policies: Vec<_> = (0..1000).map(|number| policy("p", Action::Allow, rules(number))).collect();
+    let index = index::RuleIndex::new(&policies, |_| true);
+    let caller = identity("ns/shop/sa/web");
+    for (path, host, expected) in [("/7/2", "x", 1), ("/999/1/x", "x", 1), ("/", "4.host3", 1), ("/", "x", 0)]
+    {
+        let head = head("GET", host, path, &[]);
+        let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]) };
+        let facts = Facts { connection: connection(Some(&caller)), carried: Carried::Request(&request) };
+        let mut asked = 0;
+        index.each(facts, |_| asked += 1);
+        assert_eq!(asked, expected, "{host}{path}");
+    }
+}
+
 fn any_rule() -> impl Strategy<Value = Rule> {
     fn of<T: Clone + std::fmt::Debug + 'static>(all: Vec<T>) -> impl Strategy<Value = Match<T>> {
         let one = proptest::sample::select(all);

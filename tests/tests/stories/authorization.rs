@@ -74,7 +74,11 @@ fn each_request_is_judged_for_itself() {
     town.mesh.enforce(&policy("a", nobody));
     let refused = town.web.host.get(&[], &format!("{REVIEWS}/books/9"));
     assert_eq!((refused.status, &*refused.body), (Some(403), "RBAC: access denied"));
-    store.wait_for_log("the connection", |line| line["response_code_details"] == "denied");
+    wait_until("the connection itself is refused, once those that were open are gone", || {
+        let refused = town.web.host.get(&[], &format!("{REVIEWS}/books/9"));
+        assert_eq!((refused.status, &*refused.body), (Some(403), "RBAC: access denied"));
+        store.log().iter().any(|line| line["response_code_details"] == "denied")
+    });
 }
 
 /// What becomes of a request.
@@ -123,7 +127,6 @@ fn no_spelling_goes_past_a_policy() {
         "/./admin/x",
         "/y/../admin/x",
         "/y/%2e%2E/admin/x",
-        "/y/..%2f../../admin/x",
         "/../../admin/x",
         "/y\\..\\admin\\x",
         "/admin\\x",
@@ -149,6 +152,7 @@ fn no_spelling_goes_past_a_policy() {
         ("/admin;a/x", "/admin;a/x"),
         ("/admin%2fx", "/admin%2fx"),
         ("/admin%5Cx", "/admin%5Cx"),
+        ("/y/..%2f../../admin/x", "/y/admin/x"),
         ("//admin/x", "//admin/x"),
         ("/%2561dmin/x", "/%2561dmin/x"),
         ("/%%36%31dmin/x", "/%%361dmin/x"),
@@ -159,7 +163,9 @@ fn no_spelling_goes_past_a_policy() {
     }
     town.mesh.enforce(&normalizing("MERGE_SLASHES"));
     check(&get("//admin/x"), Fate::Refused);
-    check(&get("/y//..//../admin/x"), Fate::Refused);
+    check(&get("/y//../..//admin//x"), Fate::Refused);
+    // Segments are resolved before slashes are merged, as Envoy does.
+    check(&get("/y//..//../admin/x"), seen("/y/admin/x"));
     check(&get("/admin%2fx"), seen("/admin%2fx"));
     town.mesh.enforce(&normalizing("DECODE_AND_MERGE_SLASHES"));
     for refused in ["/admin%2fx", "/%2Fadmin%5cx", "/y%2f..%2fadmin/x", "/y%5C%2e%2e%5Cadmin/x"] {
@@ -278,7 +284,7 @@ fn a_changed_policy_ends_the_requests_that_it_denies_and_no_others() {
     town.mesh.enforce(&policy("p", &format!("action = \"DENY\"\n{}", to("paths = [\"/ended/*\"]"))));
     assert_eq!(in_time(waits), (StatusCode::FORBIDDEN, true), "no head had come: it is told");
     assert_eq!(in_time(streams), (StatusCode::OK, false), "its body breaks off");
-    v1.wait_for_output("abandoned /ended/waits");
+    v1.wait_for_output("abandoned http://reviews/ended/waits");
     for path in ["/ended/waits?hang", "/ended/streams?size=100000&body-delay=600"] {
         let is_it = |line: &Value| line["path"] == path && line["response_flags"] == "UAEX";
         town.hosts[0].wait_for_log("why", is_it);
