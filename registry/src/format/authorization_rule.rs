@@ -172,7 +172,7 @@ fn condition(d: &mut Decoder<'_>, at: &At<'_>, namespace: &Label) -> Option<Cond
         other => {
             let values = |d: &mut Decoder<'_>| matching(d, &fields, VALUES, free_pattern);
             if let Some(name) = other.strip_prefix("request.headers").and_then(one_bracket) {
-                let name = header_name(d, &key_at, name)?;
+                let name = header_name(d, &key_at, &name)?;
                 return values(d).map(|values| Condition::RequestHeader(name, values));
             }
             if let Some(path) = other.strip_prefix("request.auth.claims").and_then(brackets) {
@@ -200,7 +200,7 @@ fn one_bracket(text: &str) -> Option<Arc<str>> {
 }
 
 /// The name of a field, in lower case as all are compared.
-fn header_name(d: &mut Decoder<'_>, at: &At<'_>, name: Arc<str>) -> Option<Arc<str>> {
+fn header_name(d: &mut Decoder<'_>, at: &At<'_>, name: &str) -> Option<Arc<str>> {
     let name = name.to_ascii_lowercase();
     let is_pseudo = matches!(&*name, ":authority" | ":method" | ":path" | ":scheme");
     if !is_pseudo && !name.bytes().all(is_token) {
