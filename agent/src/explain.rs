@@ -21,7 +21,7 @@ mod words;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use baremesh_model::http::FieldError;
+use baremesh_model::http::{FieldError, RequestHead};
 use baremesh_model::identity::Identity;
 use baremesh_model::service::Protocol;
 
@@ -89,10 +89,13 @@ pub enum ExplainError {
 }
 
 /// A call that is being explained.
+#[derive(Clone, Copy)]
 struct Case<'a> {
     snapshot: &'a Snapshot,
     caller: &'a Caller,
     asked: &'a Asked,
+    /// The request as an endpoint sees it, once that is known.
+    sent: Option<&'a RequestHead>,
     /// Where the connection goes as the program sees it.
     dialled: SocketAddr,
     /// Whether there is a certificate for an identity.
@@ -123,9 +126,11 @@ pub fn explain(
     question: &Question,
     certified: &dyn Fn(&Identity) -> bool,
 ) -> Result<Explanation, ExplainError> {
-    let asked = Asked::read(question)?;
+    let mut asked = Asked::read(question)?;
+    snapshot.mesh.config.path_normalization.apply(&mut asked.head.target);
     let dialled = dialled(snapshot, caller, &asked)?;
-    let case = Case { snapshot, caller, asked: &asked, dialled, certified, now: Instant::now() };
+    let (asked, now) = (&asked, Instant::now());
+    let case = Case { snapshot, caller, asked, sent: None, dialled, certified, now };
     let mut explanation = blank(question, &case);
     match snapshot.route(dialled) {
         Ok(Route::Service(service, port)) => {

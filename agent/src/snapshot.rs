@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use baremesh_model::authorization::{Connection, Decision, PolicySet};
+use baremesh_model::authorization::{Carried, Connection, Decision, Facts, PolicySet, server_name};
 use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
@@ -167,20 +167,28 @@ pub struct LocalEndpoint {
     /// Whether plaintext is taken.
     pub mode: MtlsMode,
     /// The policies that it answers to.
-    pub policies: PolicySet,
+    pub policies: Arc<PolicySet>,
     /// The rules that tokens of its requests are held to, where there are any.
     pub tokens: Option<Arc<TokenRules>>,
+    /// What `connection.sni` is to policies.
+    pub server_names: Arc<[Arc<str>]>,
 }
 
+/// Who calls, as far as that is known, and from where.
+pub type From<'a> = (Option<&'a Identity>, IpAddr);
+
 impl LocalEndpoint {
-    /// Whether `source` may connect.
-    pub fn authorize(&self, source: Option<&Identity>, source_ip: IpAddr) -> Decision {
-        self.policies.decide(&Connection {
-            source,
-            source_ip,
-            destination_ip: self.advertised.ip(),
-            destination_port: self.advertised.port(),
-        })
+    /// What the policies come to for a connection, or a request on it.
+    pub fn authorize<'a>(&'a self, from: From<'a>, carried: Carried<'a>) -> Decision<'a> {
+        self.policies.decide(self.facts(from, carried))
+    }
+
+    /// What the policies decide on.
+    pub fn facts<'a>(&'a self, (source, source_ip): From<'a>, carried: Carried<'a>) -> Facts<'a> {
+        let server_name = server_name((source, &self.server_names), self.protocol, carried);
+        let (destination_ip, destination_port) = (self.advertised.ip(), self.advertised.port());
+        let connection = Connection { source, source_ip, destination_ip, destination_port, server_name };
+        Facts { connection, carried }
     }
 }
 

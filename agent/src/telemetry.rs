@@ -108,6 +108,8 @@ pub struct Record {
     pub peer_serial: Option<Arc<str>>,
     /// Names of policies that matched without deciding, with what they would have done.
     pub notes: Vec<String>,
+    /// What would have become of it with the dry runs in force, where that is something else.
+    pub dry_run: Option<String>,
 }
 
 impl Record {
@@ -126,6 +128,7 @@ impl Record {
             security: Security::Unknown,
             peer_serial: None,
             notes: Vec::new(),
+            dry_run: None,
         }
     }
 

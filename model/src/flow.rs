@@ -3,11 +3,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::authorization::{Connection, PolicySet, Verdict};
+use crate::authorization::{Carried, Connection, Facts, PolicySet, server_name, server_names};
 use crate::identity::Identity;
 use crate::mesh::Mesh;
 use crate::name::Key;
 use crate::peer_authentication::{MtlsMode, mode_of};
+use crate::service::{Protocol, ServicePort};
 use crate::workload::Labels;
 
 /// How a connection arrived.
@@ -63,8 +64,8 @@ pub enum Judgement {
     Allowed,
     /// It is plaintext, and PeerAuthentication is STRICT.
     PlaintextRefused,
-    /// AuthorizationPolicies refuse it.
-    Denied(Verdict),
+    /// AuthorizationPolicies refuse it, for this reason.
+    Denied(String),
 }
 
 impl std::fmt::Display for Judgement {
@@ -72,7 +73,7 @@ impl std::fmt::Display for Judgement {
         match self {
             Self::Allowed => f.write_str("allowed"),
             Self::PlaintextRefused => f.write_str("it is plaintext, and PeerAuthentication is STRICT"),
-            Self::Denied(verdict) => verdict.fmt(f),
+            Self::Denied(reason) => f.write_str(reason),
         }
     }
 }
@@ -91,16 +92,31 @@ impl Flow {
         }
         let policies =
             PolicySet::select(&mesh.authorization_policies, &self.service.namespace, &self.labels, root);
-        let decision = policies.decide(&Connection {
-            source: self.source.as_ref(),
+        let policies = PolicySet::new(policies.cloned().collect());
+        let (protocol, called) = self.port(mesh);
+        let names = server_names(&self.service.host(&mesh.config.domain), &self.service, called);
+        let (source, carried) = (self.source.as_ref(), Carried::opening(protocol));
+        let connection = Connection {
+            source,
             source_ip: self.source_ip,
             destination_ip: self.destination.ip(),
             destination_port: port,
-        });
-        match decision.verdict {
+            server_name: server_name((source, &names), protocol, carried),
+        };
+        match policies.decide(Facts { connection, carried }).verdict {
             verdict if verdict.allows() => Judgement::Allowed,
-            verdict => Judgement::Denied(verdict),
+            verdict => Judgement::Denied(verdict.to_string()),
         }
+    }
+
+    /// What the port speaks, and its number for callers. A service that is gone is taken to carry bytes.
+    fn port(&self, mesh: &Mesh) -> (Protocol, u16) {
+        let number = self.destination.port();
+        let ports = mesh.services.get(&self.service).map_or(&[][..], |service| &service.ports);
+        let is_it = |port: &&ServicePort| port.target_port.get() == number;
+        // A workload may map a port of the service to another number of its own.
+        let found = ports.iter().find(is_it).or_else(|| ports.first());
+        found.map_or((Protocol::Tcp, number), |port| (port.protocol, port.port.get()))
     }
 }
 

@@ -4,10 +4,13 @@
 
 /// Header fields.
 pub mod headers;
+/// One form for paths that are written in several ways.
+pub mod normalization;
 /// What may stand in the parts of a request.
 pub mod syntax;
 
 pub use headers::{FieldError, Headers};
+pub use normalization::PathNormalization;
 
 /// What a request is sent over, as `:scheme` and matches on `scheme` see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -1,6 +1,7 @@
 //! Mesh-wide settings: Istio's MeshConfig, as far as it is in force here.
 
 use crate::access_log::AccessLogFormat;
+use crate::http::PathNormalization;
 use crate::name::{Domain, Label, TrustDomain};
 use crate::peer_authentication::MtlsMode;
 use crate::virtual_address::VirtualRanges;
@@ -25,6 +26,8 @@ pub struct MeshConfig {
     pub default_retries: Option<RetryPolicy>,
     /// What the access log looks like.
     pub access_log: AccessLogFormat,
+    /// What is done to the paths of requests before anything looks at them.
+    pub path_normalization: PathNormalization,
 }
 
 impl Default for MeshConfig {
@@ -38,6 +41,7 @@ impl Default for MeshConfig {
             virtual_ranges: VirtualRanges::default(),
             default_retries: None,
             access_log: AccessLogFormat::default(),
+            path_normalization: PathNormalization::default(),
         }
     }
 }

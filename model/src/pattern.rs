@@ -29,11 +29,60 @@ impl Pattern {
 
     /// Whether `text` matches. No regular expressions: every character stands for itself.
     pub fn matches(&self, text: &str) -> bool {
+        self.matches_bytes(text.as_bytes())
+    }
+
+    /// Whether what need not be text matches: the value of a header field.
+    pub fn matches_bytes(&self, bytes: &[u8]) -> bool {
         match self {
-            Self::Exact(exact) => **exact == *text,
-            Self::Prefix(prefix) => text.starts_with(&**prefix),
-            Self::Suffix(suffix) => text.ends_with(&**suffix),
+            Self::Exact(exact) => exact.as_bytes() == bytes,
+            Self::Prefix(prefix) => bytes.starts_with(prefix.as_bytes()),
+            Self::Suffix(suffix) => bytes.ends_with(suffix.as_bytes()),
+            Self::Present => !bytes.is_empty(),
+        }
+    }
+
+    /// Whether `text` matches when the case of ASCII letters does not count.
+    pub fn matches_in_any_case(&self, text: &str) -> bool {
+        let text = text.as_bytes();
+        let start = |length: usize| text.get(..length).unwrap_or_default();
+        let end = |length: usize| text.get(text.len().saturating_sub(length)..).unwrap_or_default();
+        match self {
+            Self::Exact(exact) => exact.as_bytes().eq_ignore_ascii_case(text),
+            Self::Prefix(prefix) => prefix.as_bytes().eq_ignore_ascii_case(start(prefix.len())),
+            Self::Suffix(suffix) => suffix.as_bytes().eq_ignore_ascii_case(end(suffix.len())),
             Self::Present => !text.is_empty(),
+        }
+    }
+
+    /// Whether the text that `parts` make together matches.
+    pub fn matches_parts(&self, parts: &[&str]) -> bool {
+        match self {
+            Self::Exact(exact) => {
+                let left = parts.iter().try_fold(&**exact, |left, part| left.strip_prefix(part));
+                left.is_some_and(str::is_empty)
+            }
+            Self::Prefix(prefix) => {
+                let mut left = &**prefix;
+                for part in parts {
+                    match left.strip_prefix(part) {
+                        Some(rest) => left = rest,
+                        None => return part.starts_with(left),
+                    }
+                }
+                left.is_empty()
+            }
+            Self::Suffix(suffix) => {
+                let mut left = &**suffix;
+                for part in parts.iter().rev() {
+                    match left.strip_suffix(part) {
+                        Some(rest) => left = rest,
+                        None => return part.ends_with(left),
+                    }
+                }
+                left.is_empty()
+            }
+            Self::Present => parts.iter().any(|part| !part.is_empty()),
         }
     }
 }
@@ -97,6 +146,36 @@ mod tests {
             let read = Pattern::new(pattern);
             assert_eq!(read.matches(text), expected, "{pattern} on {text}");
             assert_eq!(read.to_string(), pattern);
+        }
+    }
+
+    #[test]
+    fn parts_match_as_their_text_does() {
+        let parts = ["td", "/ns/", "shop", "/sa/", "web", ""];
+        let whole = parts.concat();
+        let cuts = (0..=whole.len()).flat_map(|at| {
+            let (start, end) = whole.split_at(at);
+            [format!("{start}*"), format!("*{end}"), start.to_owned(), end.to_owned()]
+        });
+        for text in
+            cuts.chain(["td/ns/shop/sa/webx", "xtd/*", "*sa/other", "td/ns/shop/sa/web*"].map(str::to_owned))
+        {
+            let pattern = Pattern::new(&text);
+            assert_eq!(pattern.matches_parts(&parts), pattern.matches(&whole), "{text}");
+        }
+        assert!(!Pattern::Present.matches_parts(&["", ""]));
+    }
+
+    #[test]
+    fn case_counts_where_it_is_to() {
+        for (pattern, text) in
+            [("Deny.b.com", "DENY.B.com"), ("*.B.com", "x.b.COM"), ("prefix.*", "PREFIX.x"), ("*", "x")]
+        {
+            assert!(Pattern::new(pattern).matches_in_any_case(text), "{pattern} on {text}");
+        }
+        for (pattern, text) in [("b.com", "a.b.com"), ("*.b.com", "b.com"), ("prefix.*", "prefix"), ("*", "")]
+        {
+            assert!(!Pattern::new(pattern).matches_in_any_case(text), "{pattern} on {text}");
         }
     }
 }

@@ -196,12 +196,7 @@ class Member:
 
     def get(self, words):
         """What the shop's HTTP client says of one request."""
-        argv = self.host.command(self.mesh.binary, "demo-shop", "get", *words)
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS)
-        try:
-            return json.loads(done.stdout)
-        except ValueError:
-            raise CommandFailed(f"get {words}: {done.stdout}{done.stderr}") from None
+        return get(self, self.mesh.binary, words)
 
     def endpoints(self, service):
         """The endpoints of a service that the agent knows."""
@@ -233,6 +228,17 @@ class Member:
 
     def close(self):
         self.host.close()
+
+
+def get(caller, binary, words):
+    """What the shop's HTTP client says of one request from a member, or from a host outside of the mesh."""
+    host = caller.host if isinstance(caller, Member) else caller
+    argv = host.command(binary, "demo-shop", "get", *words)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=SECONDS)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        raise CommandFailed(f"get {words}: {done.stdout}{done.stderr}") from None
 
 
 def call(host, address, port):

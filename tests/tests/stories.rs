@@ -27,6 +27,8 @@ mod agent_killed;
 mod analysis;
 #[path = "stories/authority_changes.rs"]
 mod authority_changes;
+#[path = "stories/authorization.rs"]
+mod authorization;
 #[path = "stories/broken_ends.rs"]
 mod broken_ends;
 #[path = "stories/calls_by_name.rs"]

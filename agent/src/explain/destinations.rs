@@ -188,10 +188,15 @@ pub(super) fn settle(case: &Case<'_>, destinations: Vec<DestinationReport>, expl
     }
     let unknown = case.asked.source_ip.is_none() && case.caller.addresses.is_empty();
     let asking = case.snapshot.mesh.authorization_policies.iter();
-    let mut asking = asking.filter(|policy| policies::asks_for_addresses(policy));
+    let mut asking_address = asking.clone().filter(|policy| policies::asks_for_addresses(policy));
+    let mut asking_token = asking.filter(|policy| policies::asks_for_tokens(policy));
     let selects =
         |name: &str| decisions().any(|decision| decision.policies.iter().any(|policy| policy.policy == name));
-    if unknown && asking.any(|policy| selects(&policies::slashed(&policy.key))) {
+    if asking_token.any(|policy| selects(&policies::slashed(&policy.key))) {
+        let note = "policies ask who the request's token names: it is explained without a token";
+        explanation.notes.push(note.to_owned());
+    }
+    if unknown && asking_address.any(|policy| selects(&policies::slashed(&policy.key))) {
         explanation.notes.push(
             "policies ask for the address that calls come from, and none is known: give it with --source-ip"
                 .to_owned(),

@@ -4,16 +4,19 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use baremesh_model::authorization::{
-    Action, AuthorizationPolicy, Condition, Connection, Enforcement, Operation, PolicySet, Rule, Source,
-    Unmet,
+    Action, AuthorizationPolicy, Carried, Condition, Connection, Decision, Enforcement, Facts, Operation,
+    PolicySet, Request, Rule, Source, Unmet, server_name, server_names,
 };
 use baremesh_model::name::{Key, Label};
 use baremesh_model::pattern::Match;
 use baremesh_model::peer_authentication::{ModeOrigin, MtlsMode, mode_with_origin};
+use baremesh_model::service::Protocol;
 use baremesh_model::workload::Labels;
 
-use super::Case;
+use super::requests::answer;
+use super::{Case, asked};
 use crate::admin::report::explain::{DecisionReport, MtlsReport, PolicyReport};
+use crate::proxy::http::reply::Reply;
 use crate::snapshot::{Endpoint, LocalEndpoint, ServiceEntry, Transport};
 
 /// What is decided at an endpoint of a service.
@@ -26,6 +29,8 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
             by: "nobody".to_owned(),
             allowed: true,
             verdict: "no agent is there: policies are not enforced".to_owned(),
+            answer: None,
+            dry_run: None,
             mtls: None,
             policies: Vec::new(),
         };
@@ -36,26 +41,51 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
     labels.entry("app".into()).or_insert_with(|| service.key.name.as_str().into());
     let namespace = &service.key.namespace;
     let root = &mesh.config.root_namespace;
-    let policies = PolicySet::select(&mesh.authorization_policies, namespace, &labels, root);
-    let connection = Connection {
-        source: Some(&case.caller.identity),
-        source_ip: case.address_towards(agent.ip()).unwrap_or(UNKNOWN),
-        destination_ip: endpoint.address.ip(),
-        destination_port: endpoint.address.port(),
-    };
-    report("agent", &policies, &connection, mtls(case, (namespace, &labels), endpoint.address.port()))
+    let chosen = PolicySet::select(&mesh.authorization_policies, namespace, &labels, root);
+    let policies = PolicySet::new(chosen.cloned().collect());
+    let port = mesh.services.get(&service.key).and_then(|declared| {
+        declared.ports.iter().find(|port| port.target_port.get() == endpoint.address.port())
+    });
+    let number = port.map_or(endpoint.address.port(), |port| port.port.get());
+    let protocol = port.map_or(Protocol::Auto, |port| port.protocol);
+    let names = server_names(&service.host, &service.key, number);
+    let source_ip = case.address_towards(agent.ip()).unwrap_or(UNKNOWN);
+    as_carried(case, protocol, source_ip, |carried| {
+        let source = Some(&case.caller.identity);
+        let (destination_ip, destination_port) = (endpoint.address.ip(), endpoint.address.port());
+        let server_name = server_name((source, &names), protocol, carried);
+        let connection = Connection { source, source_ip, destination_ip, destination_port, server_name };
+        let mtls = mtls(case, (namespace, &labels), destination_port);
+        report("agent", &policies, Facts { connection, carried }, mtls)
+    })
 }
 
 /// What is decided at a service of this host.
 pub(super) fn decide_here(case: &Case<'_>, local: &LocalEndpoint) -> DecisionReport {
-    let connection = Connection {
-        source: Some(&case.caller.identity),
-        source_ip: case.client_ip().unwrap_or(UNKNOWN),
-        destination_ip: local.advertised.ip(),
-        destination_port: local.advertised.port(),
-    };
-    let mtls = mtls(case, (&local.service.namespace, &local.labels), local.advertised.port());
-    report("this_agent", &local.policies, &connection, mtls)
+    let source_ip = case.client_ip().unwrap_or(UNKNOWN);
+    as_carried(case, local.protocol, source_ip, |carried| {
+        let facts = local.facts((Some(&case.caller.identity), source_ip), carried);
+        let mtls = mtls(case, (&local.service.namespace, &local.labels), local.advertised.port());
+        report("this_agent", &local.policies, facts, mtls)
+    })
+}
+
+/// Decides on the request where the port takes it for one, else on the connection.
+fn as_carried(
+    case: &Case<'_>,
+    protocol: Protocol,
+    remote_ip: IpAddr,
+    decide: impl FnOnce(Carried<'_>) -> DecisionReport,
+) -> DecisionReport {
+    let head = case.sent.unwrap_or(&case.asked.head);
+    let request = Request { head, token: None, remote_ip };
+    decide(match (case.asked.carried, protocol) {
+        (_, Protocol::Tcp | Protocol::Tls | Protocol::Https) => Carried::Bytes,
+        (asked::Carried::Requests, _) => Carried::Request(&request),
+        (asked::Carried::Bytes, Protocol::Auto) => Carried::Bytes,
+        // Whatever comes is read as requests.
+        (asked::Carried::Bytes, Protocol::Http | Protocol::Http2 | Protocol::Grpc) => Carried::Requests,
+    })
 }
 
 /// What stands for an address that nobody said; a note tells where it matters.
@@ -63,26 +93,50 @@ const UNKNOWN: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Whether a policy of the mesh asks where a call comes from.
 pub(super) fn asks_for_addresses(policies: &AuthorizationPolicy) -> bool {
+    let by_address =
+        |condition: &Condition| matches!(condition, Condition::SourceIp(_) | Condition::RemoteIp(_));
     let of_rule = |rule: &Rule| {
-        rule.from.iter().any(|source| !source.ip_blocks.is_empty())
-            || rule.when.iter().any(|condition| matches!(condition, Condition::SourceIp(_)))
+        let mut sources = rule.from.iter();
+        sources.any(|source| !source.ip_blocks.is_empty() || !source.remote_ip_blocks.is_empty())
+            || rule.when.iter().any(by_address)
     };
     policies.rules.iter().any(of_rule)
 }
 
-fn report(by: &str, policies: &PolicySet, connection: &Connection<'_>, mtls: MtlsReport) -> DecisionReport {
-    let verdict = policies.decide(connection).verdict;
+/// Whether a policy asks who the request's token names, which `explain` does not know.
+pub(super) fn asks_for_tokens(policy: &AuthorizationPolicy) -> bool {
+    let by_token = |condition: &Condition| {
+        matches!(
+            condition,
+            Condition::RequestPrincipal(_)
+                | Condition::RequestAudiences(_)
+                | Condition::RequestPresenter(_)
+                | Condition::RequestClaim(..)
+        )
+    };
+    let of_rule = |rule: &Rule| {
+        let mut sources = rule.from.iter();
+        sources.any(|source| !source.request_principals.is_empty()) || rule.when.iter().any(by_token)
+    };
+    policy.rules.iter().any(of_rule)
+}
+
+fn report(by: &str, policies: &PolicySet, facts: Facts<'_>, mtls: MtlsReport) -> DecisionReport {
+    let Decision { verdict, dry_run, .. } = policies.decide(facts);
+    let is_request = matches!(facts.carried, Carried::Request(_));
     DecisionReport {
         by: by.to_owned(),
         allowed: verdict.allows(),
         verdict: verdict.to_string(),
+        answer: (is_request && !verdict.allows()).then(|| answer(&Reply::denied_by(&verdict))),
+        dry_run: dry_run.map(|verdict| verdict.to_string()),
         mtls: Some(mtls),
-        policies: policies.policies().iter().map(|policy| policy_report(policy, connection)).collect(),
+        policies: policies.policies().iter().map(|policy| policy_report(policy, facts)).collect(),
     }
 }
 
-fn policy_report(policy: &AuthorizationPolicy, connection: &Connection<'_>) -> PolicyReport {
-    let unmet: Vec<_> = policy.unmet(connection).map(|unmet| unmet.map(words)).collect();
+fn policy_report(policy: &AuthorizationPolicy, facts: Facts<'_>) -> PolicyReport {
+    let unmet: Vec<_> = policy.unmet(facts).map(|unmet| unmet.map(words)).collect();
     PolicyReport {
         policy: slashed(&policy.key),
         action: match policy.action {
@@ -143,16 +197,24 @@ fn source(source: &Source) -> String {
     };
     let parts = [
         listed("principals", &source.principals, ToString::to_string),
+        listed("requestPrincipals", &source.request_principals, ToString::to_string),
         listed("namespaces", &source.namespaces, ToString::to_string),
         listed("serviceAccounts", &source.service_accounts, account),
         listed("trustDomains", &source.trust_domains, ToString::to_string),
         listed("ipBlocks", &source.ip_blocks, ToString::to_string),
+        listed("remoteIpBlocks", &source.remote_ip_blocks, ToString::to_string),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
 }
 
 fn operation(operation: &Operation) -> String {
-    listed("ports", &operation.ports, ToString::to_string).unwrap_or_default()
+    let parts = [
+        listed("hosts", &operation.hosts, ToString::to_string),
+        listed("ports", &operation.ports, ToString::to_string),
+        listed("methods", &operation.methods, ToString::to_string),
+        listed("paths", &operation.paths, ToString::to_string),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
 }
 
 fn condition(condition: &Condition) -> String {
@@ -161,12 +223,24 @@ fn condition(condition: &Condition) -> String {
     };
     match condition {
         Condition::SourceIp(asked) => listed("source.ip", asked, ToString::to_string),
+        Condition::RemoteIp(asked) => listed("remote.ip", asked, ToString::to_string),
         Condition::SourceNamespace(asked) => listed("source.namespace", asked, ToString::to_string),
         Condition::SourcePrincipal(asked) => listed("source.principal", asked, ToString::to_string),
         Condition::SourceServiceAccount(asked) => listed("source.serviceAccount", asked, account),
         Condition::SourceTrustDomain(asked) => listed("source.trustDomain", asked, ToString::to_string),
         Condition::DestinationIp(asked) => listed("destination.ip", asked, ToString::to_string),
         Condition::DestinationPort(asked) => listed("destination.port", asked, ToString::to_string),
+        Condition::ConnectionSni(asked) => listed("connection.sni", asked, ToString::to_string),
+        Condition::RequestHeader(name, asked) => {
+            listed(&format!("request.headers[{name}]"), asked, ToString::to_string)
+        }
+        Condition::RequestPrincipal(asked) => listed("request.auth.principal", asked, ToString::to_string),
+        Condition::RequestAudiences(asked) => listed("request.auth.audiences", asked, ToString::to_string),
+        Condition::RequestPresenter(asked) => listed("request.auth.presenter", asked, ToString::to_string),
+        Condition::RequestClaim(path, asked) => {
+            let names: String = path.iter().map(|name| format!("[{name}]")).collect();
+            listed(&format!("request.auth.claims{names}"), asked, ToString::to_string)
+        }
     }
     .unwrap_or_default()
 }

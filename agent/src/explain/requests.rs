@@ -162,9 +162,10 @@ fn of_forward(case: &Case<'_>, forward: &Forward<'_>, share: f64) -> Destination
         // Without an address there is no key; every other key is the request's own.
         if by_address && source.is_none() { None } else { key.of_request(head, source.unwrap_or(ANY)) }
     });
-    let mut report = destinations::of_cluster(case, (forward.service, forward.cluster), share, hash);
     let mut sent = head.clone();
     prepare(&mut sent, forward);
+    let case = &Case { sent: Some(&sent), ..*case };
+    let mut report = destinations::of_cluster(case, (forward.service, forward.cluster), share, hash);
     let mut effects = Vec::new();
     if (&sent.target, &sent.authority) != (&head.target, &head.authority) {
         let said = format!("{} {} to {}", sent.method, sent.target, sent.authority);
@@ -184,13 +185,16 @@ const ANY: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFI
 fn refuse(explanation: &mut Explanation) {
     let by_policy = |destination: &DestinationReport| {
         let mut endpoints = destination.endpoints.iter().filter(|endpoint| endpoint.share > 0.0);
-        endpoints.any(|endpoint| endpoint.fault.is_none())
+        let decided = endpoints.find(|endpoint| endpoint.fault.is_none())?;
+        destination.decisions.get(decided.decision)?.answer.clone()
     };
     let reply = match explanation.outcome {
         Outcome::NoEndpoint => Reply::no_healthy_upstream(),
         Outcome::NoDestination => Reply::cluster_not_found(),
-        Outcome::Refused if explanation.destinations.iter().any(by_policy) => Reply::denied(),
-        Outcome::Refused => Reply::connect_failed(),
+        Outcome::Refused => match explanation.destinations.iter().find_map(by_policy) {
+            Some(said) => return explanation.answer = Some(said),
+            None => Reply::connect_failed(),
+        },
         _ => return,
     };
     explanation.answer = Some(answer(&reply));
@@ -226,11 +230,12 @@ fn answered(outcome: Outcome, reply: &Reply, explanation: &mut Explanation) {
     explanation.answer = Some(answer(reply));
 }
 
-fn answer(reply: &Reply) -> AnswerReport {
+/// What the caller is told.
+pub(super) fn answer(reply: &Reply) -> AnswerReport {
     AnswerReport {
         status: Some(reply.status),
         flags: reply.flags.to_owned(),
-        details: reply.details.to_owned(),
+        details: reply.details.clone().into_owned(),
         location: reply.headers.text("location").map(std::borrow::Cow::into_owned),
     }
 }

@@ -307,7 +307,8 @@ fn decisions_are_those_of_the_called_side() {
                 let identity = snapshot.sources[0].identity.clone();
                 let local =
                     at_home.advertised(SocketAddr::new(called.addresses[0], port)).expect("registered");
-                let decision = local.authorize(Some(&identity), source_ip.unwrap_or(host().addresses[0]));
+                let from = (Some(&identity), source_ip.unwrap_or(host().addresses[0]));
+                let decision = local.authorize(from, baremesh_model::authorization::Carried::Bytes);
                 let [told] = &explanation.destinations[0].decisions[..] else { panic!("{explanation:?}") };
                 assert_eq!(told.verdict, decision.verdict.to_string(), "{caller} {source:?} {port}");
                 assert_eq!(

@@ -1,41 +1,76 @@
 //! The local program's side: a connection that this host's policies let through is handed to the address that the
 //! service was registered with.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-use baremesh_model::authorization::{Action, Decision};
+use baremesh_model::authorization::{Action, Carried, Decision, Request, Verdict};
 use baremesh_model::flow::Way;
-use baremesh_model::identity::Identity;
 use baremesh_model::service::Protocol;
 use tokio::net::TcpStream;
 
 use super::Worker;
 use super::error::ProxyError;
+use super::http::reply::Reply;
 use super::open::Delivered;
 use super::relay;
 use super::sniff::{First, arrives_as_http};
 use super::socket;
-use crate::snapshot::{LocalEndpoint, Snapshot};
+use crate::snapshot::{From, LocalEndpoint, Snapshot};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::{Record, Security};
 
 impl Worker {
-    /// Decides whether `source` may reach a service of this host, and notes what policies said without deciding.
+    /// Decides whether a connection may reach a service of this host. One that carries requests is refused here only for
+    /// what none of them could change.
     pub(super) fn authorize(
         &self,
         local: &LocalEndpoint,
-        source: Option<&Identity>,
-        source_ip: IpAddr,
+        from: From<'_>,
         record: &mut Record,
     ) -> Result<(), ProxyError> {
+        self.note_flow(local, from, record);
+        self.authorize_carried(local, (from, Carried::opening(local.protocol)), record)
+    }
+
+    /// Remembers that a connection came, for what is asked about it later.
+    pub(super) fn note_flow(&self, local: &LocalEndpoint, (source, source_ip): From<'_>, record: &Record) {
         let way = match (source, record.security) {
             (None, _) => Way::Plaintext,
             (Some(_), Security::MutualTls) => Way::MutualTls,
             (Some(_), _) => Way::WithinHost,
         };
         self.shared.flows.note(local, source, source_ip, (way, record.started));
-        let Decision { verdict, notes } = local.authorize(source, source_ip);
+    }
+
+    fn authorize_carried(
+        &self,
+        local: &LocalEndpoint,
+        (from, carried): (From<'_>, Carried<'_>),
+        record: &mut Record,
+    ) -> Result<(), ProxyError> {
+        let verdict = self.decide(local, (from, carried), record);
+        if verdict.allows() { Ok(()) } else { Err(ProxyError::Denied(verdict.to_string())) }
+    }
+
+    /// Decides whether a request may reach a service of this host; if not, what its caller is told.
+    pub(super) fn authorize_request(
+        &self,
+        local: &LocalEndpoint,
+        (from, request): (From<'_>, &Request<'_>),
+        record: &mut Record,
+    ) -> Result<(), Box<Reply>> {
+        let verdict = self.decide(local, (from, Carried::Request(request)), record);
+        if verdict.allows() { Ok(()) } else { Err(Box::new(Reply::denied_by(&verdict))) }
+    }
+
+    /// Decides, and notes what policies said without deciding.
+    fn decide<'a>(
+        &self,
+        local: &'a LocalEndpoint,
+        (from, carried): (From<'a>, Carried<'a>),
+        record: &mut Record,
+    ) -> Verdict<'a> {
+        let Decision { verdict, dry_run, notes } = local.authorize(from, carried);
         for note in notes {
             let word = match note.action {
                 Action::Allow => "would allow",
@@ -45,7 +80,16 @@ impl Worker {
             record.notes.push(format!("{}/{}: {word}", note.policy.namespace, note.policy.name));
             self.telemetry.metrics().policy_notes.inc();
         }
-        if verdict.allows() { Ok(()) } else { Err(ProxyError::Denied(verdict.to_string())) }
+        if let Some(dry_run) = dry_run.filter(|dry_run| dry_run.allows() != verdict.allows()) {
+            let metrics = self.telemetry.metrics();
+            let (word, counter) = match dry_run.allows() {
+                true => ("allowed", &metrics.dry_run_allowed),
+                false => ("refused", &metrics.dry_run_refused),
+            };
+            counter.inc();
+            record.dry_run = Some(format!("would be {word}: {dry_run}"));
+        }
+        verdict
     }
 
     /// Connects to the service's program.
@@ -63,13 +107,13 @@ impl Worker {
 
 impl Worker {
     /// Whether a connection that was let through, by the state `decided_by`, is carried request by request. Waits for its
-    /// first bytes where the port does not say what it speaks.
+    /// first bytes where the port does not say what it speaks, and decides again where those are no request.
     pub(super) async fn speaks_http(
         &self,
         delivered: &Delivered,
         decided_by: &Arc<Snapshot>,
-        first: First<'_>,
-        program: &TcpStream,
+        (first, program): (First<'_>, &TcpStream),
+        record: &mut Record,
     ) -> Result<bool, ProxyError> {
         let local = &delivered.local;
         if local.protocol != Protocol::Auto {
@@ -77,14 +121,18 @@ impl Worker {
         }
         let entry = self.open.enter(None, Some(delivered.clone()));
         entry.judge_again(decided_by, &self.shared.snapshot);
-        tokio::select! {
+        let is_http = tokio::select! {
             biased;
-            reason = entry.until_closed() => Err(reason),
+            reason = entry.until_closed() => return Err(reason),
             told = arrives_as_http(first, local.advertised.port(), program) => {
-                told.map_err(ProxyError::ClientBroke)
+                told.map_err(ProxyError::ClientBroke)?
             }
-            () = tokio::time::sleep(self.shared.limits.idle_timeout) => Err(ProxyError::Idle),
+            () = tokio::time::sleep(self.shared.limits.idle_timeout) => return Err(ProxyError::Idle),
+        };
+        if !is_http {
+            self.authorize_carried(local, (delivered.from(), Carried::Bytes), record)?;
         }
+        Ok(is_http)
     }
 }
 

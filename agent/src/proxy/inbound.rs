@@ -261,7 +261,7 @@ async fn judge_and_deliver(
     let delivered = Delivered { local, source, source_ip, serial };
     let mut first = BytesMut::new();
     let asked = First::Stream(&mut stream.receive, &mut first);
-    let is_http = worker.speaks_http(&delivered, &snapshot, asked, &upstream).await;
+    let is_http = worker.speaks_http(&delivered, &snapshot, (asked, &upstream), record).await;
     if is_http.inspect_err(|error| cut(error, &upstream, &mut stream))? {
         let (decided_by, program, counts) = (snapshot, upstream, (None, None));
         let through = Some(tunnel.through.clone());
@@ -295,7 +295,11 @@ async fn judge_and_deliver(
 
 /// Ends what is no longer allowed with a reset of both sides; what broke was reset where it was relayed.
 fn cut(error: &ProxyError, upstream: &TcpStream, stream: &mut TunnelStream) {
-    if let ProxyError::NoLongerAllowed(_) | ProxyError::CertificateRevoked | ProxyError::Draining = error {
+    if let ProxyError::NoLongerAllowed(_)
+    | ProxyError::Denied(_)
+    | ProxyError::CertificateRevoked
+    | ProxyError::Draining = error
+    {
         relay::reset_on_close(upstream);
         stream.send.send_reset(Reason::REFUSED_STREAM);
     }
@@ -326,7 +330,7 @@ fn judge(
         .ok_or_else(|| ProxyError::NotRegistered { authority: target.to_string() })?;
     record.calls(local, snapshot.service(&local.service).map(|service| Arc::clone(&service.host)));
     record.destination = Some(local.advertised);
-    worker.authorize(local, Some(&tunnel.peer.identity), tunnel.client.ip(), record)?;
+    worker.authorize(local, (Some(&tunnel.peer.identity), tunnel.client.ip()), record)?;
     Ok(Arc::clone(local))
 }
 

@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use baremesh_ca::revocation::Revoked;
-use baremesh_model::authorization::Verdict;
+use baremesh_model::authorization::{Carried, Request};
 use baremesh_model::identity::Identity;
 use baremesh_model::peer_authentication::MtlsMode;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::error::ProxyError;
-use crate::snapshot::{LocalEndpoint, Snapshot};
+use crate::snapshot::{From, LocalEndpoint, Snapshot};
 use crate::telemetry::Counted;
 
 /// What a policy decided on when a delivered connection was let through, to decide again when it changes.
@@ -30,12 +30,35 @@ pub struct Delivered {
     pub serial: Option<Arc<str>>,
 }
 
+impl Delivered {
+    /// Who calls, and from where.
+    pub fn from(&self) -> From<'_> {
+        (self.source.as_ref(), self.source_ip)
+    }
+
+    /// Why the connection, or a request on it, is not allowed by a state; none where it is.
+    pub fn no_longer_allowed(&self, snapshot: &Snapshot, carried: Carried<'_>) -> Option<String> {
+        let Some(local) = snapshot.advertised(self.local.advertised) else {
+            return Some(format!("{} is no longer registered here", self.local.service));
+        };
+        if local.identity != self.local.identity {
+            return Some(format!("{} now belongs to {}", local.advertised, local.identity));
+        }
+        if self.source.is_none() && local.mode == MtlsMode::Strict {
+            return Some("PeerAuthentication is now STRICT, and the connection is plaintext".to_owned());
+        }
+        let verdict = local.authorize(self.from(), carried).verdict;
+        (!verdict.allows()).then(|| verdict.to_string())
+    }
+}
+
 /// One open connection.
 #[derive(Debug)]
 pub struct Open {
     number: u64,
     /// Nothing where requests are counted instead of bytes.
     counted: Option<Arc<Counted>>,
+    /// With what it carries: where bytes are counted, bytes.
     delivered: Option<Delivered>,
     closed: Notify,
     reason: Mutex<Option<ProxyError>>,
@@ -138,7 +161,9 @@ impl Drop for Entry {
 
 impl Open {
     fn judge(&self, snapshot: &Snapshot) {
-        let reason = self.delivered.as_ref().and_then(|delivered| no_longer_allowed(delivered, snapshot));
+        let carried = if self.counted.is_some() { Carried::Bytes } else { Carried::Requests };
+        let delivered = self.delivered.as_ref();
+        let reason = delivered.and_then(|delivered| delivered.no_longer_allowed(snapshot, carried));
         if let Some(reason) = reason {
             self.close(ProxyError::NoLongerAllowed(reason));
         }
@@ -155,16 +180,33 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn no_longer_allowed(delivered: &Delivered, snapshot: &Snapshot) -> Option<String> {
-    let Some(local) = snapshot.advertised(delivered.local.advertised) else {
-        return Some(format!("{} is no longer registered here", delivered.local.service));
-    };
-    if local.identity != delivered.local.identity {
-        return Some(format!("{} now belongs to {}", local.advertised, local.identity));
+/// Has a request end when the state changes and no longer allows it.
+pub struct RequestWatch {
+    changed: watch::Receiver<u64>,
+}
+
+impl RequestWatch {
+    /// Begins to watch. To be called before the state is loaded by which the request is let through, so that no change in
+    /// between is missed.
+    pub fn begin(changed: &watch::Receiver<u64>) -> Self {
+        let mut changed = changed.clone();
+        changed.mark_unchanged();
+        Self { changed }
     }
-    if delivered.source.is_none() && local.mode == MtlsMode::Strict {
-        return Some("PeerAuthentication is now STRICT, and the connection is plaintext".to_owned());
+
+    /// Ends when the state in force no longer allows the request, with the reason.
+    pub async fn until_forbidden(
+        &mut self,
+        (delivered, request): (&Delivered, &Request<'_>),
+        in_force: &ArcSwap<Snapshot>,
+    ) -> ProxyError {
+        // Without the sender the agent is about to end.
+        while self.changed.changed().await.is_ok() {
+            let snapshot = in_force.load_full();
+            if let Some(reason) = delivered.no_longer_allowed(&snapshot, Carried::Request(request)) {
+                return ProxyError::NoLongerAllowed(reason);
+            }
+        }
+        std::future::pending().await
     }
-    let verdict = local.authorize(delivered.source.as_ref(), delivered.source_ip).verdict;
-    (!Verdict::allows(&verdict)).then(|| verdict.to_string())
 }

@@ -153,7 +153,8 @@ async fn connect_and_relay(
             times,
             first: None,
         } => {
-            if worker.speaks_http(&delivered, &snapshot, First::Socket(client), &program).await? {
+            let asked = (First::Socket(client), &program);
+            if worker.speaks_http(&delivered, &snapshot, asked, record).await? {
                 let (counts, decided_by) = ((in_flight, held), Arc::clone(&snapshot));
                 let entered = Some(entered);
                 let arrived = Arrived { delivered, decided_by, program, entered, counts, tunnel: None };

@@ -58,11 +58,12 @@ async fn judge_and_deliver(
         worker.shared.flows.note(local, None, source_ip, (Way::Plaintext, record.started));
         return Err(ProxyError::PlaintextRefused);
     }
-    worker.authorize(local, None, source_ip, record)?;
+    worker.authorize(local, (None, source_ip), record)?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let mut upstream = worker.deliver(local, record).await?;
     let delivered = Delivered { local: Arc::clone(local), source: None, source_ip, serial: None };
-    if worker.speaks_http(&delivered, &snapshot, First::Socket(client), &upstream).await? {
+    let asked = (First::Socket(client), &upstream);
+    if worker.speaks_http(&delivered, &snapshot, asked, record).await? {
         let (decided_by, program, entered) = (Arc::clone(&snapshot), upstream, Some(entered));
         let (counts, tunnel) = ((None, None), None);
         return Ok(Some(Arrived { delivered, decided_by, program, entered, counts, tunnel }));

@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use baremesh_model::authorization::PolicySet;
+use baremesh_model::authorization::{PolicySet, server_names};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::{Mesh, MeshError, Parts};
 use baremesh_model::name::TrustDomain;
 use baremesh_model::peer_authentication::mode_of;
 use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::virtual_service::Routing;
-use baremesh_model::workload::{Tunnel, Workload};
+use baremesh_model::workload::{Labels, Tunnel, Workload};
 
 use super::rate_limit::RateLimits;
 use super::views;
@@ -47,7 +47,7 @@ impl Snapshot {
             TokenRules::compile(&mesh, (&local.key.namespace, &local.labels()), &mut token_keys, known_keys)
         };
         let tokens: Vec<_> = registrations.iter().map(|local| rules_of(local)).collect();
-        let local = local_endpoints(&mesh, (registrations, &tokens), host);
+        let local = local_endpoints(&mesh, (registrations, &tokens), host, previous);
         let advertised: HashMap<_, _> =
             local.iter().map(|local| (local.advertised, Arc::clone(local))).collect();
         let known = KnownStates::of(previous);
@@ -147,18 +147,20 @@ fn local_endpoints(
     mesh: &Mesh,
     (registrations, tokens): (&[Arc<LocalService>], &[Option<Arc<TokenRules>>]),
     host: &Host,
+    previous: Option<&Snapshot>,
 ) -> Vec<Arc<LocalEndpoint>> {
     let mut all = Vec::new();
     let config = &mesh.config;
     for (local, tokens) in registrations.iter().zip(tokens) {
         let labels = local.labels();
         let namespace = &local.key.namespace;
-        let policies =
-            PolicySet::select(&mesh.authorization_policies, namespace, &labels, &config.root_namespace);
+        let policies = policies(mesh, (local, &labels), previous);
+        let service_host = local.key.host(&config.domain);
         let identity = local.identity(&config.trust_domain);
         for port in &local.ports {
             let number = port.target_port.get();
             let default = (&config.root_namespace, config.default_mtls);
+            let server_names = server_names(&service_host, &local.key, port.port.get());
             let mode = mode_of(&mesh.peer_authentications, (namespace, &labels), number, default);
             for address in local.addresses(&host.addresses) {
                 all.push(Arc::new(LocalEndpoint {
@@ -169,13 +171,31 @@ fn local_endpoints(
                     deliver: port.deliver,
                     protocol: port.protocol,
                     mode,
-                    policies: policies.clone(),
+                    policies: Arc::clone(&policies),
                     tokens: tokens.clone(),
+                    server_names: Arc::clone(&server_names),
                 }));
             }
         }
     }
     all
+}
+
+/// The policies of a service of this host; compiled anew only where they are others than before.
+fn policies(
+    mesh: &Mesh,
+    (local, labels): (&LocalService, &Labels),
+    previous: Option<&Snapshot>,
+) -> Arc<PolicySet> {
+    let root = &mesh.config.root_namespace;
+    let chosen = PolicySet::select(&mesh.authorization_policies, &local.key.namespace, labels, root);
+    let chosen: Vec<_> = chosen.cloned().collect();
+    let former = previous.into_iter().flat_map(|previous| previous.advertised.values());
+    let mut former = former.filter(|former| former.service == local.key).map(|former| &former.policies);
+    match former.find(|former| former.policies() == chosen) {
+        Some(former) => Arc::clone(former),
+        None => Arc::new(PolicySet::new(chosen)),
+    }
 }
 
 fn source(local: &LocalService, trust_domain: &TrustDomain, tokens: Option<Arc<TokenRules>>) -> Source {

@@ -60,6 +60,8 @@ struct Peers<'a> {
     connection_security_policy: &'static str,
     #[serde(skip_serializing_if = "<[String]>::is_empty")]
     policy_notes: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_dry_run: Option<&'a str>,
 }
 
 impl<'a> Peers<'a> {
@@ -74,6 +76,7 @@ impl<'a> Peers<'a> {
             peer_certificate_serial: record.peer_serial.as_deref(),
             connection_security_policy: record.security.name(),
             policy_notes: &record.notes,
+            policy_dry_run: record.dry_run.as_deref(),
         }
     }
 }
@@ -126,7 +129,7 @@ struct RequestLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     grpc_status: Option<u16>,
     response_flags: &'static str,
-    response_code_details: &'static str,
+    response_code_details: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     upstream_transport_failure_reason: Option<&'a str>,
     bytes_received: u64,
@@ -164,7 +167,7 @@ impl<'a> RequestLine<'a> {
             response_code: record.status,
             grpc_status: record.grpc_status,
             response_flags: record.flags,
-            response_code_details: record.details,
+            response_code_details: &record.details,
             upstream_transport_failure_reason: record.fault.as_deref(),
             bytes_received: sizes.request_bytes,
             bytes_sent: sizes.response_bytes,

@@ -173,6 +173,10 @@ pub struct Metrics {
     pub dropped_log_lines: Counter,
     /// Policies that matched without deciding: AUDIT and dry run.
     pub policy_notes: Counter,
+    /// Connections and requests that were let through, and would be refused with the dry runs in force.
+    pub dry_run_refused: Counter,
+    /// Connections and requests that were refused, and would be let through with the dry runs in force.
+    pub dry_run_allowed: Counter,
     /// Copies of requests that were not sent: too many under way, or a body too long to be kept.
     pub dropped_mirrors: Counter,
     /// Endpoints that outlier detection left out.
@@ -216,6 +220,8 @@ impl Metrics {
             issue_failures: Counter::default(),
             dropped_log_lines: Counter::default(),
             policy_notes: Counter::default(),
+            dry_run_refused: Counter::default(),
+            dry_run_allowed: Counter::default(),
             dropped_mirrors: Counter::default(),
             ejections: Counter::default(),
             refused_scrapes: Counter::default(),
@@ -267,6 +273,16 @@ impl Metrics {
         counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);
         counter("baremesh_dropped_mirrors", "Copies of requests not sent", &self.dropped_mirrors);
         counter("baremesh_policy_notes", "AUDIT and dry-run policies that matched", &self.policy_notes);
+        counter(
+            "baremesh_policy_dry_run_refused",
+            "Let through, and refused if dry-run policies decided",
+            &self.dry_run_refused,
+        );
+        counter(
+            "baremesh_policy_dry_run_allowed",
+            "Refused, and let through if dry-run policies decided",
+            &self.dry_run_allowed,
+        );
         counter("baremesh_ejections", "Endpoints that outlier detection left out", &self.ejections);
         counter("baremesh_refused_scrapes", "Scrapes and probes refused", &self.refused_scrapes);
     }

@@ -32,7 +32,7 @@ pub struct RequestRecord {
     /// Envoy's response flags, or `-`.
     pub flags: &'static str,
     /// Envoy's response code details: `via_upstream`, or why the agent answered itself.
-    pub details: &'static str,
+    pub details: Cow<'static, str>,
     /// What went wrong, in words, where something did.
     pub fault: Option<String>,
     /// The name of the route taken.
@@ -118,7 +118,7 @@ impl RequestRecord {
             status: 0,
             grpc_status: None,
             flags: "-",
-            details: "via_upstream",
+            details: Cow::Borrowed("via_upstream"),
             fault: None,
             route: None,
             attempts: 0,

@@ -1,7 +1,7 @@
 //! `AuthorizationPolicy`: who may call whom. What is not enforced is refused, never warned about: a rule that is
 //! half in force lets through what somebody believes to be shut.
 
-use baremesh_model::authorization::{Action, AuthorizationPolicy, Enforcement};
+use baremesh_model::authorization::{Action, AuthorizationPolicy, DenyResponse, Enforcement};
 use serde_json::{Map, Value as Json, json};
 
 use super::authorization_rule;
@@ -11,8 +11,6 @@ use super::fields::{Field, enforced, refused};
 use super::tree::Value;
 use crate::diagnostic::{Code, quote};
 
-const HTTP: &str = "HTTP fields are not enforced yet: use `principals`, `namespaces`, `ipBlocks` and `ports`";
-const JWT: &str = "tokens are not read yet: use `principals`, `namespaces` or `serviceAccounts`";
 const TARGET: &str = "use `selector.matchLabels`";
 
 /// The fields of the kind.
@@ -43,35 +41,48 @@ pub(super) static FIELDS: &[Field] = &[
     enforced("rules[].from[].source.notTrustDomains", "none of these"),
     enforced("rules[].from[].source.ipBlocks", "addresses or CIDR blocks that the connection comes from"),
     enforced("rules[].from[].source.notIpBlocks", "none of these"),
-    refused("rules[].from[].source.requestPrincipals", JWT),
-    refused("rules[].from[].source.notRequestPrincipals", JWT),
-    refused("rules[].from[].source.remoteIpBlocks", "use `ipBlocks`: forwarding headers are not read yet"),
-    refused(
-        "rules[].from[].source.notRemoteIpBlocks",
-        "use `notIpBlocks`: forwarding headers are not read yet",
+    enforced(
+        "rules[].from[].source.requestPrincipals",
+        "`<issuer>/<subject>` of the request's verified token; `*`: there is one",
     ),
+    enforced("rules[].from[].source.notRequestPrincipals", "none of these; `*`: there is no verified token"),
+    enforced(
+        "rules[].from[].source.remoteIpBlocks",
+        "addresses or CIDR blocks that the request comes from; no forwarding field is believed, so as `ipBlocks`",
+    ),
+    enforced("rules[].from[].source.notRemoteIpBlocks", "none of these"),
     enforced("rules[].to", "any of these operations"),
     enforced("rules[].to[].operation", "every field of it must hold"),
     enforced("rules[].to[].operation.ports", "the workload's ports, as texts"),
     enforced("rules[].to[].operation.notPorts", "none of these"),
-    refused("rules[].to[].operation.hosts", HTTP),
-    refused("rules[].to[].operation.notHosts", HTTP),
-    refused("rules[].to[].operation.methods", HTTP),
-    refused("rules[].to[].operation.notMethods", HTTP),
-    refused("rules[].to[].operation.paths", HTTP),
-    refused("rules[].to[].operation.notPaths", HTTP),
+    enforced(
+        "rules[].to[].operation.hosts",
+        "hosts that requests are for, in either case; with a port only where one is written here",
+    ),
+    enforced("rules[].to[].operation.notHosts", "none of these"),
+    enforced("rules[].to[].operation.methods", "methods of requests, case counts; gRPC's is POST"),
+    enforced("rules[].to[].operation.notMethods", "none of these"),
+    enforced(
+        "rules[].to[].operation.paths",
+        "paths of requests without the query, normalised: `/abc`, `/abc*`, `*abc`, `*`, or a template with `{*}` for a \
+         segment and `{**}` for any text",
+    ),
+    enforced("rules[].to[].operation.notPaths", "none of these"),
     enforced("rules[].when", "all of these conditions"),
     enforced(
         "rules[].when[].key",
         "source.ip, source.namespace, source.principal, source.serviceAccount, source.trustDomain, remote.ip, \
-         destination.ip or destination.port; `request.…` keys and `connection.sni` are refused",
+         destination.ip, destination.port, connection.sni, request.headers[x], request.auth.principal, \
+         request.auth.audiences, request.auth.presenter or request.auth.claims[x], [x][y] for a claim in a claim",
     ),
     enforced("rules[].when[].values", "any of these"),
     enforced("rules[].when[].notValues", "none of these"),
     refused("targetRef", TARGET),
     refused("targetRefs", TARGET),
     refused("provider", "external authorisation is not supported yet"),
-    refused("response", "there is no HTTP answer to shape yet: the connection is closed"),
+    enforced("response", "of a DENY policy: what the caller of a denied request is told"),
+    enforced("response.status", "the status, 400 to 599; 403 unless set"),
+    enforced("response.body", "the text, at most 4096 bytes; `RBAC: access denied` unless set"),
 ];
 
 pub(super) fn decode(
@@ -85,11 +96,16 @@ pub(super) fn decode(
     let namespace = &metadata.key.namespace;
     let rules =
         optional(spec.take("rules"), |at| d.each(&at, |d, at| authorization_rule::decode(d, at, namespace)));
-    let (action, rules) = (action?, rules?.unwrap_or_default());
+    let response = optional(spec.take("response"), |at| Some((response(d, &at)?, at)));
+    let (action, rules, response) = (action?, rules?.unwrap_or_default(), response?);
     if action == Action::Deny && rules.is_empty() {
         let message = "a DENY policy without `rules` is meaningless: it never matches".to_owned();
         let help = "add an empty rule, `rules: [{}]`, to deny everything";
         d.findings.error(spec.span, Code::InvalidValue, message, help);
+        return None;
+    }
+    if let (Some((_, at)), Action::Allow | Action::Audit) = (&response, action) {
+        d.invalid(at, "a response is that of a DENY policy: others answer nobody", "remove it");
         return None;
     }
     Some(AuthorizationPolicy {
@@ -98,7 +114,25 @@ pub(super) fn decode(
         action,
         enforcement: enforcement?,
         rules,
+        response: response.map(|(response, _)| response),
     })
+}
+
+/// What the caller of a denied request is told.
+fn response(d: &mut Decoder<'_>, at: &At<'_>) -> Option<DenyResponse> {
+    let fields = d.fields(at)?;
+    let status = optional(fields.take("status"), |at| d.integer(&at));
+    let body = optional(fields.take("body"), |at| d.any_text(&at).map(Into::into));
+    let (status, body) = (status?.unwrap_or(403), body?);
+    let read = u16::try_from(status).ok().and_then(|status| DenyResponse::new(status, body));
+    if read.is_none() {
+        let message = format!(
+            "a response has a status of 400 to 599, and a body of {} bytes at most",
+            DenyResponse::MAX_BODY
+        );
+        d.invalid(at, message, "");
+    }
+    read
 }
 
 fn action(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Action> {
@@ -159,6 +193,11 @@ pub(super) fn encode(policy: &AuthorizationPolicy) -> Json {
     let rules: Vec<Json> = policy.rules.iter().map(authorization_rule::encode).collect();
     if !rules.is_empty() {
         spec.insert("rules".into(), rules.into());
+    }
+    if let Some(response) = &policy.response {
+        let mut out = Map::from_iter([("status".to_owned(), response.status().into())]);
+        out.extend(response.body().map(|body| ("body".to_owned(), body.into())));
+        spec.insert("response".into(), out.into());
     }
     Json::Object(spec)
 }

@@ -1,19 +1,24 @@
 //! One rule of an AuthorizationPolicy: sources, operations, conditions.
 
-use std::net::IpAddr;
+/// Writing a rule.
+mod encode;
 
-use baremesh_model::authorization::{Condition, Operation, Rule, ServiceAccount, Source};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use baremesh_model::authorization::{Condition, Operation, PathPattern, Rule, ServiceAccount, Source};
+use baremesh_model::http::headers::is_token;
 use baremesh_model::name::Label;
 use baremesh_model::pattern::{Match, Pattern};
 use ipnet::{IpNet, Ipv4Net};
-use serde_json::{Map, Value as Json};
 
 use super::decode::{At, Decoder, Fields, optional};
 use super::fields::nearest;
 use crate::diagnostic::{Code, quote};
+pub(super) use encode::encode;
 
-/// The keys of `when` that a connection has.
-const KEYS: [&str; 8] = [
+/// The keys of `when`; of those in brackets with anything in the brackets.
+const KEYS: [&str; 14] = [
     "source.ip",
     "source.namespace",
     "source.principal",
@@ -22,7 +27,17 @@ const KEYS: [&str; 8] = [
     "remote.ip",
     "destination.ip",
     "destination.port",
+    "connection.sni",
+    HEADERS,
+    "request.auth.principal",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    CLAIMS,
 ];
+const HEADERS: &str = "request.headers[…]";
+const CLAIMS: &str = "request.auth.claims[…]";
+/// The most claims within claims.
+const MAX_CLAIM_DEPTH: usize = 8;
 
 /// Reads one rule of a policy in `namespace`.
 pub(super) fn decode(d: &mut Decoder<'_>, at: &At<'_>, namespace: &Label) -> Option<Rule> {
@@ -63,6 +78,9 @@ fn source(d: &mut Decoder<'_>, at: &At<'_>, namespace: &Label) -> Option<Source>
     let accounts = matching(d, &fields, ("serviceAccounts", "notServiceAccounts"), account);
     let trust_domains = matching(d, &fields, ("trustDomains", "notTrustDomains"), pattern);
     let ip_blocks = matching(d, &fields, ("ipBlocks", "notIpBlocks"), block);
+    let remote_ip_blocks = matching(d, &fields, ("remoteIpBlocks", "notRemoteIpBlocks"), block);
+    let request_principals =
+        matching(d, &fields, ("requestPrincipals", "notRequestPrincipals"), free_pattern);
     let (principals, namespaces, service_accounts) = (principals?, namespaces?, accounts?);
     let others = !principals.is_empty() || !namespaces.is_empty();
     if !service_accounts.is_empty() && others {
@@ -70,13 +88,24 @@ fn source(d: &mut Decoder<'_>, at: &At<'_>, namespace: &Label) -> Option<Source>
         d.findings.error(fields.span, Code::InvalidValue, message, "write two sources, or principals alone");
         return None;
     }
-    let (trust_domains, ip_blocks) = (trust_domains?, ip_blocks?);
-    Some(Source { principals, namespaces, service_accounts, trust_domains, ip_blocks })
+    Some(Source {
+        principals,
+        request_principals: request_principals?,
+        namespaces,
+        service_accounts,
+        trust_domains: trust_domains?,
+        ip_blocks: ip_blocks?,
+        remote_ip_blocks: remote_ip_blocks?,
+    })
 }
 
 fn operation(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Operation> {
     let fields = inner(d, at, "operation")?;
-    Some(Operation { ports: matching(d, &fields, ("ports", "notPorts"), port)? })
+    let hosts = matching(d, &fields, ("hosts", "notHosts"), pattern);
+    let ports = matching(d, &fields, ("ports", "notPorts"), port);
+    let methods = matching(d, &fields, ("methods", "notMethods"), pattern);
+    let paths = matching(d, &fields, ("paths", "notPaths"), path);
+    Some(Operation { hosts: hosts?, ports: ports?, methods: methods?, paths: paths? })
 }
 
 /// The `source` or `operation` of an item, with at least one field.
@@ -122,40 +151,73 @@ fn condition(d: &mut Decoder<'_>, at: &At<'_>, namespace: &Label) -> Option<Cond
     const VALUES: (&str, &str) = ("values", "notValues");
     let account = |d: &mut Decoder<'_>, at: &At<'_>| service_account(d, at, namespace);
     match key {
-        "source.ip" | "remote.ip" => matching(d, &fields, VALUES, block).map(Condition::SourceIp),
+        "source.ip" => matching(d, &fields, VALUES, block).map(Condition::SourceIp),
+        "remote.ip" => matching(d, &fields, VALUES, block).map(Condition::RemoteIp),
         "source.namespace" => matching(d, &fields, VALUES, pattern).map(Condition::SourceNamespace),
         "source.principal" => matching(d, &fields, VALUES, principal).map(Condition::SourcePrincipal),
         "source.serviceAccount" => matching(d, &fields, VALUES, account).map(Condition::SourceServiceAccount),
         "source.trustDomain" => matching(d, &fields, VALUES, pattern).map(Condition::SourceTrustDomain),
         "destination.ip" => matching(d, &fields, VALUES, block).map(Condition::DestinationIp),
         "destination.port" => matching(d, &fields, VALUES, port).map(Condition::DestinationPort),
+        "connection.sni" => matching(d, &fields, VALUES, pattern).map(Condition::ConnectionSni),
+        "request.auth.principal" => {
+            matching(d, &fields, VALUES, free_pattern).map(Condition::RequestPrincipal)
+        }
+        "request.auth.audiences" => {
+            matching(d, &fields, VALUES, free_pattern).map(Condition::RequestAudiences)
+        }
+        "request.auth.presenter" => {
+            matching(d, &fields, VALUES, free_pattern).map(Condition::RequestPresenter)
+        }
         other => {
+            let values = |d: &mut Decoder<'_>| matching(d, &fields, VALUES, free_pattern);
+            if let Some(name) = other.strip_prefix("request.headers").and_then(one_bracket) {
+                let name = header_name(d, &key_at, &name)?;
+                return values(d).map(|values| Condition::RequestHeader(name, values));
+            }
+            if let Some(path) = other.strip_prefix("request.auth.claims").and_then(brackets) {
+                return values(d).map(|values| Condition::RequestClaim(path, values));
+            }
             unknown_key(d, &key_at, other);
             None
         }
     }
 }
 
+/// The names in `[a][b]`, at least one and none empty.
+fn brackets(text: &str) -> Option<Vec<Arc<str>>> {
+    let inner = text.strip_prefix('[')?.strip_suffix(']')?;
+    let names: Vec<&str> = inner.split("][").collect();
+    let fits = |name: &&str| !name.is_empty() && !name.contains(['[', ']']);
+    (names.len() <= MAX_CLAIM_DEPTH && names.iter().all(fits))
+        .then(|| names.into_iter().map(Into::into).collect())
+}
+
+fn one_bracket(text: &str) -> Option<Arc<str>> {
+    let names = brackets(text)?;
+    let [name] = &names[..] else { return None };
+    Some(Arc::clone(name))
+}
+
+/// The name of a field, in lower case as all are compared.
+fn header_name(d: &mut Decoder<'_>, at: &At<'_>, name: &str) -> Option<Arc<str>> {
+    let name = name.to_ascii_lowercase();
+    let is_pseudo = matches!(&*name, ":authority" | ":method" | ":path" | ":scheme");
+    if !is_pseudo && !name.bytes().all(is_token) {
+        d.invalid(
+            at,
+            format!("{} is not the name of a field", quote(&name)),
+            "write such as request.headers[x-role]",
+        );
+        return None;
+    }
+    Some(name.into())
+}
+
 fn unknown_key(d: &mut Decoder<'_>, at: &At<'_>, key: &str) {
-    if key.starts_with("request.") {
-        let message = format!("`{}`: {} is refused: HTTP requests are not read yet", at.path, quote(key));
-        let help = "use a key of the connection, such as source.principal or destination.port";
-        d.findings.error(at.node.span, Code::RefusedField, message, help);
-    } else if key == "connection.sni" {
-        let message = format!(
-            "`{}`: {} is refused: the server name of TLS inside the mesh is not read yet",
-            at.path,
-            quote(key)
-        );
-        d.findings.error(
-            at.node.span,
-            Code::RefusedField,
-            message,
-            "use another key of the connection, such as source.principal",
-        );
-    } else if key.starts_with("experimental.") {
+    if key.starts_with("experimental.") {
         let message = format!("`{}`: {} is refused: there is no Envoy here", at.path, quote(key));
-        d.findings.error(at.node.span, Code::RefusedField, message, "use a key of the connection");
+        d.findings.error(at.node.span, Code::RefusedField, message, "use another key");
     } else {
         let help = match nearest(key, KEYS.into_iter()) {
             Some(near) => format!("did you mean `{near}`?"),
@@ -163,6 +225,37 @@ fn unknown_key(d: &mut Decoder<'_>, at: &At<'_>, key: &str) {
         };
         d.invalid(at, format!("{} is not a key of `when`", quote(key)), &help);
     }
+}
+
+/// A path, or a template of one.
+fn path(d: &mut Decoder<'_>, at: &At<'_>) -> Option<PathPattern> {
+    let text = d.text(at)?;
+    match PathPattern::new(text) {
+        Ok(PathPattern::Plain(plain)) => {
+            let middle = |text: &str| text.contains('*');
+            if matches!(&plain, Pattern::Exact(text) | Pattern::Prefix(text) | Pattern::Suffix(text) if middle(text))
+            {
+                let help = "`*` stands at the start or at the end, once; `{*}` stands for a segment";
+                d.invalid(at, format!("{} matches nothing that callers mean", quote(text)), help);
+                return None;
+            }
+            Some(PathPattern::Plain(plain))
+        }
+        Ok(template) => Some(template),
+        Err(error) => {
+            d.invalid(
+                at,
+                format!("{}: {error}", quote(text)),
+                "write such as `/users/{*}/cart` or `/static/{**}`",
+            );
+            None
+        }
+    }
+}
+
+/// A value of a token or a field, which may hold any character: a star in the middle stands for itself.
+fn free_pattern(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Pattern> {
+    d.text(at).map(Pattern::new)
 }
 
 /// A value of an identity or a server name: none of these holds a star, so that one in the middle matches nothing.
@@ -226,92 +319,4 @@ fn canonical(block: IpNet) -> Option<IpNet> {
 fn port(d: &mut Decoder<'_>, at: &At<'_>) -> Option<u16> {
     let text = d.text(at)?;
     d.port_text(at, text)
-}
-
-pub(super) fn encode(rule: &Rule) -> Json {
-    let mut out = Map::new();
-    let mut put = |key: &str, items: Vec<Json>| {
-        if !items.is_empty() {
-            out.insert(key.into(), items.into());
-        }
-    };
-    put("from", rule.from.iter().map(|source| wrap("source", encode_source(source))).collect());
-    put("to", rule.to.iter().map(|operation| wrap("operation", encode_operation(operation))).collect());
-    put("when", rule.when.iter().map(encode_condition).collect());
-    Json::Object(out)
-}
-
-fn wrap(key: &str, value: Map<String, Json>) -> Json {
-    Json::Object(Map::from_iter([(key.to_owned(), Json::Object(value))]))
-}
-
-fn encode_source(source: &Source) -> Map<String, Json> {
-    let mut out = Map::new();
-    put_match(&mut out, ("principals", "notPrincipals"), &source.principals, ToString::to_string);
-    put_match(&mut out, ("namespaces", "notNamespaces"), &source.namespaces, ToString::to_string);
-    put_match(&mut out, ("serviceAccounts", "notServiceAccounts"), &source.service_accounts, account_text);
-    put_match(&mut out, ("trustDomains", "notTrustDomains"), &source.trust_domains, ToString::to_string);
-    put_match(&mut out, ("ipBlocks", "notIpBlocks"), &source.ip_blocks, ToString::to_string);
-    out
-}
-
-fn encode_operation(operation: &Operation) -> Map<String, Json> {
-    let mut out = Map::new();
-    put_match(&mut out, ("ports", "notPorts"), &operation.ports, ToString::to_string);
-    out
-}
-
-fn encode_condition(condition: &Condition) -> Json {
-    let mut out = Map::new();
-    let values = ("values", "notValues");
-    let key = match condition {
-        Condition::SourceIp(asked) => {
-            put_match(&mut out, values, asked, ToString::to_string);
-            "source.ip"
-        }
-        Condition::SourceNamespace(asked) => {
-            put_match(&mut out, values, asked, ToString::to_string);
-            "source.namespace"
-        }
-        Condition::SourcePrincipal(asked) => {
-            put_match(&mut out, values, asked, ToString::to_string);
-            "source.principal"
-        }
-        Condition::SourceServiceAccount(asked) => {
-            put_match(&mut out, values, asked, account_text);
-            "source.serviceAccount"
-        }
-        Condition::SourceTrustDomain(asked) => {
-            put_match(&mut out, values, asked, ToString::to_string);
-            "source.trustDomain"
-        }
-        Condition::DestinationIp(asked) => {
-            put_match(&mut out, values, asked, ToString::to_string);
-            "destination.ip"
-        }
-        Condition::DestinationPort(asked) => {
-            put_match(&mut out, values, asked, ToString::to_string);
-            "destination.port"
-        }
-    };
-    out.insert("key".into(), key.into());
-    Json::Object(out)
-}
-
-fn account_text(account: &ServiceAccount) -> String {
-    format!("{}/{}", account.namespace, account.account)
-}
-
-fn put_match<T>(
-    out: &mut Map<String, Json>,
-    (any_of, none_of): (&str, &str),
-    asked: &Match<T>,
-    text: impl Fn(&T) -> String,
-) {
-    for (key, list) in [(any_of, &asked.any_of), (none_of, &asked.none_of)] {
-        if !list.is_empty() {
-            let list: Vec<Json> = list.iter().map(|item| text(item).into()).collect();
-            out.insert(key.into(), list.into());
-        }
-    }
 }

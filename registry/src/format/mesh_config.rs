@@ -1,6 +1,7 @@
 //! `MeshConfig`: what holds for the whole mesh.
 
 use baremesh_model::access_log::{AccessLogFormat, TextFormat};
+use baremesh_model::http::PathNormalization;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::Domain;
 use baremesh_model::peer_authentication::MtlsMode;
@@ -43,6 +44,11 @@ pub(super) static FIELDS: &[Field] = &[
     enforced("defaultHttpRetryPolicy.retryRemoteLocalities", "other localities are tried too"),
     enforced("accessLogEncoding", "JSON (default) or TEXT"),
     enforced("accessLogFormat", "a text of Envoy's operators, with TEXT alone; Istio's default unless set"),
+    enforced("pathNormalization", "what is done to paths before policies, limits and routes see them"),
+    enforced(
+        "pathNormalization.normalization",
+        "NONE, BASE (default; also DEFAULT), MERGE_SLASHES or DECODE_AND_MERGE_SLASHES",
+    ),
     no_effect(
         "outboundTrafficPolicy",
         "what is outside of the mesh is let through (ALLOW_ANY); REGISTRY_ONLY is not enforced yet",
@@ -57,7 +63,6 @@ pub(super) static FIELDS: &[Field] = &[
     no_effect("trustDomainAliases", "identities of this trust domain alone are taken"),
     no_effect("caCertificates", "the mesh's own root is the only one"),
     no_effect("certificates", CLUSTER),
-    no_effect("pathNormalization", "no policy looks at paths yet"),
     no_effect("h2UpgradePolicy", HTTP),
     no_effect("accessLogFile", "the access log goes to the journal"),
     no_effect("enableEnvoyAccessLogService", ENVOY),
@@ -98,6 +103,10 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
     let mode = optional(spec.take("defaultMtlsMode"), |at| mode(d, &at));
     let ranges = optional(spec.take("virtualRanges"), |at| ranges(d, &at));
     let retries = optional(spec.take("defaultHttpRetryPolicy"), |at| decode_retries(d, &at));
+    let normalization = optional(spec.take("pathNormalization"), |at| {
+        let fields = d.fields(&at)?;
+        optional(fields.take("normalization"), |at| normalization(d, &at))
+    });
     let access_log = access_log(d, spec);
     Some(MeshConfig {
         name: name?.unwrap_or(default.name),
@@ -108,7 +117,29 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         virtual_ranges: ranges?.unwrap_or_default(),
         default_retries: retries?,
         access_log: access_log?,
+        path_normalization: normalization?.flatten().unwrap_or_default(),
     })
+}
+
+/// The modes by name; `DEFAULT` is Istio's word for the one that is.
+const MODES: [(&str, PathNormalization); 4] = [
+    ("NONE", PathNormalization::None),
+    ("BASE", PathNormalization::Base),
+    ("MERGE_SLASHES", PathNormalization::MergeSlashes),
+    ("DECODE_AND_MERGE_SLASHES", PathNormalization::DecodeAndMergeSlashes),
+];
+
+fn normalization(d: &mut Decoder<'_>, at: &At<'_>) -> Option<PathNormalization> {
+    let text = d.text(at)?;
+    let found = match text {
+        "DEFAULT" => Some(PathNormalization::default()),
+        text => MODES.iter().find(|(name, _)| *name == text).map(|(_, mode)| *mode),
+    };
+    if found.is_none() {
+        let help = "use NONE, BASE, MERGE_SLASHES or DECODE_AND_MERGE_SLASHES";
+        d.invalid(at, format!("{} is no way to normalise paths", quote(text)), help);
+    }
+    found
 }
 
 fn domain(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Domain> {
@@ -207,6 +238,12 @@ pub(super) fn encode(config: &MeshConfig) -> Json {
             "v6": ranges.v6.map_or_else(|| "off".to_owned(), |range| range.to_string()),
         },
     });
+    let is_set = |(_, mode): &&(&str, PathNormalization)| {
+        *mode == config.path_normalization && *mode != PathNormalization::default()
+    };
+    if let Some((name, _)) = MODES.iter().find(is_set) {
+        json["pathNormalization"] = json!({ "normalization": name });
+    }
     if let Some(retries) = &config.default_retries {
         json["defaultHttpRetryPolicy"] = encode_retries(retries);
     }

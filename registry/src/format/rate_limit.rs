@@ -35,7 +35,7 @@ pub(super) static FIELDS: &[Field] = &[
          enforce the limit",
     ),
     enforced("match", "any of these blocks, everything in a block; all requests without"),
-    enforced("match[].uri", "the path as it came, without the query"),
+    enforced("match[].uri", "the path without the query, normalised as MeshConfig says"),
     enforced("match[].uri.exact", "the whole path"),
     enforced("match[].uri.prefix", "a path that starts so; not by segments"),
     enforced("match[].uri.regex", REGEX),

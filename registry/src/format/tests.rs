@@ -143,7 +143,7 @@ fn newer_policies_shut_what_they_select() {
     });
     let changes: [&dyn Fn(&mut serde_json::Value); 6] = [
         &|d| d["spec"]["rules"][0]["from"][0]["source"]["moon"] = "full".into(),
-        &|d| d["spec"]["rules"][0]["to"] = serde_json::json!([{ "operation": { "methods": ["GET"] } }]),
+        &|d| d["spec"]["rules"][0]["to"] = serde_json::json!([{ "operation": { "moons": ["full"] } }]),
         &|d| d["spec"]["action"] = "ASK".into(),
         &|d| d["spec"]["expires"] = "tomorrow".into(),
         &|d| d["also"] = "this".into(),

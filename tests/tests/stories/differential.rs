@@ -47,6 +47,8 @@ fn whatever_the_bytes_agents_h11_and_nginx_read_the_same() {
     pair.web.wait_for_endpoints("shop.default", 1);
     // Who has no agent is taken too, so that the called side's agent can be spoken to without the caller's.
     pair.mesh.enforce("[[PeerAuthentication]]\nname = \"all\"\nnamespace = \"mesh-system\"\nmtls = { mode = \"PERMISSIVE\" }\n");
+    // The others change no path either.
+    pair.mesh.enforce("[[MeshConfig]]\npathNormalization = { normalization = \"NONE\" }\n");
     let stranger = pair.mesh.net.host("stranger", 9);
     let virtual_address = virtual_addresses(&pair.web, "shop")[0].to_string();
     let real_address = pair.store.host.v4().to_string();

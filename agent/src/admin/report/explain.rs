@@ -221,6 +221,12 @@ pub struct DecisionReport {
     pub allowed: bool,
     /// Because of what.
     pub verdict: String,
+    /// What the caller is told of a request that is refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<AnswerReport>,
+    /// What it would be with the dry runs in force, where there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dry_run: Option<String>,
     /// Whether plaintext would be taken; none where no agent is there.
     pub mtls: Option<MtlsReport>,
     /// The policies for the endpoint.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::bytes::BytesMut;
+use baremesh_model::authorization::Request;
 use baremesh_model::http::{RequestHead, ResponseHead};
-use baremesh_model::identity::Identity;
 use baremesh_model::token::Token;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::attempt::{Attempt, Download, Failure, Leg, Order, Verdict, attempt};
 use super::authentication::authenticate;
+use super::body::Answer;
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::downstream::{self, Exchange, Side};
 use super::forwarded_cert::{Proved, introduce};
@@ -25,11 +26,10 @@ use super::upload::{Replay, Upload};
 use super::upstream::{Connection, Lent, ShareError, Terms, UpstreamKey, Upstreams, Via};
 use crate::proxy::error::ProxyError;
 use crate::proxy::flood::Ended;
-use crate::proxy::open::Delivered;
+use crate::proxy::open::{Delivered, RequestWatch};
 use crate::proxy::{Entered, Worker};
 use crate::snapshot::cluster::Held;
 use crate::snapshot::endpoint::InFlight;
-use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::Record;
 use crate::telemetry::request_record::{LoggedFields, RequestRecord};
@@ -37,6 +37,8 @@ use crate::telemetry::requests::RequestProtocol;
 
 /// How long a request that is under way may go on when a certificate of its tunnel has ended.
 const LAST_REQUEST: Duration = Duration::from_secs(600);
+/// How long a connection that is no longer allowed stands on, so that its requests are told so before it is reset.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A connection that this host's policies let through to a program that speaks HTTP.
 pub struct Arrived {
@@ -75,15 +77,19 @@ pub async fn serve(
     peers: Record,
 ) -> Ended {
     let Arrived { delivered, decided_by, program, entered: _entered, counts: _counts, tunnel } = arrived;
-    let (local, source) = (Arc::clone(&delivered.local), delivered.source.clone());
-    let entry = worker.open.enter(None, Some(delivered));
+    let entry = worker.open.enter(None, Some(delivered.clone()));
     entry.judge_again(&decided_by, &worker.shared.snapshot);
     let last = tunnel.as_ref().map(|tunnel| tunnel.ends + LAST_REQUEST);
-    let callee = Callee::new(Arc::clone(&worker), local, (source, tunnel), (peers, program));
+    let callee = Callee::new(Arc::clone(&worker), (delivered, tunnel), (peers, program));
+    let closed = async {
+        if let ProxyError::NoLongerAllowed(_) = entry.until_closed().await {
+            tokio::time::sleep(LAST_WORDS).await;
+        }
+    };
     tokio::select! {
         biased;
         // Both sides are reset: nobody takes what has come for all there is.
-        _ = entry.until_closed() => Ended::Normally,
+        () = closed => Ended::Normally,
         ended = downstream::serve(Arc::new(Side::Callee(Box::new(callee))), reader, writer) => ended,
         () = downstream::until(last) => Ended::Normally,
     }
@@ -93,8 +99,8 @@ pub async fn serve(
 pub struct Callee {
     /// The worker that serves it.
     pub worker: Arc<Worker>,
-    local: Arc<LocalEndpoint>,
-    source: Option<Identity>,
+    /// What policies decided on.
+    delivered: Delivered,
     tunnel: Option<Through>,
     peers: Record,
     /// The program's side over HTTP/1 and where it is, while it stands and no request is on it.
@@ -107,21 +113,12 @@ impl Callee {
     /// A connection of `source`, whose policies let it through, and the program's side of it.
     fn new(
         worker: Arc<Worker>,
-        local: Arc<LocalEndpoint>,
-        (source, tunnel): (Option<Identity>, Option<Through>),
+        (delivered, tunnel): (Delivered, Option<Through>),
         (peers, program): (Record, TcpStream),
     ) -> Self {
         let (reader, writer) = bytes::of_socket(program);
-        let program = Some((local.deliver, Connection::new(reader, writer, (None, None))));
-        Self {
-            worker,
-            local,
-            source,
-            tunnel,
-            peers,
-            program: Mutex::new(program),
-            shared: Upstreams::default(),
-        }
+        let program = Some((delivered.local.deliver, Connection::new(reader, writer, (None, None))));
+        Self { worker, delivered, tunnel, peers, program: Mutex::new(program), shared: Upstreams::default() }
     }
 
     /// From when on it takes no further requests.
@@ -136,8 +133,17 @@ impl Callee {
 
     /// Carries a request to the program.
     pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
+        let mut watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
+        let snapshot = self.worker.shared.snapshot.load_full();
+        snapshot.mesh.config.path_normalization.apply(&mut exchange.head.target);
         let mut record = self.record(&exchange);
-        let token = match authenticate(&self.local_now(), exchange.head, &mut record) {
+        let certificate = self.tunnel.as_ref().map(|tunnel| &*tunnel.fingerprint);
+        let proved = self.delivered.source.as_ref().map(|identity| Proved { identity, certificate });
+        // Before it is decided on: what policies see is what the program does.
+        introduce(&mut exchange.head.headers, proved, &self.delivered.local.identity);
+        let admitted = self.admit(&snapshot, exchange.head, &mut record);
+        drop(snapshot);
+        let token = match admitted {
             Ok(token) => token,
             Err(reply) => {
                 exchange.reply(&reply, &mut record).await;
@@ -146,21 +152,13 @@ impl Callee {
                 return ended;
             }
         };
-        if let Err(refusal) = self.within_limits((exchange.head, token.as_ref()), &mut record) {
-            exchange.reply(&Reply::rate_limited(refusal), &mut record).await;
-            let ended = record.ended();
-            self.finish(record, &exchange.upload);
-            return ended;
-        }
-        let certificate = self.tunnel.as_ref().map(|tunnel| &*tunnel.fingerprint);
-        let proved = self.source.as_ref().map(|identity| Proved { identity, certificate });
-        introduce(&mut exchange.head.headers, proved, &self.local.identity);
         let mut download = Download::default();
         if record.protocol == RequestProtocol::Grpc {
             exchange.upload.messages = Some(MessageCount::default());
             download.messages = Some(MessageCount::default());
         }
-        let ended = self.deliver(&mut exchange, &mut record, &mut download).await;
+        let ended =
+            self.deliver(&mut exchange, &mut record, (&mut download, &mut watch, token.as_ref())).await;
         record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
         match ended {
             Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
@@ -196,15 +194,27 @@ impl Callee {
         self.finish(record, &exchange.upload);
     }
 
-    /// Whether the limits in force have room for a request.
-    fn within_limits(
+    /// Whether the request's token is good, the policies in force allow it, and the limits have room for it; if not, what its
+    /// caller is told.
+    fn admit(
         &self,
-        (head, token): (&RequestHead, Option<&Token>),
+        snapshot: &Snapshot,
+        head: &mut RequestHead,
         record: &mut RequestRecord,
-    ) -> Result<(), Refusal> {
-        let snapshot = self.worker.shared.snapshot.load();
-        let from = (self.source.as_ref(), self.peers.client.ip());
-        snapshot.rate_limits.on_arrival(&self.local, (head, token), from, &mut record.limited)
+    ) -> Result<Option<Token>, Box<Reply>> {
+        let (local, from) = (self.local_now(snapshot), self.delivered.from());
+        let token = authenticate(local, head, record)?;
+        let asked = self.asked(head, token.as_ref());
+        self.worker.authorize_request(local, (from, &asked), &mut record.peers)?;
+        let counted =
+            snapshot.rate_limits.on_arrival(local, (head, token.as_ref()), from, &mut record.limited);
+        counted.map_err(|refusal| Box::new(Reply::rate_limited(refusal)))?;
+        Ok(token)
+    }
+
+    /// What of a request is decided on. No forwarding field is believed: it comes from where its connection does.
+    fn asked<'a>(&self, head: &'a RequestHead, token: Option<&'a Token>) -> Request<'a> {
+        Request { head, token, remote_ip: self.delivered.source_ip }
     }
 
     fn record(&self, exchange: &Exchange<'_>) -> RequestRecord {
@@ -219,26 +229,21 @@ impl Callee {
     }
 
     /// The service as it is registered now: a new request is delivered where it says.
-    fn local_now(&self) -> Arc<LocalEndpoint> {
-        let snapshot = self.worker.shared.snapshot.load();
-        let now = snapshot.advertised(self.local.advertised);
+    fn local_now<'a>(&'a self, snapshot: &'a Snapshot) -> &'a Arc<LocalEndpoint> {
+        let local = &self.delivered.local;
+        let now = snapshot.advertised(local.advertised);
         // Of another identity it is another service; the connection is about to end.
-        let same = now.filter(|now| now.identity == self.local.identity);
-        Arc::clone(same.unwrap_or(&self.local))
+        now.filter(|now| now.identity == local.identity).unwrap_or(local)
     }
 
     async fn deliver(
         &self,
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
-        download: &mut Download,
+        (download, watch, token): (&mut Download, &mut RequestWatch, Option<&Token>),
     ) -> Result<Attempt, ProxyError> {
-        let mut judge = |head: &mut ResponseHead, _: Replay| {
-            record.status = head.status;
-            Verdict::Relay
-        };
         record.attempts = 1;
-        let local = self.local_now();
+        let local = Arc::clone(self.local_now(&self.worker.shared.snapshot.load()));
         record.peers.upstream = Some(local.deliver);
         let idle = self.worker.shared.limits.idle_timeout;
         if exchange.answer.is_http2() {
@@ -249,7 +254,7 @@ impl Callee {
             };
             let Exchange { head, upload, answer } = exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http2(lent.sender.clone()));
-            return Ok(attempt(leg, order, upload, answer, download, &mut judge).await);
+            return Ok(self.attempt((leg, order), (upload, answer), (download, watch, token), record).await);
         }
         let mut program = self.program.lock().await;
         loop {
@@ -266,7 +271,7 @@ impl Callee {
             };
             let Exchange { head, upload, answer } = &mut *exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http1(&mut connection));
-            let ended = attempt(leg, order, upload, answer, download, &mut judge).await;
+            let ended = self.attempt((leg, order), (upload, answer), (download, watch, token), record).await;
             match ended {
                 // A program may close a connection in the very moment in which a request is sent on it.
                 Attempt::Failed(Failure::UpstreamClosed)
@@ -277,6 +282,33 @@ impl Callee {
                 }
                 ended => return Ok(ended),
             }
+        }
+    }
+
+    /// Makes the attempt, which ends when the policies no longer allow the request.
+    async fn attempt(
+        &self,
+        (leg, order): (Leg<'_>, Order<'_>),
+        (upload, answer): (&mut Upload<'_>, &mut Answer<'_>),
+        (download, watch, token): (&mut Download, &mut RequestWatch, Option<&Token>),
+        record: &mut RequestRecord,
+    ) -> Attempt {
+        let mut judge = |head: &mut ResponseHead, _: Replay| {
+            record.status = head.status;
+            Verdict::Relay
+        };
+        let asked = self.asked(order.head, token);
+        let in_force = &self.worker.shared.snapshot;
+        let forbidden = tokio::select! {
+            biased;
+            reason = watch.until_forbidden((&self.delivered, &asked), in_force) => reason,
+            ended = attempt(leg, order, upload, answer, download, &mut judge) => return ended,
+        };
+        record.fault = Some(forbidden.to_string());
+        // Once it was judged, the caller may have seen the answer's head.
+        match record.status {
+            0 => Attempt::Failed(Failure::NoLongerAllowed),
+            _ => Attempt::BrokeOff(Failure::NoLongerAllowed),
         }
     }
 

@@ -30,6 +30,7 @@ use super::grpc::MessageCount;
 use super::reply::Reply;
 use crate::proxy::Worker;
 use crate::proxy::flood::Ended;
+use crate::proxy::open::RequestWatch;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Record;
 use crate::telemetry::request_record::{LoggedFields, RequestRecord};
@@ -62,7 +63,9 @@ impl Caller {
 
     /// Carries a request to wherever its route says.
     pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
+        let watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
         let snapshot = self.worker.shared.snapshot.load_full();
+        snapshot.mesh.config.path_normalization.apply(&mut exchange.head.target);
         let mut record = self.record(&mut exchange);
         let token = self.token_for_routes(&snapshot, exchange.head);
         let (service, port) = (&self.dialled.0, self.dialled.1);
@@ -72,7 +75,7 @@ impl Caller {
             Plan::Forward(forward) => {
                 record.peers.service_host = Some(Arc::clone(&forward.service.host));
                 record.route = forward.route.and_then(|route| route.name()).map(Into::into);
-                self.forward(&snapshot, &forward, &mut exchange, &mut record).await;
+                self.forward((&snapshot, watch), &forward, &mut exchange, &mut record).await;
             }
         }
         let ended = record.ended();
@@ -119,7 +122,7 @@ impl Caller {
     /// What a route does before anything is sent, and then the sending.
     async fn forward(
         &self,
-        snapshot: &Arc<Snapshot>,
+        (snapshot, watch): (&Arc<Snapshot>, RequestWatch),
         forward: &Forward<'_>,
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
@@ -176,7 +179,8 @@ impl Caller {
             self.send_copies(copies.as_ref(), exchange);
         }
         let to_caller = tries::ToCaller { forward, options, origin, cookie: None };
-        self.try_until_answered(snapshot, to_caller, (exchange, &mut download), record).await;
+        let state = (snapshot, watch);
+        self.try_until_answered(state, to_caller, (exchange, &mut download), record).await;
         if !is_whole {
             self.send_copies(copies.as_ref(), exchange);
         }

@@ -102,7 +102,7 @@ impl RequestRecord {
         let is_grpc = self.protocol == RequestProtocol::Grpc;
         self.status = if is_grpc && reply.status != 0 { 200 } else { reply.status };
         self.grpc_status = is_grpc.then(|| reply.grpc_status());
-        (self.flags, self.details) = (reply.flags, reply.details);
+        (self.flags, self.details) = (reply.flags, reply.details.clone());
     }
 
     /// The answer has gone to the caller.
@@ -115,7 +115,7 @@ impl RequestRecord {
     /// The answer broke off, the caller saw its head.
     pub(super) fn broke_off(&mut self, failure: Failure, download: &Download) {
         self.answered(download);
-        (self.flags, self.details) = match failure {
+        let (flags, details) = match failure {
             Failure::CallerGone | Failure::CallerMalformed(_) => ("DC", "downstream_remote_disconnect"),
             Failure::Timeout => ("UT", "response_timeout"),
             Failure::CallerStalled => ("SI", "request_body_timeout"),
@@ -127,6 +127,7 @@ impl RequestRecord {
                 ("UC", "upstream_reset_after_response_started{connection_termination}")
             }
         };
+        (self.flags, self.details) = (flags, details.into());
     }
 
     /// What of the request has come.

@@ -1,8 +1,10 @@
 //! Answers that the agent gives itself, in the words that Envoy uses, because dashboards and clients know them. A gRPC
 //! call gets its status in the trailers' place, with HTTP 200 (the gRPC specification, "Responses").
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use baremesh_model::authorization::Verdict;
 use baremesh_model::http::{Headers, ResponseHead};
 
 use super::attempt::Failure;
@@ -18,17 +20,20 @@ pub struct Reply {
     /// Envoy's response flags, or `-`.
     pub flags: &'static str,
     /// Envoy's response code details.
-    pub details: &'static str,
+    pub details: Cow<'static, str>,
     /// Fields besides those of every answer.
     pub headers: Headers,
     /// The gRPC status, where another than the HTTP status stands for.
     pub grpc_status: Option<u16>,
 }
 
+/// What a refused caller is told, as Envoy's RBAC filter does.
+const DENIED: &str = "RBAC: access denied";
+
 impl Reply {
     /// An answer with a text.
     pub fn new(status: u16, body: &str, flags: &'static str, details: &'static str) -> Self {
-        let body = body.as_bytes().into();
+        let (body, details) = (body.as_bytes().into(), details.into());
         Self { status, body, flags, details, headers: Headers::default(), grpc_status: None }
     }
 
@@ -39,7 +44,16 @@ impl Reply {
 
     /// A policy refuses the request, here or at the called side's agent.
     pub fn denied() -> Self {
-        Self::new(403, "RBAC: access denied", "UAEX", "rbac_access_denied")
+        Self::new(403, DENIED, "UAEX", "rbac_access_denied")
+    }
+
+    /// The policies of a service of this host refuse the request: in the words of the one that denies, if it has some.
+    /// Which one that is stands in the log alone.
+    pub fn denied_by(verdict: &Verdict<'_>) -> Self {
+        let response = verdict.response();
+        let body = response.and_then(|response| response.body()).unwrap_or(DENIED);
+        let status = response.map_or(403, |response| response.status());
+        Self { details: verdict.details(), ..Self::new(status, body, "UAEX", "") }
     }
 
     /// No route takes the request.

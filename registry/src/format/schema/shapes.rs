@@ -41,7 +41,7 @@ const STATUS: Shape = Integer(200, 599);
 const MTLS: Shape = Choice(&["UNSET", "DISABLE", "PERMISSIVE", "STRICT"]);
 const PROTOCOLS: Shape =
     Like(&["tcp", "tls", "http", "http2", "grpc", "https", "mongo", "mysql", "redis", "auto"]);
-const WHEN: Shape = Choice(&[
+const WHEN: Shape = Like(&[
     "source.ip",
     "source.namespace",
     "source.principal",
@@ -50,6 +50,12 @@ const WHEN: Shape = Choice(&[
     "remote.ip",
     "destination.ip",
     "destination.port",
+    "connection.sni",
+    "request.headers[x-role]",
+    "request.auth.principal",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    "request.auth.claims[groups]",
 ]);
 
 /// Fields of one kind, by their whole path or its end.
@@ -65,6 +71,8 @@ const OF_KIND: &[(Kind, &str, Shape)] = &[
     (Kind::DestinationRule, "retryBudget.percent", Number(100)),
     (Kind::DestinationRule, "distribute[].to", Integers(1, 100)),
     (Kind::AuthorizationPolicy, "ports", Texts),
+    (Kind::AuthorizationPolicy, "response.status", Integer(400, 599)),
+    (Kind::AuthorizationPolicy, "response.body", Text),
     (Kind::WorkloadEntry, "health", Choice(&["healthy", "unhealthy"])),
     (Kind::RateLimit, "limit.requests", SOME),
     (Kind::RateLimit, "limit.per", Duration),
@@ -164,6 +172,15 @@ const ENDS: &[(&str, Shape)] = &[
     ("ipBlocks", Texts),
     ("notIpBlocks", Texts),
     ("notPorts", Texts),
+    ("remoteIpBlocks", Texts),
+    ("notRemoteIpBlocks", Texts),
+    ("requestPrincipals", Texts),
+    ("notRequestPrincipals", Texts),
+    ("notHosts", Texts),
+    ("methods", Texts),
+    ("notMethods", Texts),
+    ("paths", Texts),
+    ("notPaths", Texts),
     ("when[].key", WHEN),
     ("values", Texts),
     ("notValues", Texts),
@@ -219,6 +236,10 @@ const ENDS: &[(&str, Shape)] = &[
     ("tunnel.targetHost", Text),
     ("h2UpgradePolicy", Choice(&["DEFAULT", "DO_NOT_UPGRADE", "UPGRADE"])),
     ("useClientProtocol", Boolean),
+    (
+        "pathNormalization.normalization",
+        Choice(&["DEFAULT", "NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"]),
+    ),
     ("accessLogEncoding", Choice(&["JSON", "TEXT"])),
     ("accessLogFormat", Text),
     ("issuer", Text),

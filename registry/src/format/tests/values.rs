@@ -8,6 +8,7 @@ use baremesh_model::access_log::{AccessLogFormat, TextFormat};
 use baremesh_model::authorization::*;
 use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::health::Health;
+use baremesh_model::http::PathNormalization;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Domain, Key, Label};
 use baremesh_model::pattern::{Match, Pattern};
@@ -104,8 +105,15 @@ fn any_source() -> impl Strategy<Value = Source> {
     });
     let accounts = any_match(any_account())
         .prop_map(|service_accounts| Source { service_accounts, ..Source::default() });
-    (prop_oneof![named, accounts], matches(), any_match(any_block().boxed()))
-        .prop_map(|(source, trust_domains, ip_blocks)| Source { trust_domains, ip_blocks, ..source })
+    let blocks = || any_match(any_block().boxed());
+    (prop_oneof![named, accounts], matches(), blocks(), blocks(), matches())
+        .prop_map(|(source, trust_domains, ip_blocks, remote_ip_blocks, request_principals)| Source {
+            trust_domains,
+            ip_blocks,
+            remote_ip_blocks,
+            request_principals,
+            ..source
+        })
         .prop_filter("asks for something", |source| *source != Source::default())
 }
 
@@ -114,6 +122,16 @@ fn any_condition() -> impl Strategy<Value = Condition> {
     let block = || filled(any_block().boxed());
     prop_oneof![
         block().prop_map(Condition::SourceIp),
+        block().prop_map(Condition::RemoteIp),
+        pattern().prop_map(Condition::ConnectionSni),
+        ("[a-z-]{1,8}", pattern()).prop_map(|(name, values)| Condition::RequestHeader(name.into(), values)),
+        pattern().prop_map(|values| Condition::RequestHeader(":path".into(), values)),
+        pattern().prop_map(Condition::RequestPrincipal),
+        pattern().prop_map(Condition::RequestAudiences),
+        pattern().prop_map(Condition::RequestPresenter),
+        (vec("[a-z.:/-]{1,8}", 1..4), pattern()).prop_map(|(path, values)| {
+            Condition::RequestClaim(path.into_iter().map(Into::into).collect(), values)
+        }),
         pattern().prop_map(Condition::SourceNamespace),
         pattern().prop_map(Condition::SourcePrincipal),
         filled(any_account()).prop_map(Condition::SourceServiceAccount),
@@ -123,22 +141,41 @@ fn any_condition() -> impl Strategy<Value = Condition> {
     ]
 }
 
+fn any_path() -> impl Strategy<Value = PathPattern> {
+    let template = proptest::sample::select(vec!["/a/{*}", "/{**}", "/{*}/b/{**}/c"]);
+    prop_oneof![
+        any_pattern()
+            .prop_filter("no template", |one| !one.to_string().contains(['{', '}']))
+            .prop_map(PathPattern::Plain),
+        template.prop_map(|text| PathPattern::new(text).expect("a template")),
+    ]
+}
+
+fn any_operation() -> impl Strategy<Value = Operation> {
+    let patterns = || any_match(any_pattern().boxed());
+    (patterns(), any_match(1..=u16::MAX), patterns(), any_match(any_path().boxed()))
+        .prop_map(|(hosts, ports, methods, paths)| Operation { hosts, ports, methods, paths })
+        .prop_filter("asks for something", |operation| *operation != Operation::default())
+}
+
 fn any_rule() -> impl Strategy<Value = Rule> {
-    let operation = filled(1..=u16::MAX).prop_map(|ports| Operation { ports });
-    (vec(any_source(), 0..3), vec(operation, 0..3), vec(any_condition(), 0..3))
+    (vec(any_source(), 0..3), vec(any_operation(), 0..3), vec(any_condition(), 0..3))
         .prop_map(|(from, to, when)| Rule { from, to, when })
 }
 
 fn any_authorization_policy() -> impl Strategy<Value = AuthorizationPolicy> {
     let action = prop_oneof![Just(Action::Allow), Just(Action::Deny), Just(Action::Audit)];
     let enforcement = prop_oneof![Just(Enforcement::Enforced), Just(Enforcement::DryRun)];
-    (any_key(), option::of(any_labels()), action, enforcement, vec(any_rule(), 0..3))
-        .prop_map(|(key, selector, action, enforcement, rules)| AuthorizationPolicy {
+    let response = (400..=599_u16, option::of("[^\u{0}-\u{1f}]{1,10}"));
+    let response = response.prop_map(|(status, body)| DenyResponse::new(status, body.map(Into::into)));
+    (any_key(), option::of(any_labels()), action, enforcement, vec(any_rule(), 0..3), response)
+        .prop_map(|(key, selector, action, enforcement, rules, response)| AuthorizationPolicy {
             key,
             selector,
             action,
             enforcement,
             rules,
+            response: response.filter(|_| action == Action::Deny),
         })
         .prop_filter("DENY needs a rule", |policy| policy.action != Action::Deny || !policy.rules.is_empty())
 }
@@ -230,7 +267,9 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
         })
     });
     let retries = option::of(any_retries());
-    let settings = (retries, any_access_log());
+    use PathNormalization::*;
+    let normalization = prop_oneof![Just(None), Just(Base), Just(MergeSlashes), Just(DecodeAndMergeSlashes)];
+    let settings = (retries, any_access_log(), normalization);
     (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6, settings).prop_map(
         |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6, settings)| MeshConfig {
             name,
@@ -241,6 +280,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
             virtual_ranges: VirtualRanges { v4, v6 },
             default_retries: settings.0,
             access_log: settings.1,
+            path_normalization: settings.2,
         },
     )
 }

@@ -5,22 +5,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
+use baremesh_model::authorization::Request;
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::http::{Headers, RequestHead};
 use baremesh_model::identity::Identity;
 use baremesh_model::token::Token;
 
 use super::Caller;
+use super::tries::Miss;
 use crate::proxy::error::ProxyError;
 use crate::proxy::http::authentication::authenticate;
 use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
 use crate::proxy::http::forwarded_cert::{Proved, introduce};
-use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upstream::{UpstreamKey, Via};
-use crate::proxy::open::{Delivered, Entry};
+use crate::proxy::open::{Delivered, Entry, RequestWatch};
 use crate::proxy::socket;
 use crate::proxy::tunnel::{Peer, Place};
-use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, Snapshot, Transport};
 use crate::telemetry::request_record::RequestRecord;
 use crate::telemetry::{Record, Security};
@@ -39,6 +40,27 @@ impl Dialled {
     fn socket(stream: tokio::net::TcpStream) -> Self {
         let (reader, writer) = bytes::of_socket(stream);
         Self { reader, writer, place: None }
+    }
+}
+
+/// A request to a service of this host, under way.
+pub struct Watched {
+    entry: Entry,
+    delivered: Delivered,
+}
+
+impl Watched {
+    /// Ends when the connection is to be closed, or the policies no longer allow the request, with the reason.
+    pub async fn until_closed(
+        &self,
+        watch: &mut RequestWatch,
+        request: &Request<'_>,
+        in_force: &ArcSwap<Snapshot>,
+    ) -> ProxyError {
+        tokio::select! {
+            reason = self.entry.until_closed() => reason,
+            reason = watch.until_forbidden((&self.delivered, request), in_force) => reason,
+        }
     }
 }
 
@@ -69,48 +91,49 @@ impl Caller {
         }
     }
 
-    /// Decides what a kept connection cannot vouch for: a service of this host is asked for every request.
-    pub(super) fn admit(&self, target: &Target<'_>, record: &mut Record) -> Result<(), ProxyError> {
-        record.security = match target.endpoint.transport {
+    /// Decides what a kept connection cannot vouch for: the rules for tokens, the policies and the limits of a service of this
+    /// host are asked for every request. Another host's agent asks its own.
+    pub(super) fn admit(
+        &self,
+        target: &Target<'_>,
+        head: &mut RequestHead,
+        record: &mut RequestRecord,
+    ) -> Result<Option<Token>, Miss> {
+        record.peers.security = match target.endpoint.transport {
             Transport::Hbone(_) => Security::MutualTls,
             Transport::Plain | Transport::Local(_) => Security::None,
         };
         match self.local(target) {
-            Some(local) => self.worker.authorize(local, Some(&self.identity), self.peers.client.ip(), record),
+            Some(local) => {
+                let from = (Some(&self.identity), self.peers.client.ip());
+                self.worker.note_flow(local, from, &record.peers);
+                let token = authenticate(local, head, record).map_err(Miss::Refused)?;
+                let request = self.asked(head, token.as_ref());
+                let judged = self.worker.authorize_request(local, (from, &request), &mut record.peers);
+                judged.map_err(Miss::Refused)?;
+                let limits = &target.snapshot.rate_limits;
+                let counted = limits.on_arrival(local, (head, token.as_ref()), from, &mut record.limited);
+                counted.map_err(Miss::RateLimited)?;
+                Ok(token)
+            }
             None if matches!(target.endpoint.transport, Transport::Plain)
                 && matches!(target.cluster.tls(), Some(ClientTls::IstioMutual)) =>
             {
                 // What asks for TLS is never sent in plaintext.
                 let address = target.endpoint.address;
-                Err(ProxyError::NeedsTls { address, mode: ClientTls::IstioMutual.mode() })
+                let mode = ClientTls::IstioMutual.mode();
+                Err(Miss::NotConnected(ProxyError::NeedsTls { address, mode }))
             }
             None if self.worker.is_own(target.snapshot, target.endpoint.address) => {
-                Err(ProxyError::NotMeshed(target.endpoint.address))
+                Err(Miss::NotConnected(ProxyError::NotMeshed(target.endpoint.address)))
             }
-            None => Ok(()),
+            None => Ok(None),
         }
     }
 
-    /// Holds a request to the rules for tokens of a service of this host. Another host's agent does so itself.
-    pub(super) fn authenticate(
-        &self,
-        target: &Target<'_>,
-        head: &mut RequestHead,
-        record: &mut RequestRecord,
-    ) -> Result<Option<Token>, Box<Reply>> {
-        self.local(target).map_or(Ok(None), |local| authenticate(local, head, record))
-    }
-
-    /// Whether the limits of a service of this host have room for a request. Another host's agent asks its own.
-    pub(super) fn within_limits(
-        &self,
-        target: &Target<'_>,
-        (head, token): (&RequestHead, Option<&Token>),
-        record: &mut RequestRecord,
-    ) -> Result<(), Refusal> {
-        let Some(local) = self.local(target) else { return Ok(()) };
-        let from = (Some(&self.identity), self.peers.client.ip());
-        target.snapshot.rate_limits.on_arrival(local, (head, token), from, &mut record.limited)
+    /// What of a request the policies of a service of this host decide on.
+    pub(super) fn asked<'a>(&self, head: &'a RequestHead, token: Option<&'a Token>) -> Request<'a> {
+        Request { head, token, remote_ip: self.peers.client.ip() }
     }
 
     /// What the endpoint is told of the caller: by its own agent, or where it is a service of this host, here.
@@ -125,13 +148,13 @@ impl Caller {
 
     /// Has a request to a service of this host end when its policies change and no longer allow it. To other hosts their
     /// own agents see to that.
-    pub(super) fn watch(&self, target: &Target<'_>, snapshot: &Arc<Snapshot>) -> Option<Entry> {
+    pub(super) fn watch(&self, target: &Target<'_>, snapshot: &Arc<Snapshot>) -> Option<Watched> {
         let local = Arc::clone(self.local(target)?);
         let source_ip = self.peers.client.ip();
         let delivered = Delivered { local, source: Some(self.identity.clone()), source_ip, serial: None };
-        let entry = self.worker.open.enter(None, Some(delivered));
+        let entry = self.worker.open.enter(None, Some(delivered.clone()));
         entry.judge_again(snapshot, &self.worker.shared.snapshot);
-        Some(entry)
+        Some(Watched { entry, delivered })
     }
 
     /// The service of this host that the endpoint is.

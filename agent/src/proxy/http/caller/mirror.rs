@@ -87,18 +87,13 @@ impl Caller {
         let Some((service, _, cluster)) = plan::destination(snapshot, caller, to) else { return };
         let Ok(endpoint) = cluster.pick(&[], None, Instant::now(), rand::random()) else { return };
         let target = Target { snapshot, endpoint, identity: &service.identity, cluster };
-        let mut peers = self.peers.again();
-        if self.admit(&target, &mut peers).is_err() {
-            return;
-        }
-        // Held to the same rules as the original; who answers whom a record is written of is the original alone.
-        let mut record = RequestRecord::new(self.peers.again(), &head);
-        if self.authenticate(&target, &mut head, &mut record).is_err() {
-            return;
-        }
         self.introduce(&target, &mut head.headers);
+        let mut record = RequestRecord::new(self.peers.again(), &head);
+        if self.admit(&target, &mut head, &mut record).is_err() {
+            return;
+        }
         let sent = async {
-            let Ok(dialled) = self.dial(&target, &mut peers).await else { return };
+            let Ok(dialled) = self.dial(&target, &mut record.peers).await else { return };
             let mut connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, None));
             let order = Order::unlimited(&head, COPY_TIMEOUT);
             let (leg, mut answer) = (Leg::Http1(&mut connection), Answer::Nobody);

@@ -20,7 +20,7 @@ use crate::proxy::http::downstream::Exchange;
 use crate::proxy::http::grpc::MessageCount;
 use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upload::Replay;
-use crate::proxy::open::Entry;
+use crate::proxy::open::RequestWatch;
 use crate::snapshot::cluster::Held;
 use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{Endpoint, Snapshot};
@@ -43,10 +43,10 @@ pub(super) enum Miss {
     NotConnected(ProxyError),
     /// A limit was reached.
     Overflow,
+    /// The rules for tokens of a service of this host, or its policies, refuse it.
+    Refused(Box<Reply>),
     /// A RateLimit of a service of this host refuses it.
     RateLimited(Refusal),
-    /// Its token is not one that a service of this host takes.
-    Unauthenticated(Box<Reply>),
     /// There is no endpoint to try.
     NoEndpoint,
     /// It was sent, and this became of it.
@@ -76,19 +76,11 @@ impl Retries<'_> {
     }
 }
 
-/// Ends when the connection is to be closed, with the reason.
-async fn until_closed(watched: Option<&Entry>) -> ProxyError {
-    match watched {
-        Some(entry) => entry.until_closed().await,
-        None => std::future::pending().await,
-    }
-}
-
 impl Caller {
     /// Makes attempts until one is for the caller, and answers it with why if none is.
     pub(super) async fn try_until_answered(
         &self,
-        snapshot: &Arc<Snapshot>,
+        (snapshot, mut watch): (&Arc<Snapshot>, RequestWatch),
         mut to_caller: ToCaller<'_>,
         (exchange, download): (&mut Exchange<'_>, &mut Download),
         record: &mut RequestRecord,
@@ -123,9 +115,8 @@ impl Caller {
                     // A service of this host may be sent less than what another endpoint is to see.
                     let local = snapshot.here(endpoint);
                     let before = local.and_then(|local| local.tokens.as_ref()).map(|_| exchange.head.clone());
-                    let ended = self
-                        .try_once(snapshot, (to_caller, retries, endpoint), (exchange, download), record)
-                        .await;
+                    let (state, sending) = ((snapshot, &mut watch), (to_caller, retries, endpoint));
+                    let ended = self.try_once(state, sending, (exchange, download), record).await;
                     if let Some(before) = before {
                         *exchange.head = before;
                     }
@@ -177,7 +168,7 @@ impl Caller {
 
     async fn try_once(
         &self,
-        snapshot: &Arc<Snapshot>,
+        (snapshot, watch): (&Arc<Snapshot>, &mut RequestWatch),
         (to_caller, retries, endpoint): (&ToCaller<'_>, Retries<'_>, &Arc<Endpoint>),
         (exchange, download): (&mut Exchange<'_>, &mut Download),
         record: &mut RequestRecord,
@@ -189,17 +180,12 @@ impl Caller {
         let workload = Some(Arc::clone(&endpoint.workload));
         record.peers.target = Party::registered(target.identity, workload, &endpoint.labels);
         record.peers.upstream = Some(endpoint.address);
-        if let Err(error) = self.admit(&target, &mut record.peers) {
-            return Tried::Missed(Miss::NotConnected(error));
-        }
-        let token = match self.authenticate(&target, exchange.head, record) {
-            Ok(token) => token,
-            Err(reply) => return Tried::Missed(Miss::Unauthenticated(reply)),
-        };
-        if let Err(refusal) = self.within_limits(&target, (exchange.head, token.as_ref()), record) {
-            return Tried::Missed(Miss::RateLimited(refusal));
-        }
+        // Before it is decided on: what policies see is what the program does.
         self.introduce(&target, &mut exchange.head.headers);
+        let token = match self.admit(&target, exchange.head, record) {
+            Ok(token) => token,
+            Err(miss) => return Tried::Missed(miss),
+        };
         let watched = self.watch(&target, snapshot);
         let overall = to_caller.timeout(exchange);
         // A kept connection may have been closed by the endpoint while the request was on its way: it is then sent anew.
@@ -237,9 +223,16 @@ impl Caller {
             let per_try = retries.policy.per_try_timeout;
             let order = Order { head, per_try, overall, since, idle };
             let was_kept = line.was_kept();
+            let asked = self.asked(head, token.as_ref());
+            let closed = async {
+                match &watched {
+                    Some(watched) => watched.until_closed(watch, &asked, &self.worker.shared.snapshot).await,
+                    None => std::future::pending().await,
+                }
+            };
             let (ended, reason) = tokio::select! {
                 biased;
-                reason = until_closed(watched.as_ref()) => (None, Some(reason)),
+                reason = closed => (None, Some(reason)),
                 ended = attempt(line.leg(), order, upload, answer, download, &mut judge) => (Some(ended), None),
             };
             record.status = status;
@@ -283,9 +276,9 @@ impl Caller {
             Tried::BrokeOff(failure) | Tried::Missed(Miss::Failed(failure)) if !failure.is_upstreams() => {
                 return;
             }
-            Tried::Missed(
-                Miss::Overflow | Miss::NoEndpoint | Miss::RateLimited(_) | Miss::Unauthenticated(_),
-            ) => return,
+            Tried::Missed(Miss::Overflow | Miss::NoEndpoint | Miss::Refused(_) | Miss::RateLimited(_)) => {
+                return;
+            }
             Tried::Missed(Miss::NotConnected(error)) if !error.is_endpoints_own() => return,
             Tried::Missed(Miss::NotConnected(_)) => Outcome::LocalFailure,
             // Without a rule only one that cannot be reached is left out.
@@ -366,7 +359,7 @@ fn worth_another(policy: &RetryPolicy, miss: &Miss) -> bool {
             Reply::rate_limited(*refusal).head(&mut head, false);
             return policy.retries_on(TryOutcome::Answered(&head));
         }
-        Miss::Unauthenticated(reply) => {
+        Miss::Refused(reply) => {
             let mut head = ResponseHead::default();
             reply.head(&mut head, false);
             return policy.retries_on(TryOutcome::Answered(&head));
@@ -395,9 +388,9 @@ fn reply_to(miss: &Miss, attempts: u32) -> Reply {
     let mut reply = match miss {
         Miss::NoEndpoint => Reply::no_healthy_upstream(),
         Miss::Overflow => Reply::overflow(),
+        Miss::Refused(reply) => Reply::clone(reply),
         Miss::RateLimited(refusal) => Reply::rate_limited(*refusal),
-        Miss::Unauthenticated(reply) => Reply::clone(reply),
-        Miss::NotConnected(ProxyError::Denied(_) | ProxyError::DeniedByPeer(_)) => Reply::denied(),
+        Miss::NotConnected(ProxyError::DeniedByPeer(_)) => Reply::denied(),
         Miss::NotConnected(_) => Reply::connect_failed(),
         Miss::Failed(failure) => Reply::to(*failure),
     };
