@@ -185,7 +185,7 @@ mod tests {
         let request = PrivateKey::generate().expect("a key").request().expect("a request");
         let items = vec![IssueItem { identity: operator.identity.clone(), request }];
         let issued = service.issue(&node, &IssueRequest { items }, now()).expect("answers");
-        assert_eq!(issued[0].as_ref().err(), Some(&Refusal::Reserved(operator.identity.clone())));
+        assert_eq!(issued[0].as_ref().err(), Some(&Refusal::Reserved(operator.identity)));
     }
 
     #[test]

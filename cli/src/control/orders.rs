@@ -100,7 +100,7 @@ pub(super) async fn carry_out(server: Arc<Server>, order: Order<'_>) -> Result<V
         Verb::ClearAlarm => clear_alarm(server, who).await,
         Verb::AddOperator => {
             let wanted = read(&body)?;
-            blocking(server, move |server| operators::add(server, wanted, &who)).await
+            blocking(server, move |server| operators::add(server, &wanted, &who)).await
         }
         Verb::Operators => blocking(server, operators::list).await,
         Verb::RemoveOperator => {

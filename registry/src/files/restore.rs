@@ -52,10 +52,9 @@ impl ResourceDirectory {
         }
         let named = |file: &FileRead| targets.iter().any(|target| target.path == file.path);
         // The last file of a directory is not taken away: that would look as if something were wrong.
-        if files.iter().all(named) && targets.iter().all(|target| target.after.is_none()) {
-            if let Some(last) = targets.last_mut() {
-                last.after = Some((NO_RESOURCES.to_owned(), Form::Toml.parse(NO_RESOURCES, "")));
-            }
+        let none_remains = files.iter().all(named) && targets.iter().all(|target| target.after.is_none());
+        if let Some(last) = targets.last_mut().filter(|_| none_remains) {
+            last.after = Some((NO_RESOURCES.to_owned(), Form::Toml.parse(NO_RESOURCES, "")));
         }
         let mut all: Vec<_> = targets.iter().filter_map(|target| target.after.as_ref()).collect();
         if let Some((_, failed)) = all.iter().find(|(_, parsed)| parsed.failed()) {

@@ -36,7 +36,7 @@ pub(super) async fn apply(server: Arc<Server>, request: ApplyRequest, who: Who) 
         let written = resources::parsed(&request);
         let config = server.in_force.borrow().loaded.mesh.config.clone();
         let judge = |located: &Located<Resource>| permission::refusal(who.role(), &located.value, &config);
-        permit(server, &who, &what, written.resources.iter().filter_map(judge).collect())?;
+        permit(server, &who, &what, &written.resources.iter().filter_map(judge).collect::<Vec<_>>())?;
         let beside = Beside { served: Some(&server.trust_domain), registered: registered(server) };
         changed(server, (&who, &what), mode, || resources::apply(&server.directory, &request, beside))
     };
@@ -53,7 +53,7 @@ pub(super) async fn delete(server: Arc<Server>, request: DeleteRequest, who: Who
     let changing = move |server: &Server| {
         let config = server.in_force.borrow().loaded.mesh.config.clone();
         let refusal = permission::refusal_of_id(who.role(), &id, &config);
-        permit(server, &who, &what, refusal.into_iter().collect())?;
+        permit(server, &who, &what, refusal.as_slice())?;
         changed(server, (&who, &what), mode, || resources::delete(&server.directory, &id, mode))
     };
     let changed = blocking(server.clone(), changing).await?;
@@ -82,7 +82,7 @@ pub(super) fn registered(server: &Server) -> Vec<Located<Resource>> {
 }
 
 /// Refuses the whole of a change for which there are reasons against.
-pub(super) fn permit(server: &Server, who: &Who, what: &str, refusals: Vec<String>) -> Result<(), Denial> {
+pub(super) fn permit(server: &Server, who: &Who, what: &str, refusals: &[String]) -> Result<(), Denial> {
     if refusals.is_empty() {
         return Ok(());
     }

@@ -20,7 +20,7 @@ use crate::control::socket::Denial;
 use crate::control::who::Who;
 use crate::output::to_unix;
 
-pub(super) fn add(server: &Server, wanted: OperatorOrder, who: &Who) -> Result<Value, Denial> {
+pub(super) fn add(server: &Server, wanted: &OperatorOrder, who: &Who) -> Result<Value, Denial> {
     let bad = |error: &dyn std::fmt::Display| Denial::new(StatusCode::BAD_REQUEST, error.to_string());
     let name = Label::new(&wanted.name).map_err(|error| bad(&error))?;
     let namespaces = wanted.namespaces.iter().map(|namespace| Label::new(namespace));
