@@ -159,6 +159,7 @@ mod tests {
             selector: Some([("app".into(), "orders".into())].into()),
             action: Action::Allow,
             enforcement: Enforcement::Enforced,
+            response: None,
             rules: vec![Rule {
                 from: vec![Source { principals: web, ..Source::default() }],
                 ..Rule::default()
