@@ -163,7 +163,12 @@ impl CaService {
         }
     }
 
-    /// As `check_node`, with what is known of the host.
+    /// As `check_node`, of a credential that may have ended: `issue` says what such a one is good for.
+    pub fn known_node(&self, peer: &LeafFacts) -> Result<Label, Refusal> {
+        Ok(self.node(peer)?.name)
+    }
+
+    /// As `known_node`, with what is known of the host.
     fn node(&self, peer: &LeafFacts) -> Result<HostRecord, Refusal> {
         let not_a_node = || Refusal::NotANode(peer.identity.clone());
         let host = peer.identity.as_node().ok_or_else(not_a_node)?;

@@ -62,7 +62,12 @@ async fn admit(server: &Arc<Server>, caller: &Caller, access: Access) -> Result<
     match (access, &caller.peer) {
         (Access::Token, _) => Ok(None),
         (Access::Node, Some(peer)) => check_node(server, peer).await.map(Some),
-        (Access::Node, None) => Err(Refusal::NoCredential),
+        (Access::NodeOrEnded, Some(peer)) => {
+            let (ca, peer) = (server.ca.clone(), peer.clone());
+            let known = tokio::task::spawn_blocking(move || ca.known_node(&peer)).await;
+            known.unwrap_or(Err(Refusal::Unavailable)).map(Some)
+        }
+        (Access::Node | Access::NodeOrEnded, None) => Err(Refusal::NoCredential),
         // Not a rule for hosts.
         (Access::Operator(_), _) => Err(Refusal::NoSuchCall),
     }

@@ -17,6 +17,8 @@ pub(super) enum Access {
     Token,
     /// A host that is a member, with its node credential.
     Node,
+    /// The same, or one whose node credential has ended: the authority lets that be renewed for a while, and nothing else.
+    NodeOrEnded,
     /// An operator whose role meets the need; at the socket, root and the group.
     Operator(Need),
 }
@@ -83,7 +85,7 @@ const ADMINISTER: Access = Access::Operator(Need::Administer);
 /// The calls of hosts, at the server's port.
 pub(super) static OF_HOSTS: [Endpoint<HostCall>; 5] = [
     of(Method::POST, JOIN_PATH, Access::Token, HostCall::Join),
-    of(Method::POST, CERTIFICATES_PATH, Access::Node, HostCall::Certificates),
+    of(Method::POST, CERTIFICATES_PATH, Access::NodeOrEnded, HostCall::Certificates),
     of(Method::POST, STATE_PATH, Access::Node, HostCall::State),
     of(Method::POST, ADDRESSES_PATH, Access::Node, HostCall::Addresses),
     of(Method::POST, FLOWS_PATH, Access::Node, HostCall::Flows),
@@ -178,6 +180,9 @@ mod tests {
         let in_words = |access| match access {
             Access::Token => "whoever has a join token",
             Access::Node => "a host, with its node credential",
+            Access::NodeOrEnded => {
+                "a host, with its node credential; one that has ended renews itself for 7 days"
+            }
             Access::Operator(Need::View) => "viewer, editor, admin",
             Access::Operator(Need::Change) => "editor, admin",
             Access::Operator(Need::Administer) => "admin",

@@ -119,7 +119,7 @@ async fn permit(server: &Arc<Server>, endpoint: &'static Endpoint<Verb>, who: &W
     let met = match endpoint.access {
         Access::Operator(need) => who.role().meets(need),
         // Not a rule for orders.
-        Access::Node | Access::Token => false,
+        Access::Node | Access::NodeOrEnded | Access::Token => false,
     };
     if met {
         return Ok(());
