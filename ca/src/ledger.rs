@@ -32,7 +32,9 @@ pub use changes::{
 };
 pub use hosts::HostRecord;
 pub use operators::OperatorRecord;
-pub use records::{AUDIT_KEPT, AuditRecord, ISSUED_KEPT, IssueRecord, Outcome, REFUSALS_KEPT};
+pub use records::{
+    AUDIT_KEPT, AuditRecord, ISSUED_KEPT, IssueRecord, MAX_VALID_OF_HOST, Outcome, REFUSALS_KEPT, Recorded,
+};
 pub use revoked::{Revocation, RevokedRecord, Which};
 pub use tokens::{Invitation, REDEEM_AGAIN, Redemption, TOKENS_KEPT, TokenHost, TokenRecord, TokenRefusal};
 pub(crate) use tokens::{RedeemError, Redeemed};

@@ -126,6 +126,8 @@ struct Server {
     certificate: Arc<OwnCertificate>,
     /// What takes connections of hosts: another one when what is trusted changes.
     tls: watch::Sender<TlsAcceptor>,
+    /// Held while agents are told what is trusted and what is revoked.
+    publishing: tokio::sync::Mutex<()>,
     /// The version of the state that says what is trusted now.
     told: AtomicU64,
     listen: Vec<SocketAddr>,
@@ -234,6 +236,7 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
         files: files.status.clone(),
         certificate: certificate.clone(),
         tls: watch::Sender::new(trust::acceptor(&certificate, bundle)),
+        publishing: tokio::sync::Mutex::default(),
         told: AtomicU64::new(0),
         listen: addresses.clone(),
         limits: Limits::default(),

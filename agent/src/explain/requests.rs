@@ -163,7 +163,7 @@ fn of_forward(case: &Case<'_>, forward: &Forward<'_>, share: f64) -> Destination
         if by_address && source.is_none() { None } else { key.of_request(head, source.unwrap_or(ANY)) }
     });
     let mut sent = head.clone();
-    prepare(&mut sent, forward);
+    prepare(&mut sent, forward, case.snapshot.mesh.config.path_normalization);
     let case = &Case { sent: Some(&sent), ..*case };
     let mut report = destinations::of_cluster(case, (forward.service, forward.cluster), share, hash);
     let mut effects = Vec::new();

@@ -94,13 +94,16 @@ impl TokenRules {
     pub fn enforce(&self, head: &mut RequestHead, now: SystemTime) -> Result<Option<Token>, Refusal> {
         self.strip_outputs(head);
         if is_preflight(head) {
+            // Nobody has looked at a token in it.
+            self.take_out(head);
             return Ok(None);
         }
         let verified = self.verify_all(head, now)?;
         if !self.required.iter().all(|policy| verified.iter().any(|one| self.is_of(one, policy))) {
             return Err(Refusal::Missing);
         }
-        for one in &verified {
+        // Where two say something in the same field, the first has the last word, as with policies.
+        for one in verified.iter().rev() {
             self.put_out(one, head);
         }
         for (place, rules) in &self.places {
@@ -112,6 +115,26 @@ impl TokenRules {
             }
         }
         Ok(verified.into_iter().next().map(|one| self.as_policies_see_it(one)))
+    }
+
+    /// Whether a request needs a token.
+    pub fn ask_for_one(&self) -> bool {
+        !self.required.is_empty()
+    }
+
+    /// Why a request that is under way, with the token that was verified when it came, would not be taken by these rules;
+    /// none where it would. Its signature is not looked at again.
+    pub fn no_longer_taken(&self, head: &RequestHead, token: Option<&Token>) -> Option<&'static str> {
+        match token {
+            Some(token) => {
+                let takes = |rule: &Rule| *rule.what().issuer == token.issuer && rule.is_for_us(token);
+                (!self.rules.iter().any(takes)).then_some("no RequestAuthentication takes its token any more")
+            }
+            None if self.ask_for_one() && !is_preflight(head) => {
+                Some("a RequestAuthentication asks for a token now")
+            }
+            None => None,
+        }
     }
 
     /// Whether a rule of the policy takes the token.
@@ -215,16 +238,22 @@ impl TokenRules {
 
 impl Rule {
     fn accept(&self, compact: &Compact<'_>, token: &Token) -> Result<(), Refusal> {
-        let keys = self.keys.keys().ok_or(Refusal::NoKeys)?;
+        let keys = self.keys.keys().ok_or_else(|| {
+            self.keys.ask();
+            Refusal::NoKeys
+        })?;
         let verified = compact.verify(&keys);
         if verified == Err(Refusal::NoSuchKey) {
             self.keys.ask();
         }
         verified?;
+        if self.is_for_us(token) { Ok(()) } else { Err(Refusal::WrongAudience) }
+    }
+
+    fn is_for_us(&self, token: &Token) -> bool {
         let allowed = &self.what().audiences;
-        let is_for_us =
-            || token.audiences.iter().any(|audience| allowed.iter().any(|one| **one == **audience));
-        if allowed.is_empty() || is_for_us() { Ok(()) } else { Err(Refusal::WrongAudience) }
+        let is_allowed = |audience: &String| allowed.iter().any(|one| **one == **audience);
+        allowed.is_empty() || token.audiences.iter().any(is_allowed)
     }
 }
 

@@ -32,6 +32,21 @@ impl Worker {
         self.authorize_carried(local, (from, Carried::opening(local.protocol)), record)
     }
 
+    /// Decides whether a connection that was let through because requests were to decide may carry bytes.
+    pub(super) fn authorize_bytes(
+        &self,
+        delivered: &Delivered,
+        record: &mut Record,
+    ) -> Result<(), ProxyError> {
+        let local = &delivered.local;
+        if local.tokens.as_ref().is_some_and(|rules| rules.ask_for_one()) {
+            return Err(ProxyError::Denied(
+                "a RequestAuthentication asks for a token, and bytes have none".to_owned(),
+            ));
+        }
+        self.authorize_carried(local, (delivered.from(), Carried::Bytes), record)
+    }
+
     /// Remembers that a connection came, for what is asked about it later.
     pub(super) fn note_flow(&self, local: &LocalEndpoint, (source, source_ip): From<'_>, record: &Record) {
         let way = match (source, record.security) {
@@ -130,7 +145,7 @@ impl Worker {
             () = tokio::time::sleep(self.shared.limits.idle_timeout) => return Err(ProxyError::Idle),
         };
         if !is_http {
-            self.authorize_carried(local, (delivered.from(), Carried::Bytes), record)?;
+            self.authorize_bytes(delivered, record)?;
         }
         Ok(is_http)
     }

@@ -38,17 +38,31 @@ impl Delivered {
 
     /// Why the connection, or a request on it, is not allowed by a state; none where it is.
     pub fn no_longer_allowed(&self, snapshot: &Snapshot, carried: Carried<'_>) -> Option<String> {
-        let Some(local) = snapshot.advertised(self.local.advertised) else {
-            return Some(format!("{} is no longer registered here", self.local.service));
+        let local = match self.still_served(snapshot) {
+            Ok(local) => local,
+            Err(reason) => return Some(reason),
         };
-        if local.identity != self.local.identity {
-            return Some(format!("{} now belongs to {}", local.advertised, local.identity));
-        }
-        if self.source.is_none() && local.mode == MtlsMode::Strict {
-            return Some("PeerAuthentication is now STRICT, and the connection is plaintext".to_owned());
+        if let (Carried::Request(request), Some(rules)) = (carried, &local.tokens)
+            && let Some(reason) = rules.no_longer_taken(request.head, request.token)
+        {
+            return Some(reason.to_owned());
         }
         let verdict = local.authorize(self.from(), carried).verdict;
         (!verdict.allows()).then(|| verdict.to_string())
+    }
+
+    /// The service as a state has it, or why nothing on this connection is for it any more, whatever policies say.
+    pub fn still_served<'a>(&self, snapshot: &'a Snapshot) -> Result<&'a Arc<LocalEndpoint>, String> {
+        let Some(local) = snapshot.advertised(self.local.advertised) else {
+            return Err(format!("{} is no longer registered here", self.local.service));
+        };
+        if local.identity != self.local.identity {
+            return Err(format!("{} now belongs to {}", local.advertised, local.identity));
+        }
+        if self.source.is_none() && local.mode == MtlsMode::Strict {
+            return Err("PeerAuthentication is now STRICT, and the connection is plaintext".to_owned());
+        }
+        Ok(local)
     }
 }
 

@@ -163,7 +163,13 @@ async fn connect_and_relay(
             let leg = Leg::Socket(program);
             Upstream { leg, delivered: Some(delivered), in_flight, held, times, first: None }
         }
-        other => other,
+        other => {
+            // Through a proxy of this host go bytes, whatever its port speaks.
+            if let (Some(delivered), Some(_)) = (&other.delivered, &other.first) {
+                worker.authorize_bytes(delivered, record)?;
+            }
+            other
+        }
     };
     let counted = counted.insert(worker.telemetry.open(record));
     upstream.relay(&call, client, counted).await.map(|()| Carried::Bytes)

@@ -6,6 +6,7 @@ use baremesh_model::name::Label;
 use rusqlite::{Connection, Row, params};
 
 use super::hosts::find;
+use super::revoked::good_until;
 use super::{Ledger, LedgerError};
 use crate::clock::{from_unix, to_unix};
 
@@ -16,10 +17,27 @@ pub const AUDIT_KEPT: i64 = 100_000;
 /// How many of refusals are kept. They have a bound of their own: a host that is refused as often as it may ask pushes out
 /// no record of what was done.
 pub const REFUSALS_KEPT: i64 = 100_000;
+/// How many bytes of what was asked for, and of a reason, are kept.
+const MAX_TEXT: usize = 4_096;
 /// How many records more than that there may be before the oldest are cleared away.
 const CLEARED_EVERY: i64 = 256;
 /// How many ended records one write clears away at most, so that no write takes long.
 const CLEARED_AT_ONCE: i64 = 256;
+
+/// How many certificates of one host may be valid at a time: what a host has that is shut out must fit into the list of what
+/// is revoked, several times. With two of a service at a time, more than a host has services.
+pub const MAX_VALID_OF_HOST: usize = 2_048;
+
+/// What became of certificates that were to be recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    /// All are.
+    All,
+    /// None is: the host was shut out or joined anew meanwhile.
+    NoMember,
+    /// None is: the host would have more than `MAX_VALID_OF_HOST`.
+    TooMany,
+}
 
 /// That a certificate was issued.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,19 +91,24 @@ pub struct AuditRecord {
 
 impl Ledger {
     /// Records certificates that are issued to a host of that generation, all or none, and clears away what ended long
-    /// ago. False, and nothing is recorded, when the host was shut out or joined anew meanwhile: what is not recorded is
-    /// not handed out, and so nothing is that a revocation does not know of.
+    /// ago. What is not recorded is not handed out, and so nothing is that a revocation does not know of.
     pub(crate) fn record_issued(
         &self,
         (host, generation): (&Label, u32),
         records: &[IssueRecord],
         now: SystemTime,
-    ) -> Result<bool, LedgerError> {
+    ) -> Result<Recorded, LedgerError> {
         self.write(|connection| {
             let is_member = find(connection, host)?
                 .is_some_and(|record| !record.revoked && record.generation == generation);
             if !is_member {
-                return Ok(false);
+                return Ok(Recorded::NoMember);
+            }
+            let valid: i64 = connection.prepare_cached(
+                "SELECT count(*) FROM issued WHERE host = ?1 AND not_after >= ?2",
+            )?.query_row(params![host.as_str(), to_unix(now)], |row| row.get(0))?;
+            if usize::try_from(valid).unwrap_or(usize::MAX).saturating_add(records.len()) > MAX_VALID_OF_HOST {
+                return Ok(Recorded::TooMany);
             }
             for record in records {
                 insert_issued(connection, record)?;
@@ -95,7 +118,7 @@ impl Ledger {
                 "DELETE FROM issued WHERE serial IN (SELECT serial FROM issued WHERE not_after < ?1 LIMIT ?2)",
                 params![before, CLEARED_AT_ONCE],
             )?;
-            Ok(true)
+            Ok(Recorded::All)
         })
     }
 
@@ -110,17 +133,17 @@ impl Ledger {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// How many certificates have not ended, lead to that root or to one that was not written down, and are the latest of
+    /// How many certificates are good for something, lead to that root or to one that was not written down, and are the latest of
     /// their identity on their host: what nothing has taken the place of. Those of hosts that were shut out do not count,
     /// and those of operators do.
     pub fn in_use_under(&self, root: &str, now: SystemTime) -> Result<usize, LedgerError> {
         let connection = self.lock();
         let count: i64 = connection.query_row(
-            "SELECT count(*) FROM issued AS one WHERE root IN (?1, '') AND not_after >= ?2
+            &format!("SELECT count(*) FROM issued AS one WHERE root IN (?1, '') AND {} >= ?2
              AND (host IN (SELECT name FROM hosts WHERE revoked = 0) OR serial IN (SELECT serial FROM operators))
              AND serial NOT IN (SELECT serial FROM revoked)
              AND NOT EXISTS (SELECT 1 FROM issued AS later WHERE later.host = one.host
-                 AND later.identity = one.identity AND later.rowid > one.rowid)",
+                 AND later.identity = one.identity AND later.rowid > one.rowid)", good_until()),
             params![root, to_unix(now)],
             |row| row.get(0),
         )?;
@@ -146,6 +169,7 @@ impl Ledger {
 /// Adds a line within a transaction that does more, and returns its number.
 pub(super) fn append(connection: &Connection, record: &AuditRecord) -> rusqlite::Result<i64> {
     let AuditRecord { at, who, what, outcome, reason } = record;
+    let (what, reason) = (cut(what), cut(reason));
     connection
         .prepare_cached("INSERT INTO audit (at, who, what, outcome, reason) VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute(params![to_unix(*at), who, what, outcome.as_str(), reason])?;
@@ -156,6 +180,15 @@ pub(super) fn append(connection: &Connection, record: &AuditRecord) -> rusqlite:
         }
     }
     Ok(appended)
+}
+
+/// A text as the audit keeps it: who asks for something may write as much as he likes.
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 /// Clears away what is older than the latest `kept` records of that outcome.

@@ -7,6 +7,7 @@ use rusqlite::{OptionalExtension, Row, params};
 use super::{Ledger, LedgerError};
 use crate::clock::{from_unix, to_unix};
 use crate::revocation::MAX_REVOKED;
+use crate::tls::NODE_GRACE;
 
 /// Which certificates are taken back.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +46,11 @@ pub enum Revocation {
 
 const COLUMNS: &str = "serial, identity, host, revoked_at, not_after";
 
+/// Until when a certificate is good for anything, in SQL: a node credential renews itself for a while after its end.
+pub(super) fn good_until() -> String {
+    format!("(not_after + iif(identity LIKE 'spiffe://%/ns/nodes/sa/%', {}, 0))", NODE_GRACE.as_secs())
+}
+
 impl Ledger {
     /// Takes certificates back that were issued and have not ended, and forgets those that have.
     pub fn revoke_certificates(&self, which: &Which, now: SystemTime) -> Result<Revocation, LedgerError> {
@@ -56,10 +62,11 @@ impl Ledger {
         let at = to_unix(now);
         // The transaction ends without effect where too many would be revoked.
         let outcome = self.write(|connection| {
-            connection.execute("DELETE FROM revoked WHERE not_after < ?1", [at])?;
+            let good_until = good_until();
+            connection.execute(&format!("DELETE FROM revoked WHERE {good_until} < ?1"), [at])?;
             let news = {
                 let select = format!(
-                    "SELECT serial, identity, host, ?3 AS revoked_at, not_after FROM issued WHERE {column} = ?1 AND not_after >= ?2
+                    "SELECT serial, identity, host, ?3 AS revoked_at, not_after FROM issued WHERE {column} = ?1 AND {good_until} >= ?2
                      AND serial NOT IN (SELECT serial FROM revoked) ORDER BY not_after"
                 );
                 let mut statement = connection.prepare_cached(&select)?;
@@ -89,11 +96,12 @@ impl Ledger {
         }
     }
 
-    /// The certificates that are revoked and have not ended at `now`, the latest first.
+    /// The certificates that are revoked and would be good for something at `now`, the latest first.
     pub fn revoked(&self, now: SystemTime) -> Result<Vec<RevokedRecord>, LedgerError> {
         let connection = self.lock();
         let mut statement = connection.prepare_cached(&format!(
-            "SELECT {COLUMNS} FROM revoked WHERE not_after >= ?1 ORDER BY revoked_at DESC, identity, serial"
+            "SELECT {COLUMNS} FROM revoked WHERE {} >= ?1 ORDER BY revoked_at DESC, identity, serial",
+            good_until()
         ))?;
         let rows = statement.query_map([to_unix(now)], read)?;
         Ok(rows.collect::<Result<_, _>>()?)

@@ -5,6 +5,7 @@ use baremesh_model::name::Label;
 use super::records::Outcome;
 use super::*;
 use crate::testing::{DAY, MINUTE, Place, grants, label, now};
+use crate::tls::NODE_GRACE;
 
 const SECRET_HASH: [u8; 32] = [1; 32];
 
@@ -139,7 +140,7 @@ fn keeps_records_of_certificates_for_so_long() {
     ledger.lock().execute("DELETE FROM audit", []).expect("cleared");
     let host = label("h1");
     let both = [issued("1".into(), past), issued("2".into(), now() + DAY)];
-    assert!(ledger.record_issued((&host, 0), &both, now()).expect("recorded"));
+    assert_eq!(ledger.record_issued((&host, 0), &both, now()).expect("recorded"), Recorded::All);
     let count = |table: &str| -> i64 {
         let sql = format!("SELECT count(*) FROM {table}");
         ledger.lock().query_row(&sql, [], |row| row.get(0)).expect("a count")
@@ -202,7 +203,7 @@ fn changes_have_versions_and_keep_their_files_for_so_long() {
     invite(&ledger, "t", TokenHost::Any);
     ledger.redeem(&attempt("t", "h1", 1), now()).expect("joined");
     let one = [issued("7".into(), now() + DAY)];
-    assert!(ledger.record_issued((&label("h1"), 0), &one, now()).expect("recorded"));
+    assert_eq!(ledger.record_issued((&label("h1"), 0), &one, now()).expect("recorded"), Recorded::All);
     let all = AuditFilter { since: SystemTime::UNIX_EPOCH, limit: MAX_READ };
     let entries = ledger.audit_entries(all).expect("the audit");
     let versions: Vec<_> = entries.iter().map(|entry| entry.version).collect();
@@ -243,7 +244,9 @@ fn host_with(ledger: &Ledger, host: &str, certificates: &[(&str, SystemTime)]) {
         ..issued((*serial).to_owned(), *end)
     };
     let records: Vec<_> = certificates.iter().map(of).collect();
-    assert!(ledger.record_issued((&label(host), 0), &records, now()).expect("recorded"));
+    for some in records.chunks(MAX_VALID_OF_HOST) {
+        assert_eq!(ledger.record_issued((&label(host), 0), some, now()).expect("recorded"), Recorded::All);
+    }
 }
 
 #[test]
@@ -282,10 +285,65 @@ fn more_than_a_list_holds_are_not_revoked_and_nothing_changes() {
     let ledger = ledger(&place);
     let serials: Vec<String> = (0..=crate::revocation::MAX_REVOKED).map(|n| format!("s{n}")).collect();
     let all: Vec<_> = serials.iter().map(|serial| (serial.as_str(), now() + DAY)).collect();
-    host_with(&ledger, "h1", &all);
-    let outcome = ledger.revoke_certificates(&Which::Host("h1".into()), now()).expect("asked");
+    for (number, some) in all.chunks(MAX_VALID_OF_HOST).enumerate() {
+        host_with(&ledger, &format!("h{number}"), some);
+    }
+    let identity = issued(String::new(), now()).identity;
+    let outcome = ledger.revoke_certificates(&Which::Identity(identity), now()).expect("asked");
     assert_eq!(outcome, Revocation::TooMany(serials.len()));
     assert!(ledger.revoked(now()).expect("a list").is_empty());
+}
+
+#[test]
+fn a_host_has_no_more_valid_certificates_than_a_revocation_can_take() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    let serials: Vec<String> = (0..MAX_VALID_OF_HOST - 1).map(|n| format!("s{n}")).collect();
+    let all: Vec<_> = serials.iter().map(|serial| (serial.as_str(), now() + DAY)).collect();
+    host_with(&ledger, "h1", &all);
+    let record = |serials: &[&str], at| {
+        let records: Vec<_> = serials.iter().map(|serial| issued((*serial).to_owned(), at + DAY)).collect();
+        ledger.record_issued((&label("h1"), 0), &records, at).expect("asked")
+    };
+    assert_eq!(record(&["a", "b"], now()), Recorded::TooMany);
+    assert_eq!(record(&["a"], now()), Recorded::All, "none of a batch that is too much was recorded");
+    assert_eq!(record(&["b"], now()), Recorded::TooMany);
+    assert_eq!(record(&["b"], now() + 2 * DAY), Recorded::All, "what has ended does not count");
+}
+
+#[test]
+fn a_revoked_node_credential_stays_revoked_for_as_long_as_it_could_renew_itself() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    host_with(&ledger, "h1", &[]);
+    let node = |serial: &str| IssueRecord {
+        identity: "spiffe://mesh.test/ns/nodes/sa/h1".to_owned(),
+        ..issued(serial.to_owned(), now() + DAY)
+    };
+    let recorded = ledger.record_issued((&label("h1"), 0), &[node("a"), node("b")], now());
+    assert_eq!(recorded.expect("recorded"), Recorded::All);
+    let revoke = |serial: &str, at| match ledger.revoke_certificates(&Which::Serial(serial.into()), at) {
+        Ok(Revocation::Done(records)) => records.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(revoke("a", now()), 1);
+    // The next revocation sweeps; within the grace it leaves the first alone, and takes one that has ended.
+    let within = now() + DAY + NODE_GRACE - MINUTE;
+    assert_eq!(revoke("b", within), 1);
+    assert!(ledger.is_revoked("a").expect("read") && ledger.is_revoked("b").expect("read"));
+    revoke("x", now() + DAY + NODE_GRACE + MINUTE);
+    assert!(!ledger.is_revoked("a").expect("read"));
+}
+
+#[test]
+fn the_audit_keeps_so_much_of_what_somebody_asks_for() {
+    let place = Place::new();
+    let ledger = ledger(&place);
+    let long = "ä".repeat(10_000);
+    let record = AuditRecord { reason: long.clone(), ..line(&long, Outcome::Refused) };
+    ledger.audit(&record).expect("recorded");
+    let kept = &ledger.audit_records(1).expect("read")[0];
+    assert_eq!((kept.what.len(), kept.reason.len()), (4_096, 4_096));
 }
 
 #[test]
@@ -297,9 +355,9 @@ fn what_is_signed_for_a_host_that_is_shut_out_meanwhile_is_not_recorded() {
         let one = [issued(serial.to_owned(), now() + DAY)];
         ledger.record_issued((&label("h1"), generation), &one, now()).expect("asked")
     };
-    assert!(record("a", 0) && !record("b", 1));
+    assert_eq!((record("a", 0), record("b", 1)), (Recorded::All, Recorded::NoMember));
     ledger.revoke_host(&label("h1")).expect("shut out");
-    assert!(!record("c", 0));
+    assert_eq!(record("c", 0), Recorded::NoMember);
     let issued: Vec<_> = ledger.issued_to("h1", now()).expect("a list");
     assert_eq!(issued.len(), 1, "{issued:?}");
 }

@@ -11,7 +11,7 @@ use super::{CaService, Refusal};
 use crate::authority::SignedLeaf;
 use crate::key::PublicKey;
 use crate::leaf::LeafFacts;
-use crate::ledger::{HostRecord, IssueRecord};
+use crate::ledger::{HostRecord, IssueRecord, Recorded};
 use crate::tls::NODE_GRACE;
 
 /// How many certificates one request asks for at most.
@@ -140,9 +140,10 @@ impl CaService {
         });
         let issued = issued.collect::<Vec<_>>();
         match self.ledger.record_issued((host, node.generation), &issued, now)? {
-            true => Ok(()),
+            Recorded::All => Ok(()),
             // Shut out while it was signed for.
-            false => Err(Refusal::HostRevoked(host.clone())),
+            Recorded::NoMember => Err(Refusal::HostRevoked(host.clone())),
+            Recorded::TooMany => Err(Refusal::TooManyValid(host.clone())),
         }
     }
 }

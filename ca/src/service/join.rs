@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateDer;
 use super::{CaService, Refusal};
 use crate::issued::{chain_from_pem, chain_to_pem};
 use crate::key::PublicKey;
-use crate::ledger::{IssueRecord, RedeemError, Redeemed, Redemption, TokenRefusal};
+use crate::ledger::{IssueRecord, Recorded, RedeemError, Redeemed, Redemption, TokenRefusal};
 use crate::token::Token;
 
 /// A host that asks to be let in.
@@ -98,8 +98,10 @@ impl CaService {
             not_after: signed.not_after,
             root: signed.root.to_string(),
         };
-        if !self.ledger.record_issued((&attempt.host, generation), &[record], now)? {
-            return Err(Refusal::HostRevoked(attempt.host.clone()));
+        match self.ledger.record_issued((&attempt.host, generation), &[record], now)? {
+            Recorded::All => {}
+            Recorded::NoMember => return Err(Refusal::HostRevoked(attempt.host.clone())),
+            Recorded::TooMany => return Err(Refusal::TooManyValid(attempt.host.clone())),
         }
         self.ledger.keep_answer(&attempt.token, chain_to_pem(&signed.chain).as_bytes())?;
         Ok(signed.chain)

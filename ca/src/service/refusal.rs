@@ -7,7 +7,7 @@ use http::StatusCode;
 use super::{MAX_BATCH, MAX_OPERATOR_LIFETIME, MAX_TOKEN_LIFETIME};
 use crate::authority::AuthorityError;
 use crate::key::KeyError;
-use crate::ledger::{LedgerError, TokenRefusal};
+use crate::ledger::{LedgerError, MAX_VALID_OF_HOST, TokenRefusal};
 use crate::revocation::MAX_REVOKED;
 use crate::tls::NODE_GRACE;
 use crate::token::TokenError;
@@ -36,6 +36,12 @@ pub enum Refusal {
     /// More identities at once than one request carries.
     #[error("a request asks for 1 to {MAX_BATCH} certificates, not {0}")]
     BatchSize(usize),
+    /// A host has more certificates than it can need.
+    #[error(
+        "host {0} has {MAX_VALID_OF_HOST} valid certificates, and gets no more before some of them have ended: \
+         `baremesh host revoke {0}` shuts it out if it was taken over"
+    )]
+    TooManyValid(Label),
     /// The caller shows no certificate.
     #[error(
         "this call needs a credential: a host's own (run `baremesh join` on it), or an operator's (`--credential`)"
@@ -140,6 +146,7 @@ impl Refusal {
             Self::TokenLifetime => "token_lifetime",
             Self::Key(_) => "request_refused",
             Self::BatchSize(_) => "batch_size",
+            Self::TooManyValid(_) => "too_many_certificates",
             Self::NoCredential => "no_credential",
             Self::NotANode(_) => "not_a_node",
             Self::NotAnOperator(_) => "not_an_operator",
@@ -167,6 +174,7 @@ impl Refusal {
             | Self::OperatorLifetime => StatusCode::BAD_REQUEST,
             Self::NoSuchCall | Self::NothingToRevoke(_) => StatusCode::NOT_FOUND,
             Self::BatchSize(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyValid(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::NoCredential => StatusCode::UNAUTHORIZED,
             Self::Token(TokenRefusal::Used | TokenRefusal::HostTaken(_))
             | Self::TooManyRevoked(_)

@@ -35,6 +35,8 @@ pub(super) struct Told {
 struct OfHost {
     flows: HashMap<Flow, (u64, SystemTime)>,
     missed: u64,
+    /// When it last told something.
+    told_at: Option<SystemTime>,
 }
 
 /// The flows of all hosts.
@@ -57,16 +59,18 @@ impl FlowBook {
     /// Takes what a host tells of services that it may have.
     fn take(&self, host: &Label, told: Vec<Told>, missed: u64, now: SystemTime) {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who has fallen silent takes no room from others.
+        hosts.retain(|_, of_host| of_host.told_at.is_some_and(|at| is_recent(at, now)));
         let mut total: usize = hosts.values().map(|of_host| of_host.flows.len()).sum();
         let of_host = hosts.entry(host.clone()).or_default();
         let before = of_host.flows.len();
         of_host.flows.retain(|_, (_, last)| is_recent(*last, now));
         total -= before - of_host.flows.len();
-        of_host.missed = missed;
+        (of_host.missed, of_host.told_at) = (missed, Some(now));
         for Told { flow, count, last } in told {
             let known = of_host.flows.contains_key(&flow);
             if !known && (of_host.flows.len() >= MAX_OF_HOST || total >= MAX_FLOWS) {
-                of_host.missed += count;
+                of_host.missed = of_host.missed.saturating_add(count);
                 continue;
             }
             total += usize::from(!known);
@@ -74,9 +78,15 @@ impl FlowBook {
         }
     }
 
+    /// Forgets a host that was shut out.
+    pub(super) fn forget(&self, host: &Label) {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+    }
+
     /// What is known of the last hour.
     pub(super) fn known(&self, now: SystemTime) -> Known {
-        let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.retain(|_, of_host| of_host.told_at.is_some_and(|at| is_recent(at, now)));
         let flows = hosts.values().flat_map(|of_host| &of_host.flows);
         let recent = flows.filter(|(_, (_, last))| is_recent(*last, now));
         let told = |(flow, (count, last)): (&Flow, &(u64, SystemTime))| Told {
@@ -87,7 +97,7 @@ impl FlowBook {
         Known {
             flows: recent.map(told).collect(),
             hosts: hosts.keys().cloned().collect(),
-            missed: hosts.values().map(|of_host| of_host.missed).sum(),
+            missed: hosts.values().fold(0, |all, of_host| all.saturating_add(of_host.missed)),
         }
     }
 }
@@ -146,8 +156,16 @@ mod tests {
         // The same again makes no more of them, and an hour later there is room.
         book.take(&host, vec![told(0, now)], 0, now);
         assert_eq!(book.known(now).flows.len(), MAX_OF_HOST);
-        assert!(book.known(now + KEPT).flows.is_empty());
+        let later = book.known(now + KEPT);
+        assert!(later.flows.is_empty() && later.hosts.is_empty(), "who is silent for an hour tells nothing");
         book.take(&host, vec![told(u32::MAX, now + KEPT)], 0, now + KEPT);
         assert_eq!(book.known(now + KEPT).flows.len(), 1);
+        book.forget(&host);
+        assert!(book.known(now + KEPT).hosts.is_empty());
+        // What a host says of numbers is its own word.
+        let other = Label::new("h2").expect("a label");
+        book.take(&host, Vec::new(), u64::MAX, now);
+        book.take(&other, Vec::new(), 1, now);
+        assert_eq!(book.known(now).missed, u64::MAX);
     }
 }

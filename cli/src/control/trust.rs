@@ -27,16 +27,18 @@ pub(super) fn acceptor(certificate: &Arc<OwnCertificate>, bundle: TrustBundle) -
     TlsAcceptor::from(Arc::new(control_server_config(certificate.clone(), Arc::new(bundle))))
 }
 
-/// Tells every agent what is trusted and what is revoked now. What is the same as before reaches nobody.
+/// Tells every agent what is trusted and what is revoked now. What is the same as before reaches nobody. One at a time: what
+/// was asked for first must not be said last. The roots are said even where the list cannot be signed.
 pub(super) async fn publish(server: &Arc<Server>) -> anyhow::Result<()> {
+    let _turn = server.publishing.lock().await;
     let ca = server.ca.clone();
-    let asking = move || anyhow::Ok((ca.bundle()?, ca.revocation_list(SystemTime::now())?));
-    let asked = tokio::task::spawn_blocking(asking).await?;
-    let (bundle, list) = asked.context("the list of revoked certificates cannot be signed")?;
+    let asking = move || anyhow::Ok((ca.bundle()?, ca.revocation_list(SystemTime::now())));
+    let (bundle, list) = tokio::task::spawn_blocking(asking).await??;
     let roots = json!({ STATEMENT_PEM: bundle.to_pem() });
     // Who shows what is signed under a root is taken before anybody is told that there is such a root.
     server.tls.send_replace(acceptor(&server.certificate, bundle));
     server.control.say(ROOTS, Some(roots)).await?;
+    let list = list.context("the list of revoked certificates cannot be signed")?;
     server.control.say(REVOKED, list.map(|list| json!({ STATEMENT_PEM: list }))).await?;
     server.told.store(server.control.state_version(), Ordering::SeqCst);
     Ok(())

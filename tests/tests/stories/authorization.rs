@@ -81,6 +81,24 @@ fn each_request_is_judged_for_itself() {
     });
 }
 
+#[test]
+fn what_a_rewrite_makes_of_a_path_is_judged_in_its_one_form() {
+    let town = Town::new("rewritten", 1);
+    let [v1] = town.open();
+    let deny = policy("a", &format!("action = \"DENY\"\n{}", to("paths = [\"/admin*\"]")));
+    let rewrite = "[[VirtualService]]\nname = \"reviews\"\nhosts = [\"reviews\"]\nhttp = [{ match = [{ uri = { prefix = \"/api\" } }], rewrite = { uri = \"/\" }, route = [{ destination = { host = \"reviews\" } }] }]\n";
+    town.mesh.enforce(&[&*deny, rewrite].concat());
+    // From another host, and from the service's own, whose agent is both sides'.
+    for member in [&town.web, &town.hosts[0]] {
+        let get = |path: &str| member.host.get(&[], &format!("{REVIEWS}{path}"));
+        assert!(get("/api").is_ok() && get("/apibooks").is_ok());
+        for path in ["/apiadmin", "/api./admin", "/api../admin", "/api%2e/admin", "/api.%2e/admin"] {
+            assert_eq!(get(path).status, Some(403), "{path}");
+        }
+    }
+    assert!(v1.requests().iter().all(|request| !request["path"].to_string().contains("admin")));
+}
+
 /// What becomes of a request.
 #[derive(Debug, PartialEq)]
 enum Fate {

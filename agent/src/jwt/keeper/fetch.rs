@@ -195,16 +195,21 @@ impl Fetcher {
         let host = || url.host().to_owned();
         let found = tokio::net::lookup_host((url.host(), url.port())).await;
         let found = found.map_err(|source| FetchError::Resolve { host: host(), source })?;
+        let is_allowed = |ip: IpAddr| self.allow.iter().any(|block| block.contains(&ip));
         let mut failed = FetchError::Resolve { host: host(), source: io::ErrorKind::NotFound.into() };
         for address in found.map(socket::canonical).take(MAX_ADDRESSES) {
             let ip = address.ip();
             if let Some(why) = kept_from(ip, virtual_ranges)
-                && !self.allow.iter().any(|block| block.contains(&ip))
+                && !is_allowed(ip)
             {
                 failed = FetchError::Blocked { host: host(), address: ip, why };
                 continue;
             }
             match socket::connect(address, self.mark, timeout).await {
+                // An address of this host's own is spoken to from itself.
+                Ok(stream) if stream.local_addr().is_ok_and(|own| own.ip() == ip) && !is_allowed(ip) => {
+                    failed = FetchError::Blocked { host: host(), address: ip, why: "this host itself" };
+                }
                 Ok(stream) => return Ok(stream),
                 Err(source) => failed = FetchError::Connect { address, source },
             }

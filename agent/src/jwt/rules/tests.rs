@@ -217,6 +217,7 @@ fn a_browser_s_question_passes_and_tells_nothing() {
     preflight.method = "OPTIONS".into();
     assert_eq!(enforce(&rules, &mut preflight), Ok(None));
     assert!(!preflight.headers.contains("x-payload"));
+    assert!(!preflight.headers.contains("authorization"), "nobody has looked at it");
 }
 
 #[test]
@@ -261,6 +262,7 @@ fn keys_outlive_a_change_and_none_at_hand_refuses() {
     let token = signer.sign(r#"{"iss":"i"}"#);
     assert_eq!(enforce(&rules, &mut bearer(&token)), Err(Refusal::NoKeys));
     let slot = Arc::clone(keys.all().next().expect("a slot").0);
+    assert!(slot.take_asked(), "keys that are not there are asked for");
     let set = |signer: &Signer| super::super::keys::KeySet::parse(&Signer::jwks(&[signer])).expect("a set");
     slot.put(Some(Arc::new(set(&signer))));
     assert!(enforce(&rules, &mut bearer(&token)).is_ok());
@@ -272,4 +274,43 @@ fn keys_outlive_a_change_and_none_at_hand_refuses() {
     assert!(slot.take_asked() && !slot.is_asked(), "newer keys are asked for");
     slot.put(None);
     assert_eq!(enforce(&again, &mut bearer(&token)), Err(Refusal::NoKeys));
+}
+
+#[test]
+fn of_two_tokens_policies_and_the_program_are_told_of_the_first() {
+    let signer = Signer::es256("a");
+    let rules = compile(&rule(
+        "a",
+        "i",
+        &[&signer],
+        ", outputClaimToHeaders = [{ header = \"x-user\", claim = \"sub\" }]",
+    ))
+    .expect("rules");
+    let (first, second) =
+        (signer.sign(r#"{"iss":"i","sub":"me"}"#), signer.sign(r#"{"iss":"i","sub":"other"}"#));
+    let mut both =
+        head(&format!("/?access_token={second}"), &[("authorization", &format!("Bearer {first}"))]);
+    assert_eq!(enforce(&rules, &mut both), Ok(Some("i/me".to_owned())));
+    assert_eq!(fields(&both), ["x-user: me"]);
+    assert!(!both.target.contains("access_token"), "{}", both.target);
+}
+
+#[test]
+fn a_request_under_way_is_held_to_the_rules_of_now() {
+    let signer = Signer::es256("a");
+    let before = compile(&rule("a", "i", &[&signer], "")).expect("rules");
+    let mut request = bearer(&signer.sign(r#"{"iss":"i","aud":"shop"}"#));
+    let token = before.enforce(&mut request, now()).expect("taken").expect("a token");
+    let reason = |text: &str, token| compile(text).expect("rules").no_longer_taken(&request, token).is_some();
+    for (rules, ended) in [
+        (rule("a", "i", &[&signer], ""), false),
+        (rule("a", "i", &[&signer], ", audiences = [\"shop\"]"), false),
+        (rule("a", "i", &[&signer], ", audiences = [\"other\"]"), true),
+        (rule("a", "j", &[&signer], ""), true),
+    ] {
+        assert_eq!(reason(&rules, Some(&token)), ended, "{rules}");
+        assert!(!reason(&rules, None), "nobody asks for one");
+    }
+    let asks = format!("{}requireToken = true\n", rule("a", "i", &[&signer], ""));
+    assert!(reason(&asks, None) && !reason(&asks, Some(&token)));
 }

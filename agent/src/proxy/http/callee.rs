@@ -202,7 +202,13 @@ impl Callee {
         head: &mut RequestHead,
         record: &mut RequestRecord,
     ) -> Result<Option<Token>, Box<Reply>> {
-        let (local, from) = (self.local_now(snapshot), self.delivered.from());
+        // The connection is about to end, and takes nothing until then.
+        let served = self.delivered.still_served(snapshot);
+        let local = served.map_err(|reason| {
+            record.fault = Some(reason);
+            Box::new(Reply::denied())
+        })?;
+        let from = self.delivered.from();
         let token = authenticate(local, head, record)?;
         let asked = self.asked(head, token.as_ref());
         self.worker.authorize_request(local, (from, &asked), &mut record.peers)?;

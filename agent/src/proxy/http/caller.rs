@@ -17,7 +17,7 @@ pub use mirror::MAX_COPIES;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use baremesh_model::http::RequestHead;
+use baremesh_model::http::{PathNormalization, RequestHead};
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
 use baremesh_model::token::Token;
@@ -171,8 +171,8 @@ impl Caller {
         if record.protocol == RequestProtocol::Grpc {
             download.messages = Some(MessageCount::default());
         }
-        prepare(exchange.head, forward);
-        let copies = self.copies(snapshot, options, exchange.head);
+        prepare(exchange.head, forward, snapshot.mesh.config.path_normalization);
+        let copies = self.copies(options, exchange.head);
         // A request with a body is copied when all of it has come.
         let is_whole = exchange.upload.is_whole();
         if is_whole {
@@ -187,13 +187,15 @@ impl Caller {
     }
 }
 
-/// What the called side sees: path, authority and fields as the route says.
-pub fn prepare(head: &mut RequestHead, forward: &Forward<'_>) {
+/// What the called side sees: path, authority and fields as the route says. What a rewrite makes of a path has its one form as
+/// well: no piece of it becomes a way past policies.
+pub fn prepare(head: &mut RequestHead, forward: &Forward<'_>, normalization: PathNormalization) {
     let (Some(route), Some(to)) = (forward.route, forward.to) else { return };
     let authority = route.route.authority(to).map(str::to_owned);
     if let Some(path) = route.route.options.rewrite.as_ref().and_then(|rewrite| rewrite.path.as_ref()) {
         let before = head.target.clone();
         path.apply(head, route.path);
+        normalization.apply(&mut head.target);
         // What a request asked for stays visible to who it is rewritten for (Envoy's name).
         let _ = head.headers.set("x-envoy-original-path", before.as_bytes());
     }

@@ -24,6 +24,9 @@ use crate::proxy::{Phase, hbone};
 const IDLE: Duration = Duration::from_secs(900);
 /// How often a tunnel is looked at for being idle.
 const LOOK: Duration = hbone::PING_INTERVAL;
+/// Streams that have been taken and not ended: more than may be open at a time are there only where many were reset already.
+/// What became of them is heard before more are taken.
+const CROWD: usize = 2 * hbone::MAX_STREAMS as usize;
 /// What ends a tunnel besides its peer.
 pub struct Life<R> {
     /// When the first of both certificates ends: no new streams from then on.
@@ -64,6 +67,16 @@ where
     let given_up = GivenUp::new(used, MAX_GIVEN_UP_IN_TUNNEL);
     let mut leaving = false;
     let end = loop {
+        if streams.len() > CROWD {
+            tokio::task::yield_now().await;
+            let mut patience = Patience::Left;
+            while let (Patience::Left, Some(ended)) = (patience, streams.try_join_next()) {
+                patience = given_up.count(ended.unwrap_or(Ended::Normally), Instant::now());
+            }
+            if patience == Patience::Over {
+                break Err(End::Flooded(Flooded::GIVEN_UP));
+            }
+        }
         tokio::select! {
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, respond))) => drop(streams.spawn(carry(request, respond))),

@@ -4,6 +4,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -21,6 +22,8 @@ use crate::proxy::relay::h2_error;
 const LONGEST: usize = 8 * 1024;
 /// How long a caller that has begun may take until it can be told: as long as for the head of a request.
 const PATIENCE: Duration = HEAD_TIMEOUT;
+/// Bytes of a frame's head in HTTP/2.
+const SETTINGS_HEAD: usize = 9;
 
 /// Where a caller's first bytes are seen.
 pub enum First<'a> {
@@ -31,25 +34,59 @@ pub enum First<'a> {
 }
 
 /// Whether a connection to `port` speaks HTTP. A caller that says nothing is waited for until the program speaks first:
-/// whoever does has said that it is no HTTP server. Dropping the future loses nothing.
+/// whoever does has said that it is no HTTP server, unless what it says is what servers of HTTP/2 begin with, which some do
+/// without waiting. Dropping the future loses nothing.
 pub async fn arrives_as_http(mut first: First<'_>, port: u16, program: &TcpStream) -> io::Result<bool> {
     if NEVER.contains(&port) {
         return Ok(false);
     }
-    let (mut buffer, mut word) = (Vec::new(), [0]);
+    let mut buffer = Vec::new();
     let mut deadline = None;
+    let mut greeted = pin!(greets_as_http(program));
     loop {
         let told = tokio::select! {
             biased;
             seen = first.more(&mut buffer) => seen?,
-            // Something, its end, or that it has broken off: readiness alone may be said of one that is quiet.
-            _ = program.peek(&mut word) => return Ok(false),
+            is_http = &mut greeted => return Ok(is_http),
             () = until(deadline) => return Ok(true),
         };
         if let Some(told) = told {
             return Ok(told);
         }
         deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+    }
+}
+
+/// Whether a program that speaks first begins as a server of HTTP does. Ends when it has said enough, or has ended or broken
+/// off: readiness alone may be said of one that is quiet.
+async fn greets_as_http(program: &TcpStream) -> bool {
+    let mut said = [0; SETTINGS_HEAD];
+    loop {
+        let Ok(length @ 1..) = program.peek(&mut said).await else { return false };
+        match greeting(&said[..length]) {
+            Some(told) => return told,
+            None => tokio::time::sleep(LOOK_AGAIN).await,
+        }
+    }
+}
+
+/// Whether a program's first bytes are the head of a SETTINGS frame (RFC 9113, section 6.5), or an answer that nobody has
+/// asked for; nothing while they may become either.
+fn greeting(bytes: &[u8]) -> Option<bool> {
+    const ANSWER: &[u8] = b"HTTP/";
+    if bytes.starts_with(ANSWER) {
+        return Some(true);
+    }
+    let fits = |at: usize, wanted: u8| bytes.get(at).is_none_or(|byte| *byte == wanted);
+    let is_settings = fits(3, 4) && (5..SETTINGS_HEAD).all(|at| fits(at, 0));
+    let whole_entries =
+        |length: &[u8; 3]| u32::from_be_bytes([0, length[0], length[1], length[2]]).is_multiple_of(6);
+    let may_be_settings = is_settings && bytes.first_chunk().is_none_or(whole_entries);
+    match may_be_settings {
+        true if bytes.len() >= SETTINGS_HEAD => Some(true),
+        true => None,
+        false if ANSWER.starts_with(bytes) => None,
+        false => Some(false),
     }
 }
 
@@ -118,6 +155,27 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
+
+    #[test]
+    fn a_server_of_http2_may_speak_first_and_others_that_do_speak_something_else() {
+        for (said, expected) in [
+            (&[0, 0, 18, 4, 0, 0, 0, 0, 0][..], Some(true)),
+            (&[0, 0, 0, 4, 0, 0, 0, 0, 0], Some(true)),
+            (&[0, 0, 18], None),
+            (&[0, 0, 17], Some(false)),
+            (&[0, 0, 18, 4, 0, 0, 0, 0], None),
+            (&[0, 0, 18, 4, 0, 0, 0, 0, 1], Some(false)),
+            (&[0, 0, 18, 0], Some(false)),
+            // A database's greeting, a mail server's, a shell's.
+            (&[74, 0, 0, 0, 10, 56, 46, 48, 46], Some(false)),
+            (b"220 mail", Some(false)),
+            (b"SSH-2.0-", Some(false)),
+            (b"HTT", None),
+            (b"HTTP/1.1 ", Some(true)),
+        ] {
+            assert_eq!(greeting(said), expected, "{said:?}");
+        }
+    }
     use crate::proxy::http::bytes::tests::sockets;
 
     #[test]

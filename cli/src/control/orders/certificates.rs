@@ -34,6 +34,7 @@ pub(super) async fn shut_out(server: Arc<Server>, host: Label, who: Who) -> Resu
     };
     blocking(server.clone(), revoking).await?;
     let revoked = take_back(&server, certificates, by).await;
+    server.flows.forget(&host);
     let known = server.control.status().into_iter().find(|status| status.host == host);
     for registration in known.into_iter().flat_map(|status| status.registrations) {
         let deregistered = server.control.deregister(host.clone(), registration.service).await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use baremesh_model::authorization::Request;
+use baremesh_model::authorization::{Carried, Request};
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::http::{Headers, RequestHead};
 use baremesh_model::identity::Identity;
@@ -50,6 +50,18 @@ pub struct Watched {
 }
 
 impl Watched {
+    /// Whether another state than that by which the request was decided is in force, and forbids it.
+    pub fn is_forbidden(
+        &self,
+        decided_by: &Arc<Snapshot>,
+        request: &Request<'_>,
+        in_force: &ArcSwap<Snapshot>,
+    ) -> bool {
+        let now = in_force.load();
+        !Arc::ptr_eq(&now, decided_by)
+            && self.delivered.no_longer_allowed(&now, Carried::Request(request)).is_some()
+    }
+
     /// Ends when the connection is to be closed, or the policies no longer allow the request, with the reason.
     pub async fn until_closed(
         &self,

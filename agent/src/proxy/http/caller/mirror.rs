@@ -27,17 +27,11 @@ const COPY_TIMEOUT: Duration = Duration::from_secs(15);
 pub(super) struct Copies {
     to: Vec<Destination>,
     head: RequestHead,
-    snapshot: Arc<Snapshot>,
 }
 
 impl Caller {
     /// The copies that the route asks for, of a request as the original's service sees it.
-    pub(super) fn copies(
-        &self,
-        snapshot: &Arc<Snapshot>,
-        options: &RouteOptions,
-        head: &RequestHead,
-    ) -> Option<Copies> {
+    pub(super) fn copies(&self, options: &RouteOptions, head: &RequestHead) -> Option<Copies> {
         let drawn = options.mirrors.iter().filter(|mirror| mirror.percentage.takes(rand::random()));
         let to: Vec<Destination> = drawn.map(|mirror| mirror.destination.clone()).collect();
         if to.is_empty() {
@@ -50,7 +44,7 @@ impl Caller {
         };
         // Whoever logs hosts can tell copies apart (Envoy's suffix).
         head.authority = format!("{host}-shadow{port}");
-        Some(Copies { to, head, snapshot: Arc::clone(snapshot) })
+        Some(Copies { to, head })
     }
 
     /// Sends copies, each in a task of its own. A request whose body was not kept whole has none.
@@ -68,7 +62,9 @@ impl Caller {
                 self.dialled.clone(),
                 self.peers.again(),
             );
-            let (to, head, snapshot) = (to.clone(), copies.head.clone(), Arc::clone(&copies.snapshot));
+            // The state of now: the request may have been under way for long.
+            let (to, head) = (to.clone(), copies.head.clone());
+            let snapshot = self.worker.shared.snapshot.load_full();
             tokio::spawn(async move {
                 caller.send_copy(&snapshot, &to, head, upload).await;
                 drop(place);

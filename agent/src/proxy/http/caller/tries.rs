@@ -187,6 +187,16 @@ impl Caller {
             Err(miss) => return Tried::Missed(miss),
         };
         let watched = self.watch(&target, snapshot);
+        // What is tried again may have been let through by a state that is no longer in force.
+        if let Some(watched) = &watched
+            && watched.is_forbidden(
+                snapshot,
+                &self.asked(exchange.head, token.as_ref()),
+                &self.worker.shared.snapshot,
+            )
+        {
+            return Tried::Missed(Miss::Failed(Failure::NoLongerAllowed));
+        }
         let overall = to_caller.timeout(exchange);
         // A kept connection may have been closed by the endpoint while the request was on its way: it is then sent anew.
         for freshness in [Freshness::Any, Freshness::New] {

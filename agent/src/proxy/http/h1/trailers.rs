@@ -61,9 +61,12 @@ pub fn read<'a>(lines: impl Iterator<Item = &'a [u8]>, headers: &mut Headers) ->
 
 /// Whether a field, its name in lower case, may stand behind a body (RFC 9110, section 6.5.1).
 pub fn may_trail(name: &[u8]) -> bool {
-    let starts = |prefix: &&str| {
-        name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()))
+    // Some programs read an underscore as a dash.
+    let same = |a: &[u8], b: &[u8]| {
+        let alike = |(a, b): (&u8, &u8)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
+        a.len() == b.len() && a.iter().zip(b).all(alike)
     };
-    let is = |other: &&str| name.eq_ignore_ascii_case(other.as_bytes());
+    let starts = |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| same(start, prefix.as_bytes()));
+    let is = |other: &&str| same(name, other.as_bytes());
     !NOT_IN_TRAILERS.iter().any(is) && !["if-", "x-forwarded-", "x-envoy-"].iter().any(starts)
 }
