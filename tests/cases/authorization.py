@@ -65,7 +65,7 @@ def run(report, cases, binary, scratch):
 def fields_not_yet(report, binary, name, policies):
     """What of a set this version refuses; None if it takes all of it. That it is refused by name is a case in itself."""
     try:
-        findings, _ = analyze(binary, mesh.manifest(policies))
+        findings, _ = analyze(binary, mesh.manifest(signing.with_addresses(policies)))
     except Unexpected as error:
         report.failed(f"the policies {name}", error)
         return "policies that could not be read"
@@ -150,7 +150,7 @@ class Town:
 
     def run_set(self, report, policies, cases):
         labels = {case["id"]: f"{case['id']} ({case['set']})" for case in cases}
-        policies = self.tokens.with_addresses(policies)
+        policies = signing.with_addresses(policies)
         try:
             self.mesh.apply(policies)
             for case in cases:

@@ -34,6 +34,13 @@ def encoded(data):
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
+def with_addresses(policies):
+    """The policies with where the keys are."""
+    base = f"http://{mesh.CONTROL_ADDRESS}:{PORT}"
+    text = json.dumps(policies).replace("${JWKS_URI_404}", f"{base}/none")
+    return json.loads(text.replace("${JWKS_URI}", f"{base}/jwks"))
+
+
 class Tokens:
     def __init__(self, claims, directory):
         self.claims = {name: value for name, value in claims.items() if isinstance(value, dict)}
@@ -52,12 +59,6 @@ class Tokens:
         town.control.spawn(sys.executable, "-c", SERVER, str(self.keys), str(PORT), log="jwks")
         log = town.control.log_dir / f"{town.control.name}-jwks.log"
         mesh.wait_until("the keys are served", lambda: "listening" in log.read_text())
-
-    def with_addresses(self, policies):
-        """The policies with where the keys are."""
-        base = f"http://{mesh.CONTROL_ADDRESS}:{PORT}"
-        text = json.dumps(policies).replace("${JWKS_URI_404}", f"{base}/none")
-        return json.loads(text.replace("${JWKS_URI}", f"{base}/jwks"))
 
     def put(self, request, headers, path):
         """Puts a case's token where it says, and returns the path; without one, nothing is changed."""

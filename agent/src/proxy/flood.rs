@@ -13,6 +13,8 @@ use std::time::Duration;
 use h2::Reason;
 use tokio::time::Instant;
 
+use super::hbone::MAX_STREAMS;
+
 pub use frames::{Alarm, Starts, Watched};
 
 /// A stream that its peer resets sooner, before it was answered, was opened for nothing.
@@ -25,7 +27,9 @@ pub const MAX_GIVEN_UP: u32 = 200;
 pub const MAX_GIVEN_UP_IN_TUNNEL: u32 = 800;
 /// Streams that this side resets in a tunnel before it opens another one for what comes next. Those that are still open
 /// may be reset too, and its peer has not lost its patience then: nobody's stream ends because of others'.
-pub const MAX_RESETS_SENT: u32 = MAX_GIVEN_UP_IN_TUNNEL / 2;
+pub const MAX_RESETS_SENT: u32 = MAX_STREAMS;
+/// Streams of a tunnel that may have been reset before they were taken up: twice what a calling side does at its worst.
+pub const MAX_RESET_UNHEARD: u32 = 4 * MAX_STREAMS;
 /// One stream that was given up is forgiven after so long: 50 a second, for as long as the connection stands.
 const FORGIVEN_EVERY: Duration = Duration::from_millis(20);
 /// How long a peer may take to read why its connection is closed.

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::Worker;
 use super::error::ProxyError;
-use super::flood::{Ended, Flooded, GIVEN_UP_WITHIN, MAX_GIVEN_UP_IN_TUNNEL, Starts, Watched};
+use super::flood::{Ended, Flooded, GIVEN_UP_WITHIN, MAX_RESET_UNHEARD, Starts, Watched};
 use super::hbone::{self, Target};
 use super::http::bytes::{self, ByteReader, ByteWriter};
 use super::http::callee::{self, Arrived, Through};
@@ -173,7 +173,7 @@ pub fn builder() -> h2::server::Builder {
         .max_concurrent_streams(hbone::MAX_STREAMS)
         .max_concurrent_reset_streams(hbone::MAX_RESETS)
         // Those that are given up before they are taken up are counted when they are, like all others.
-        .max_pending_accept_reset_streams(MAX_GIVEN_UP_IN_TUNNEL as usize)
+        .max_pending_accept_reset_streams(MAX_RESET_UNHEARD as usize)
         .max_local_error_reset_streams(Some(hbone::MAX_RESETS));
     builder
 }

@@ -59,8 +59,8 @@ const LIMITS: &[(&str, u32)] = &[
     ("continuation-flood", 200),
     ("empty-continuation-flood", 200),
     // What was sent before the end was heard of is in it.
-    ("rapid-reset", 5_000),
-    ("rapid-reset-refused", 5_000),
+    ("rapid-reset", 20_000),
+    ("rapid-reset-refused", 20_000),
     ("open-and-reset", 5_000),
 ];
 
@@ -121,5 +121,6 @@ fn malformed_requests_are_refused_and_other_tunnels_go_on() {
     let grown = memory(pair.store.agent_pid()).saturating_sub(before);
     assert!(grown < MAX_GROWTH, "{grown} bytes more");
     let reached = connections_of(&echo);
-    assert!(reached < 1_000, "a flood reached the program {reached} times");
+    // Two floods get through to it, each as far as a tunnel's patience goes.
+    assert!(reached < 2_000, "a flood reached the program {reached} times");
 }

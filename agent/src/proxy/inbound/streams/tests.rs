@@ -99,7 +99,7 @@ async fn streams_that_are_given_up_in_one_burst_are_counted_like_those_of_many()
         let opened = [head(request.len(), 1, 4, stream), request.to_vec()].concat();
         [opened, head(4, 3, 0, stream), 8_u32.to_be_bytes().to_vec()].concat()
     };
-    for (count, lives) in [(MAX_GIVEN_UP_IN_TUNNEL / 2 + hbone::MAX_STREAMS, true), (1_000, false)] {
+    for (count, lives) in [(3 * hbone::MAX_STREAMS, true), (1_000, false)] {
         let (mut near, far) = tokio::io::duplex(256 * 1024);
         let phase = watch::Sender::new(Phase::Running);
         let served = served(far, Duration::from_secs(86_400), &Arc::default(), phase.subscribe());
