@@ -7,6 +7,7 @@ mod streams;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::SystemTime;
 
 use ::bytes::{Bytes, BytesMut};
@@ -206,10 +207,21 @@ async fn serve_stream(
     };
     worker.telemetry.finish(&record, counted.as_deref(), &outcome);
     let answered = counted.is_some_and(|counted| counted.meter.bytes_to_client() > 0);
-    match outcome {
-        Err(ProxyError::ClientBroke(_)) if !answered && started.elapsed() < GIVEN_UP_WITHIN => Ended::GivenUp,
-        _ => Ended::Normally,
+    let is_given_up = match outcome {
+        Err(ProxyError::ClientBroke(_)) => !answered,
+        // Refused, and reset before anybody could hear of it.
+        Err(_) => is_reset(&mut respond).await,
+        Ok(()) => false,
+    };
+    match is_given_up && started.elapsed() < GIVEN_UP_WITHIN {
+        true => Ended::GivenUp,
+        false => Ended::Normally,
     }
+}
+
+/// Whether the peer has reset a stream by now.
+async fn is_reset(respond: &mut SendResponse<Bytes>) -> bool {
+    poll_fn(|cx| Poll::Ready(matches!(respond.poll_reset(cx), Poll::Ready(Ok(_))))).await
 }
 
 /// What became of a stream.
