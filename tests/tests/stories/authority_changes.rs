@@ -11,15 +11,7 @@ use rcgen::{
 use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 
-/// A caller and an echo, each a service of its own.
-fn two(mesh: &Mesh) -> (Member, Member) {
-    let (web, store) = (mesh.member("web", 1, &["web"]), mesh.member("store", 2, &["store"]));
-    store.host.serve("echo", ["echo", "127.0.0.1:7000"]);
-    web.register("web", ["--port", "80", "--user", "0"]);
-    store.register("store", ["--port", "80:7000"]);
-    web.wait_for_endpoints("store.default", 1);
-    (web, store)
-}
+use crate::certificates::two;
 
 /// What `baremesh ca` says, with these arguments.
 #[track_caller]

@@ -108,6 +108,14 @@ enum Fate {
     Seen(String),
 }
 
+/// A tunnel to the called side's agent of somebody who has the key of `web`, and where its program is in it.
+fn thief(town: &Town) -> (Tunnel, String) {
+    let store = &town.hosts[0].host;
+    let key = config(&town.mesh, stolen(&town.web, "web"));
+    let tunnel = Tunnel::open(&town.web.host, agent_of(store), key, None).expect("a tunnel");
+    (tunnel, authority(store.v4(), 8080))
+}
+
 /// Sends a request as it stands to the called side's agent, with no calling agent before.
 fn sent(tunnel: &Tunnel, authority: &str, head: &str, program: &Instance<'_>) -> Fate {
     let before = program.requests().len();
@@ -129,10 +137,7 @@ fn sent(tunnel: &Tunnel, authority: &str, head: &str, program: &Instance<'_>) ->
 fn no_spelling_goes_past_a_policy() {
     let town = Town::new("spelling", 1);
     let [v1] = town.open();
-    let store = &town.hosts[0].host;
-    let thief = config(&town.mesh, stolen(&town.web, "web"));
-    let tunnel = Tunnel::open(&town.web.host, agent_of(store), thief, None).expect("a tunnel");
-    let authority = authority(store.v4(), 8080);
+    let (tunnel, authority) = thief(&town);
     let check = |head: &str, expected: Fate| {
         assert_eq!(sent(&tunnel, &authority, head, &v1), expected, "{head}");
     };
@@ -202,10 +207,7 @@ fn no_spelling_goes_past_a_policy() {
 fn what_a_caller_says_of_itself_opens_nothing() {
     let town = Town::new("says", 1);
     let [v1] = town.open();
-    let store = &town.hosts[0].host;
-    let thief = config(&town.mesh, stolen(&town.web, "web"));
-    let tunnel = Tunnel::open(&town.web.host, agent_of(store), thief, None).expect("a tunnel");
-    let authority = authority(store.v4(), 8080);
+    let (tunnel, authority) = thief(&town);
     let check = |head: &str, expected: Fate| {
         assert_eq!(sent(&tunnel, &authority, head, &v1), expected, "{head}");
     };

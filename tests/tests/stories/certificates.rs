@@ -16,7 +16,7 @@ use crate::impostor::bundle_of;
 use crate::raw_peer::{Shows, service};
 
 /// A caller and an echo, each a service of its own.
-fn two(mesh: &Mesh) -> (Member, Member) {
+pub fn two(mesh: &Mesh) -> (Member, Member) {
     let (web, store) = (mesh.member("web", 1, &["web"]), mesh.member("store", 2, &["store"]));
     store.host.serve("echo", ["echo", "127.0.0.1:7000"]);
     web.register("web", ["--port", "80", "--user", "0"]);
