@@ -11,6 +11,8 @@ from hosts import CommandFailed
 # Where the services are dialled: addresses of their own, so that no name server is part of the measurement.
 ADDRESSES = {"web": "240.240.0.10", "bulk": "240.240.0.11", "streams": "240.240.0.12"}
 READY_SECONDS = 30
+# Of `many_policies`.
+POLICIES, RULES = 1000, 20
 # What an agent counts of a port that speaks it.
 COUNTER = {"tcp": "istio_tcp_connections_opened_total", "http": "istio_requests_total", "http2": "istio_requests_total"}
 
@@ -19,9 +21,9 @@ class BaremeshLacks(Exception):
     """The binary is missing, or cannot yet do what the bench asks of it."""
 
 
-def start_baremesh(hosts, binary, services):
+def start_baremesh(hosts, binary, services, policies=""):
     """Makes a mesh of the two hosts and puts capture in place on both. `services` are (port, declared protocol) by their
-    names in ADDRESSES.
+    names in ADDRESSES; `policies` are resources that are in force besides.
 
     The mesh is one of files: both hosts read the same resources, and sign with copies of one certificate authority, so
     that no control server takes part in the measurement. On the server's host the servers listen on every address,
@@ -35,7 +37,7 @@ def start_baremesh(hosts, binary, services):
     shutil.rmtree(base, ignore_errors=True)
     authority = flags(base / "authority")
     hosts.client.run(binary, *authority, "init", "--trust-domain", "mesh.internal")
-    resources = resources_text(hosts.server.address, services)
+    resources = resources_text(hosts.server.address, services) + policies
     agents = {}
     for name, host in (("client", hosts.client), ("server", hosts.server)):
         place = base / name
@@ -75,6 +77,39 @@ def resources_text(server, services):
             f'[[WorkloadEntry]]\nname = "{name}-server"\naddress = "{server}"\nlabels = {{ app = "{name}" }}\ntunnel = "hbone"\n'
         )
     return text
+
+
+def many_policies():
+    """1,000 AuthorizationPolicies of 20 rules each, all for every workload of the namespace. Six tenths allow and the
+    others deny. Callers, paths, hosts and ports are those of tenants that nobody of the bench is, but for the last rule,
+    which lets the loaders in. A hundred rules, one in every tenth policy, name nothing that a rule can be found by (ends
+    of paths), and so are compared with every request.
+    """
+    text = []
+    for policy in range(POLICIES):
+        action = "ALLOW" if policy % 10 < 6 else "DENY"
+        rules = [tenant_rule(policy * RULES + number) for number in range(RULES)]
+        if policy % 10 == 9:
+            rules[7] = f'{{ to = [{{ operation = {{ methods = ["GET"], paths = ["*.tenant{policy}"] }} }}] }}'
+        if policy == POLICIES - 5:
+            rules[-1] = '{ from = [{ source = { namespaces = ["hosts"] } }] }'
+        text.append(f'[[AuthorizationPolicy]]\nname = "policy{policy}"\naction = "{action}"\nrules = [\n'
+                    + "".join(f"  {rule},\n" for rule in rules) + "]\n")
+    return "".join(text)
+
+
+def tenant_rule(number):
+    """One of five kinds of rules as they are written for services: by caller, namespace, path, host or field."""
+    tenant = f"tenant{number}"
+    source, operation, when = [
+        (f'serviceAccounts = ["{tenant}/web"]', 'methods = ["GET", "POST"]', ""),
+        (f'namespaces = ["{tenant}"]', f'paths = ["/{tenant}/*"]', ""),
+        (f'notNamespaces = ["{tenant}"]', f'paths = ["/{tenant}/admin", "/{tenant}/admin/*"]', ""),
+        ('ipBlocks = ["10.0.0.0/8"]', f'hosts = ["{tenant}.example.org"], methods = ["PUT"]', ""),
+        (f'principals = ["mesh.internal/ns/{tenant}/sa/orders"]', 'paths = ["/{*}/orders/{**}"]',
+         ', when = [{ key = "request.headers[x-tenant]", values = ["' + tenant + '"] }]'),
+    ][number % 5]
+    return f"{{ from = [{{ source = {{ {source} }} }}], to = [{{ operation = {{ {operation} }} }}]{when} }}"
 
 
 def wait_until_ready(host, name):

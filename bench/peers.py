@@ -85,10 +85,16 @@ def start_baremesh_http(hosts, settings):
     return _start_mesh(hosts, settings, "http", "http2")
 
 
-def _start_mesh(hosts, settings, web, streams):
+def start_baremesh_policies(hosts, settings):
+    """The same, with 1,000 AuthorizationPolicies of 20 rules each in force on what is called."""
+    return _start_mesh(hosts, settings, "http", "http2", baremesh.many_policies())
+
+
+def _start_mesh(hosts, settings, web, streams, policies=""):
     """`web` and `streams` are what nginx's and nghttpd's ports are declared to speak."""
     services = {"web": (HTTP_PORT, web), "streams": (HTTP2_PORT, streams), "bulk": (BULK_PORT, "tcp")}
-    dialled, client_pids, server_pids, evidence = baremesh.start_baremesh(hosts, settings.baremesh, services)
+    dialled, client_pids, server_pids, evidence = baremesh.start_baremesh(
+        hosts, settings.baremesh, services, policies)
     return Running(dialled["web"], dialled["streams"], dialled["bulk"], client_pids, server_pids, evidence)
 
 
@@ -229,6 +235,7 @@ PEERS = {
     "envoy": start_envoy,
     "envoy-hbone": start_envoy_hbone,
     "baremesh-http": start_baremesh_http,
+    "baremesh-policies": start_baremesh_policies,
     "envoy-http": start_envoy_http,
     "envoy-http2": start_envoy_http2,
 }

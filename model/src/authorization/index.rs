@@ -4,12 +4,15 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::facts::{Carried, Facts};
+use ipnet::IpNet;
+
+use super::facts::{Carried, Facts, Request};
 use super::matching::host_of;
 use super::path::PathPattern;
-use super::rule::{Operation, Rule, Source};
+use super::rule::{Condition, Operation, Rule, ServiceAccount, Source};
 use super::{Action, AuthorizationPolicy};
 use crate::name::Label;
 use crate::pattern::{Match, Pattern};
@@ -35,16 +38,38 @@ pub(super) struct RuleIndex {
     accounts: HashMap<Label, HashMap<Label, Vec<RuleRef>>>,
     namespaces: HashMap<Label, Vec<RuleRef>>,
     ports: HashMap<u16, Vec<RuleRef>>,
+    /// Networks that callers come from.
+    networks: Networks,
     /// Whole paths.
-    paths: HashMap<Arc<str>, Vec<RuleRef>>,
-    /// Starts of paths, and the lengths that they have.
-    prefixes: HashMap<Arc<str>, Vec<RuleRef>>,
-    lengths: Vec<usize>,
+    paths: Texts,
+    /// Starts of paths, and ends of them.
+    starts: Affixes,
+    ends: Affixes,
     /// In lower case.
-    hosts: HashMap<Arc<str>, Vec<RuleRef>>,
+    hosts: Texts,
+    /// By the name of a field and its value.
+    fields: HashMap<Arc<str>, Texts>,
+    /// Who tokens name, `<issuer>/<subject>`.
+    request_principals: Texts,
     rest: Vec<RuleRef>,
     /// Whether these are rules that deny, which match some calls of which too little is known.
     denies: bool,
+}
+
+type Texts = HashMap<Arc<str>, Vec<RuleRef>>;
+
+/// Starts, or ends, of texts, and the lengths that there are, ascending.
+#[derive(Debug, Clone, Default)]
+struct Affixes {
+    texts: Texts,
+    lengths: Vec<usize>,
+}
+
+/// Networks, and the lengths of their prefixes that there are, each beside one for each family of addresses.
+#[derive(Debug, Clone, Default)]
+struct Networks {
+    lists: HashMap<IpNet, Vec<RuleRef>>,
+    lengths: Vec<u8>,
 }
 
 /// A value that a rule stands under.
@@ -52,10 +77,14 @@ pub(super) struct RuleIndex {
 enum Anchor {
     Account(Label, Label),
     Namespace(Label),
+    Network(IpNet),
     Port(u16),
     Path(Arc<str>),
-    Prefix(Arc<str>),
+    Start(Arc<str>),
+    End(Arc<str>),
     Host(Arc<str>),
+    Field(Arc<str>, Arc<str>),
+    RequestPrincipal(Arc<str>),
 }
 
 impl RuleIndex {
@@ -83,9 +112,9 @@ impl RuleIndex {
                 None => index.rest.push(at),
             }
         }
-        index.lengths = index.prefixes.keys().map(|prefix| prefix.len()).collect();
-        index.lengths.sort_unstable();
-        index.lengths.dedup();
+        index.starts.measure();
+        index.ends.measure();
+        index.networks.lengths = ascending(index.networks.lists.keys().map(IpNet::prefix_len));
         index
     }
 
@@ -95,10 +124,14 @@ impl RuleIndex {
                 self.accounts.entry(namespace).or_default().entry(account).or_default()
             }
             Anchor::Namespace(namespace) => self.namespaces.entry(namespace).or_default(),
+            Anchor::Network(network) => self.networks.lists.entry(network).or_default(),
             Anchor::Port(port) => self.ports.entry(port).or_default(),
             Anchor::Path(path) => self.paths.entry(path).or_default(),
-            Anchor::Prefix(prefix) => self.prefixes.entry(prefix).or_default(),
+            Anchor::Start(start) => self.starts.texts.entry(start).or_default(),
+            Anchor::End(end) => self.ends.texts.entry(end).or_default(),
             Anchor::Host(host) => self.hosts.entry(host).or_default(),
+            Anchor::Field(name, value) => self.fields.entry(name).or_default().entry(value).or_default(),
+            Anchor::RequestPrincipal(name) => self.request_principals.entry(name).or_default(),
         };
         list.push(at);
     }
@@ -138,6 +171,7 @@ impl RuleIndex {
             }
             None => {}
         }
+        self.networks.of(connection.source_ip.to_canonical(), &mut take);
         let request = match facts.carried {
             Carried::Request(request) => request,
             // What of requests is asked does not keep these from matching, see `Carried`.
@@ -145,27 +179,70 @@ impl RuleIndex {
             Carried::Requests if !self.denies => return self.of_requests(take),
             Carried::Bytes | Carried::Requests => return,
         };
-        let path = request.head.path();
+        self.of_request(request, take);
+    }
+
+    fn of_request(&self, request: &Request<'_>, mut take: impl FnMut(&[RuleRef])) {
+        let head = request.head;
+        let path = head.path();
         if let Some(list) = self.paths.get(path) {
             take(list);
         }
-        for length in self.lengths.iter().take_while(|length| **length <= path.len()) {
-            let list = path.get(..*length).and_then(|start| self.prefixes.get(start));
-            list.into_iter().for_each(|list| take(list));
-        }
+        self.starts.of(path, |length| path.get(..length), &mut take);
+        self.ends.of(path, |length| path.get(path.len() - length..), &mut take);
         if !self.hosts.is_empty() {
-            let (host, authority) = (host_of(request.head), &*request.head.authority);
+            let (host, authority) = (host_of(head), &*head.authority);
             in_lower_case(host, |host| self.hosts.get(host).into_iter().for_each(|list| take(list)));
             if host != authority {
                 in_lower_case(authority, |host| self.hosts.get(host).into_iter().for_each(|list| take(list)));
             }
         }
+        for (name, values) in &self.fields {
+            let lines = head.headers.get_all(name).filter_map(|line| std::str::from_utf8(line).ok());
+            lines.filter_map(|line| values.get(line)).for_each(|list| take(list));
+        }
+        if let Some(token) = request.token.filter(|_| !self.request_principals.is_empty()) {
+            let name = format!("{}/{}", token.issuer, token.subject);
+            self.request_principals.get(&*name).into_iter().for_each(|list| take(list));
+        }
     }
 
+    /// Whatever stands under a value of requests.
     fn of_requests(&self, mut take: impl FnMut(&[RuleRef])) {
-        let lists = self.paths.values().chain(self.prefixes.values()).chain(self.hosts.values());
+        let fields = self.fields.values().flat_map(HashMap::values);
+        let paths = self.paths.values().chain(self.starts.texts.values()).chain(self.ends.texts.values());
+        let lists = paths.chain(self.hosts.values()).chain(fields).chain(self.request_principals.values());
         lists.for_each(|list| take(list));
     }
+}
+
+impl Affixes {
+    fn measure(&mut self) {
+        self.lengths = ascending(self.texts.keys().map(|text| text.len()));
+    }
+
+    /// Calls `take` for what stands under a start, or an end, of `text`, as `part` cuts it.
+    fn of<'t>(&self, text: &str, part: impl Fn(usize) -> Option<&'t str>, mut take: impl FnMut(&[RuleRef])) {
+        for length in self.lengths.iter().take_while(|length| **length <= text.len()) {
+            part(*length).and_then(|part| self.texts.get(part)).into_iter().for_each(|list| take(list));
+        }
+    }
+}
+
+impl Networks {
+    fn of(&self, address: IpAddr, mut take: impl FnMut(&[RuleRef])) {
+        for length in &self.lengths {
+            let Ok(network) = IpNet::new(address, *length) else { return };
+            self.lists.get(&network.trunc()).into_iter().for_each(|list| take(list));
+        }
+    }
+}
+
+fn ascending<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
+    let mut values: Vec<_> = values.collect();
+    values.sort_unstable();
+    values.dedup();
+    values
 }
 
 /// Hosts seldom come in upper case.
@@ -180,38 +257,78 @@ fn in_lower_case(host: &str, look_up: impl FnOnce(&str)) {
 fn anchors(rule: &Rule) -> Vec<Vec<Anchor>> {
     let found = [
         of_all(&rule.from, of_callers),
-        of_all(&rule.from, |source: &Source| {
-            exact(&source.namespaces, |text| Label::new(text).ok().map(Anchor::Namespace))
-        }),
-        of_all(&rule.to, |operation: &Operation| all(&operation.ports, |port| Some(Anchor::Port(*port)))),
+        of_all(&rule.from, |source: &Source| namespaces(&source.namespaces)),
+        of_all(&rule.from, |source: &Source| networks(&source.ip_blocks)),
+        of_all(&rule.from, |source: &Source| request_principals(&source.request_principals)),
+        of_all(&rule.to, |operation: &Operation| ports(&operation.ports)),
         of_all(&rule.to, |operation: &Operation| {
             all(&operation.paths, |path| match path {
                 PathPattern::Plain(Pattern::Exact(path)) => Some(Anchor::Path(Arc::clone(path))),
-                PathPattern::Plain(Pattern::Prefix(start)) => Some(Anchor::Prefix(Arc::clone(start))),
-                _ => None,
+                PathPattern::Plain(Pattern::Prefix(start)) => Some(Anchor::Start(Arc::clone(start))),
+                PathPattern::Plain(Pattern::Suffix(end)) => Some(Anchor::End(Arc::clone(end))),
+                PathPattern::Plain(Pattern::Present) | PathPattern::Template(_) => None,
             })
         }),
         of_all(&rule.to, |operation: &Operation| {
             exact(&operation.hosts, |host| Some(Anchor::Host(host.to_ascii_lowercase().into())))
         }),
     ];
-    found.into_iter().flatten().collect()
+    found.into_iter().flatten().chain(rule.when.iter().filter_map(of_condition)).collect()
+}
+
+fn of_condition(condition: &Condition) -> Option<Vec<Anchor>> {
+    match condition {
+        Condition::SourceIp(blocks) => networks(blocks),
+        Condition::SourceNamespace(names) => namespaces(names),
+        Condition::SourcePrincipal(names) => exact(names, principal),
+        Condition::SourceServiceAccount(accounts) => all(accounts, account),
+        Condition::DestinationPort(asked) => ports(asked),
+        Condition::RequestPrincipal(names) => request_principals(names),
+        // What is no field of its own in HTTP/2 is found otherwise.
+        Condition::RequestHeader(name, values) if !name.starts_with(':') && **name != *"host" => {
+            exact(values, |value| Some(Anchor::Field(Arc::clone(name), value.into())))
+        }
+        Condition::RequestHeader(..)
+        | Condition::RemoteIp(_)
+        | Condition::SourceTrustDomain(_)
+        | Condition::DestinationIp(_)
+        | Condition::ConnectionSni(_)
+        | Condition::RequestAudiences(_)
+        | Condition::RequestPresenter(_)
+        | Condition::RequestClaim(..) => None,
+    }
 }
 
 /// Callers by name, in both ways of writing them.
 fn of_callers(source: &Source) -> Option<Vec<Anchor>> {
-    let principal = |text: &str| {
-        let [_, "ns", namespace, "sa", account] = text.split('/').collect::<Vec<_>>()[..] else {
-            return None;
-        };
-        Some(Anchor::Account(Label::new(namespace).ok()?, Label::new(account).ok()?))
+    exact(&source.principals, principal).or_else(|| all(&source.service_accounts, account))
+}
+
+fn principal(text: &str) -> Option<Anchor> {
+    let [_, "ns", namespace, "sa", account] = text.split('/').collect::<Vec<_>>()[..] else {
+        return None;
     };
-    exact(&source.principals, principal).or_else(|| {
-        let account = |named: &super::ServiceAccount| {
-            Some(Anchor::Account(named.namespace.clone(), named.account.clone()))
-        };
-        all(&source.service_accounts, account)
-    })
+    Some(Anchor::Account(Label::new(namespace).ok()?, Label::new(account).ok()?))
+}
+
+fn account(named: &ServiceAccount) -> Option<Anchor> {
+    Some(Anchor::Account(named.namespace.clone(), named.account.clone()))
+}
+
+fn namespaces(names: &Match<Pattern>) -> Option<Vec<Anchor>> {
+    exact(names, |text| Label::new(text).ok().map(Anchor::Namespace))
+}
+
+fn networks(blocks: &Match<IpNet>) -> Option<Vec<Anchor>> {
+    all(blocks, |block| Some(Anchor::Network(block.trunc())))
+}
+
+fn request_principals(names: &Match<Pattern>) -> Option<Vec<Anchor>> {
+    exact(names, |text| Some(Anchor::RequestPrincipal(text.into())))
+}
+
+fn ports(asked: &Match<u16>) -> Option<Vec<Anchor>> {
+    all(asked, |port| Some(Anchor::Port(*port)))
 }
 
 /// The values of all alternatives, if each has some.

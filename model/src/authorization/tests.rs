@@ -366,36 +366,51 @@ fn refusals_name_their_policy_and_say_what_it_says() {
 
 #[test]
 fn of_twenty_thousand_rules_few_are_asked() {
-    // All name the same caller, and each policy paths and hosts of its own.
+    // All name the same caller, and each something of its own.
+    let operation = |asked: Operation| vec![asked];
     let rule = |number: usize, own: usize| {
         let mut rule = principals(&["td/ns/shop/sa/web"], &[]);
-        rule.to = match own % 4 {
-            0 => vec![Operation {
-                hosts: patterns(&[&format!("{own}.host{number}")], &[]),
-                ..Operation::default()
-            }],
-            1 => vec![Operation {
-                paths: paths(&[&format!("/{number}/{own}/*")], &[]),
-                ..Operation::default()
-            }],
-            _ => {
-                vec![Operation { paths: paths(&[&format!("/{number}/{own}")], &[]), ..Operation::default() }]
+        let path =
+            |text: String| operation(Operation { paths: paths(&[&text], &[]), ..Operation::default() });
+        match own % 6 {
+            0 => {
+                let hosts = patterns(&[&format!("{own}.host{number}")], &[]);
+                rule.to = operation(Operation { hosts, ..Operation::default() });
             }
-        };
+            1 => rule.to = path(format!("/{number}/{own}/*")),
+            2 => rule.to = path(format!("/{number}/{own}")),
+            3 => rule.to = path(format!("*.{number}.{own}")),
+            4 => {
+                let tenant = patterns(&[&format!("{number}.{own}")], &[]);
+                rule.when = vec![Condition::RequestHeader("x-tenant".into(), tenant)];
+            }
+            _ => {
+                let network = format!("10.{}.{}.{own}/32", number / 256, number % 256);
+                rule.from[0].ip_blocks = matching(vec![network.parse().expect("a network")], vec![]);
+            }
+        }
         rule
     };
     let rules = |number| (0..20).map(|own| rule(number, own)).collect();
     let policies: Vec<_> = (0..1000).map(|number| policy("p", Action::Allow, rules(number))).collect();
     let index = index::RuleIndex::new(&policies, |_| true);
     let caller = identity("ns/shop/sa/web");
-    for (path, host, expected) in [("/7/2", "x", 1), ("/999/1/x", "x", 1), ("/", "4.host3", 1), ("/", "x", 0)]
-    {
-        let head = head("GET", host, path, &[]);
+    for (path, host, tenant, source_ip, expected) in [
+        ("/7/2", "x", "", [10, 255, 0, 1], 1),
+        ("/999/1/x", "x", "", [10, 255, 0, 1], 1),
+        ("/", "6.host3", "", [10, 255, 0, 1], 1),
+        ("/x.3.9", "x", "", [10, 255, 0, 1], 1),
+        ("/", "x", "5.4", [10, 255, 0, 1], 1),
+        ("/", "x", "5.5", [10, 3, 231, 5], 1),
+        ("/", "x", "", [10, 255, 0, 1], 0),
+    ] {
+        let head = head("GET", host, path, &[("x-tenant", tenant)]);
         let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]) };
-        let facts = Facts { connection: connection(Some(&caller)), carried: Carried::Request(&request) };
+        let connection = Connection { source_ip: source_ip.into(), ..connection(Some(&caller)) };
+        let facts = Facts { connection, carried: Carried::Request(&request) };
         let mut asked = 0;
         index.each(facts, |_| asked += 1);
-        assert_eq!(asked, expected, "{host}{path}");
+        assert_eq!(asked, expected, "{host}{path} {tenant} {source_ip:?}");
     }
 }
 
@@ -407,17 +422,24 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     let texts = |all: &[&str]| of(all.iter().map(|text| Pattern::new(text)).collect());
     let accounts =
         ["web", "other"].map(|account| ServiceAccount { namespace: label("shop"), account: label(account) });
+    let networks = ["10.0.0.0/8", "10.0.0.1/32", "10.0.0.1/31", "192.0.2.0/24", "::/0"];
+    let networks = || of(networks.iter().map(|text| text.parse().expect("a network")).collect());
     let source = (
         texts(&["td/ns/shop/sa/web", "td/ns/shop/sa/other", "other/ns/shop/sa/web", "*/web", "x", "*"]),
         texts(&["shop", "else", "*p", "*"]),
         of(accounts.to_vec()),
+        networks(),
+        texts(&["i/s", "i/*", "x"]),
     );
-    let source = source.prop_map(|(principals, namespaces, service_accounts)| Source {
-        principals,
-        namespaces,
-        service_accounts,
-        ..Source::default()
-    });
+    let source =
+        source.prop_map(|(principals, namespaces, service_accounts, ip_blocks, request_principals)| Source {
+            principals,
+            namespaces,
+            service_accounts,
+            ip_blocks,
+            request_principals,
+            ..Source::default()
+        });
     let paths = ["/a", "/a*", "/a/b", "/a/*", "*b", "*", "/{*}/b", "/*"];
     let paths = of(paths.iter().map(|text| PathPattern::new(text).expect("a path")).collect());
     let operation =
@@ -425,8 +447,14 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     let operation =
         operation.prop_map(|(hosts, ports, methods, paths)| Operation { hosts, ports, methods, paths });
     let condition = prop_oneof![
-        texts(&["v", "*"]).prop_map(|values| Condition::RequestHeader("x".into(), values)),
+        texts(&["v", "w", "*"]).prop_map(|values| Condition::RequestHeader("x".into(), values)),
+        texts(&["shop", "x"]).prop_map(|values| Condition::RequestHeader("host".into(), values)),
         texts(&["shop", "else"]).prop_map(Condition::SourceNamespace),
+        texts(&["td/ns/shop/sa/web", "x"]).prop_map(Condition::SourcePrincipal),
+        of(accounts.to_vec()).prop_map(Condition::SourceServiceAccount),
+        networks().prop_map(Condition::SourceIp),
+        of(vec![8080, 1]).prop_map(Condition::DestinationPort),
+        texts(&["i/s", "x"]).prop_map(Condition::RequestPrincipal),
     ];
     (vec(source, 0..3), vec(operation, 0..3), vec(condition, 0..2)).prop_map(|(from, to, when)| Rule {
         from,
@@ -466,13 +494,21 @@ proptest! {
         authority in proptest::sample::select(vec!["shop", "SHOP.:80", "shop:80", "x", ""]),
         path in proptest::sample::select(vec!["/a", "/a/b", "/b", "*", "", "/ab?/a"]),
         method in proptest::sample::select(vec!["GET", "PUT"]),
-        has_field in any::<bool>(),
+        fields in vec(proptest::sample::select(vec![("x", "v"), ("x", "w"), ("y", "v")]), 0..3),
+        has_token in any::<bool>(),
         stage in 0..3_u8,
     ) {
         let caller = caller.map(identity);
-        let fields: &[(&str, &str)] = if has_field { &[("x", "v")] } else { &[] };
-        let head = head(method, authority, path, fields);
-        let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]) };
+        let head = head(method, authority, path, &fields);
+        let token = Token {
+            issuer: "i".into(),
+            subject: "s".into(),
+            audiences: vec![],
+            presenter: None,
+            claims: BTreeMap::new(),
+        };
+        let token = has_token.then_some(&token);
+        let request = Request { head: &head, token, remote_ip: IpAddr::from([10, 0, 0, 1]) };
         let carried = [Carried::Bytes, Carried::Requests, Carried::Request(&request)][usize::from(stage)];
         let facts = Facts { connection: connection(caller.as_ref()), carried };
         let set = PolicySet::new(policies.clone());
