@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use crate::file::SECRET;
 
@@ -96,6 +96,19 @@ impl Ledger {
         connection.pragma_update(None, "foreign_keys", true)?;
         schema::migrate(&mut connection, path)?;
         Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    /// Writes the file at `path` as it is at one moment to a new file, whoever else uses it meanwhile.
+    pub fn copy(path: &Path, to: &Path) -> Result<(), LedgerError> {
+        let failed =
+            |error: rusqlite::Error| LedgerError::Open { path: path.to_owned(), reason: error.to_string() };
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(failed)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        let created = OpenOptions::new().write(true).create_new(true).mode(SECRET).open(to);
+        created.map_err(|error| LedgerError::Open { path: to.to_owned(), reason: error.to_string() })?;
+        connection.execute("VACUUM INTO ?1", [to.to_string_lossy()])?;
+        Ok(())
     }
 
     /// A panic elsewhere rolled its transaction back, so the connection is fit for use.

@@ -15,6 +15,8 @@ mod certificate;
 mod grants;
 /// The last set of resources that was in force, on the disk.
 mod last_good;
+/// The control state in one file.
+pub mod backup;
 /// What agents are told of certificates.
 mod trust;
 /// Resources coming into force.
@@ -315,7 +317,7 @@ fn write_workload(workload: &baremesh_model::workload::Workload) -> Value {
 }
 
 /// One process a state directory: two would hand out the same addresses twice.
-fn lock(state: &Path) -> anyhow::Result<File> {
+pub(crate) fn lock(state: &Path) -> anyhow::Result<File> {
     let path = state.join(LOCK);
     let shown = path.display();
     let opened = File::options().create(true).truncate(false).write(true).open(&path);

@@ -5,6 +5,8 @@
 pub mod values;
 /// Where resources are changed: the control server, or a directory.
 mod place;
+/// Directories in which things are made before they are moved.
+mod aside;
 /// What the programs that stay say about themselves.
 mod logging;
 
@@ -14,6 +16,7 @@ mod analyze;
 mod apply;
 mod ca;
 mod audit;
+mod backup;
 mod capture;
 mod certs;
 mod completions;
@@ -129,6 +132,8 @@ enum Verb {
     History(rollback::History),
     Rollback(rollback::Rollback),
     Audit(audit::Audit),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
     Status(status::Status),
     Certs(certs::Certs),
     Ca(ca::Ca),
@@ -185,6 +190,8 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::History(verb) => verb.run(&global),
         Verb::Rollback(verb) => verb.run(&global),
         Verb::Audit(verb) => verb.run(&global),
+        Verb::Backup(verb) => verb.run(&global),
+        Verb::Restore(verb) => verb.run(&global),
         Verb::Status(verb) => verb.run(&global),
         Verb::Certs(verb) => verb.run(&global),
         Verb::Ca(verb) => verb.run(&global),
@@ -297,6 +304,8 @@ mod tests {
             "baremesh status --credential a -o json",
             "baremesh audit --since 2h --limit 5",
             "baremesh history --limit 3",
+            "baremesh backup mesh.tar",
+            "baremesh restore mesh.tar --replace -o json",
             "baremesh mtls report --credential a -o json",
             "baremesh apply --simulate -f a.toml",
             "baremesh rollback",

@@ -13,7 +13,7 @@ use baremesh_registry::set::{Loaded, assemble};
 use serde_json::{Value, json};
 
 /// The file, in the state directory.
-const FILE: &str = "resources-last-good.json";
+pub const FILE: &str = "resources-last-good.json";
 
 fn path(state: &Path) -> PathBuf {
     state.join(FILE)

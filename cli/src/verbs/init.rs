@@ -25,6 +25,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::Global;
+use super::aside::Aside;
 use super::server::Denied;
 use crate::control::{DATABASE, make_directory};
 use crate::output::{Output, remark, say, say_json};
@@ -83,7 +84,7 @@ impl Init {
         let (config, texts) = self.resources(&directories)?;
         make_directory(&directories.state, 0o700)?;
         make_directory(&directories.registry(), 0o755)?;
-        let aside = Aside::new(&directories)?;
+        let aside = Aside::new(&directories.state, ".init-")?;
         let token = self.make_authority(aside.path(), &config)?;
         self.move_into_place(&directories, aside.path(), &texts)?;
         let address = self.address.unwrap_or_else(|| format!("{}:{CONTROL_PORT}", machine::name()));
@@ -204,31 +205,6 @@ impl Init {
                 database.display()
             )
         })
-    }
-}
-
-/// Where everything is made before it is moved: in the state directory, so that moving is renaming. It is removed in
-/// any case.
-struct Aside(tempfile::TempDir);
-
-impl Aside {
-    const PREFIX: &'static str = ".init-";
-
-    fn new(directories: &Directories) -> anyhow::Result<Self> {
-        let state = &directories.state;
-        // What an attempt that was killed has left: keys of a mesh that never was.
-        for entry in fs::read_dir(state).with_context(|| format!("{} cannot be read", state.display()))? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(Self::PREFIX) {
-                fs::remove_dir_all(entry.path())?;
-            }
-        }
-        let made = tempfile::Builder::new().prefix(Self::PREFIX).tempdir_in(state);
-        Ok(Self(made.with_context(|| format!("{} cannot be written to", state.display()))?))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
     }
 }
 

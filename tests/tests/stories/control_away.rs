@@ -174,3 +174,42 @@ fn a_state_that_a_host_cannot_take_is_seen_on_the_control_host() {
     output_of(mesh.control.baremesh(["delete", "Service", "store"]));
     wait_until("the refusal is over", || of_host(&control_status(&mesh), "store")["nack"].is_null());
 }
+
+#[test]
+fn a_lost_control_host_comes_back_from_its_backup() {
+    let mesh = Mesh::new("restored");
+    let web = mesh.member("web", 1, &[]);
+    let _shop = store(&mesh, "store", 2);
+    web.wait_for_endpoints("store.default", 1);
+    let unused = mesh.token(&["late"]);
+    let load = Load::start(&web.host, "store", 80);
+    let backup = "/etc/baremesh/mesh.tar";
+    // While it serves.
+    output_of(mesh.control.baremesh(["backup", backup]));
+    let refused = run(mesh.control.baremesh(["restore", backup, "--replace"]));
+    assert!(
+        String::from_utf8_lossy(&refused.stderr).contains("stop the control server first"),
+        "{refused:?}"
+    );
+    mesh.kill_control();
+    let state = mesh.control.path("/var/lib/baremesh");
+    for entry in std::fs::read_dir(&state).expect("the state") {
+        let path = entry.expect("an entry").path();
+        let lost = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        lost.expect("the disk is lost");
+    }
+    output_of(mesh.control.baremesh(["restore", backup, "--replace"]));
+    mesh.start_control();
+    wait_until("both hosts are connected", || {
+        let status = control_status(&mesh);
+        ["web", "store"].into_iter().all(|host| of_host(&status, host)["connected"] == true)
+    });
+    // Nobody can join with what was not used before, and who is given a new token can.
+    let tokens: Value =
+        serde_json::from_slice(&run(mesh.control.baremesh(["token", "list", "-o", "json"])).stdout)
+            .expect("the tokens");
+    assert!(!tokens.to_string().contains(unused.split('.').nth(1).expect("its id")), "{tokens}");
+    let _late = store(&mesh, "store-b", 3);
+    web.wait_for_endpoints("store.default", 2);
+    assert_eq!(load.stop(), NONE);
+}
