@@ -1,6 +1,9 @@
 //! Mesh-wide settings: Istio's MeshConfig, as far as it is in force here.
 
+use std::sync::Arc;
+
 use crate::access_log::AccessLogFormat;
+use crate::external_authorization::ExtensionProvider;
 use crate::http::PathNormalization;
 use crate::name::{Domain, Label, TrustDomain};
 use crate::peer_authentication::MtlsMode;
@@ -28,6 +31,8 @@ pub struct MeshConfig {
     pub access_log: AccessLogFormat,
     /// What is done to the paths of requests before anything looks at them.
     pub path_normalization: PathNormalization,
+    /// Who may be asked by CUSTOM policies, each under a name of its own.
+    pub extension_providers: Vec<Arc<ExtensionProvider>>,
 }
 
 impl Default for MeshConfig {
@@ -42,6 +47,7 @@ impl Default for MeshConfig {
             default_retries: None,
             access_log: AccessLogFormat::default(),
             path_normalization: PathNormalization::default(),
+            extension_providers: Vec::new(),
         }
     }
 }

@@ -10,7 +10,7 @@ use super::facts::{Carried, Facts};
 use super::matching::host_of;
 use super::path::PathPattern;
 use super::rule::{Operation, Rule, Source};
-use super::{Action, AuthorizationPolicy};
+use super::AuthorizationPolicy;
 use crate::name::Label;
 use crate::pattern::{Match, Pattern};
 
@@ -43,7 +43,7 @@ pub(super) struct RuleIndex {
     /// In lower case.
     hosts: HashMap<Arc<str>, Vec<RuleRef>>,
     rest: Vec<RuleRef>,
-    /// Whether these are rules that deny, which match some calls of which too little is known.
+    /// Whether these are rules that deny or have somebody asked, which match some calls of which too little is known.
     denies: bool,
 }
 
@@ -68,7 +68,7 @@ impl RuleIndex {
         let mut crowd: HashMap<Anchor, u32> = HashMap::new();
         let mut denies = false;
         for (policy, number) in policies.iter().zip(0..).filter(|(policy, _)| chosen(policy)) {
-            denies |= policy.action == Action::Deny;
+            denies |= policy.action.fails_closed();
             for (rule, own) in policy.rules.iter().zip(0..) {
                 let anchors = anchors(rule);
                 anchors.iter().flatten().for_each(|anchor| *crowd.entry(anchor.clone()).or_default() += 1);
@@ -101,6 +101,12 @@ impl RuleIndex {
             Anchor::Host(host) => self.hosts.entry(host).or_default(),
         };
         list.push(at);
+    }
+
+    /// Whether there are no rules at all.
+    pub(super) fn is_empty(&self) -> bool {
+        let keyed = !(self.accounts.is_empty() && self.namespaces.is_empty() && self.ports.is_empty());
+        !keyed && self.paths.is_empty() && self.prefixes.is_empty() && self.hosts.is_empty() && self.rest.is_empty()
     }
 
     /// The first rule that may match and does.

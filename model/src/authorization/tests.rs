@@ -49,7 +49,7 @@ fn principals(any_of: &[&str], none_of: &[&str]) -> Rule {
 fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Arc<AuthorizationPolicy> {
     let key = Key::new(label("shop"), label(name));
     let enforcement = Enforcement::Enforced;
-    Arc::new(AuthorizationPolicy { key, selector: None, action, enforcement, rules, response: None })
+    Arc::new(AuthorizationPolicy { key, selector: None, action, enforcement, rules, response: None, provider: None })
 }
 
 fn dry(mut policy: Arc<AuthorizationPolicy>) -> Arc<AuthorizationPolicy> {
