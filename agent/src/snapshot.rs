@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use baremesh_model::authorization::{Carried, Connection, Decision, Facts, PolicySet, server_name};
+use baremesh_model::authorization::{Asks, Carried, Connection, Decision, Facts, PolicySet, server_name};
 use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
@@ -31,6 +31,7 @@ use baremesh_model::workload::Labels;
 
 use crate::attribution::CallerTable;
 use crate::dns::Found;
+use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
 use crate::proxy::error::ProxyError;
 use crate::registration::LocalService;
@@ -172,6 +173,10 @@ pub struct LocalEndpoint {
     pub tokens: Option<Arc<TokenRules>>,
     /// What `connection.sni` is to policies.
     pub server_names: Arc<[Arc<str>]>,
+    /// Who may be asked by its policies.
+    pub providers: Arc<Providers>,
+    /// Whether somebody who is asked is asked here. Nobody is asked about that: it would never end.
+    pub is_provider: bool,
 }
 
 /// Who calls, as far as that is known, and from where.
@@ -181,6 +186,21 @@ impl LocalEndpoint {
     /// What the policies come to for a connection, or a request on it.
     pub fn authorize<'a>(&'a self, from: From<'a>, carried: Carried<'a>) -> Decision<'a> {
         self.policies.decide(self.facts(from, carried))
+    }
+
+    /// Whether a call may have somebody asked.
+    pub fn may_ask(&self) -> bool {
+        self.policies.may_ask() && !self.is_provider
+    }
+
+    /// Who is to be asked about a call next, other than those that have allowed it already.
+    pub fn asks<'a>(
+        &'a self,
+        from: From<'a>,
+        carried: Carried<'a>,
+        allowed_by: &[Arc<str>],
+    ) -> Option<Asks<'a>> {
+        self.may_ask().then(|| self.policies.asks(self.facts(from, carried), allowed_by)).flatten()
     }
 
     /// What the policies decide on.
@@ -225,6 +245,8 @@ pub struct Snapshot {
     pub token_keys: TokenKeys,
     /// Limits on requests.
     pub rate_limits: RateLimits,
+    /// Who is asked by CUSTOM policies.
+    pub providers: Arc<Providers>,
     /// Which processes are which service of this host.
     pub callers: CallerTable<usize>,
     services: HashMap<Key, Arc<ServiceEntry>>,

@@ -66,6 +66,8 @@ pub struct Request<'a> {
     pub token: Option<&'a Token>,
     /// Where it comes from, `remote.ip`: as far as proxies before are believed.
     pub remote_ip: IpAddr,
+    /// The providers of CUSTOM policies that were asked about it, and allow it.
+    pub allowed_by: &'a [Arc<str>],
 }
 
 /// The server name of a connection: that of the application's own TLS where some may be carried, which nobody reads here.

@@ -103,7 +103,7 @@ fn head(method: &str, authority: &str, target: &str, fields: &[(&str, &str)]) ->
 
 fn goes_on(policies: &[Arc<AuthorizationPolicy>], head: &RequestHead, token: Option<&Token>) -> bool {
     let (caller, remote_ip) = (identity("ns/shop/sa/web"), IpAddr::from([192, 0, 2, 7]));
-    let request = Request { head, token, remote_ip };
+    let request = Request { head, token, remote_ip, allowed_by: &[] };
     let facts = Facts { connection: connection(Some(&caller)), carried: Carried::Request(&request) };
     set(policies).decide(facts).verdict.allows()
 }
@@ -391,7 +391,7 @@ fn of_twenty_thousand_rules_few_are_asked() {
     for (path, host, expected) in [("/7/2", "x", 1), ("/999/1/x", "x", 1), ("/", "4.host3", 1), ("/", "x", 0)]
     {
         let head = head("GET", host, path, &[]);
-        let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]) };
+        let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]), allowed_by: &[] };
         let facts = Facts { connection: connection(Some(&caller)), carried: Carried::Request(&request) };
         let mut asked = 0;
         index.each(facts, |_| asked += 1);
@@ -472,7 +472,7 @@ proptest! {
         let caller = caller.map(identity);
         let fields: &[(&str, &str)] = if has_field { &[("x", "v")] } else { &[] };
         let head = head(method, authority, path, fields);
-        let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]) };
+        let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]), allowed_by: &[] };
         let carried = [Carried::Bytes, Carried::Requests, Carried::Request(&request)][usize::from(stage)];
         let facts = Facts { connection: connection(caller.as_ref()), carried };
         let set = PolicySet::new(policies.clone());

@@ -56,8 +56,6 @@ pub struct FieldChange {
 /// All that changes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
-    /// Fields of the request that go before any is set: nobody but the provider may have set them.
-    pub stripped: Vec<Arc<str>>,
     /// Fields of the request, in their order.
     pub request: Vec<FieldChange>,
     /// Fields of the request that go.
@@ -74,9 +72,6 @@ impl Changes {
     /// Changes a request. Gives back the names that no provider may set.
     pub fn apply<'a>(&'a self, head: &mut RequestHead) -> Vec<&'a str> {
         let mut refused = Vec::new();
-        for name in self.stripped.iter().filter(|name| may_be_set(name)) {
-            head.headers.remove(name);
-        }
         for field in &self.request {
             if !field.apply(&mut head.headers) {
                 refused.push(&*field.name);
@@ -114,7 +109,7 @@ impl Changes {
         let names = |names: &[Arc<str>]| -> usize { names.iter().map(|name| name.len()).sum() };
         let query: usize = self.query.iter().map(|(name, value)| name.len() + value.len()).sum();
         let gone: usize = self.query_removed.iter().map(String::len).sum();
-        fields(&self.request) + fields(&self.answer) + names(&self.removed) + names(&self.stripped) + query + gone
+        fields(&self.request) + fields(&self.answer) + names(&self.removed) + query + gone
     }
 }
 
@@ -183,7 +178,6 @@ mod tests {
             let mut changed = head(&before);
             let changes = Changes {
                 request: vec![change(FieldAction::Overwrite, name, "1")],
-                stripped: vec![name.into()],
                 ..Changes::default()
             };
             assert_eq!(changes.apply(&mut changed), [name]);
@@ -205,9 +199,8 @@ mod tests {
 
     #[test]
     fn what_goes_goes_and_the_query_changes() {
-        let mut changed = head(&[("x-user", "forged"), ("cookie", "a"), ("x-keep", "1")]);
+        let mut changed = head(&[("cookie", "a"), ("x-keep", "1")]);
         let changes = Changes {
-            stripped: vec!["x-user".into()],
             removed: vec!["Cookie".into()],
             query: vec![("c".into(), "2".into())],
             query_removed: vec!["b".into()],

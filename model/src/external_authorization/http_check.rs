@@ -67,10 +67,10 @@ impl HttpCheck {
         head
     }
 
-    /// What an answer comes to, for a request that was asked about. 200 allows, 5xx says nothing, all else refuses.
-    pub fn read(&self, asked: &RequestHead, answer: &ResponseHead, body: &[u8]) -> CheckAnswer {
+    /// What an answer comes to. 200 allows, 5xx says nothing, all else refuses.
+    pub fn read(&self, answer: &ResponseHead, body: &[u8]) -> CheckAnswer {
         match answer.status {
-            200 => CheckAnswer::Allowed(self.changes(asked, &answer.headers)),
+            200 => CheckAnswer::Allowed(self.changes(&answer.headers)),
             201..=499 => CheckAnswer::Denied(Denial {
                 status: answer.status,
                 headers: self.told(&answer.headers),
@@ -80,15 +80,14 @@ impl HttpCheck {
         }
     }
 
-    /// Fields of a request that would reach the program as if the provider had set them: those that it may set and did not see.
-    /// What it saw and let be is the caller's to send.
-    pub fn unvouched<'a>(&'a self, asked: &'a Headers) -> impl Iterator<Item = &'a str> {
-        let is_providers = |name: &&str| names(&self.to_upstream, name) && !self.shows(name);
-        asked.iter().map(|(name, _)| name).filter(is_providers)
+    /// Takes out of a request what would reach the program as if the provider had set it: fields that it may set and did not
+    /// see. What it saw and let be is the caller's to send.
+    pub fn strip(&self, headers: &mut Headers) {
+        headers.retain(|name| !names(&self.to_upstream, name) || self.shows(name) || !may_be_set(name));
     }
 
-    fn changes(&self, asked: &RequestHead, answer: &Headers) -> Changes {
-        let mut changes = Changes { stripped: self.stripped(&asked.headers), ..Changes::default() };
+    fn changes(&self, answer: &Headers) -> Changes {
+        let mut changes = Changes::default();
         for (name, value) in answer.iter().filter(|(name, _)| names(&self.to_upstream, name)) {
             // The first takes the place of what the caller sent, further ones of the same name stand beside it.
             let is_first = !changes.request.iter().any(|field| &*field.name == name);
@@ -103,13 +102,6 @@ impl HttpCheck {
             changes.removed = names.map(Into::into).collect();
         }
         changes
-    }
-
-    /// The names of `unvouched`, each once.
-    pub fn stripped(&self, asked: &Headers) -> Vec<Arc<str>> {
-        let mut stripped: Vec<Arc<str>> = self.unvouched(asked).map(Into::into).collect();
-        stripped.dedup();
-        stripped
     }
 
     /// What of a refusing answer the caller sees.
@@ -209,7 +201,7 @@ mod tests {
             [(200, "allowed"), (201, "denied"), (204, "denied"), (302, "denied"), (401, "denied"), (499, "denied"),
              (500, "failed"), (503, "failed"), (599, "failed"), (0, "failed"), (600, "failed")]
         {
-            let found = match check.read(&asked("/", &[]), &answer(status, &[]), b"no") {
+            let found = match check.read(&answer(status, &[]), b"no") {
                 CheckAnswer::Allowed(_) => "allowed",
                 CheckAnswer::Denied(denial) => {
                     assert_eq!((denial.status, &*denial.body), (status, &b"no"[..]));
@@ -249,9 +241,10 @@ mod tests {
             ("set-cookie", "b=2"),
             ("x-envoy-auth-headers-to-remove", "x-other, ,host"),
         ];
-        let CheckAnswer::Allowed(changes) = check.read(&request, &answer(200, &said), b"") else {
+        let CheckAnswer::Allowed(changes) = check.read(&answer(200, &said), b"") else {
             panic!("it is allowed");
         };
+        check.strip(&mut request.headers);
         assert_eq!(changes.apply(&mut request), ["host"]);
         let expected = [
             ("x-seen", "1"),
@@ -278,7 +271,7 @@ mod tests {
                 ("x-secret", "2"),
                 ("content-length", "5"),
             ];
-            let read = check.read(&asked("/", &[]), &answer(302, &said), b"hello");
+            let read = check.read(&answer(302, &said), b"hello");
             let CheckAnswer::Denied(denial) = read else { panic!("it is refused") };
             assert_eq!(denial.headers, headers(expected));
         };

@@ -28,17 +28,17 @@ const REFUSED: u16 = 403;
 
 /// Reads the providers that can be asked.
 pub(super) fn decode(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<Arc<ExtensionProvider>>> {
-    let read = d.each(at, |d, at| provider(d, at).map(|read| (read, at.clone())))?;
+    let items = d.list(at)?;
+    let read = d.each(at, provider)?;
     if read.len() > MAX_PROVIDERS {
         d.invalid(at, format!("has more than {MAX_PROVIDERS} entries"), "");
         return None;
     }
     let mut names = HashSet::new();
     let mut all = Vec::new();
-    for (provider, at) in read {
-        let (name, provider) = provider;
+    for ((name, provider), at) in read.into_iter().zip(&items) {
         if !names.insert(Arc::clone(&name)) {
-            d.invalid(&at, format!("there are two providers {}", quote(&name)), "rename one of the two");
+            d.invalid(at, format!("there are two providers {}", quote(&name)), "rename one of the two");
             return None;
         }
         all.extend(provider.map(Arc::new));
