@@ -495,3 +495,66 @@ proptest! {
         prop_assert_eq!(decision.notes.len(), noted);
     }
 }
+
+/// A policy that has a provider asked.
+fn custom(name: &str, provider: &str, rules: Vec<Rule>) -> Arc<AuthorizationPolicy> {
+    let mut policy = policy(name, Action::Custom, rules);
+    Arc::make_mut(&mut policy).provider = Some(provider.into());
+    policy
+}
+
+/// Who is asked about a call, one after the other, while each allows it.
+fn asked(policies: &[Arc<AuthorizationPolicy>], carried: Carried<'_>) -> Vec<Arc<str>> {
+    let (set, mut asked) = (set(policies), Vec::new());
+    let facts = Facts { connection: connection(None), carried };
+    while let Some(asks) = set.asks(facts, &asked) {
+        asked.push(asks.provider.into());
+    }
+    asked
+}
+
+#[test]
+fn every_provider_whose_policies_match_is_asked_once_and_none_else() {
+    let path = |path: &str| to(Operation { paths: paths(&[path], &[]), ..Operation::default() });
+    let policies = [
+        custom("a", "first", vec![path("/api/*")]),
+        custom("b", "second", vec![path("/api/admin")]),
+        custom("c", "first", vec![Rule::default()]),
+        custom("d", "third", Vec::new()),
+        policy("e", Action::Deny, vec![Rule::default()]),
+    ];
+    let of = |path: &str| {
+        let head = head("GET", "orders", path, &[]);
+        let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]), allowed_by: &[] };
+        asked(&policies, Carried::Request(&request)).iter().map(|name| name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(of("/api/admin"), ["first", "second"]);
+    assert_eq!(of("/api/x"), ["first"]);
+    assert_eq!(of("/"), ["first"]);
+    assert!(set(&policies).may_ask() && !set(&policies[3..]).may_ask());
+    // What a provider refuses or not is not what other policies decide.
+    assert!(!goes_on(&policies, &head("GET", "orders", "/", &[]), None));
+    assert!(goes_on(&policies[..4], &head("GET", "orders", "/", &[]), None));
+}
+
+#[test]
+fn bytes_are_asked_about_as_if_a_rule_had_no_field_of_requests() {
+    let rule = |port: u16| {
+        let ports = matching(vec![port], Vec::new());
+        to(Operation { ports, paths: paths(&["/x"], &[]), ..Operation::default() })
+    };
+    assert_eq!(asked(&[custom("a", "p", vec![rule(8080)])], Carried::Bytes).len(), 1);
+    assert!(asked(&[custom("a", "p", vec![rule(80)])], Carried::Bytes).is_empty());
+    assert!(asked(&[custom("a", "p", vec![rule(8080)])], Carried::Requests).is_empty(), "each is asked about itself");
+    // Who calls is not known: it may be whom the rule means.
+    assert_eq!(asked(&[custom("a", "p", vec![principals(&["td/ns/shop/sa/web"], &[])])], Carried::Bytes).len(), 1);
+}
+
+#[test]
+fn a_policy_without_a_provider_asks_somebody_whom_nobody_knows() {
+    let policies = [policy("a", Action::Custom, vec![Rule::default()])];
+    let facts = Facts { connection: connection(None), carried: Carried::Bytes };
+    let set = set(&policies);
+    let asks = set.asks(facts, &["p".into()]).expect("somebody is asked");
+    assert_eq!(asks.provider, "");
+}

@@ -7,23 +7,24 @@ use std::path::Path;
 use baremesh_tests::{Answer, Host, Member, Process, exit, exit_code_of, run, wait_until};
 use serde_json::Value;
 
-use crate::pair::{Pair, WEB_ID};
+use crate::pair::{Pair, WEB_ID, because};
 use crate::town::{REVIEWS, Town};
 
 const REVIEWS_ID: &str = "spiffe://mesh.internal/ns/default/sa/reviews";
 /// Where the provider listens, on loopback.
-const HTTP: &str = "127.0.0.1:9100";
-const GRPC: &str = "127.0.0.1:9101";
+pub const HTTP: &str = "127.0.0.1:9100";
+/// The same for gRPC.
+pub const GRPC: &str = "127.0.0.1:9101";
 
 /// A provider on a host, and what it was asked.
-struct Provider<'h> {
+pub struct Provider<'h> {
     host: &'h Host,
     process: Process,
 }
 
 impl<'h> Provider<'h> {
     #[track_caller]
-    fn start(host: &'h Host) -> Self {
+    pub fn start(host: &'h Host) -> Self {
         let mut python = host.command("python3");
         python.args(["-c", "import grpc"]);
         assert!(run(python).status.success(), "this story needs python3 with grpcio: `pip install grpcio`");
@@ -36,13 +37,14 @@ impl<'h> Provider<'h> {
     }
 
     /// What it was asked, in order.
-    fn asked(&self) -> Vec<Value> {
+    pub fn asked(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.host.path("/run/baremesh/asked")).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
+    /// What it was asked last.
     #[track_caller]
-    fn last(&self) -> Value {
+    pub fn last(&self) -> Value {
         self.asked().pop().expect("it was asked")
     }
 
@@ -54,11 +56,12 @@ impl<'h> Provider<'h> {
 }
 
 /// A MeshConfig with a provider `p` that is asked over HTTP.
-fn over_http(service: &str, port: u16, more: &str) -> String {
+pub fn over_http(service: &str, port: u16, more: &str) -> String {
     config("envoyExtAuthzHttp", service, port, &format!("includeRequestHeadersInCheck = [\"x-ext-authz\"]{more}"))
 }
 
-fn over_grpc(service: &str, port: u16, more: &str) -> String {
+/// The same over gRPC.
+pub fn over_grpc(service: &str, port: u16, more: &str) -> String {
     config("envoyExtAuthzGrpc", service, port, more)
 }
 
@@ -70,7 +73,7 @@ fn config(kind: &str, service: &str, port: u16, more: &str) -> String {
 }
 
 /// A policy for the service `reviews` that has `p` asked.
-fn ask(rules: &str) -> String {
+pub fn ask(rules: &str) -> String {
     ask_of("p", "reviews", rules)
 }
 
@@ -80,7 +83,8 @@ fn ask_of(provider: &str, app: &str, rules: &str) -> String {
     )
 }
 
-const ALL: &str = "[{}]";
+/// Rules that match everything.
+pub const ALL: &str = "[{}]";
 
 /// A request with `x-ext-authz`, and further options.
 #[track_caller]
@@ -334,15 +338,15 @@ fn connections_of_bytes_are_asked_about_over_grpc_and_refused_where_there_is_onl
     let provider = Provider::start(&pair.store.host);
     pair.mesh.enforce(&[over_grpc("127.0.0.1", 9101, ""), ask_of("p", "echo", ALL)].concat());
     let call = |host: &Host| exit_code_of(host.shop(["call", "echo", "7000", "hello"]));
-    assert_eq!(call(&pair.web.host), 0);
+    assert_eq!(call(&pair.web.host), exit::DONE);
     let asked = provider.last();
     assert_eq!((&asked["source_principal"], &asked["method"]), (&WEB_ID.into(), &Value::Null), "{asked}");
     // The store's own programs are its host, whom the provider does not know.
-    assert_eq!(call(&pair.store.host), exit::RESET);
+    assert_eq!(call(&pair.store.host), exit::CUT);
     let line = pair.store.wait_for_log("a refusal", |line| line["response_code_details"] == "ext_authz_denied");
     assert_eq!(line["response_flags"], "UAEX");
     pair.mesh.enforce(&[over_http("127.0.0.1", 9100, ", failOpen = true"), ask_of("p", "echo", ALL)].concat());
-    assert_eq!(call(&pair.web.host), exit::RESET);
+    assert_eq!(call(&pair.web.host), exit::CUT);
     pair.store.wait_for_log("nobody was asked", |line| line["response_code_details"] == "ext_authz_error");
 }
 
@@ -354,10 +358,8 @@ fn a_policy_that_comes_while_a_connection_is_open_ends_what_was_not_asked_about(
     let _provider = Provider::start(&pair.store.host);
     let (caller, _called) = pair.both_ends("halves", &listener);
     pair.mesh.enforce(&[over_grpc("127.0.0.1", 9101, ""), ask_of("p", "halves", ALL)].concat());
-    pair.store.wait_for_log("it was closed", |line| {
-        line["response_code_details"] == "no_longer_allowed" && line["fault"].to_string().contains("asks the provider p")
-            || line.to_string().contains("which was not asked before")
-    });
+    let line = pair.store.wait_for_log("it was closed", because("no_longer_allowed"));
+    assert!(line.to_string().contains("asks the provider p, which was not asked before"), "{line}");
     drop(caller);
     // One that was asked about stays.
     let (_caller, _called) = pair.both_ends("halves", &listener);
