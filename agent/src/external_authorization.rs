@@ -74,7 +74,11 @@ impl Tally {
 }
 
 impl Provider {
-    fn new(definition: &Arc<ExtensionProvider>, policies: Vec<Arc<AuthorizationPolicy>>, tally: Arc<Tally>) -> Self {
+    fn new(
+        definition: &Arc<ExtensionProvider>,
+        policies: Vec<Arc<AuthorizationPolicy>>,
+        tally: Arc<Tally>,
+    ) -> Self {
         Self {
             definition: Arc::clone(definition),
             policies,
@@ -114,7 +118,8 @@ impl Providers {
     /// said lately; of any other the counts alone are kept.
     pub fn new(mesh: &Mesh, previous: Option<&Self>) -> Self {
         let all = mesh.config.extension_providers.iter().map(|definition| {
-            let is_its = |policy: &&Arc<AuthorizationPolicy>| policy.provider.as_ref() == Some(&definition.name);
+            let is_its =
+                |policy: &&Arc<AuthorizationPolicy>| policy.provider.as_ref() == Some(&definition.name);
             let policies: Vec<_> = mesh.authorization_policies.iter().filter(is_its).cloned().collect();
             let former = previous.and_then(|previous| previous.0.get(&definition.name));
             let provider = match former {

@@ -78,7 +78,8 @@ fn is_kept(answer: &CheckAnswer) -> bool {
     match answer {
         CheckAnswer::Failed(_) => false,
         CheckAnswer::Allowed(changes) => {
-            let sets_cookie = changes.answer.iter().any(|field| field.name.eq_ignore_ascii_case("set-cookie"));
+            let sets_cookie =
+                changes.answer.iter().any(|field| field.name.eq_ignore_ascii_case("set-cookie"));
             !sets_cookie && changes.size() <= MAX_CACHED_SIZE
         }
         CheckAnswer::Denied(denial) => {

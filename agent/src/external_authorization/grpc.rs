@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use baremesh_model::external_authorization::{
-    Changes, CheckAnswer, Denial, ExtensionProvider, FieldAction, FieldChange, PARTIAL_BODY, Packing, ShownBody,
-    may_be_set,
+    Changes, CheckAnswer, Denial, ExtensionProvider, FieldAction, FieldChange, PARTIAL_BODY, Packing,
+    ShownBody, may_be_set,
 };
 use baremesh_model::http::{Headers, RequestHead};
 use baremesh_model::identity::Identity;
@@ -55,7 +55,8 @@ pub fn question(
         principal: identity.map(Identity::to_string).unwrap_or_default(),
     };
     let labels = peers.local.labels.iter().map(|(name, value)| (name.to_string(), value.to_string()));
-    let destination = Peer { labels: labels.collect(), ..peer(Some(&peers.local.identity), peers.local.advertised) };
+    let destination =
+        Peer { labels: labels.collect(), ..peer(Some(&peers.local.identity), peers.local.advertised) };
     let attributes = AttributeContext {
         source: Some(peer(peers.source, SocketAddr::new(peers.client.ip(), port))),
         destination: Some(destination),

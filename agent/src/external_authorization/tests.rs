@@ -72,14 +72,19 @@ fn read(question: &Question) -> CheckRequest {
 
 #[test]
 fn a_question_says_who_calls_whom_with_what() {
-    let snapshot = state(&grpc_provider("p", ", includeRequestBodyInCheck = { maxRequestBytes = 3 }"), "", None);
+    let snapshot =
+        state(&grpc_provider("p", ", includeRequestBodyInCheck = { maxRequestBytes = 3 }"), "", None);
     let (local, web) = (local(&snapshot), web());
     let provider = snapshot.providers.get("p").expect("a provider");
     let fields = [("x-a", "1"), ("x-a", "2"), ("x-request-id", "id"), ("content-length", "5")];
     let body = ShownBody { bytes: b"abc", is_cut: true };
     let now = SystemTime::UNIX_EPOCH + Duration::new(7, 8);
-    let question =
-        Question::of_request(&provider.definition, peers(&local, Some(&web), 5), (&head(&fields), Some(body)), now);
+    let question = Question::of_request(
+        &provider.definition,
+        peers(&local, Some(&web), 5),
+        (&head(&fields), Some(body)),
+        now,
+    );
     let attributes = read(&question).attributes.expect("attributes");
     let (source, destination) = (attributes.source.expect("one"), attributes.destination.expect("one"));
     assert_eq!(source.principal, "spiffe://mesh.internal/ns/default/sa/web");
@@ -95,9 +100,14 @@ fn a_question_says_who_calls_whom_with_what() {
     let time = request.time.expect("a time");
     assert_eq!((time.seconds, time.nanos), (7, 8));
     let http = request.http.expect("a request");
-    assert_eq!((&*http.method, &*http.path, &*http.host, &*http.scheme), ("POST", "/a?b=c", "orders:7000", "http"));
+    assert_eq!(
+        (&*http.method, &*http.path, &*http.host, &*http.scheme),
+        ("POST", "/a?b=c", "orders:7000", "http")
+    );
     assert_eq!((&*http.id, http.size, &*http.protocol, &*http.body), ("id", 5, "HTTP/2", "abc"));
-    for (name, value) in [("x-a", "1,2"), (":path", "/a?b=c"), (":authority", "orders:7000"), (PARTIAL_BODY, "true")] {
+    for (name, value) in
+        [("x-a", "1,2"), (":path", "/a?b=c"), (":authority", "orders:7000"), (PARTIAL_BODY, "true")]
+    {
         assert_eq!(http.headers.get(name).map(String::as_str), Some(value), "{name}");
     }
 }
@@ -129,8 +139,12 @@ fn answers_are_kept_for_questions_that_are_the_same_in_all_that_is_sent() {
     let snapshot = state(&grpc_provider("p", ""), "", None);
     let provider = &snapshot.providers.get("p").expect("a provider").definition;
     let peers = peers(&local, None, 1);
-    let question =
-        Question::of_request(provider, peers, (&head(&[("x-request-id", "1")]), None), SystemTime::UNIX_EPOCH);
+    let question = Question::of_request(
+        provider,
+        peers,
+        (&head(&[("x-request-id", "1")]), None),
+        SystemTime::UNIX_EPOCH,
+    );
     let http = read(&question).attributes.and_then(|all| all.request).expect("a request");
     assert!(http.time.is_some() && http.http.expect("a request").headers.contains_key("x-request-id"));
 }
@@ -188,7 +202,8 @@ fn an_answer_is_read_as_envoy_reads_it() {
         query_parameters_to_set: vec![QueryParameter { key: "a".into(), value: "b".into() }],
         query_parameters_to_remove: vec!["c".into()],
     };
-    let said = grpc::read(Some(0), framed(&CheckResponse { ok_response: Some(ok), ..CheckResponse::default() }));
+    let said =
+        grpc::read(Some(0), framed(&CheckResponse { ok_response: Some(ok), ..CheckResponse::default() }));
     let change = |action, name: &str, value: &str| FieldChange {
         action,
         name: name.into(),
@@ -235,7 +250,10 @@ fn what_is_no_answer_is_none() {
     let whole = framed(&CheckResponse::default());
     assert!(matches!(grpc::read(Some(0), whole.clone()), CheckAnswer::Allowed(_)), "an empty one allows");
     let check = |status, message: Bytes| {
-        assert!(matches!(grpc::read(status, message.clone()), CheckAnswer::Failed(_)), "{status:?} {message:?}");
+        assert!(
+            matches!(grpc::read(status, message.clone()), CheckAnswer::Failed(_)),
+            "{status:?} {message:?}"
+        );
     };
     check(None, whole.clone());
     check(Some(14), whole);
@@ -258,7 +276,10 @@ fn a_provider_keeps_what_it_said_until_it_or_its_policies_change() {
     assert!(Arc::ptr_eq(&provider, &of(&same)));
     for (config, rule) in [
         (grpc_provider("p", ", cache = { ttl = \"11s\" }"), rule.clone()),
-        (grpc_provider("p", ", cache = { ttl = \"10s\" }"), policy("a", "p", "{ to = [{ operation = { paths = [\"/\"] } }] }")),
+        (
+            grpc_provider("p", ", cache = { ttl = \"10s\" }"),
+            policy("a", "p", "{ to = [{ operation = { paths = [\"/\"] } }] }"),
+        ),
     ] {
         let changed = of(&state(&config, &rule, Some(&first)));
         assert!(!Arc::ptr_eq(&provider, &changed) && Arc::ptr_eq(&provider.tally, &changed.tally));
@@ -284,10 +305,12 @@ fn the_cache_is_bounded_and_forgets_in_time() {
     assert!(cache.find(&key(2 * MAX_CACHED - 1), later).is_none());
     cache.keep(key(0), &allowed, later);
     assert_eq!(cache.len(), 1, "what has ended goes with the next that comes");
-    let set_cookie = FieldChange { action: FieldAction::Append, name: "set-cookie".into(), value: b"a=1"[..].into() };
+    let set_cookie =
+        FieldChange { action: FieldAction::Append, name: "set-cookie".into(), value: b"a=1"[..].into() };
     let mut headers = Headers::default();
     headers.append("set-cookie", b"a=1").expect("a field");
-    let denial = |body: &[u8], headers| CheckAnswer::Denied(Denial { status: 403, headers, body: body.into() });
+    let denial =
+        |body: &[u8], headers| CheckAnswer::Denied(Denial { status: 403, headers, body: body.into() });
     for answer in [
         CheckAnswer::Failed(String::new()),
         CheckAnswer::Allowed(Changes { answer: vec![set_cookie], ..Changes::default() }),
@@ -304,13 +327,15 @@ fn the_cache_is_bounded_and_forgets_in_time() {
 #[test]
 fn nobody_is_asked_about_who_is_asked() {
     let at_orders = "{ name = \"p\", envoyExtAuthzGrpc = { service = \"orders\", port = 7000 } }";
-    let everywhere = policy("all", "p", "{}").replace("name = \"all\"\n", "name = \"all\"\nnamespace = \"mesh-system\"\n");
+    let everywhere =
+        policy("all", "p", "{}").replace("name = \"all\"\n", "name = \"all\"\nnamespace = \"mesh-system\"\n");
     let asks = |config: &str| {
         let snapshot = state(config, &everywhere, None);
         let (local, web) = (local(&snapshot), web());
         let head = head(&[]);
         let (remote_ip, from) = (IpAddr::from([10, 0, 0, 9]), (Some(&web), IpAddr::from([10, 0, 0, 9])));
-        let request = baremesh_model::authorization::Request { head: &head, token: None, remote_ip, allowed_by: &[] };
+        let request =
+            baremesh_model::authorization::Request { head: &head, token: None, remote_ip, allowed_by: &[] };
         let carried = baremesh_model::authorization::Carried::Request(&request);
         local.asks(from, carried, &[]).map(|asks| asks.to_string())
     };

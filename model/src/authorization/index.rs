@@ -6,11 +6,11 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use super::AuthorizationPolicy;
 use super::facts::{Carried, Facts};
 use super::matching::host_of;
 use super::path::PathPattern;
 use super::rule::{Operation, Rule, Source};
-use super::AuthorizationPolicy;
 use crate::name::Label;
 use crate::pattern::{Match, Pattern};
 
@@ -106,7 +106,11 @@ impl RuleIndex {
     /// Whether there are no rules at all.
     pub(super) fn is_empty(&self) -> bool {
         let keyed = !(self.accounts.is_empty() && self.namespaces.is_empty() && self.ports.is_empty());
-        !keyed && self.paths.is_empty() && self.prefixes.is_empty() && self.hosts.is_empty() && self.rest.is_empty()
+        !keyed
+            && self.paths.is_empty()
+            && self.prefixes.is_empty()
+            && self.hosts.is_empty()
+            && self.rest.is_empty()
     }
 
     /// The first rule that may match and does.

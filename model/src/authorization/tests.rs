@@ -49,7 +49,15 @@ fn principals(any_of: &[&str], none_of: &[&str]) -> Rule {
 fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Arc<AuthorizationPolicy> {
     let key = Key::new(label("shop"), label(name));
     let enforcement = Enforcement::Enforced;
-    Arc::new(AuthorizationPolicy { key, selector: None, action, enforcement, rules, response: None, provider: None })
+    Arc::new(AuthorizationPolicy {
+        key,
+        selector: None,
+        action,
+        enforcement,
+        rules,
+        response: None,
+        provider: None,
+    })
 }
 
 fn dry(mut policy: Arc<AuthorizationPolicy>) -> Arc<AuthorizationPolicy> {
@@ -391,7 +399,8 @@ fn of_twenty_thousand_rules_few_are_asked() {
     for (path, host, expected) in [("/7/2", "x", 1), ("/999/1/x", "x", 1), ("/", "4.host3", 1), ("/", "x", 0)]
     {
         let head = head("GET", host, path, &[]);
-        let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]), allowed_by: &[] };
+        let request =
+            Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]), allowed_by: &[] };
         let facts = Facts { connection: connection(Some(&caller)), carried: Carried::Request(&request) };
         let mut asked = 0;
         index.each(facts, |_| asked += 1);
@@ -525,7 +534,8 @@ fn every_provider_whose_policies_match_is_asked_once_and_none_else() {
     ];
     let of = |path: &str| {
         let head = head("GET", "orders", path, &[]);
-        let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]), allowed_by: &[] };
+        let request =
+            Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]), allowed_by: &[] };
         asked(&policies, Carried::Request(&request)).iter().map(|name| name.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(of("/api/admin"), ["first", "second"]);
@@ -545,9 +555,15 @@ fn bytes_are_asked_about_as_if_a_rule_had_no_field_of_requests() {
     };
     assert_eq!(asked(&[custom("a", "p", vec![rule(8080)])], Carried::Bytes).len(), 1);
     assert!(asked(&[custom("a", "p", vec![rule(80)])], Carried::Bytes).is_empty());
-    assert!(asked(&[custom("a", "p", vec![rule(8080)])], Carried::Requests).is_empty(), "each is asked about itself");
+    assert!(
+        asked(&[custom("a", "p", vec![rule(8080)])], Carried::Requests).is_empty(),
+        "each is asked about itself"
+    );
     // Who calls is not known: it may be whom the rule means.
-    assert_eq!(asked(&[custom("a", "p", vec![principals(&["td/ns/shop/sa/web"], &[])])], Carried::Bytes).len(), 1);
+    assert_eq!(
+        asked(&[custom("a", "p", vec![principals(&["td/ns/shop/sa/web"], &[])])], Carried::Bytes).len(),
+        1
+    );
 }
 
 #[test]

@@ -172,14 +172,23 @@ mod tests {
     fn what_frames_a_message_or_vouches_for_the_caller_is_no_providers() {
         let before = [("x-forwarded-client-cert", "By=a;URI=b"), ("content-length", "3")];
         for name in [
-            ":authority", ":path", "Host", "Connection", "Content-Length", "Transfer-Encoding", "TE", "Upgrade",
-            "X-Forwarded-Client-Cert", "x_forwarded_client_cert", "Content_Length", "a b", "x\r\ny",
+            ":authority",
+            ":path",
+            "Host",
+            "Connection",
+            "Content-Length",
+            "Transfer-Encoding",
+            "TE",
+            "Upgrade",
+            "X-Forwarded-Client-Cert",
+            "x_forwarded_client_cert",
+            "Content_Length",
+            "a b",
+            "x\r\ny",
         ] {
             let mut changed = head(&before);
-            let changes = Changes {
-                request: vec![change(FieldAction::Overwrite, name, "1")],
-                ..Changes::default()
-            };
+            let changes =
+                Changes { request: vec![change(FieldAction::Overwrite, name, "1")], ..Changes::default() };
             assert_eq!(changes.apply(&mut changed), [name]);
             assert_eq!(changed, head(&before), "{name}");
             if !name.contains([' ', '\r']) {
@@ -188,11 +197,15 @@ mod tests {
             }
             assert_eq!(changed, head(&before), "{name}");
             let mut answer = Headers::default();
-            Changes { answer: vec![change(FieldAction::Append, name, "1")], ..Changes::default() }.mark_answer(&mut answer);
+            Changes { answer: vec![change(FieldAction::Append, name, "1")], ..Changes::default() }
+                .mark_answer(&mut answer);
             assert!(answer.is_empty(), "{name}");
         }
         let mut changed = head(&[]);
-        let split = Changes { request: vec![change(FieldAction::Append, "x-a", "1\r\nx-b: 2")], ..Changes::default() };
+        let split = Changes {
+            request: vec![change(FieldAction::Append, "x-a", "1\r\nx-b: 2")],
+            ..Changes::default()
+        };
         assert_eq!(split.apply(&mut changed), ["x-a"]);
         assert!(changed.headers.is_empty());
     }

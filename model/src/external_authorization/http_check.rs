@@ -161,7 +161,13 @@ mod tests {
     fn the_provider_sees_what_it_is_to_see_and_nothing_else() {
         let check = HttpCheck {
             path_prefix: "/check".into(),
-            request_fields: patterns(&["x-user-*", "*-id", "cookie", "content-length", "x-forwarded-client-cert"]),
+            request_fields: patterns(&[
+                "x-user-*",
+                "*-id",
+                "cookie",
+                "content-length",
+                "x-forwarded-client-cert",
+            ]),
             added_fields: vec![("x-source".into(), "mesh".into()), ("x-user-b".into(), "set".into())],
             ..HttpCheck::default()
         };
@@ -197,10 +203,19 @@ mod tests {
     #[test]
     fn only_200_allows_and_5xx_says_nothing() {
         let check = HttpCheck::default();
-        for (status, expected) in
-            [(200, "allowed"), (201, "denied"), (204, "denied"), (302, "denied"), (401, "denied"), (499, "denied"),
-             (500, "failed"), (503, "failed"), (599, "failed"), (0, "failed"), (600, "failed")]
-        {
+        for (status, expected) in [
+            (200, "allowed"),
+            (201, "denied"),
+            (204, "denied"),
+            (302, "denied"),
+            (401, "denied"),
+            (499, "denied"),
+            (500, "failed"),
+            (503, "failed"),
+            (599, "failed"),
+            (0, "failed"),
+            (600, "failed"),
+        ] {
             let found = match check.read(&answer(status, &[]), b"no") {
                 CheckAnswer::Allowed(_) => "allowed",
                 CheckAnswer::Denied(denial) => {

@@ -5,7 +5,8 @@ pub(super) fn changed(target: &str, set: &[(String, String)], removed: &[String]
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let goes = |pair: &&str| {
         let name = decoded(pair.split_once('=').map_or(*pair, |(name, _)| name));
-        set.iter().any(|(set, _)| set.as_bytes() == name) || removed.iter().any(|gone| gone.as_bytes() == name)
+        set.iter().any(|(set, _)| set.as_bytes() == name)
+            || removed.iter().any(|gone| gone.as_bytes() == name)
     };
     let kept = query.split('&').filter(|pair| !pair.is_empty() && !goes(pair)).map(str::to_owned);
     // Of two that are set under one name the later one holds.

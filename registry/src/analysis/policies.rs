@@ -12,9 +12,9 @@ use baremesh_model::service::Service;
 use baremesh_model::workload::{Labels, Workload, selects};
 
 use super::known::Known;
-use crate::resource::mesh_config_key;
 use super::report::{Place, Report};
 use crate::diagnostic::{Code, quote};
+use crate::resource::mesh_config_key;
 
 pub(super) fn analyze(known: &Known<'_>, report: &mut Report<'_>) {
     // What could not be read may be what a policy is for, or about.
@@ -91,8 +91,13 @@ fn providers(known: &Known<'_>, report: &mut Report<'_>) {
             CheckProtocol::Grpc => "envoyExtAuthzGrpc",
         };
         let place = place.field("extensionProviders").item(index).field(kind).field("service");
-        let message = format!("there is no service {}: the provider {} cannot be asked", quote(&key.to_string()), quote(&provider.name));
-        let help = "correct it; names of one or two labels and those in the mesh's domain are services of the mesh";
+        let message = format!(
+            "there is no service {}: the provider {} cannot be asked",
+            quote(&key.to_string()),
+            quote(&provider.name)
+        );
+        let help =
+            "correct it; names of one or two labels and those in the mesh's domain are services of the mesh";
         report.error(&place, Code::MissingReference, message, help);
     }
 }

@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use baremesh_model::authorization::{Action, AuthorizationPolicy, Condition, DenyResponse, Enforcement, Rule};
+use baremesh_model::authorization::{
+    Action, AuthorizationPolicy, Condition, DenyResponse, Enforcement, Rule,
+};
 use serde_json::{Map, Value as Json, json};
 
 use super::authorization_rule;

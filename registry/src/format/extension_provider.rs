@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use baremesh_model::external_authorization::{
-    BodyInCheck, CheckProtocol, DEFAULT_TIMEOUT, ExtensionProvider, HttpCheck, LongerBody, MAX_BODY, MAX_FIELDS,
-    MAX_PROVIDERS, MAX_TIMEOUT, MAX_TTL, OnFailure, Packing, may_be_set,
+    BodyInCheck, CheckProtocol, DEFAULT_TIMEOUT, ExtensionProvider, HttpCheck, LongerBody, MAX_BODY,
+    MAX_FIELDS, MAX_PROVIDERS, MAX_TIMEOUT, MAX_TTL, OnFailure, Packing, may_be_set,
 };
 use baremesh_model::http::headers::{is_token, is_value};
 use baremesh_model::http::syntax::{check_target, is_authority};
@@ -114,7 +114,11 @@ fn service(d: &mut Decoder<'_>, at: &At<'_>) -> Option<(Option<Label>, Arc<str>)
     let has_port = !host.starts_with('[') && host.contains(':');
     if !is_address && (has_port || !is_authority(host.as_bytes())) {
         let message = format!("{} is no name of a host and no address", quote(host));
-        d.invalid(at, message, "write such as `authz.shop`, `127.0.0.1` or `authz.example.org`; the port stands beside it");
+        d.invalid(
+            at,
+            message,
+            "write such as `authz.shop`, `127.0.0.1` or `authz.example.org`; the port stands beside it",
+        );
         return None;
     }
     Some((namespace, host.to_ascii_lowercase().into()))
@@ -133,7 +137,11 @@ fn status(d: &mut Decoder<'_>, at: &At<'_>) -> Option<u16> {
     let text = d.text(at)?;
     let read = text.parse().ok().filter(|status| (400..=599).contains(status));
     if read.is_none() {
-        d.invalid(at, format!("{} is no status of 400 to 599", quote(text)), "write such as \"403\" or \"503\"");
+        d.invalid(
+            at,
+            format!("{} is no status of 400 to 599", quote(text)),
+            "write such as \"403\" or \"503\"",
+        );
     }
     read
 }
@@ -246,7 +254,11 @@ fn added(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<(Arc<str>, Arc<str>)>> 
     for entry in entries {
         let at = at.entry(entry);
         let (name, value) = (entry.key.to_ascii_lowercase(), d.any_text(&at)?);
-        if name.is_empty() || !name.bytes().all(is_token) || !may_be_set(&name) || !value.bytes().all(is_value) {
+        if name.is_empty()
+            || !name.bytes().all(is_token)
+            || !may_be_set(&name)
+            || !value.bytes().all(is_value)
+        {
             d.invalid(&at, "is no field that can be sent", "write such as `x-source: mesh`");
             return None;
         }

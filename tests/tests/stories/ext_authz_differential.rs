@@ -114,7 +114,9 @@ fn a_provider_is_asked_the_same_by_envoy() {
         &["--http2", "--data", "short", "--header", "x-twice: 1", "--header", "x-twice: 2"],
         &["--method", "HEAD"],
     ];
-    for (kind, config) in [over_http("127.0.0.1", 9100, body), over_grpc("127.0.0.1", 9101, body)].iter().enumerate() {
+    for (kind, config) in
+        [over_http("127.0.0.1", 9100, body), over_grpc("127.0.0.1", 9101, body)].iter().enumerate()
+    {
         town.mesh.enforce(&[config, &*ask(ALL)].concat());
         for options in requests {
             let options = [&["--header", "x-ext-authz: allow", "--header", "x-other: 1"], options].concat();

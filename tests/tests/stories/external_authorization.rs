@@ -57,7 +57,12 @@ impl<'h> Provider<'h> {
 
 /// A MeshConfig with a provider `p` that is asked over HTTP.
 pub fn over_http(service: &str, port: u16, more: &str) -> String {
-    config("envoyExtAuthzHttp", service, port, &format!("includeRequestHeadersInCheck = [\"x-ext-authz\"]{more}"))
+    config(
+        "envoyExtAuthzHttp",
+        service,
+        port,
+        &format!("includeRequestHeadersInCheck = [\"x-ext-authz\"]{more}"),
+    )
 }
 
 /// The same over gRPC.
@@ -117,15 +122,34 @@ fn a_provider_of_the_mesh_is_asked_over_http_and_what_it_says_is_done() {
     town.web.wait_for_endpoints("reviews.default", 1);
     town.hosts[0].wait_for_endpoints("authz.default", 1);
     let fields = ", headersToUpstreamOnAllow = [\"x-user\", \"x-role-*\"], headersToDownstreamOnAllow = [\"x-checked\"], headersToDownstreamOnDeny = [\"x-why\"], statusOnError = \"500\", pathPrefix = \"/check\", includeAdditionalHeadersInCheck = { x-from = \"mesh\" }";
-    town.mesh.enforce(&[over_http("authz", 80, fields), ask("[{ to = [{ operation = { notPaths = [\"/open\"] } }] }]")].concat());
+    town.mesh.enforce(
+        &[over_http("authz", 80, fields), ask("[{ to = [{ operation = { notPaths = [\"/open\"] } }] }]")]
+            .concat(),
+    );
     // From another host, and from the service's own, whose agent is both sides'.
     for (number, member) in [&town.web, &town.hosts[0]].into_iter().enumerate() {
         for options in [&[][..], &["--http2"]] {
-            let forged = ["--header", "x-user: admin", "--header", "x-role-a: root", "--header", "x-drop: 1", "--header", "authorization: Bearer t", "--method", "PUT"];
+            let forged = [
+                "--header",
+                "x-user: admin",
+                "--header",
+                "x-role-a: root",
+                "--header",
+                "x-drop: 1",
+                "--header",
+                "authorization: Bearer t",
+                "--method",
+                "PUT",
+            ];
             let answer = call(member, "allow", &[options, &forged].concat(), "/books?a=b");
             assert!(answer.is_ok(), "{answer:?}");
             assert_eq!(
-                [saw(&answer, "x-user"), saw(&answer, "x-role-a"), saw(&answer, "x-drop"), saw(&answer, "authorization")],
+                [
+                    saw(&answer, "x-user"),
+                    saw(&answer, "x-role-a"),
+                    saw(&answer, "x-drop"),
+                    saw(&answer, "authorization")
+                ],
                 ["alice", "", "", "Bearer t"],
                 "what only the provider may say is what it said"
             );
@@ -134,7 +158,13 @@ fn a_provider_of_the_mesh_is_asked_over_http_and_what_it_says_is_done() {
             assert_eq!((&asked["method"], &asked["path"]), (&"PUT".into(), &"/check/books?a=b".into()));
             let headers = &asked["headers"];
             assert_eq!(
-                [&headers["host"], &headers["authorization"], &headers["x-from"], &headers["content-length"], &headers["x-user"]],
+                [
+                    &headers["host"],
+                    &headers["authorization"],
+                    &headers["x-from"],
+                    &headers["content-length"],
+                    &headers["x-user"]
+                ],
                 [&"reviews".into(), &"Bearer t".into(), &"mesh".into(), &"0".into(), &Value::Null],
                 "{asked}"
             );
@@ -159,13 +189,16 @@ fn a_provider_of_the_mesh_is_asked_over_http_and_what_it_says_is_done() {
     let store = &town.hosts[0];
     let line = |path: &'static str| store.wait_for_log(path, |line| line["path"] == path);
     for (path, details) in [("/denied", "ext_authz_denied"), ("/broken", "ext_authz_error")] {
-        assert_eq!((&line(path)["response_code_details"], &line(path)["response_flags"]), (&details.into(), &"UAEX".into()));
+        assert_eq!(
+            (&line(path)["response_code_details"], &line(path)["response_flags"]),
+            (&details.into(), &"UAEX".into())
+        );
     }
     assert_eq!([outcome(store, "allowed"), outcome(store, "denied"), outcome(store, "failed")], [6, 8, 4]);
     // The check itself travels as a call of the service that is called, under the provider's own policies.
     let check = town.hosts[1].wait_for_log("a check", |line| line["reporter"] == "destination");
     assert_eq!(check["source_principal"], REVIEWS_ID);
-    let explained = town.web.host.baremesh(["explain", "--from", "web", "reviews:80"]);
+    let explained = town.web.host.baremesh(["explain", &format!("{REVIEWS}/books"), "--from", "web"]);
     let said = String::from_utf8_lossy(&run(explained).stdout).into_owned();
     assert!(said.contains("AuthorizationPolicy default/ask-p asks the provider p"), "{said}");
 }
@@ -189,23 +222,47 @@ fn a_provider_is_asked_over_grpc_with_all_that_envoy_says() {
         assert_eq!(v1.seen("/books?kept=2&added=a%26b"), number + 1);
         let asked = provider.last();
         let caller = [WEB_ID, REVIEWS_ID][number];
-        assert_eq!((&asked["source_principal"], &asked["destination_principal"]), (&caller.into(), &REVIEWS_ID.into()));
+        assert_eq!(
+            (&asked["source_principal"], &asked["destination_principal"]),
+            (&caller.into(), &REVIEWS_ID.into())
+        );
         assert_eq!(
             [&asked["method"], &asked["path"], &asked["host"], &asked["scheme"], &asked["protocol"]],
             ["GET", "/books?gone=1&kept=2", "reviews", "http", "HTTP/1.1"]
         );
-        assert_eq!([&asked["headers"]["x-user"], &asked["headers"][":path"]], ["admin", "/books?gone=1&kept=2"]);
-        assert!(asked["has_time"] == true && asked["source"][0].is_string() && asked["destination"][1] == 8080 || asked["destination"][1] == 80, "{asked}");
+        assert_eq!(
+            [&asked["headers"]["x-user"], &asked["headers"][":path"]],
+            ["admin", "/books?gone=1&kept=2"]
+        );
+        assert!(
+            asked["has_time"] == true && asked["source"][0].is_string() && asked["destination"][1] == 8080
+                || asked["destination"][1] == 80,
+            "{asked}"
+        );
         let denied = call(member, "deny", &[], "/denied");
-        assert_eq!((denied.status, &*denied.body, &*denied.header("x-why")), (Some(403), "no entry", "because"));
+        assert_eq!(
+            (denied.status, &*denied.body, &*denied.header("x-why")),
+            (Some(403), "no entry", "because")
+        );
         let login = call(member, "login", &[], "/denied");
         assert_eq!((login.status, &*login.header("location")), (Some(302), "/login"));
         assert_eq!(call(member, "plain", &[], "/denied").status, Some(403));
         assert_eq!(call(member, "error", &[], "/denied").status, Some(403));
         // Who calls by gRPC is told so.
-        let grpc = ["--http2", "--method", "POST", "--header", "content-type: application/grpc", "--header", "te: trailers"];
+        let grpc = [
+            "--http2",
+            "--method",
+            "POST",
+            "--header",
+            "content-type: application/grpc",
+            "--header",
+            "te: trailers",
+        ];
         let denied = call(member, "deny", &grpc, "/shop.Shop/Order");
-        assert_eq!((denied.status, &*denied.header("grpc-status"), &*denied.header("grpc-message")), (Some(200), "7", "no entry"));
+        assert_eq!(
+            (denied.status, &*denied.header("grpc-status"), &*denied.header("grpc-message")),
+            (Some(200), "7", "no entry")
+        );
     }
     assert_eq!((v1.seen("/denied"), v1.seen("/shop.Shop/Order")), (0, 0));
 }
@@ -225,10 +282,15 @@ fn what_nobody_answers_for_is_refused_or_goes_on_as_the_provider_has_it() {
     assert_eq!((refused.status, &*refused.body), (Some(403), ""), "{refused:?}");
     let line = store.wait_for_log("it failed", |line| line["path"] == "/down");
     assert_eq!(line["response_code_details"], "ext_authz_error");
-    town.mesh.enforce(&[over_http("127.0.0.1", 9100, &format!("{fields}, failOpen = true")), ask(ALL)].concat());
+    town.mesh
+        .enforce(&[over_http("127.0.0.1", 9100, &format!("{fields}, failOpen = true")), ask(ALL)].concat());
     let answer = call(&town.web, "allow", &["--header", "x-user: admin"], "/open");
     assert!(answer.is_ok(), "{answer:?}");
-    assert_eq!(saw(&answer, "x-user"), "", "what only the provider may say is not the caller's to say meanwhile");
+    assert_eq!(
+        saw(&answer, "x-user"),
+        "",
+        "what only the provider may say is not the caller's to say meanwhile"
+    );
     let line = store.wait_for_log("it went on", |line| line["path"] == "/open");
     assert!(line["policy_notes"][0].as_str().is_some_and(|note| note.ends_with("failOpen")), "{line}");
     assert_eq!(outcome(store, "failed_open"), 1);
@@ -290,7 +352,10 @@ fn answers_are_kept_for_the_same_question_and_no_caller_gets_anothers() {
         assert_eq!(ask("a", "error", "/x").status, Some(403));
         assert_eq!(provider.asked().len(), before + 7, "what is no answer is not kept");
         // Another policy, and nothing is known any more.
-        town.mesh.enforce(&[kind, ask_of("p", "reviews", "[{ to = [{ operation = { notPaths = [\"/never\"] } }] }]")].concat());
+        town.mesh.enforce(
+            &[kind, ask_of("p", "reviews", "[{ to = [{ operation = { notPaths = [\"/never\"] } }] }]")]
+                .concat(),
+        );
         assert_ne!(count(&ask("a", "allow", "/x")), count(&first));
     }
     town.mesh.enforce(&[config("envoyExtAuthzHttp", "127.0.0.1", 9100, fields), ask(ALL)].concat());
@@ -303,9 +368,20 @@ fn bodies_are_shown_as_far_as_they_are_to_be_and_arrive_whole() {
     let town = Town::new("ext-body", 1);
     let [v1] = town.open();
     let provider = Provider::start(&town.hosts[0].host);
-    let http = |more: &str| over_http("127.0.0.1", 9100, &format!(", includeRequestBodyInCheck = {{ maxRequestBytes = 100000{more} }}"));
+    let http = |more: &str| {
+        over_http(
+            "127.0.0.1",
+            9100,
+            &format!(", includeRequestBodyInCheck = {{ maxRequestBytes = 100000{more} }}"),
+        )
+    };
     let post = |options: &[&str]| call(&town.web, "allow", options, "/post");
-    let cases: [&[&str]; 4] = [&["--size", "99999"], &["--size", "99999", "--chunked"], &["--size", "99999", "--http2"], &["--size", "99999", "--expect"]];
+    let cases: [&[&str]; 4] = [
+        &["--size", "99999"],
+        &["--size", "99999", "--chunked"],
+        &["--size", "99999", "--http2"],
+        &["--size", "99999", "--expect"],
+    ];
     town.mesh.enforce(&[http(""), ask(ALL)].concat());
     for options in cases {
         let answer = post(options);
@@ -323,7 +399,10 @@ fn bodies_are_shown_as_far_as_they_are_to_be_and_arrive_whole() {
     let sent = whole.account()["body"].clone();
     assert_eq!((whole.status, &sent["length"]), (Some(200), &3_000_000.into()), "{whole:?}");
     let asked = provider.last();
-    assert_eq!((asked["body"].as_str().map(str::len), &asked["headers"]["x-envoy-auth-partial-body"]), (Some(100_000), &"true".into()));
+    assert_eq!(
+        (asked["body"].as_str().map(str::len), &asked["headers"]["x-envoy-auth-partial-body"]),
+        (Some(100_000), &"true".into())
+    );
     assert_eq!(v1.seen("/post"), before + 1);
     town.mesh.enforce(&[over_grpc("127.0.0.1", 9101, "includeRequestBodyInCheck = { maxRequestBytes = 5, allowPartialMessage = true, packAsBytes = true }"), ask(ALL)].concat());
     assert!(post(&["--data", "hello, world"]).is_ok());
@@ -343,9 +422,11 @@ fn connections_of_bytes_are_asked_about_over_grpc_and_refused_where_there_is_onl
     assert_eq!((&asked["source_principal"], &asked["method"]), (&WEB_ID.into(), &Value::Null), "{asked}");
     // The store's own programs are its host, whom the provider does not know.
     assert_eq!(call(&pair.store.host), exit::CUT);
-    let line = pair.store.wait_for_log("a refusal", |line| line["response_code_details"] == "ext_authz_denied");
+    let line =
+        pair.store.wait_for_log("a refusal", |line| line["response_code_details"] == "ext_authz_denied");
     assert_eq!(line["response_flags"], "UAEX");
-    pair.mesh.enforce(&[over_http("127.0.0.1", 9100, ", failOpen = true"), ask_of("p", "echo", ALL)].concat());
+    pair.mesh
+        .enforce(&[over_http("127.0.0.1", 9100, ", failOpen = true"), ask_of("p", "echo", ALL)].concat());
     assert_eq!(call(&pair.web.host), exit::CUT);
     pair.store.wait_for_log("nobody was asked", |line| line["response_code_details"] == "ext_authz_error");
 }
@@ -364,7 +445,8 @@ fn a_policy_that_comes_while_a_connection_is_open_ends_what_was_not_asked_about(
     // One that was asked about stays.
     let (_caller, _called) = pair.both_ends("halves", &listener);
     pair.mesh.enforce("[[Service]]\nname = \"other\"\nports = [{ port = 1 }]\n");
-    let closed = pair.store.log().iter().filter(|line| line["response_code_details"] == "no_longer_allowed").count();
+    let closed =
+        pair.store.log().iter().filter(|line| line["response_code_details"] == "no_longer_allowed").count();
     assert_eq!(closed, 1);
 }
 
@@ -379,7 +461,8 @@ fn nobody_is_asked_about_the_provider_itself() {
     assert!(call(&town.web, "allow", &[], "/").is_ok());
     assert_eq!((provider.asked().len(), v1.seen("/")), (1, 1));
     // Its own policies hold for checks as for any call.
-    let closed = "[[AuthorizationPolicy]]\nname = \"closed\"\nselector = { matchLabels = { app = \"authz\" } }\n";
+    let closed =
+        "[[AuthorizationPolicy]]\nname = \"closed\"\nselector = { matchLabels = { app = \"authz\" } }\n";
     town.mesh.enforce(closed);
     assert_eq!(call(&town.web, "allow", &[], "/").status, Some(403));
     assert_eq!((provider.asked().len(), v1.seen("/")), (1, 1));

@@ -161,8 +161,9 @@ impl Callee {
             exchange.upload.messages = Some(MessageCount::default());
             download.messages = Some(MessageCount::default());
         }
-        let ended =
-            self.deliver(&mut exchange, &mut record, (&mut download, &mut watch, (token.as_ref(), &external))).await;
+        let ended = self
+            .deliver(&mut exchange, &mut record, (&mut download, &mut watch, (token.as_ref(), &external)))
+            .await;
         record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
         match ended {
             Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
@@ -285,7 +286,9 @@ impl Callee {
             };
             let Exchange { head, upload, answer } = exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http2(lent.sender.clone()));
-            return Ok(self.attempt((leg, order), (upload, answer), (download, watch, admitted), record).await);
+            return Ok(self
+                .attempt((leg, order), (upload, answer), (download, watch, admitted), record)
+                .await);
         }
         let mut program = self.program.lock().await;
         loop {
@@ -302,7 +305,8 @@ impl Callee {
             };
             let Exchange { head, upload, answer } = &mut *exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http1(&mut connection));
-            let ended = self.attempt((leg, order), (upload, answer), (download, watch, admitted), record).await;
+            let ended =
+                self.attempt((leg, order), (upload, answer), (download, watch, admitted), record).await;
             match ended {
                 // A program may close a connection in the very moment in which a request is sent on it.
                 Attempt::Failed(Failure::UpstreamClosed)

@@ -69,7 +69,8 @@ impl Worker {
             let mut admitted = Admitted::default();
             let Exchange { head, upload, answer } = exchange;
             let client = record.peers.client;
-            let peers = Peers { local, source, client, server_name: server_name(local, source, &record.peers) };
+            let peers =
+                Peers { local, source, client, server_name: server_name(local, source, &record.peers) };
             loop {
                 let asked = Request { head, token: None, remote_ip: client.ip(), allowed_by: &admitted.by };
                 let from = (source, client.ip());
@@ -85,7 +86,8 @@ impl Worker {
                     None => None,
                 };
                 let shown = shown.as_ref().map(|(bytes, is_cut)| ShownBody { bytes, is_cut: *is_cut });
-                let question = Question::of_request(&provider.definition, peers, (head, shown), SystemTime::now());
+                let question =
+                    Question::of_request(&provider.definition, peers, (head, shown), SystemTime::now());
                 let gone = async {
                     tokio::select! {
                         () = upload.gone() => {}
@@ -203,7 +205,10 @@ impl Worker {
                 let asks = local.asks((source, client.ip()), Carried::Bytes, &allowed_by);
                 let Some(asks) = asks else { return Ok(allowed_by) };
                 let failed = |why: &str| {
-                    Err(ProxyError::NoProvidersAnswer { provider: asks.provider.to_owned(), why: why.to_owned() })
+                    Err(ProxyError::NoProvidersAnswer {
+                        provider: asks.provider.to_owned(),
+                        why: why.to_owned(),
+                    })
                 };
                 let Some(provider) = local.providers.get(asks.provider) else {
                     return failed("the MeshConfig does not have it");
@@ -236,7 +241,12 @@ impl Worker {
     }
 
     /// What a provider says, or said of the same lately.
-    async fn ask(self: &Arc<Self>, provider: &Provider, peers: Peers<'_>, question: Question) -> Arc<CheckAnswer> {
+    async fn ask(
+        self: &Arc<Self>,
+        provider: &Provider,
+        peers: Peers<'_>,
+        question: Question,
+    ) -> Arc<CheckAnswer> {
         let kept = provider.cache.as_ref().map(|cache| (cache, question.key(peers)));
         if let Some(known) = kept.as_ref().and_then(|(cache, key)| cache.find(key, Instant::now())) {
             Tally::count(&provider.tally.cached);
@@ -251,7 +261,12 @@ impl Worker {
 
     /// Puts a question to a provider, within its time, within the number of those that are under way, and not at all while it
     /// is left alone.
-    async fn put(self: &Arc<Self>, provider: &Provider, local: &LocalEndpoint, question: Question) -> CheckAnswer {
+    async fn put(
+        self: &Arc<Self>,
+        provider: &Provider,
+        local: &LocalEndpoint,
+        question: Question,
+    ) -> CheckAnswer {
         let failed = |why: &str| CheckAnswer::Failed(why.to_owned());
         let Ok(_place) = provider.places.try_acquire() else {
             return failed("too many checks are under way");

@@ -204,7 +204,8 @@ fn any_providers() -> impl Strategy<Value = Vec<Arc<ExtensionProvider>>> {
     let field = prop_oneof!["x-[a-z]{1,5}", "x-[a-z]{1,5}\\*", "\\*-[a-z]{1,5}"];
     let fields = vec(field.prop_map(|text| Pattern::new(&text)), 0..3);
     let added = btree_map("x-[a-z]{1,5}", "[a-z ]{0,5}", 0..3);
-    let added = added.prop_map(|map| map.into_iter().map(|(name, value)| (name.into(), value.into())).collect());
+    let added =
+        added.prop_map(|map| map.into_iter().map(|(name, value)| (name.into(), value.into())).collect());
     let prefix = option::of("(/[a-z]{1,4}){1,2}");
     let http = (prefix, fields.clone(), added, fields.clone(), fields.clone(), fields);
     let http = http.prop_map(|(prefix, request_fields, added_fields, up, allowed, denied)| HttpCheck {
@@ -221,9 +222,21 @@ fn any_providers() -> impl Strategy<Value = Vec<Arc<ExtensionProvider>>> {
     let body = (1..=MAX_BODY, longer, packing);
     let body = body.prop_map(|(max_bytes, longer, packing)| BodyInCheck { max_bytes, longer, packing });
     let on_failure = prop_oneof![Just(OnFailure::Allow), (400..=599_u16).prop_map(OnFailure::Refuse)];
-    let host = prop_oneof!["[a-z]{1,5}", "[a-z]{1,5}(\\.[a-z]{1,5}){1,3}", Just("fd00::1".to_owned()), Just("10.0.0.1".to_owned())];
+    let host = prop_oneof![
+        "[a-z]{1,5}",
+        "[a-z]{1,5}(\\.[a-z]{1,5}){1,3}",
+        Just("fd00::1".to_owned()),
+        Just("10.0.0.1".to_owned())
+    ];
     let milliseconds = |most: u64| (1..=most).prop_map(Duration::from_millis);
-    let rest = (1..=u16::MAX, milliseconds(600_000), on_failure, protocol, option::of(body), option::of(milliseconds(3_600_000)));
+    let rest = (
+        1..=u16::MAX,
+        milliseconds(600_000),
+        on_failure,
+        protocol,
+        option::of(body),
+        option::of(milliseconds(3_600_000)),
+    );
     let provider = (host, option::of(any_label()), rest).prop_map(|(host, namespace, rest)| {
         let (port, timeout, on_failure, protocol, body, cache) = rest;
         let (name, host) = ("".into(), host.into());
@@ -231,7 +244,10 @@ fn any_providers() -> impl Strategy<Value = Vec<Arc<ExtensionProvider>>> {
     });
     let all = btree_map("[a-z-]{1,9}", provider, 0..3);
     all.prop_map(|all| {
-        let named = |(name, provider): (String, ExtensionProvider)| ExtensionProvider { name: name.into(), ..provider };
+        let named = |(name, provider): (String, ExtensionProvider)| ExtensionProvider {
+            name: name.into(),
+            ..provider
+        };
         all.into_iter().map(|entry| Arc::new(named(entry))).collect()
     })
 }

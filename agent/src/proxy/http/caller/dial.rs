@@ -186,7 +186,13 @@ impl Caller {
     pub(super) fn watch(&self, target: &Target<'_>, snapshot: &Arc<Snapshot>) -> Option<Watched> {
         let local = Arc::clone(self.local(target)?);
         let source_ip = self.peers.client.ip();
-        let delivered = Delivered { local, source: Some(self.identity.clone()), source_ip, serial: None, allowed_by: Vec::new() };
+        let delivered = Delivered {
+            local,
+            source: Some(self.identity.clone()),
+            source_ip,
+            serial: None,
+            allowed_by: Vec::new(),
+        };
         let entry = self.worker.open.enter(None, Some(delivered.clone()));
         entry.judge_again(snapshot, &self.worker.shared.snapshot);
         Some(Watched { entry, delivered })

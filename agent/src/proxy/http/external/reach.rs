@@ -47,7 +47,8 @@ impl Said {
         if !kept.is_whole {
             return Err(format!("its answer broke off, or is longer than {MAX_ANSWER} bytes"));
         }
-        let status = kept.trailers.as_ref().and_then(GrpcStatus::of).or_else(|| GrpcStatus::of(&kept.head.headers));
+        let status =
+            kept.trailers.as_ref().and_then(GrpcStatus::of).or_else(|| GrpcStatus::of(&kept.head.headers));
         let grpc_status = status.map(|status| u16::from(status.code()));
         Ok(Self { head: kept.head, body: kept.body.freeze(), grpc_status })
     }
@@ -123,7 +124,8 @@ impl Worker {
         }
         let mut record = Record::new(Reporter::Source, own_address(local));
         record.source = Party::registered(&local.identity, None, &local.labels);
-        let caller = Caller::new(Arc::clone(self), local.identity.clone(), (service, port), record).to_dialled();
+        let caller =
+            Caller::new(Arc::clone(self), local.identity.clone(), (service, port), record).to_dialled();
         let mut kept = Kept::new(MAX_ANSWER);
         let upload = Upload::own(&check.body);
         let exchange = Exchange { head: &mut check.head, upload, answer: Answer::Kept(&mut kept) };
@@ -177,7 +179,8 @@ impl Worker {
             let mut connection = match kept {
                 Some(connection) => connection,
                 None => {
-                    let socket = self.connect_outside(snapshot, key.address, provider.definition.timeout).await;
+                    let socket =
+                        self.connect_outside(snapshot, key.address, provider.definition.timeout).await;
                     let (reader, writer) = bytes::of_socket(socket.map_err(|error| error.to_string())?);
                     Connection::new(reader, writer, (None, None))
                 }
@@ -218,7 +221,8 @@ impl Worker {
             let was_used = lent.served() > 0;
             let (ended, kept, _) = exchanged(Leg::Http2(lent.sender.clone()), check).await;
             match ended {
-                Attempt::Failed(Failure::UpstreamClosed | Failure::RefusedStream) if was_used && !is_last => {}
+                Attempt::Failed(Failure::UpstreamClosed | Failure::RefusedStream) if was_used && !is_last => {
+                }
                 Attempt::Failed(failure) => return Err(words(failure, address)),
                 Attempt::Answered | Attempt::Again | Attempt::BrokeOff(_) => return Said::of(kept),
             }
