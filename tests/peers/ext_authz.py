@@ -158,10 +158,11 @@ def put(tag, value):
     return varint(tag << 3 | 2) + varint(len(value)) + value
 
 
-def option(name, value, append_action=None):
+def option(name, value, append_action=None, append=None):
     """A HeaderValueOption."""
     action = b"" if append_action is None else put(3, append_action)
-    return put(1, put(1, name) + put(2, value)) + action
+    appends = b"" if append is None else put(2, put(1, int(append)))
+    return put(1, put(1, name) + put(2, value)) + appends + action
 
 
 class Grpc(grpc.GenericRpcHandler):
@@ -184,7 +185,7 @@ class Grpc(grpc.GenericRpcHandler):
         if asked == "error":
             context.abort(grpc.StatusCode.UNAVAILABLE, "broken")
         if asked == "allow":
-            return put(1, put(1, 0)) + put(3, put(2, option("X-User", "alice")) + put(2, option("x-list", "b", 0))
+            return put(1, put(1, 0)) + put(3, put(2, option("X-User", "alice")) + put(2, option("x-list", "b", append=True))
                                            + put(2, option("x-new", "n", 1)) + put(5, "x-drop")
                                            + put(6, option("x-checked", "yes")) + put(6, option("x-count", str(count)))
                                            + put(7, put(1, "added") + put(2, "a&b")) + put(8, "gone"))

@@ -49,35 +49,35 @@ pub(super) fn decode(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<Arc<Extensi
 /// One provider's name, and what it is if it can be asked.
 fn provider(d: &mut Decoder<'_>, at: &At<'_>) -> Option<(Arc<str>, Option<ExtensionProvider>)> {
     let fields = d.fields(at)?;
-    let name = d.required(&fields, "name")?;
-    let text = d.text(&name)?;
-    if text.len() > MAX_NAME || text.chars().any(char::is_control) {
-        d.invalid(&name, "is no name: too long, or with control characters", "");
-        return None;
-    }
-    let name: Arc<str> = text.into();
-    match (fields.take(HTTP), fields.take(GRPC)) {
-        (None, None) => Some((name, None)),
+    // All of it is read before the first fault ends it, so that all faults are reported.
+    let name = d.required(&fields, "name").and_then(|at| name_of(d, &at));
+    let read = match (fields.take(HTTP), fields.take(GRPC)) {
+        (None, None) => Some(None),
         (Some(_), Some(at)) => {
             d.invalid(&at, format!("`{HTTP}` and `{GRPC}` cannot both be set"), "write two providers");
             None
         }
-        (Some(at), None) => {
-            let fields = d.fields(&at)?;
-            let check = http(d, &fields);
-            let provider = common(d, &fields, &name);
-            Some((name, Some(ExtensionProvider { protocol: CheckProtocol::Http(check?), ..provider? })))
-        }
-        (None, Some(at)) => {
-            let fields = d.fields(&at)?;
-            let provider = common(d, &fields, &name)?;
-            Some((name, Some(provider)))
-        }
-    }
+        (Some(at), None) => d.fields(&at).and_then(|fields| {
+            let (check, provider) = (http(d, &fields), common(d, &fields));
+            Some(Some(ExtensionProvider { protocol: CheckProtocol::Http(check?), ..provider? }))
+        }),
+        (None, Some(at)) => d.fields(&at).and_then(|fields| common(d, &fields).map(Some)),
+    };
+    let (name, read) = (name?, read?);
+    Some((Arc::clone(&name), read.map(|provider| ExtensionProvider { name, ..provider })))
 }
 
-/// What both kinds have.
-fn common(d: &mut Decoder<'_>, fields: &Fields<'_>, name: &Arc<str>) -> Option<ExtensionProvider> {
+fn name_of(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Arc<str>> {
+    let text = d.text(at)?;
+    if text.len() > MAX_NAME || text.chars().any(char::is_control) {
+        d.invalid(at, "is no name: too long, or with control characters", "");
+        return None;
+    }
+    Some(text.into())
+}
+
+/// What both kinds have, without a name yet.
+fn common(d: &mut Decoder<'_>, fields: &Fields<'_>) -> Option<ExtensionProvider> {
     let service = d.required(fields, "service").and_then(|at| service(d, &at));
     let port = d.required(fields, "port").and_then(|at| d.port(&at));
     let timeout = optional(fields.take("timeout"), |at| bounded(d, &at, MAX_TIMEOUT));
@@ -91,7 +91,7 @@ fn common(d: &mut Decoder<'_>, fields: &Fields<'_>, name: &Arc<str>) -> Option<E
     });
     let ((namespace, host), status) = (service?, status?.unwrap_or(REFUSED));
     Some(ExtensionProvider {
-        name: Arc::clone(name),
+        name: "".into(),
         host,
         namespace,
         port: port?.get(),

@@ -115,7 +115,9 @@ fn a_provider_is_asked_the_same_by_envoy() {
         &["--method", "HEAD"],
     ];
     for (kind, config) in
-        [over_http("127.0.0.1", 9100, body), over_grpc("127.0.0.1", 9101, body)].iter().enumerate()
+        [over_http("127.0.0.1", 9100, &format!(", {body}")), over_grpc("127.0.0.1", 9101, body)]
+            .iter()
+            .enumerate()
     {
         town.mesh.enforce(&[config, &*ask(ALL)].concat());
         for options in requests {
