@@ -142,10 +142,7 @@ impl Callee {
         let proved = self.delivered.source.as_ref().map(|identity| Proved { identity, certificate });
         // Before it is decided on: what policies see is what the program does.
         introduce(&mut exchange.head.headers, proved, &self.delivered.local.identity);
-        let asked = self.ask(&snapshot, &mut exchange, &mut record).await;
-        let admitted = asked.and_then(|external| {
-            Ok((self.admit(&snapshot, exchange.head, &external.by, &mut record)?, external))
-        });
+        let admitted = self.admit(&snapshot, &mut exchange, &mut record).await;
         drop(snapshot);
         let (token, external) = match admitted {
             Ok(admitted) => admitted,
@@ -199,31 +196,14 @@ impl Callee {
         self.finish(record, &exchange.upload);
     }
 
-    /// Who allows the request of those that CUSTOM policies have asked.
-    async fn ask(
+    /// Whether the providers of CUSTOM policies allow the request, its token is good, the policies in force allow it, and the
+    /// limits have room for it; if not, what its caller is told.
+    async fn admit(
         &self,
         snapshot: &Snapshot,
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
-    ) -> Result<Admitted, Box<Reply>> {
-        match self.delivered.still_served(snapshot) {
-            Ok(local) if local.may_ask() => {
-                let source = self.delivered.source.as_ref();
-                self.worker.ask_about_request(local, source, exchange, record).await
-            }
-            _ => Ok(Admitted::default()),
-        }
-    }
-
-    /// Whether the request's token is good, the policies in force allow it, and the limits have room for it; if not, what its
-    /// caller is told.
-    fn admit(
-        &self,
-        snapshot: &Snapshot,
-        head: &mut RequestHead,
-        allowed_by: &[Arc<str>],
-        record: &mut RequestRecord,
-    ) -> Result<Option<Token>, Box<Reply>> {
+    ) -> Result<(Option<Token>, Admitted), Box<Reply>> {
         // The connection is about to end, and takes nothing until then.
         let served = self.delivered.still_served(snapshot);
         let local = served.map_err(|reason| {
@@ -231,13 +211,18 @@ impl Callee {
             Box::new(Reply::denied())
         })?;
         let from = self.delivered.from();
+        let external = match local.may_ask() {
+            true => self.worker.ask_about_request(local, from.0, exchange, record).await?,
+            false => Admitted::default(),
+        };
+        let head = &mut *exchange.head;
         let token = authenticate(local, head, record)?;
-        let asked = self.asked(head, (token.as_ref(), allowed_by));
+        let asked = self.asked(head, (token.as_ref(), &external.by));
         self.worker.authorize_request(local, (from, &asked), &mut record.peers)?;
         let counted =
             snapshot.rate_limits.on_arrival(local, (head, token.as_ref()), from, &mut record.limited);
         counted.map_err(|refusal| Box::new(Reply::rate_limited(refusal)))?;
-        Ok(token)
+        Ok((token, external))
     }
 
     /// What of a request is decided on. No forwarding field is believed: it comes from where its connection does.
