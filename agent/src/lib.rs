@@ -31,6 +31,8 @@ mod share;
 pub mod originate;
 /// Tokens of requests, and the keys that they are verified with.
 pub mod jwt;
+/// Who is asked by CUSTOM policies.
+pub mod external_authorization;
 /// The data path.
 pub mod proxy;
 /// Which local process's connection this is, as the kernel says.

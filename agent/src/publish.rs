@@ -61,6 +61,7 @@ impl Publisher {
         let snapshot = snapshot.map_err(|error| error.to_string())?;
         originations.load(&snapshot);
         metrics.rate_limits.are(&snapshot.rate_limits);
+        metrics.external_authorization.are(&snapshot.providers);
         let wanted = watch::Sender::new(snapshot.identities());
         let inputs = Inputs {
             mesh: Arc::new(mesh),
@@ -198,6 +199,7 @@ impl Publisher {
                 // Before it is in force: a call by it finds what it needs.
                 self.originations.load(&snapshot);
                 self.metrics.rate_limits.are(&snapshot.rate_limits);
+                self.metrics.external_authorization.are(&snapshot.providers);
                 self.snapshot.store(Arc::new(snapshot));
                 *inputs = Inputs {
                     mesh,

@@ -10,6 +10,8 @@ pub mod cluster;
 pub mod endpoint;
 /// How services are called, by kinds of callers.
 mod views;
+/// Services of this host.
+mod local;
 /// Limits on requests, and what they counted.
 pub mod rate_limit;
 /// The capture plan that a snapshot comes to.
@@ -19,18 +21,17 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use baremesh_model::authorization::{Carried, Connection, Decision, Facts, PolicySet, server_name};
 use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label};
-use baremesh_model::peer_authentication::MtlsMode;
 use baremesh_model::service::Protocol;
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::Labels;
 
 use crate::attribution::CallerTable;
 use crate::dns::Found;
+use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
 use crate::proxy::error::ProxyError;
 use crate::registration::LocalService;
@@ -39,6 +40,7 @@ use crate::telemetry::metrics::Party;
 pub use build::BuildError;
 pub use cluster::{Cluster, NoEndpoint};
 pub use endpoint::{Endpoint, EndpointState, Transport};
+pub use local::{From, LocalEndpoint};
 use rate_limit::RateLimits;
 
 /// This host, as the mesh knows it.
@@ -149,49 +151,6 @@ pub struct PortEntry {
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 
-/// One port of a service of this host.
-#[derive(Debug)]
-pub struct LocalEndpoint {
-    /// The service.
-    pub service: Key,
-    /// The service's identity.
-    pub identity: Identity,
-    /// Labels of the workload, as policies and metrics see them.
-    pub labels: Labels,
-    /// The address and port under which it is advertised; policies speak of these.
-    pub advertised: SocketAddr,
-    /// Where the program listens.
-    pub deliver: SocketAddr,
-    /// What it speaks.
-    pub protocol: Protocol,
-    /// Whether plaintext is taken.
-    pub mode: MtlsMode,
-    /// The policies that it answers to.
-    pub policies: Arc<PolicySet>,
-    /// The rules that tokens of its requests are held to, where there are any.
-    pub tokens: Option<Arc<TokenRules>>,
-    /// What `connection.sni` is to policies.
-    pub server_names: Arc<[Arc<str>]>,
-}
-
-/// Who calls, as far as that is known, and from where.
-pub type From<'a> = (Option<&'a Identity>, IpAddr);
-
-impl LocalEndpoint {
-    /// What the policies come to for a connection, or a request on it.
-    pub fn authorize<'a>(&'a self, from: From<'a>, carried: Carried<'a>) -> Decision<'a> {
-        self.policies.decide(self.facts(from, carried))
-    }
-
-    /// What the policies decide on.
-    pub fn facts<'a>(&'a self, (source, source_ip): From<'a>, carried: Carried<'a>) -> Facts<'a> {
-        let server_name = server_name((source, &self.server_names), self.protocol, carried);
-        let (destination_ip, destination_port) = (self.advertised.ip(), self.advertised.port());
-        let connection = Connection { source, source_ip, destination_ip, destination_port, server_name };
-        Facts { connection, carried }
-    }
-}
-
 /// A service of this host as a caller.
 #[derive(Debug, Clone)]
 pub struct Source {
@@ -225,6 +184,8 @@ pub struct Snapshot {
     pub token_keys: TokenKeys,
     /// Limits on requests.
     pub rate_limits: RateLimits,
+    /// Who is asked by CUSTOM policies.
+    pub providers: Arc<Providers>,
     /// Which processes are which service of this host.
     pub callers: CallerTable<usize>,
     services: HashMap<Key, Arc<ServiceEntry>>,

@@ -15,6 +15,8 @@ pub mod metrics;
 pub mod request_record;
 /// When certificates expire.
 pub mod expiry;
+/// The metrics of providers of CUSTOM policies.
+pub mod external_authorization;
 /// The metrics of limits on requests.
 pub mod rate_limits;
 /// Tokens.

@@ -5,6 +5,8 @@ use std::path::Path;
 
 #[path = "../../fuzz/checks/dns_message.rs"]
 mod dns_message;
+#[path = "../../fuzz/checks/ext_authz.rs"]
+mod ext_authz;
 #[path = "../../fuzz/checks/hbone_request.rs"]
 mod hbone_request;
 #[path = "../../fuzz/checks/http1_request.rs"]
@@ -28,6 +30,11 @@ fn replay(target: &str, check: fn(&[u8])) {
 #[test]
 fn seeds_of_dns_messages_hold() {
     replay("dns_message", dns_message::check);
+}
+
+#[test]
+fn seeds_of_answers_of_providers_hold() {
+    replay("ext_authz", ext_authz::check);
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub use facts::{Carried, Connection, Facts, Request, ServerName, server_name, se
 pub use matching::Unmet;
 pub use path::{PathPattern, PathTemplate, TemplateError};
 pub use rule::{Condition, Operation, Rule, ServiceAccount, Source};
-pub use set::{Decision, Matched, Note, PolicySet, Verdict};
+pub use set::{Asks, Decision, Matched, Note, PolicySet, Verdict};
 
 /// What a policy does when one of its rules matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,6 +35,8 @@ pub enum Action {
     Deny,
     /// Decides nothing; the match is recorded.
     Audit,
+    /// Has the policy's provider asked, before anything else is decided.
+    Custom,
 }
 
 /// Whether a policy decides, or only says what it would have decided.
@@ -61,6 +63,8 @@ pub struct AuthorizationPolicy {
     pub rules: Vec<Rule>,
     /// What the caller of a denied request is told, instead of 403 and `RBAC: access denied`. Of DENY policies alone.
     pub response: Option<DenyResponse>,
+    /// Who is asked, an extension provider of the mesh by its name. Of CUSTOM policies alone, which all have one.
+    pub provider: Option<Arc<str>>,
 }
 
 /// What the caller of a denied request is told.

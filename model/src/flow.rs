@@ -160,6 +160,7 @@ mod tests {
             action: Action::Allow,
             enforcement: Enforcement::Enforced,
             response: None,
+            provider: None,
             rules: vec![Rule {
                 from: vec![Source { principals: web, ..Source::default() }],
                 ..Rule::default()

@@ -16,6 +16,8 @@ pub mod destination_rule;
 pub mod flow;
 /// What a host may be: grants of services to hosts.
 pub mod grant;
+/// Asking others whether a request goes on: Envoy's external authorization.
+pub mod external_authorization;
 /// What gRPC puts into HTTP heads.
 pub mod grpc;
 /// Whether a workload is fit to be called: what results of checks come to.

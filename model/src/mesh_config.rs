@@ -1,8 +1,11 @@
 //! Mesh-wide settings: Istio's MeshConfig, as far as it is in force here.
 
+use std::sync::Arc;
+
 use crate::access_log::AccessLogFormat;
+use crate::external_authorization::ExtensionProvider;
 use crate::http::PathNormalization;
-use crate::name::{Domain, Label, TrustDomain};
+use crate::name::{Domain, Key, Label, TrustDomain};
 use crate::peer_authentication::MtlsMode;
 use crate::virtual_address::VirtualRanges;
 use crate::virtual_service::RetryPolicy;
@@ -28,6 +31,18 @@ pub struct MeshConfig {
     pub access_log: AccessLogFormat,
     /// What is done to the paths of requests before anything looks at them.
     pub path_normalization: PathNormalization,
+    /// Who may be asked by CUSTOM policies, each under a name of its own.
+    pub extension_providers: Vec<Arc<ExtensionProvider>>,
+}
+
+impl MeshConfig {
+    /// Whether somebody who is asked by CUSTOM policies is asked at this port of a service. Nobody is asked about that.
+    pub fn is_provider(&self, service: &Key, port: u16) -> bool {
+        let is_there = |provider: &Arc<ExtensionProvider>| {
+            provider.port == port && provider.service(&self.domain).is_some_and(|key| key == *service)
+        };
+        self.extension_providers.iter().any(is_there)
+    }
 }
 
 impl Default for MeshConfig {
@@ -42,6 +57,7 @@ impl Default for MeshConfig {
             default_retries: None,
             access_log: AccessLogFormat::default(),
             path_normalization: PathNormalization::default(),
+            extension_providers: Vec::new(),
         }
     }
 }

@@ -48,6 +48,7 @@ mod authorization_policy;
 mod authorization_rule;
 mod destination_rule;
 mod durations;
+mod extension_provider;
 mod host_grant;
 mod mesh_config;
 mod peer_authentication;

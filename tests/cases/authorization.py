@@ -8,6 +8,7 @@ A gateway is a listener of a later version. Here it is a service like others, wh
 import json
 
 import mesh
+import providers
 import signing
 from hosts import CommandFailed
 from mesh import Mesh
@@ -23,6 +24,9 @@ PROTOCOLS = {"http": "http", "http2": "http2", "grpc": "grpc"}
 
 # `response_code_details` of a connection that policy ended, by the caller.
 REFUSALS = {"denied", "plaintext_refused"}
+
+# What refused callers are told: by policies, by rules for tokens, by providers.
+REFUSED = ("RBAC: access denied", "Audiences in Jwt are not allowed", providers.REFUSED)
 
 # What a request and the checks of its answer may say here. Anything else is no reason to pass.
 REQUEST = {"host", "path", "method", "headers", "token", "token_in", "xff"}
@@ -57,7 +61,8 @@ def run(report, cases, binary, scratch):
             runnable.append(case)
     if not runnable:
         return
-    with Town(binary, scratch / "authorization", suite["fixture"], runnable) as town:
+    asked = providers.named(suite["policy_sets"][case["set"]] for case in runnable)
+    with Town(binary, scratch / "authorization", suite["fixture"], (runnable, asked)) as town:
         for name in dict.fromkeys(case["set"] for case in runnable):
             town.run_set(report, suite["policy_sets"][name], [case for case in runnable if case["set"] == name])
 
@@ -85,12 +90,13 @@ def fields_not_yet(report, binary, name, policies):
 class Town:
     """The fixture's workloads as hosts of one mesh, as far as the cases need them."""
 
-    def __init__(self, binary, directory, fixture, cases):
+    def __init__(self, binary, directory, fixture, cases_and_providers):
+        cases, self.providers = cases_and_providers
         self.workloads = fixture["workloads"]
         self.trust_domain = fixture["trust_domain"]
         self.root_namespace = fixture["root_namespace"]
         names = {key: fixture[key] for key in ("trust_domain", "root_namespace")}
-        self.mesh = Mesh(binary, directory, {"mesh.toml": MESH.format(**names), "mtls.toml": BASELINE.format(**names)})
+        self.mesh = Mesh(binary, directory, {"mesh.toml": MESH.format(**names) + providers.config(self.providers), "mtls.toml": BASELINE.format(**names)})
         self.names = list(dict.fromkeys(name for case in cases for name in (case["from"], case["to"])))
         self.hosts = {}
         self.tokens = signing.Tokens(fixture["tokens"], directory)
@@ -114,6 +120,8 @@ class Town:
                 self.hosts[name] = self.mesh.host(mesh.label(name), workload["ip"])
         if self.fixture_tokens:
             self.tokens.serve(self.mesh)
+        if self.providers:
+            providers.serve(self.mesh)
         self.members = {name: host for name, host in self.hosts.items() if isinstance(host, mesh.Member)}
         for name, host in self.members.items():
             wanted = {f"{self.workloads[other]['sa']}.{self.workloads[other]['ns']}" for other in self.members}
@@ -203,7 +211,7 @@ class Town:
             return None if found == [case["expect"].removeprefix("grpc:")] else f"should be {case['expect']}: {answer}"
         if answer.get("status") != case["expect"]:
             return f"should be {case['expect']}: {answer}"
-        if case["expect"] == 403 and answer.get("body") not in ("RBAC: access denied", "Audiences in Jwt are not allowed"):
+        if case["expect"] == 403 and answer.get("body") not in REFUSED:
             return f"refused in other words: {answer}"
         if not checks:
             return None

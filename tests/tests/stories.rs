@@ -61,6 +61,10 @@ mod encrypts_plain_tcp;
 mod enrolment;
 #[path = "stories/explains_calls.rs"]
 mod explains_calls;
+#[path = "stories/ext_authz_differential.rs"]
+mod ext_authz_differential;
+#[path = "stories/external_authorization.rs"]
+mod external_authorization;
 #[path = "stories/files.rs"]
 mod files;
 #[path = "stories/health.rs"]

@@ -29,6 +29,7 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
             by: "nobody".to_owned(),
             allowed: true,
             verdict: "no agent is there: policies are not enforced".to_owned(),
+            asks: Vec::new(),
             answer: None,
             dry_run: None,
             mtls: None,
@@ -56,7 +57,9 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
         let server_name = server_name((source, &names), protocol, carried);
         let connection = Connection { source, source_ip, destination_ip, destination_port, server_name };
         let mtls = mtls(case, (namespace, &labels), destination_port);
-        report("agent", &policies, Facts { connection, carried }, mtls)
+        let may_ask = !mesh.config.is_provider(&service.key, number);
+        let facts = Facts { connection, carried };
+        report("agent", (&policies, asks(&policies, facts, may_ask)), facts, mtls)
     })
 }
 
@@ -66,7 +69,8 @@ pub(super) fn decide_here(case: &Case<'_>, local: &LocalEndpoint) -> DecisionRep
     as_carried(case, local.protocol, source_ip, |carried| {
         let facts = local.facts((Some(&case.caller.identity), source_ip), carried);
         let mtls = mtls(case, (&local.service.namespace, &local.labels), local.advertised.port());
-        report("this_agent", &local.policies, facts, mtls)
+        let asks = asks(&local.policies, facts, local.may_ask());
+        report("this_agent", (&local.policies, asks), facts, mtls)
     })
 }
 
@@ -78,7 +82,7 @@ fn as_carried(
     decide: impl FnOnce(Carried<'_>) -> DecisionReport,
 ) -> DecisionReport {
     let head = case.sent.unwrap_or(&case.asked.head);
-    let request = Request { head, token: None, remote_ip };
+    let request = Request { head, token: None, remote_ip, allowed_by: &[] };
     decide(match (case.asked.carried, protocol) {
         (_, Protocol::Tcp | Protocol::Tls | Protocol::Https) => Carried::Bytes,
         (asked::Carried::Requests, _) => Carried::Request(&request),
@@ -121,13 +125,31 @@ pub(super) fn asks_for_tokens(policy: &AuthorizationPolicy) -> bool {
     policy.rules.iter().any(of_rule)
 }
 
-fn report(by: &str, policies: &PolicySet, facts: Facts<'_>, mtls: MtlsReport) -> DecisionReport {
+/// Who is asked before anything is decided, in this order. What each would say is not known.
+fn asks(policies: &PolicySet, facts: Facts<'_>, may_ask: bool) -> Vec<String> {
+    let (mut asked, mut reports) = (Vec::new(), Vec::new());
+    // While requests are to come, each is asked about for itself.
+    let may_ask = may_ask && !matches!(facts.carried, Carried::Requests);
+    while let Some(asks) = may_ask.then(|| policies.asks(facts, &asked)).flatten() {
+        reports.push(asks.to_string());
+        asked.push(asks.provider.into());
+    }
+    reports
+}
+
+fn report(
+    by: &str,
+    (policies, asks): (&PolicySet, Vec<String>),
+    facts: Facts<'_>,
+    mtls: MtlsReport,
+) -> DecisionReport {
     let Decision { verdict, dry_run, .. } = policies.decide(facts);
     let is_request = matches!(facts.carried, Carried::Request(_));
     DecisionReport {
         by: by.to_owned(),
         allowed: verdict.allows(),
         verdict: verdict.to_string(),
+        asks,
         answer: (is_request && !verdict.allows()).then(|| answer(&Reply::denied_by(&verdict))),
         dry_run: dry_run.map(|verdict| verdict.to_string()),
         mtls: Some(mtls),
@@ -143,6 +165,7 @@ fn policy_report(policy: &AuthorizationPolicy, facts: Facts<'_>) -> PolicyReport
             Action::Allow => "ALLOW",
             Action::Deny => "DENY",
             Action::Audit => "AUDIT",
+            Action::Custom => "CUSTOM",
         }
         .to_owned(),
         dry_run: policy.enforcement == Enforcement::DryRun,

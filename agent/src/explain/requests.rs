@@ -12,7 +12,7 @@ use super::{Case, called, destinations, words};
 use crate::admin::report::explain::{
     AnswerReport, DestinationReport, Explanation, MatchReport, Outcome, RouteReport,
 };
-use crate::proxy::http::caller::plan::{self, Asked, Forward, Plan};
+use crate::proxy::http::caller::plan::{self, Asked, Authority, Forward, Plan};
 use crate::proxy::http::caller::{aborted, prepare};
 use crate::proxy::http::reply::Reply;
 use crate::snapshot::ServiceEntry;
@@ -21,7 +21,9 @@ use crate::snapshot::ServiceEntry;
 pub(super) fn explain(case: &Case<'_>, dialled: &ServiceEntry, port: usize, explanation: &mut Explanation) {
     let (snapshot, head) = (case.snapshot, &case.asked.head);
     let number = dialled.ports[port].port;
-    let asked = Asked { identity: &case.caller.identity, service: &dialled.key, port: number, token: None };
+    let authority = Authority::Names;
+    let (identity, service) = (&case.caller.identity, &dialled.key);
+    let asked = Asked { identity, service, port: number, token: None, authority };
     let caller = baremesh_model::virtual_service::Caller {
         gateway: &Gateway::Mesh,
         namespace: case.caller.identity.namespace(),

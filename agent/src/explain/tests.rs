@@ -93,7 +93,9 @@ fn drawn(snapshot: &Snapshot, from: Option<&str>, question: &Question, draws: u6
     let caller = Caller::registered(snapshot, from).expect("a caller");
     let asked = Asked::read(question).expect("a question");
     let service = snapshot.service_of_host(&asked.host).expect("a service");
-    let to = plan::Asked { identity: &caller.identity, service: &service.key, port: asked.port, token: None };
+    let authority = plan::Authority::Names;
+    let (identity, service) = (&caller.identity, &service.key);
+    let to = plan::Asked { identity, service, port: asked.port, token: None, authority };
     let mut found = BTreeMap::new();
     for random in 0..draws {
         let what = match plan::plan(snapshot, to, &asked.head, random) {

@@ -22,29 +22,39 @@ use crate::telemetry::{Record, Security};
 impl Worker {
     /// Decides whether a connection may reach a service of this host. One that carries requests is refused here only for
     /// what none of them could change.
-    pub(super) fn authorize(
-        &self,
+    /// Gives back the providers that were asked, and allow it.
+    pub(super) async fn authorize(
+        self: &Arc<Self>,
         local: &LocalEndpoint,
         from: From<'_>,
         record: &mut Record,
-    ) -> Result<(), ProxyError> {
+    ) -> Result<Vec<Arc<str>>, ProxyError> {
         self.note_flow(local, from, record);
-        self.authorize_carried(local, (from, Carried::opening(local.protocol)), record)
+        let carried = Carried::opening(local.protocol);
+        self.authorize_carried(local, (from, carried), record)?;
+        match carried {
+            Carried::Bytes if local.may_ask() => self.ask_about_bytes(local, from.0, record).await,
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// Decides whether a connection that was let through because requests were to decide may carry bytes.
-    pub(super) fn authorize_bytes(
-        &self,
-        delivered: &Delivered,
+    pub(super) async fn authorize_bytes(
+        self: &Arc<Self>,
+        delivered: &mut Delivered,
         record: &mut Record,
     ) -> Result<(), ProxyError> {
-        let local = &delivered.local;
+        let local = Arc::clone(&delivered.local);
         if local.tokens.as_ref().is_some_and(|rules| rules.ask_for_one()) {
             return Err(ProxyError::Denied(
                 "a RequestAuthentication asks for a token, and bytes have none".to_owned(),
             ));
         }
-        self.authorize_carried(local, (delivered.from(), Carried::Bytes), record)
+        self.authorize_carried(&local, (delivered.from(), Carried::Bytes), record)?;
+        if local.may_ask() {
+            delivered.allowed_by = self.ask_about_bytes(&local, delivered.source.as_ref(), record).await?;
+        }
+        Ok(())
     }
 
     /// Remembers that a connection came, for what is asked about it later.
@@ -91,6 +101,8 @@ impl Worker {
                 Action::Allow => "would allow",
                 Action::Deny => "would deny",
                 Action::Audit => "audit",
+                // Never noted: it is asked, and what was said is.
+                Action::Custom => "asks",
             };
             record.notes.push(format!("{}/{}: {word}", note.policy.namespace, note.policy.name));
             self.telemetry.metrics().policy_notes.inc();
@@ -124,8 +136,8 @@ impl Worker {
     /// Whether a connection that was let through, by the state `decided_by`, is carried request by request. Waits for its
     /// first bytes where the port does not say what it speaks, and decides again where those are no request.
     pub(super) async fn speaks_http(
-        &self,
-        delivered: &Delivered,
+        self: &Arc<Self>,
+        delivered: &mut Delivered,
         decided_by: &Arc<Snapshot>,
         (first, program): (First<'_>, &TcpStream),
         record: &mut Record,
@@ -145,7 +157,7 @@ impl Worker {
             () = tokio::time::sleep(self.shared.limits.idle_timeout) => return Err(ProxyError::Idle),
         };
         if !is_http {
-            self.authorize_bytes(delivered, record)?;
+            self.authorize_bytes(delivered, record).await?;
         }
         Ok(is_http)
     }

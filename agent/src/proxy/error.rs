@@ -144,6 +144,17 @@ pub enum ProxyError {
     /// An AuthorizationPolicy on this host refused.
     #[error("{0}")]
     Denied(String),
+    /// A provider of a CUSTOM policy refuses.
+    #[error("the provider {0}, which a CUSTOM policy asks, refused the connection")]
+    DeniedByProvider(String),
+    /// A provider of a CUSTOM policy says nothing.
+    #[error("the provider {provider}, which a CUSTOM policy asks, said nothing that counts: {why}")]
+    NoProvidersAnswer {
+        /// Its name.
+        provider: String,
+        /// Why.
+        why: String,
+    },
     /// The policy changed, and the open connection is no longer allowed.
     #[error("closed while open: {0}")]
     NoLongerAllowed(String),
@@ -213,6 +224,8 @@ impl ProxyError {
             Self::RefusedByPeer { .. } => Reason::RefusedByPeer,
             Self::RefusedByProxy { .. } => Reason::RefusedByProxy,
             Self::Denied(_) => Reason::Denied,
+            Self::DeniedByProvider(_) => Reason::DeniedByProvider,
+            Self::NoProvidersAnswer { .. } => Reason::NoProvidersAnswer,
             Self::NoLongerAllowed(_) => Reason::NoLongerAllowed,
             Self::PlaintextRefused => Reason::PlaintextRefused,
             Self::BadRequest(_) => Reason::BadRequest,
@@ -293,6 +306,8 @@ reasons! {
     RefusedByPeer, "refused_by_peer", "UF", Upstream;
     RefusedByProxy, "refused_by_proxy", "UF", Upstream;
     Denied, "denied", "UAEX", Policy;
+    DeniedByProvider, "ext_authz_denied", "UAEX", Policy;
+    NoProvidersAnswer, "ext_authz_error", "UAEX", Upstream;
     NoLongerAllowed, "no_longer_allowed", "UAEX", Policy;
     PlaintextRefused, "plaintext_refused", "UAEX", Policy;
     BadRequest, "bad_request", "DPE", Client;

@@ -22,6 +22,8 @@ pub mod upstream;
 pub mod forwarded_cert;
 /// Tokens of requests for services of this host.
 pub mod authentication;
+/// Asking the providers of CUSTOM policies.
+pub mod external;
 /// Answers of the agent's own.
 pub mod reply;
 /// Connections that ask.

@@ -233,7 +233,7 @@ enum Carried {
 }
 
 async fn judge_and_deliver(
-    worker: &Worker,
+    worker: &Arc<Worker>,
     tunnel: &Tunnel,
     (request, respond): (Request<RecvStream>, &mut SendResponse<Bytes>),
     record: &mut Record,
@@ -242,22 +242,22 @@ async fn judge_and_deliver(
     let snapshot = worker.shared.snapshot.load_full();
     let entered = worker.enter();
     let judged = match entered {
-        Some(_) => judge(worker, tunnel, &snapshot, &request, record),
+        Some(_) => judge(worker, tunnel, &snapshot, &request, record).await,
         None => Err(ProxyError::Overloaded("max_connections")),
     };
     let delivered = match judged {
-        Ok(local) => {
+        Ok((local, allowed_by)) => {
             // A stream that its peer resets meanwhile leaves no connect behind.
             let reset = poll_fn(|cx| respond.poll_reset(cx));
             let delivered = tokio::select! {
                 delivered = worker.deliver(&local, record) => delivered,
                 _ = reset => Err(ProxyError::ClientBroke(std::io::ErrorKind::ConnectionReset.into())),
             };
-            delivered.map(|upstream| (local, upstream))
+            delivered.map(|upstream| (local, allowed_by, upstream))
         }
         Err(error) => Err(error),
     };
-    let (local, mut upstream) = match delivered {
+    let (local, allowed_by, mut upstream) = match delivered {
         Ok(delivered) => delivered,
         Err(error) => {
             refuse(respond, &error);
@@ -270,10 +270,10 @@ async fn judge_and_deliver(
     let mut stream = TunnelStream { send, receive: request.into_body() };
     let source_ip = tunnel.client.ip();
     let (source, serial) = (Some(tunnel.peer.identity.clone()), Some(Arc::clone(&tunnel.peer_serial)));
-    let delivered = Delivered { local, source, source_ip, serial };
+    let mut delivered = Delivered { local, source, source_ip, serial, allowed_by };
     let mut first = BytesMut::new();
     let asked = First::Stream(&mut stream.receive, &mut first);
-    let is_http = worker.speaks_http(&delivered, &snapshot, (asked, &upstream), record).await;
+    let is_http = worker.speaks_http(&mut delivered, &snapshot, (asked, &upstream), record).await;
     if is_http.inspect_err(|error| cut(error, &upstream, &mut stream))? {
         let (decided_by, program, counts) = (snapshot, upstream, (None, None));
         let through = Some(tunnel.through.clone());
@@ -309,6 +309,8 @@ async fn judge_and_deliver(
 fn cut(error: &ProxyError, upstream: &TcpStream, stream: &mut TunnelStream) {
     if let ProxyError::NoLongerAllowed(_)
     | ProxyError::Denied(_)
+    | ProxyError::DeniedByProvider(_)
+    | ProxyError::NoProvidersAnswer { .. }
     | ProxyError::CertificateRevoked
     | ProxyError::Draining = error
     {
@@ -317,14 +319,14 @@ fn cut(error: &ProxyError, upstream: &TcpStream, stream: &mut TunnelStream) {
     }
 }
 
-/// Every check that stands before a delivery.
-fn judge(
-    worker: &Worker,
+/// Every check that stands before a delivery: the service, and the providers that were asked and allow it.
+async fn judge(
+    worker: &Arc<Worker>,
     tunnel: &Tunnel,
     snapshot: &Snapshot,
     request: &Request<RecvStream>,
     record: &mut Record,
-) -> Result<Arc<LocalEndpoint>, ProxyError> {
+) -> Result<(Arc<LocalEndpoint>, Vec<Arc<str>>), ProxyError> {
     let target = hbone::read_request(request).map_err(|error| ProxyError::BadRequest(error.0))?;
     if !tunnel.is_valid(SystemTime::now()) {
         return Err(ProxyError::CertificateExpired);
@@ -342,8 +344,9 @@ fn judge(
         .ok_or_else(|| ProxyError::NotRegistered { authority: target.to_string() })?;
     record.calls(local, snapshot.service(&local.service).map(|service| Arc::clone(&service.host)));
     record.destination = Some(local.advertised);
-    worker.authorize(local, (Some(&tunnel.peer.identity), tunnel.client.ip()), record)?;
-    Ok(Arc::clone(local))
+    let from = (Some(&tunnel.peer.identity), tunnel.client.ip());
+    let allowed_by = worker.authorize(local, from, record).await?;
+    Ok((Arc::clone(local), allowed_by))
 }
 
 /// A service named by its host, as gateways of Istio do: its port on the address that was dialled.
@@ -362,7 +365,10 @@ fn by_host<'a>(
 fn refuse(respond: &mut SendResponse<Bytes>, error: &ProxyError) {
     let status = match error {
         ProxyError::BadRequest(_) => StatusCode::BAD_REQUEST,
-        ProxyError::Denied(_) | ProxyError::CertificateExpired => hbone::DENIED,
+        ProxyError::Denied(_)
+        | ProxyError::DeniedByProvider(_)
+        | ProxyError::NoProvidersAnswer { .. }
+        | ProxyError::CertificateExpired => hbone::DENIED,
         _ => hbone::UNAVAILABLE,
     };
     let mut response = Response::new(());

@@ -28,6 +28,8 @@ pub struct Delivered {
     pub source_ip: IpAddr,
     /// The serial number of the certificate that the caller showed, where it came in a tunnel.
     pub serial: Option<Arc<str>>,
+    /// The providers that were asked about its bytes, and allow them. Each request is asked about for itself.
+    pub allowed_by: Vec<Arc<str>>,
 }
 
 impl Delivered {
@@ -46,6 +48,15 @@ impl Delivered {
             && let Some(reason) = rules.no_longer_taken(request.head, request.token)
         {
             return Some(reason.to_owned());
+        }
+        let allowed_by = match carried {
+            Carried::Request(request) => Some(request.allowed_by),
+            Carried::Bytes => Some(&*self.allowed_by),
+            Carried::Requests => None,
+        };
+        let asks = allowed_by.and_then(|by| local.asks(self.from(), carried, by));
+        if let Some(asks) = asks {
+            return Some(format!("{asks}, which was not asked before"));
         }
         let verdict = local.authorize(self.from(), carried).verdict;
         (!verdict.allows()).then(|| verdict.to_string())

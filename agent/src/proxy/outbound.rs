@@ -98,7 +98,7 @@ async fn carry_requests(worker: Arc<Worker>, client: TcpStream, requests: Reques
 }
 
 async fn connect_and_relay(
-    worker: &Worker,
+    worker: &Arc<Worker>,
     client: &mut TcpStream,
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
@@ -147,14 +147,14 @@ async fn connect_and_relay(
         // What goes on through an HTTP proxy is not this host's program's.
         Upstream {
             leg: Leg::Socket(program),
-            delivered: Some(delivered),
+            delivered: Some(mut delivered),
             in_flight,
             held,
             times,
             first: None,
         } => {
             let asked = (First::Socket(client), &program);
-            if worker.speaks_http(&delivered, &snapshot, asked, record).await? {
+            if worker.speaks_http(&mut delivered, &snapshot, asked, record).await? {
                 let (counts, decided_by) = ((in_flight, held), Arc::clone(&snapshot));
                 let entered = Some(entered);
                 let arrived = Arrived { delivered, decided_by, program, entered, counts, tunnel: None };
@@ -163,10 +163,10 @@ async fn connect_and_relay(
             let leg = Leg::Socket(program);
             Upstream { leg, delivered: Some(delivered), in_flight, held, times, first: None }
         }
-        other => {
+        mut other => {
             // Through a proxy of this host go bytes, whatever its port speaks.
-            if let (Some(delivered), Some(_)) = (&other.delivered, &other.first) {
-                worker.authorize_bytes(delivered, record)?;
+            if let (Some(delivered), Some(_)) = (&mut other.delivered, &other.first) {
+                worker.authorize_bytes(delivered, record).await?;
             }
             other
         }
@@ -177,7 +177,7 @@ async fn connect_and_relay(
 
 /// One connection's fixed facts: who calls, by which state, on which worker.
 struct Call<'a> {
-    worker: &'a Worker,
+    worker: &'a Arc<Worker>,
     snapshot: &'a Arc<Snapshot>,
     caller: Identity,
     /// The caller's registration; none for the host itself.

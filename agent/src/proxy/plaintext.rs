@@ -36,7 +36,7 @@ pub async fn carry(worker: Arc<Worker>, mut client: TcpStream) {
 
 /// A connection for a port that speaks HTTP comes back, so that its requests are carried one by one.
 async fn judge_and_deliver(
-    worker: &Worker,
+    worker: &Arc<Worker>,
     client: &mut TcpStream,
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
@@ -58,12 +58,13 @@ async fn judge_and_deliver(
         worker.shared.flows.note(local, None, source_ip, (Way::Plaintext, record.started));
         return Err(ProxyError::PlaintextRefused);
     }
-    worker.authorize(local, (None, source_ip), record)?;
+    let allowed_by = worker.authorize(local, (None, source_ip), record).await?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let mut upstream = worker.deliver(local, record).await?;
-    let delivered = Delivered { local: Arc::clone(local), source: None, source_ip, serial: None };
+    let mut delivered =
+        Delivered { local: Arc::clone(local), source: None, source_ip, serial: None, allowed_by };
     let asked = (First::Socket(client), &upstream);
-    if worker.speaks_http(&delivered, &snapshot, asked, record).await? {
+    if worker.speaks_http(&mut delivered, &snapshot, asked, record).await? {
         let (decided_by, program, entered) = (Arc::clone(&snapshot), upstream, Some(entered));
         let (counts, tunnel) = ((None, None), None);
         return Ok(Some(Arrived { delivered, decided_by, program, entered, counts, tunnel }));

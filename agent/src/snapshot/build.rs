@@ -20,6 +20,7 @@ use super::{
     Endpoint, EndpointState, Host, LocalEndpoint, PortEntry, ServiceEntry, Snapshot, Source, Transport,
 };
 use crate::attribution::CallerTable;
+use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
 use crate::registration::{DefaultForAddress, LocalService};
 use crate::telemetry::metrics::Party;
@@ -47,7 +48,8 @@ impl Snapshot {
             TokenRules::compile(&mesh, (&local.key.namespace, &local.labels()), &mut token_keys, known_keys)
         };
         let tokens: Vec<_> = registrations.iter().map(|local| rules_of(local)).collect();
-        let local = local_endpoints(&mesh, (registrations, &tokens), host, previous);
+        let providers = Arc::new(Providers::new(&mesh, previous.map(|previous| &*previous.providers)));
+        let local = local_endpoints(&mesh, (registrations, &tokens, &providers), host, previous);
         let advertised: HashMap<_, _> =
             local.iter().map(|local| (local.advertised, Arc::clone(local))).collect();
         let known = KnownStates::of(previous);
@@ -79,6 +81,7 @@ impl Snapshot {
                 .collect(),
             routes_ask_for_claims: mesh.virtual_services.iter().any(|service| service.asks_for_claims()),
             token_keys,
+            providers,
             registrations: registrations.to_vec(),
             routing: Routing::new(&mesh.virtual_services, &config.domain),
             rate_limits: RateLimits::new(
@@ -145,7 +148,7 @@ fn drop_intruders(parts: &mut Parts, registrations: &[Arc<LocalService>], host: 
 
 fn local_endpoints(
     mesh: &Mesh,
-    (registrations, tokens): (&[Arc<LocalService>], &[Option<Arc<TokenRules>>]),
+    (registrations, tokens, providers): (&[Arc<LocalService>], &[Option<Arc<TokenRules>>], &Arc<Providers>),
     host: &Host,
     previous: Option<&Snapshot>,
 ) -> Vec<Arc<LocalEndpoint>> {
@@ -161,6 +164,7 @@ fn local_endpoints(
             let number = port.target_port.get();
             let default = (&config.root_namespace, config.default_mtls);
             let server_names = server_names(&service_host, &local.key, port.port.get());
+            let is_provider = config.is_provider(&local.key, port.port.get());
             let mode = mode_of(&mesh.peer_authentications, (namespace, &labels), number, default);
             for address in local.addresses(&host.addresses) {
                 all.push(Arc::new(LocalEndpoint {
@@ -174,6 +178,8 @@ fn local_endpoints(
                     policies: Arc::clone(&policies),
                     tokens: tokens.clone(),
                     server_names: Arc::clone(&server_names),
+                    providers: Arc::clone(providers),
+                    is_provider,
                 }));
             }
         }

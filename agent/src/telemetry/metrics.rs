@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::cache::Key;
 use super::expiry::ExpiryMetrics;
+use super::external_authorization::ExternalAuthorizationMetrics;
 use super::health::HealthMetrics;
 use super::rate_limits::RateLimitMetrics;
 use super::requests::RequestMetrics;
@@ -145,6 +146,8 @@ pub struct Metrics {
     pub(super) requests: RequestMetrics,
     /// Limits on requests.
     pub rate_limits: RateLimitMetrics,
+    /// Providers of CUSTOM policies.
+    pub external_authorization: ExternalAuthorizationMetrics,
     /// Tokens, and keys for them.
     pub tokens: TokenMetrics,
     /// What checks of this host's services have found.
@@ -192,12 +195,15 @@ impl Metrics {
         let requests = RequestMetrics::register(&mut registry);
         let rate_limits = RateLimitMetrics::default();
         registry.register_collector(Box::new(rate_limits.clone()));
+        let external_authorization = ExternalAuthorizationMetrics::default();
+        registry.register_collector(Box::new(external_authorization.clone()));
         let health = HealthMetrics::register(&mut registry);
         let tokens = TokenMetrics::register(&mut registry);
         let metrics = Self {
             registry: Mutex::new(registry),
             requests,
             rate_limits,
+            external_authorization,
             tokens,
             health,
             cluster: Mutex::new(cluster.into()),

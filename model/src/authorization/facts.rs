@@ -47,7 +47,8 @@ pub enum ServerName<'a> {
 /// What a connection carries, as far as it is decided on.
 #[derive(Debug, Clone, Copy)]
 pub enum Carried<'a> {
-    /// Bytes: an ALLOW or AUDIT rule with a field of HTTP does not match, a DENY rule does as if it had not the field.
+    /// Bytes: an ALLOW or AUDIT rule with a field of HTTP does not match, a DENY or CUSTOM rule does as if it had not the
+    /// field.
     Bytes,
     /// Requests that are still to come. Refused is only what no request can change: a rule of ALLOW with a field of
     /// HTTP may match, and one of another action does not.
@@ -65,6 +66,8 @@ pub struct Request<'a> {
     pub token: Option<&'a Token>,
     /// Where it comes from, `remote.ip`: as far as proxies before are believed.
     pub remote_ip: IpAddr,
+    /// The providers of CUSTOM policies that were asked about it, and allow it.
+    pub allowed_by: &'a [Arc<str>],
 }
 
 /// The server name of a connection: that of the application's own TLS where some may be carried, which nobody reads here.

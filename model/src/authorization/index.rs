@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::AuthorizationPolicy;
 use super::facts::{Carried, Facts, Request};
 use super::matching::host_of;
 use super::path::PathPattern;
 use super::rule::{Condition, Operation, Rule, ServiceAccount, Source};
-use super::{Action, AuthorizationPolicy};
 use crate::name::Label;
 use crate::pattern::{Match, Pattern};
 
@@ -52,8 +52,9 @@ pub(super) struct RuleIndex {
     /// Who tokens name, `<issuer>/<subject>`.
     request_principals: Texts,
     rest: Vec<RuleRef>,
-    /// Whether these are rules that deny, which match some calls of which too little is known.
+    /// Whether these are rules that deny or have somebody asked, which match some calls of which too little is known.
     denies: bool,
+    rules: usize,
 }
 
 type Texts = HashMap<Arc<str>, Vec<RuleRef>>;
@@ -97,14 +98,14 @@ impl RuleIndex {
         let mut crowd: HashMap<Anchor, u32> = HashMap::new();
         let mut denies = false;
         for (policy, number) in policies.iter().zip(0..).filter(|(policy, _)| chosen(policy)) {
-            denies |= policy.action == Action::Deny;
+            denies |= policy.action.fails_closed();
             for (rule, own) in policy.rules.iter().zip(0..) {
                 let anchors = anchors(rule);
                 anchors.iter().flatten().for_each(|anchor| *crowd.entry(anchor.clone()).or_default() += 1);
                 anchored.push((RuleRef(number, own), anchors));
             }
         }
-        let mut index = Self { denies, ..Self::default() };
+        let mut index = Self { denies, rules: anchored.len(), ..Self::default() };
         for (at, anchors) in anchored {
             let crowded = |values: &Vec<Anchor>| values.iter().map(|value| crowd[value]).max();
             match anchors.into_iter().min_by_key(crowded) {
@@ -134,6 +135,11 @@ impl RuleIndex {
             Anchor::RequestPrincipal(name) => self.request_principals.entry(name).or_default(),
         };
         list.push(at);
+    }
+
+    /// Whether there are no rules at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rules == 0
     }
 
     /// The first rule that may match and does.

@@ -122,9 +122,9 @@ impl Judging<'_> {
         }
         match (self.facts.carried, self.action) {
             (Carried::Request(request), _) => holds(request),
-            (Carried::Bytes, Action::Deny) | (Carried::Requests, Action::Allow) => true,
+            (Carried::Bytes, Action::Deny | Action::Custom) | (Carried::Requests, Action::Allow) => true,
             (Carried::Bytes, Action::Allow | Action::Audit)
-            | (Carried::Requests, Action::Deny | Action::Audit) => false,
+            | (Carried::Requests, Action::Deny | Action::Audit | Action::Custom) => false,
         }
     }
 
@@ -149,7 +149,7 @@ impl Judging<'_> {
         }
         match self.action {
             Action::Allow => lines.all(passes),
-            Action::Deny | Action::Audit => lines.any(passes),
+            Action::Deny | Action::Audit | Action::Custom => lines.any(passes),
         }
     }
 
@@ -220,10 +220,17 @@ impl Judging<'_> {
         }
     }
 
-    /// Whether a rule matches that names what is not known: a DENY rule takes it for what it names, an ALLOW rule for
-    /// something else.
+    /// Whether a rule matches that names what is not known.
     fn fails_closed(&self) -> bool {
-        self.action == Action::Deny
+        self.action.fails_closed()
+    }
+}
+
+impl Action {
+    /// Whether a rule matches that names what is not known: one that denies, or has somebody asked, takes it for what it
+    /// names, one that allows for something else.
+    pub(super) fn fails_closed(self) -> bool {
+        matches!(self, Self::Deny | Self::Custom)
     }
 }
 

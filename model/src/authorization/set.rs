@@ -21,6 +21,7 @@ pub struct PolicySet {
     dry_deny: RuleIndex,
     dry_allow: RuleIndex,
     audit: RuleIndex,
+    custom: RuleIndex,
     any: Any,
 }
 
@@ -30,6 +31,22 @@ struct Any {
     allow: bool,
     dry_allow: bool,
     dry_run: bool,
+}
+
+/// Somebody is to be asked before anything is decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asks<'a> {
+    /// The provider's name.
+    pub provider: &'a str,
+    /// The CUSTOM policy that wants it.
+    pub matched: Matched<'a>,
+}
+
+impl fmt::Display for Asks<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Key { namespace, name } = &self.matched.policy.key;
+        write!(f, "AuthorizationPolicy {namespace}/{name} asks the provider {}", self.provider)
+    }
 }
 
 /// What the policies came to.
@@ -145,6 +162,7 @@ impl PolicySet {
             dry_deny: index(Action::Deny, Enforcement::DryRun),
             dry_allow: index(Action::Allow, Enforcement::DryRun),
             audit: RuleIndex::new(&policies, |policy| policy.action == Action::Audit),
+            custom: RuleIndex::new(&policies, |policy| policy.action == Action::Custom),
             any: Any {
                 allow: any(Action::Allow, Enforcement::Enforced),
                 dry_allow: any(Action::Allow, Enforcement::DryRun),
@@ -157,6 +175,26 @@ impl PolicySet {
     /// The policies, in the order of their keys.
     pub fn policies(&self) -> &[Arc<AuthorizationPolicy>] {
         &self.policies
+    }
+
+    /// Whether a call may have somebody asked.
+    pub fn may_ask(&self) -> bool {
+        !self.custom.is_empty()
+    }
+
+    /// Who is to be asked about a call next: the provider of the first CUSTOM policy that matches, other than those that
+    /// have allowed it already. All of them must, before `decide` is asked.
+    pub fn asks(&self, facts: Facts<'_>, allowed_by: &[Arc<str>]) -> Option<Asks<'_>> {
+        let at = self.custom.first(facts, |at| {
+            self.policy(at).is_some_and(|policy| {
+                let is_answered = policy.provider.as_ref().is_some_and(|name| allowed_by.contains(name));
+                !is_answered && policy.rule_matches(at.rule(), facts)
+            })
+        })?;
+        let policy = self.policy(at)?;
+        // A policy without a provider asks somebody whom nobody knows, which refuses.
+        let provider = policy.provider.as_deref().unwrap_or_default();
+        Some(Asks { provider, matched: Matched { policy, rule: at.rule() } })
     }
 
     /// Decides on a call: any DENY that matches refuses, then any ALLOW that matches lets through, and without an enforced

@@ -49,7 +49,15 @@ fn principals(any_of: &[&str], none_of: &[&str]) -> Rule {
 fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Arc<AuthorizationPolicy> {
     let key = Key::new(label("shop"), label(name));
     let enforcement = Enforcement::Enforced;
-    Arc::new(AuthorizationPolicy { key, selector: None, action, enforcement, rules, response: None })
+    Arc::new(AuthorizationPolicy {
+        key,
+        selector: None,
+        action,
+        enforcement,
+        rules,
+        response: None,
+        provider: None,
+    })
 }
 
 fn dry(mut policy: Arc<AuthorizationPolicy>) -> Arc<AuthorizationPolicy> {
@@ -103,7 +111,7 @@ fn head(method: &str, authority: &str, target: &str, fields: &[(&str, &str)]) ->
 
 fn goes_on(policies: &[Arc<AuthorizationPolicy>], head: &RequestHead, token: Option<&Token>) -> bool {
     let (caller, remote_ip) = (identity("ns/shop/sa/web"), IpAddr::from([192, 0, 2, 7]));
-    let request = Request { head, token, remote_ip };
+    let request = Request { head, token, remote_ip, allowed_by: &[] };
     let facts = Facts { connection: connection(Some(&caller)), carried: Carried::Request(&request) };
     set(policies).decide(facts).verdict.allows()
 }
@@ -405,7 +413,8 @@ fn of_twenty_thousand_rules_few_are_asked() {
         ("/", "x", "", [10, 255, 0, 1], 0),
     ] {
         let head = head("GET", host, path, &[("x-tenant", tenant)]);
-        let request = Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]) };
+        let request =
+            Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]), allowed_by: &[] };
         let connection = Connection { source_ip: source_ip.into(), ..connection(Some(&caller)) };
         let facts = Facts { connection, carried: Carried::Request(&request) };
         let mut asked = 0;
@@ -508,7 +517,7 @@ proptest! {
             claims: BTreeMap::new(),
         };
         let token = has_token.then_some(&token);
-        let request = Request { head: &head, token, remote_ip: IpAddr::from([10, 0, 0, 1]) };
+        let request = Request { head: &head, token, remote_ip: IpAddr::from([10, 0, 0, 1]), allowed_by: &[] };
         let carried = [Carried::Bytes, Carried::Requests, Carried::Request(&request)][usize::from(stage)];
         let facts = Facts { connection: connection(caller.as_ref()), carried };
         let set = PolicySet::new(policies.clone());
@@ -530,4 +539,74 @@ proptest! {
         let noted = if is_begun { 0 } else { noted.count() };
         prop_assert_eq!(decision.notes.len(), noted);
     }
+}
+
+/// A policy that has a provider asked.
+fn custom(name: &str, provider: &str, rules: Vec<Rule>) -> Arc<AuthorizationPolicy> {
+    let mut policy = policy(name, Action::Custom, rules);
+    Arc::make_mut(&mut policy).provider = Some(provider.into());
+    policy
+}
+
+/// Who is asked about a call, one after the other, while each allows it.
+fn asked(policies: &[Arc<AuthorizationPolicy>], carried: Carried<'_>) -> Vec<Arc<str>> {
+    let (set, mut asked) = (set(policies), Vec::new());
+    let facts = Facts { connection: connection(None), carried };
+    while let Some(asks) = set.asks(facts, &asked) {
+        asked.push(asks.provider.into());
+    }
+    asked
+}
+
+#[test]
+fn every_provider_whose_policies_match_is_asked_once_and_none_else() {
+    let path = |path: &str| to(Operation { paths: paths(&[path], &[]), ..Operation::default() });
+    let policies = [
+        custom("a", "first", vec![path("/api/*")]),
+        custom("b", "second", vec![path("/api/admin")]),
+        custom("c", "first", vec![Rule::default()]),
+        custom("d", "third", Vec::new()),
+        policy("e", Action::Deny, vec![Rule::default()]),
+    ];
+    let of = |path: &str| {
+        let head = head("GET", "orders", path, &[]);
+        let request =
+            Request { head: &head, token: None, remote_ip: IpAddr::from([10, 0, 0, 1]), allowed_by: &[] };
+        asked(&policies, Carried::Request(&request)).iter().map(|name| name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(of("/api/admin"), ["first", "second"]);
+    assert_eq!(of("/api/x"), ["first"]);
+    assert_eq!(of("/"), ["first"]);
+    assert!(set(&policies).may_ask() && !set(&policies[3..]).may_ask());
+    // What a provider refuses or not is not what other policies decide.
+    assert!(!goes_on(&policies, &head("GET", "orders", "/", &[]), None));
+    assert!(goes_on(&policies[..4], &head("GET", "orders", "/", &[]), None));
+}
+
+#[test]
+fn bytes_are_asked_about_as_if_a_rule_had_no_field_of_requests() {
+    let rule = |port: u16| {
+        let ports = matching(vec![port], Vec::new());
+        to(Operation { ports, paths: paths(&["/x"], &[]), ..Operation::default() })
+    };
+    assert_eq!(asked(&[custom("a", "p", vec![rule(8080)])], Carried::Bytes).len(), 1);
+    assert!(asked(&[custom("a", "p", vec![rule(80)])], Carried::Bytes).is_empty());
+    assert!(
+        asked(&[custom("a", "p", vec![rule(8080)])], Carried::Requests).is_empty(),
+        "each is asked about itself"
+    );
+    // Who calls is not known: it may be whom the rule means.
+    assert_eq!(
+        asked(&[custom("a", "p", vec![principals(&["td/ns/shop/sa/web"], &[])])], Carried::Bytes).len(),
+        1
+    );
+}
+
+#[test]
+fn a_policy_without_a_provider_asks_somebody_whom_nobody_knows() {
+    let policies = [policy("a", Action::Custom, vec![Rule::default()])];
+    let facts = Facts { connection: connection(None), carried: Carried::Bytes };
+    let set = set(&policies);
+    let asks = set.asks(facts, &["p".into()]).expect("somebody is asked");
+    assert_eq!(asks.provider, "");
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use baremesh_model::authorization::{AuthorizationPolicy, Source};
+use baremesh_model::external_authorization::CheckProtocol;
 use baremesh_model::identity::RESERVED_NAMESPACES;
 use baremesh_model::mesh::Kind;
 use baremesh_model::name::{Key, Label};
@@ -13,6 +14,7 @@ use baremesh_model::workload::{Labels, Workload, selects};
 use super::known::Known;
 use super::report::{Place, Report};
 use crate::diagnostic::{Code, quote};
+use crate::resource::mesh_config_key;
 
 pub(super) fn analyze(known: &Known<'_>, report: &mut Report<'_>) {
     // What could not be read may be what a policy is for, or about.
@@ -33,6 +35,7 @@ pub(super) fn analyze(known: &Known<'_>, report: &mut Report<'_>) {
             selects_nothing(report, &place, policy.selector.as_ref(), &policy.key.namespace);
         }
         rules(known, report, (policy, &place), (&selected, &facts));
+        provider(known, report, policy, &place);
     }
     for policy in &known.parts.peer_authentications {
         let Some(selector) = &policy.selector else { continue };
@@ -56,6 +59,47 @@ pub(super) fn analyze(known: &Known<'_>, report: &mut Report<'_>) {
         }
     }
     claims(known, report);
+    providers(known, report);
+}
+
+/// Who is asked by a CUSTOM policy.
+fn provider(known: &Known<'_>, report: &mut Report<'_>, policy: &AuthorizationPolicy, place: &Place) {
+    let Some(name) = &policy.provider else { return };
+    let all = &known.parts.config.extension_providers;
+    if all.iter().any(|provider| provider.name == *name) {
+        return;
+    }
+    let message = format!("there is no provider {}: whatever the policy matches is refused", quote(name));
+    let help = match all.iter().map(|provider| quote(&provider.name)).collect::<Vec<_>>() {
+        none if none.is_empty() => "add it to `extensionProviders` of the MeshConfig".to_owned(),
+        names => format!("the MeshConfig has {}", names.join(", ")),
+    };
+    report.error(&place.field("provider").field("name"), Code::UnknownProvider, message, &help);
+}
+
+/// Providers that are services of the mesh, of which there are none.
+fn providers(known: &Known<'_>, report: &mut Report<'_>) {
+    let config = &known.parts.config;
+    for (index, provider) in config.extension_providers.iter().enumerate() {
+        let Some(key) = provider.service(&config.domain) else { continue };
+        if known.parts.services.contains_key(&key) || known.is_unread(&key) {
+            continue;
+        }
+        let place = Place::of(Kind::MeshConfig, &mesh_config_key());
+        let kind = match provider.protocol {
+            CheckProtocol::Http(_) => "envoyExtAuthzHttp",
+            CheckProtocol::Grpc => "envoyExtAuthzGrpc",
+        };
+        let place = place.field("extensionProviders").item(index).field(kind).field("service");
+        let message = format!(
+            "there is no service {}: the provider {} cannot be asked",
+            quote(&key.to_string()),
+            quote(&provider.name)
+        );
+        let help =
+            "correct it; names of one or two labels and those in the mesh's domain are services of the mesh";
+        report.error(&place, Code::MissingReference, message, help);
+    }
 }
 
 /// Routes by claims that nobody verifies.

@@ -43,10 +43,11 @@ pub enum Code {
     FailoverWithoutEjection,
     UnknownRoutedHost,
     OtherProtocol,
+    UnknownProvider,
 }
 
 /// Every code, in the order of the table.
-const ALL: [Code; 34] = [
+const ALL: [Code; 35] = [
     Code::Deprecated,
     Code::MissingReference,
     Code::InvalidValue,
@@ -81,6 +82,7 @@ const ALL: [Code; 34] = [
     Code::FailoverWithoutEjection,
     Code::UnknownRoutedHost,
     Code::OtherProtocol,
+    Code::UnknownProvider,
 ];
 
 /// A code's text, what it is about, and what to do.
@@ -268,6 +270,11 @@ impl Code {
                  where all speak HTTP",
                 "declare the port's protocol in the Service (`protocol = \"http\"`), or write the other kind of route",
             ),
+            Self::UnknownProvider => Row(
+                "BM0409",
+                "a CUSTOM policy names a provider that the MeshConfig does not have: whatever it matches is refused",
+                "correct `provider.name`, or add it to `extensionProviders`",
+            ),
         }
     }
 }
@@ -294,7 +301,7 @@ mod tests {
     #[test]
     fn every_code_is_in_the_table_once() {
         // The last of the enumeration: one that is added behind it and not to the table is seen here.
-        assert_eq!(ALL.len(), Code::OtherProtocol as usize + 1);
+        assert_eq!(ALL.len(), Code::UnknownProvider as usize + 1);
         let mut codes: Vec<_> = ALL.map(Code::as_str).to_vec();
         codes.sort_unstable();
         codes.dedup();

@@ -1,7 +1,11 @@
 //! `AuthorizationPolicy`: who may call whom. What is not enforced is refused, never warned about: a rule that is
 //! half in force lets through what somebody believes to be shut.
 
-use baremesh_model::authorization::{Action, AuthorizationPolicy, DenyResponse, Enforcement};
+use std::sync::Arc;
+
+use baremesh_model::authorization::{
+    Action, AuthorizationPolicy, Condition, DenyResponse, Enforcement, Rule,
+};
 use serde_json::{Map, Value as Json, json};
 
 use super::authorization_rule;
@@ -17,7 +21,7 @@ const TARGET: &str = "use `selector.matchLabels`";
 pub(super) static FIELDS: &[Field] = &[
     enforced("selector", "the workloads that it is for; all of the namespace without it"),
     enforced("selector.matchLabels", "labels that a workload must carry, all of them"),
-    enforced("action", "ALLOW (default), DENY or AUDIT; CUSTOM is refused"),
+    enforced("action", "ALLOW (default), DENY, AUDIT or CUSTOM, which has `provider` asked before all else"),
     enforced(
         "dryRun",
         "true: decides nothing, is logged and counted (also the annotation `istio.io/dry-run`)",
@@ -79,7 +83,8 @@ pub(super) static FIELDS: &[Field] = &[
     enforced("rules[].when[].notValues", "none of these"),
     refused("targetRef", TARGET),
     refused("targetRefs", TARGET),
-    refused("provider", "external authorisation is not supported yet"),
+    enforced("provider", "of a CUSTOM policy: who is asked"),
+    enforced("provider.name", "one of `extensionProviders` of the MeshConfig"),
     enforced("response", "of a DENY policy: what the caller of a denied request is told"),
     enforced("response.status", "the status, 400 to 599; 403 unless set"),
     enforced("response.body", "the text, at most 4096 bytes; `RBAC: access denied` unless set"),
@@ -97,14 +102,22 @@ pub(super) fn decode(
     let rules =
         optional(spec.take("rules"), |at| d.each(&at, |d, at| authorization_rule::decode(d, at, namespace)));
     let response = optional(spec.take("response"), |at| Some((response(d, &at)?, at)));
+    let provider = optional(spec.take("provider"), |at| Some((provider(d, &at)?, at)));
     let (action, rules, response) = (action?, rules?.unwrap_or_default(), response?);
+    let (provider, enforcement) = (provider?, enforcement?);
     if action == Action::Deny && rules.is_empty() {
         let message = "a DENY policy without `rules` is meaningless: it never matches".to_owned();
         let help = "add an empty rule, `rules: [{}]`, to deny everything";
         d.findings.error(spec.span, Code::InvalidValue, message, help);
         return None;
     }
-    if let (Some((_, at)), Action::Allow | Action::Audit) = (&response, action) {
+    if action == Action::Custom {
+        custom(d, spec, (&rules, enforcement), provider.is_some())?;
+    } else if let Some((_, at)) = &provider {
+        d.invalid(at, "a provider is that of a CUSTOM policy", "remove it, or set `action` to CUSTOM");
+        return None;
+    }
+    if let (Some((_, at)), Action::Allow | Action::Audit | Action::Custom) = (&response, action) {
         d.invalid(at, "a response is that of a DENY policy: others answer nobody", "remove it");
         return None;
     }
@@ -112,9 +125,88 @@ pub(super) fn decode(
         key: metadata.key.clone(),
         selector: selector?,
         action,
-        enforcement: enforcement?,
+        enforcement,
         rules,
         response: response.map(|(response, _)| response),
+        provider: provider.map(|(provider, _)| provider),
+    })
+}
+
+/// The provider's name.
+fn provider(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Arc<str>> {
+    let fields = d.fields(at)?;
+    let name = d.required(&fields, "name")?;
+    d.text(&name).map(Arc::from)
+}
+
+/// What must hold of a CUSTOM policy.
+fn custom(
+    d: &mut Decoder<'_>,
+    spec: &Fields<'_>,
+    (rules, enforcement): (&[Rule], Enforcement),
+    has_provider: bool,
+) -> Option<()> {
+    let mut fault = |message: &str, help: &str| {
+        d.findings.error(spec.span, Code::InvalidValue, message.to_owned(), help);
+    };
+    if !has_provider {
+        fault("`provider.name` must not be empty", "name one of the MeshConfig's `extensionProviders`");
+        return None;
+    }
+    if rules.is_empty() {
+        let help = "add an empty rule, `rules: [{}]`, to have the provider asked about everything";
+        fault("a CUSTOM policy without `rules` is meaningless: its provider is never asked", help);
+        return None;
+    }
+    if enforcement == Enforcement::DryRun {
+        let help = "let it select a workload that is there for trying it, or let the provider answer 200";
+        fault("a CUSTOM policy is no dry run: what its provider would say is known when it is asked", help);
+        return None;
+    }
+    let items = spec.take("rules").and_then(|at| d.list(&at)).unwrap_or_default();
+    let mut sound = Some(());
+    for (at, rule) in items.iter().zip(rules) {
+        if let Some(field) = not_of_custom(rule) {
+            let message = format!("{field} is not supported with CUSTOM, here as in Istio");
+            let help = "let the rules say what is asked about by ports, hosts, paths, methods, fields and addresses, and write an \
+                        ALLOW or DENY policy beside it for who may call";
+            d.invalid(at, message, help);
+            sound = None;
+        }
+    }
+    sound
+}
+
+/// What a rule asks for that rules of CUSTOM policies may not: who calls is the provider's to judge, and tokens are verified
+/// after it was asked. The same fields as in Istio.
+fn not_of_custom(rule: &Rule) -> Option<&'static str> {
+    let of_sources = rule.from.iter().find_map(|source| {
+        [
+            (source.namespaces.is_empty(), "`from.source.namespaces`"),
+            (source.service_accounts.is_empty(), "`from.source.serviceAccounts`"),
+            (source.principals.is_empty(), "`from.source.principals`"),
+            (source.request_principals.is_empty(), "`from.source.requestPrincipals`"),
+        ]
+        .into_iter()
+        .find_map(|(is_unset, name)| (!is_unset).then_some(name))
+    });
+    of_sources.or_else(|| {
+        rule.when.iter().find_map(|condition| match condition {
+            Condition::SourceNamespace(_) => Some("`when` on `source.namespace`"),
+            Condition::SourcePrincipal(_) => Some("`when` on `source.principal`"),
+            Condition::SourceServiceAccount(_) => Some("`when` on `source.serviceAccount`"),
+            Condition::RequestPrincipal(_)
+            | Condition::RequestAudiences(_)
+            | Condition::RequestPresenter(_)
+            | Condition::RequestClaim(..) => Some("`when` on `request.auth`"),
+            Condition::SourceIp(_)
+            | Condition::RemoteIp(_)
+            | Condition::SourceTrustDomain(_)
+            | Condition::DestinationIp(_)
+            | Condition::DestinationPort(_)
+            | Condition::ConnectionSni(_)
+            | Condition::RequestHeader(..) => None,
+        })
     })
 }
 
@@ -140,14 +232,9 @@ fn action(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Action> {
         "ALLOW" => Some(Action::Allow),
         "DENY" => Some(Action::Deny),
         "AUDIT" => Some(Action::Audit),
-        "CUSTOM" => {
-            let message =
-                format!("`{}`: CUSTOM is refused: external authorisation is not supported yet", at.path);
-            d.findings.error(at.node.span, Code::RefusedField, message, "use ALLOW or DENY");
-            None
-        }
+        "CUSTOM" => Some(Action::Custom),
         other => {
-            d.invalid(at, format!("Unsupported value: {}", quote(other)), "use ALLOW, DENY or AUDIT");
+            d.invalid(at, format!("Unsupported value: {}", quote(other)), "use ALLOW, DENY, AUDIT or CUSTOM");
             None
         }
     }
@@ -188,11 +275,15 @@ pub(super) fn encode(policy: &AuthorizationPolicy) -> Json {
         Action::Allow => "ALLOW",
         Action::Deny => "DENY",
         Action::Audit => "AUDIT",
+        Action::Custom => "CUSTOM",
     };
     spec.insert("action".into(), action.into());
     let rules: Vec<Json> = policy.rules.iter().map(authorization_rule::encode).collect();
     if !rules.is_empty() {
         spec.insert("rules".into(), rules.into());
+    }
+    if let Some(provider) = &policy.provider {
+        spec.insert("provider".into(), json!({ "name": &**provider }));
     }
     if let Some(response) = &policy.response {
         let mut out = Map::from_iter([("status".to_owned(), response.status().into())]);

@@ -194,7 +194,8 @@ fn closed(value: &Json) -> Option<Resource> {
     } else {
         let (action, rules) = (Action::Deny, vec![Rule::default()]);
         Resource::AuthorizationPolicy(
-            AuthorizationPolicy { key, selector, action, enforcement, rules, response: None }.into(),
+            AuthorizationPolicy { key, selector, action, enforcement, rules, response: None, provider: None }
+                .into(),
         )
     })
 }

@@ -11,13 +11,16 @@ use serde_json::{Value as Json, json};
 
 use super::decode::{At, Decoder, Fields, optional};
 use super::document::Metadata;
-use super::fields::{Field, enforced, no_effect};
+use super::extension_provider;
+use super::fields::{Field, enforced, no_effect, refused};
 use super::peer_authentication::{mode_name, named_mode};
 use super::virtual_service::{decode_retries, encode_retries};
 use crate::diagnostic::quote;
 
 const HTTP: &str = "not read yet: routes and DestinationRules say it";
 const CLUSTER: &str = "it is about a Kubernetes cluster or Istio's own control plane";
+const TRACING: &str = "tracing is not supported yet";
+const TELEMETRY: &str = "metrics are scraped and the access log goes to the journal";
 const ENVOY: &str = "it sets up Envoy, which is not there; agents are set up by their own file";
 
 /// The fields of the kind.
@@ -67,8 +70,142 @@ pub(super) static FIELDS: &[Field] = &[
     no_effect("accessLogFile", "the access log goes to the journal"),
     no_effect("enableEnvoyAccessLogService", ENVOY),
     no_effect("disableEnvoyListenerLog", ENVOY),
-    no_effect("extensionProviders", "external authorisation and tracing are not supported yet"),
-    no_effect("defaultProviders", "external authorisation and tracing are not supported yet"),
+    enforced("extensionProviders", "who may be asked by CUSTOM policies, at most 64"),
+    enforced("extensionProviders[].name", "what policies call it"),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp",
+        "it is asked over HTTP: 200 lets a request go on, 5xx is a failure, all else refuses it",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.service",
+        "a service of the mesh, `localhost`, an address, or another host's name of three labels or more; a namespace may stand before it with a slash",
+    ),
+    enforced("extensionProviders[].envoyExtAuthzHttp.port", "the port"),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.timeout",
+        "how long an answer may take, at most `600s`; `10s` unless set, where Istio waits for 600 s",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.failOpen",
+        "true: what it says nothing of goes on; refused without",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.statusOnError",
+        "the status of a request that it says nothing of, as a text; `403` unless set",
+    ),
+    no_effect(
+        "extensionProviders[].envoyExtAuthzHttp.clearRouteCache",
+        "routes are chosen where a request is made, and the provider is asked where it arrives",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.includeRequestBodyInCheck",
+        "has the provider see the body",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.includeRequestBodyInCheck.maxRequestBytes",
+        "how much of it, at most 1048576 bytes; a request with more is refused with 413",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.includeRequestBodyInCheck.allowPartialMessage",
+        "true: of a longer one the provider sees the start",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.includeRequestBodyInCheck.packAsBytes",
+        "true: over gRPC it stands in `raw_body`; in `body` without",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.pathPrefix",
+        "what stands before the path of the request",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.includeRequestHeadersInCheck",
+        "fields of the request that it sees besides `authorization`: `x-a`, `x-*`, `*-a`",
+    ),
+    refused(
+        "extensionProviders[].envoyExtAuthzHttp.includeHeadersInCheck",
+        "use `includeRequestHeadersInCheck`",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.includeAdditionalHeadersInCheck",
+        "fields that it is sent besides, with their values",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.headersToUpstreamOnAllow",
+        "fields of its answer that take the place of those of the request; what the caller wrote there goes, unless the provider saw it",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.headersToDownstreamOnAllow",
+        "fields of its answer that the answer to the caller gets",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.headersToDownstreamOnDeny",
+        "fields of its answer that a refused caller sees, besides `location`, `www-authenticate` and `content-type`; all of them without",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzHttp.cache",
+        "has answers kept, for questions that are the same in all that the provider sees",
+    ),
+    enforced("extensionProviders[].envoyExtAuthzHttp.cache.ttl", "for how long, at most `1h`"),
+    enforced(
+        "extensionProviders[].envoyExtAuthzGrpc",
+        "it is asked over gRPC, by `envoy.service.auth.v3.Authorization/Check`",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzGrpc.service",
+        "a service of the mesh, `localhost`, an address, or another host's name of three labels or more; a namespace may stand before it with a slash",
+    ),
+    enforced("extensionProviders[].envoyExtAuthzGrpc.port", "the port"),
+    enforced(
+        "extensionProviders[].envoyExtAuthzGrpc.timeout",
+        "how long an answer may take, at most `600s`; `10s` unless set, where Istio waits for 600 s",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzGrpc.failOpen",
+        "true: what it says nothing of goes on; refused without",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzGrpc.statusOnError",
+        "the status of a request that it says nothing of, as a text; `403` unless set",
+    ),
+    no_effect(
+        "extensionProviders[].envoyExtAuthzGrpc.clearRouteCache",
+        "routes are chosen where a request is made, and the provider is asked where it arrives",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzGrpc.includeRequestBodyInCheck",
+        "has the provider see the body",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzGrpc.includeRequestBodyInCheck.maxRequestBytes",
+        "how much of it, at most 1048576 bytes; a request with more is refused with 413",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzGrpc.includeRequestBodyInCheck.allowPartialMessage",
+        "true: of a longer one the provider sees the start",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzGrpc.includeRequestBodyInCheck.packAsBytes",
+        "true: over gRPC it stands in `raw_body`; in `body` without",
+    ),
+    enforced(
+        "extensionProviders[].envoyExtAuthzGrpc.cache",
+        "has answers kept, for questions that are the same in all that the provider sees",
+    ),
+    enforced("extensionProviders[].envoyExtAuthzGrpc.cache.ttl", "for how long, at most `1h`"),
+    no_effect("extensionProviders[].zipkin", TRACING),
+    no_effect("extensionProviders[].lightstep", TRACING),
+    no_effect("extensionProviders[].datadog", TRACING),
+    no_effect("extensionProviders[].opencensus", TRACING),
+    no_effect("extensionProviders[].skywalking", TRACING),
+    no_effect("extensionProviders[].opentelemetry", TRACING),
+    no_effect("extensionProviders[].stackdriver", TRACING),
+    no_effect("extensionProviders[].prometheus", TELEMETRY),
+    no_effect("extensionProviders[].envoyHttpAls", TELEMETRY),
+    no_effect("extensionProviders[].envoyTcpAls", TELEMETRY),
+    no_effect("extensionProviders[].envoyOtelAls", TELEMETRY),
+    no_effect("extensionProviders[].envoyFileAccessLog", TELEMETRY),
+    no_effect("extensionProviders[].sds", TELEMETRY),
+    no_effect("defaultProviders", TRACING),
     no_effect("enableTracing", "tracing is not supported yet"),
     no_effect("connectTimeout", "connecting is given up after the agent's own limit"),
     no_effect("tcpKeepalive", "keepalives are the agent's own"),
@@ -108,6 +245,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         optional(fields.take("normalization"), |at| normalization(d, &at))
     });
     let access_log = access_log(d, spec);
+    let providers = optional(spec.take("extensionProviders"), |at| extension_provider::decode(d, &at));
     Some(MeshConfig {
         name: name?.unwrap_or(default.name),
         trust_domain: trust_domain?.unwrap_or(default.trust_domain),
@@ -118,6 +256,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         default_retries: retries?,
         access_log: access_log?,
         path_normalization: normalization?.flatten().unwrap_or_default(),
+        extension_providers: providers?.unwrap_or_default(),
     })
 }
 
@@ -243,6 +382,10 @@ pub(super) fn encode(config: &MeshConfig) -> Json {
     };
     if let Some((name, _)) = MODES.iter().find(is_set) {
         json["pathNormalization"] = json!({ "normalization": name });
+    }
+    if !config.extension_providers.is_empty() {
+        let all = config.extension_providers.iter().map(|provider| extension_provider::encode(provider));
+        json["extensionProviders"] = all.collect();
     }
     if let Some(retries) = &config.default_retries {
         json["defaultHttpRetryPolicy"] = encode_retries(retries);

@@ -23,7 +23,7 @@ fn bench(file: &str) -> PathBuf {
 
 /// Where the Python package has its binary.
 #[track_caller]
-fn envoy() -> PathBuf {
+pub fn envoy() -> PathBuf {
     let mut python = Command::new("python3");
     python
         .arg("-c")

@@ -221,6 +221,9 @@ pub struct DecisionReport {
     pub allowed: bool,
     /// Because of what.
     pub verdict: String,
+    /// Who is asked before, and must allow it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<String>,
     /// What the caller is told of a request that is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<AnswerReport>,

@@ -5,7 +5,7 @@ use std::future::{pending, poll_fn};
 use std::io;
 
 use baremesh_model::http::{Headers, ResponseHead, Version};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 
@@ -125,8 +125,40 @@ pub enum Sink<'a> {
     Http1(&'a mut h1::Writer),
     /// A stream of HTTP/2.
     Http2(&'a mut SendStream<Bytes>),
+    /// The agent itself.
+    Kept(&'a mut Kept),
     /// The head said already that nothing comes.
     Over,
+}
+
+/// An answer that is for the agent itself, as far as it has come.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// The head; its status is 0 before it has come.
+    pub head: ResponseHead,
+    /// The body.
+    pub body: BytesMut,
+    /// What came behind it.
+    pub trailers: Option<Headers>,
+    /// All of it has come.
+    pub is_whole: bool,
+    /// The most bytes of a body that are taken.
+    most: usize,
+}
+
+impl Kept {
+    /// Nothing yet; an answer with more than `most` bytes is broken off.
+    pub fn new(most: usize) -> Self {
+        Self { most, ..Self::default() }
+    }
+
+    fn take(&mut self, data: &Bytes) -> io::Result<()> {
+        if self.body.len() + data.len() > self.most {
+            return Err(io::Error::other("an answer that is longer than any that is taken"));
+        }
+        self.body.extend_from_slice(data);
+        Ok(())
+    }
 }
 
 impl Sink<'_> {
@@ -134,7 +166,7 @@ impl Sink<'_> {
     pub async fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Http1(writer) => writer.flush().await,
-            Self::Http2(_) | Self::Over => Ok(()),
+            Self::Http2(_) | Self::Kept(_) | Self::Over => Ok(()),
         }
     }
 
@@ -143,7 +175,7 @@ impl Sink<'_> {
         match self {
             // However it went.
             Self::Http2(stream) => _ = poll_fn(|cx| stream.poll_reset(cx)).await,
-            Self::Http1(_) | Self::Over => pending().await,
+            Self::Http1(_) | Self::Kept(_) | Self::Over => pending().await,
         }
     }
 
@@ -162,6 +194,7 @@ impl Sink<'_> {
         match self {
             Self::Http1(writer) => writer.data(data).await,
             Self::Http2(stream) => send_all(stream, data).await,
+            Self::Kept(kept) => kept.take(&data),
             Self::Over => Ok(()),
         }
     }
@@ -174,6 +207,11 @@ impl Sink<'_> {
                 Some(trailers) => stream.send_trailers(http2::fields(trailers)).map_err(h2_error),
                 None => stream.send_data(Bytes::new(), true).map_err(h2_error),
             },
+            Self::Kept(kept) => {
+                kept.trailers = trailers.cloned();
+                kept.is_whole = true;
+                Ok(())
+            }
             Self::Over => Ok(()),
         }
     }
@@ -199,6 +237,8 @@ pub enum Answer<'a> {
         /// The head said that nothing follows.
         is_over: bool,
     },
+    /// The agent itself asked.
+    Kept(&'a mut Kept),
     /// Nobody waits for it.
     Nobody,
 }
@@ -207,7 +247,7 @@ impl Answer<'_> {
     /// Ends when the caller has reset the stream. Over HTTP/1 the end of its connection tells.
     pub async fn gone(&mut self) {
         match self {
-            Self::Http1 { .. } | Self::Nobody => pending().await,
+            Self::Http1 { .. } | Self::Kept(_) | Self::Nobody => pending().await,
             // However it went.
             Self::Http2 { respond, .. } => _ = poll_fn(|cx| respond.poll_reset(cx)).await,
         }
@@ -216,7 +256,7 @@ impl Answer<'_> {
     /// Sends an interim answer (1xx).
     pub async fn interim(&mut self, head: &ResponseHead) -> io::Result<()> {
         match self {
-            Self::Http1 { version: Version::Http10, .. } | Self::Nobody => Ok(()),
+            Self::Http1 { version: Version::Http10, .. } | Self::Kept(_) | Self::Nobody => Ok(()),
             Self::Http1 { writer, .. } => {
                 let hop = Hop { framing: Framing::None, persistence: Persistence::Keep, upgrade: false };
                 writer.response(head, &hop)?;
@@ -243,6 +283,10 @@ impl Answer<'_> {
                 *stream = Some(respond.send_response(http2::response(head), *is_over).map_err(h2_error)?);
                 Ok(())
             }
+            Self::Kept(kept) => {
+                kept.head = head.clone();
+                Ok(())
+            }
             Self::Nobody => Ok(()),
         }
     }
@@ -252,6 +296,7 @@ impl Answer<'_> {
         match self {
             Self::Http1 { writer, .. } => Sink::Http1(writer),
             Self::Http2 { stream: Some(stream), is_over: false, .. } => Sink::Http2(stream),
+            Self::Kept(kept) => Sink::Kept(kept),
             Self::Http2 { .. } | Self::Nobody => Sink::Over,
         }
     }
@@ -264,7 +309,7 @@ impl Answer<'_> {
                 writer.bytes().refuse();
             }
             Self::Http2 { respond, .. } => respond.send_reset(Reason::REFUSED_STREAM),
-            Self::Nobody => {}
+            Self::Kept(_) | Self::Nobody => {}
         }
     }
 
@@ -277,7 +322,8 @@ impl Answer<'_> {
             }
             Self::Http2 { stream: Some(stream), .. } => stream.send_reset(Reason::INTERNAL_ERROR),
             Self::Http2 { respond, .. } => respond.send_reset(Reason::INTERNAL_ERROR),
-            Self::Nobody => {}
+            // What is not whole is never taken for it.
+            Self::Kept(_) | Self::Nobody => {}
         }
     }
 

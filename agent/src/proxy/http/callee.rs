@@ -19,6 +19,7 @@ use super::authentication::authenticate;
 use super::body::Answer;
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::downstream::{self, Exchange, Side};
+use super::external::Admitted;
 use super::forwarded_cert::{Proved, introduce};
 use super::grpc::MessageCount;
 use super::reply::Reply;
@@ -141,10 +142,10 @@ impl Callee {
         let proved = self.delivered.source.as_ref().map(|identity| Proved { identity, certificate });
         // Before it is decided on: what policies see is what the program does.
         introduce(&mut exchange.head.headers, proved, &self.delivered.local.identity);
-        let admitted = self.admit(&snapshot, exchange.head, &mut record);
+        let admitted = self.admit(&snapshot, &mut exchange, &mut record).await;
         drop(snapshot);
-        let token = match admitted {
-            Ok(token) => token,
+        let (token, external) = match admitted {
+            Ok(admitted) => admitted,
             Err(reply) => {
                 exchange.reply(&reply, &mut record).await;
                 let ended = record.ended();
@@ -157,8 +158,9 @@ impl Callee {
             exchange.upload.messages = Some(MessageCount::default());
             download.messages = Some(MessageCount::default());
         }
-        let ended =
-            self.deliver(&mut exchange, &mut record, (&mut download, &mut watch, token.as_ref())).await;
+        let ended = self
+            .deliver(&mut exchange, &mut record, (&mut download, &mut watch, (token.as_ref(), &external)))
+            .await;
         record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
         match ended {
             Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
@@ -194,14 +196,14 @@ impl Callee {
         self.finish(record, &exchange.upload);
     }
 
-    /// Whether the request's token is good, the policies in force allow it, and the limits have room for it; if not, what its
-    /// caller is told.
-    fn admit(
+    /// Whether the providers of CUSTOM policies allow the request, its token is good, the policies in force allow it, and the
+    /// limits have room for it; if not, what its caller is told.
+    async fn admit(
         &self,
         snapshot: &Snapshot,
-        head: &mut RequestHead,
+        exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
-    ) -> Result<Option<Token>, Box<Reply>> {
+    ) -> Result<(Option<Token>, Admitted), Box<Reply>> {
         // The connection is about to end, and takes nothing until then.
         let served = self.delivered.still_served(snapshot);
         let local = served.map_err(|reason| {
@@ -209,18 +211,27 @@ impl Callee {
             Box::new(Reply::denied())
         })?;
         let from = self.delivered.from();
+        let external = match local.may_ask() {
+            true => self.worker.ask_about_request(local, from.0, exchange, record).await?,
+            false => Admitted::default(),
+        };
+        let head = &mut *exchange.head;
         let token = authenticate(local, head, record)?;
-        let asked = self.asked(head, token.as_ref());
+        let asked = self.asked(head, (token.as_ref(), &external.by));
         self.worker.authorize_request(local, (from, &asked), &mut record.peers)?;
         let counted =
             snapshot.rate_limits.on_arrival(local, (head, token.as_ref()), from, &mut record.limited);
         counted.map_err(|refusal| Box::new(Reply::rate_limited(refusal)))?;
-        Ok(token)
+        Ok((token, external))
     }
 
     /// What of a request is decided on. No forwarding field is believed: it comes from where its connection does.
-    fn asked<'a>(&self, head: &'a RequestHead, token: Option<&'a Token>) -> Request<'a> {
-        Request { head, token, remote_ip: self.delivered.source_ip }
+    fn asked<'a>(
+        &self,
+        head: &'a RequestHead,
+        (token, allowed_by): (Option<&'a Token>, &'a [Arc<str>]),
+    ) -> Request<'a> {
+        Request { head, token, remote_ip: self.delivered.source_ip, allowed_by }
     }
 
     fn record(&self, exchange: &Exchange<'_>) -> RequestRecord {
@@ -246,7 +257,7 @@ impl Callee {
         &self,
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
-        (download, watch, token): (&mut Download, &mut RequestWatch, Option<&Token>),
+        (download, watch, admitted): (&mut Download, &mut RequestWatch, (Option<&Token>, &Admitted)),
     ) -> Result<Attempt, ProxyError> {
         record.attempts = 1;
         let local = Arc::clone(self.local_now(&self.worker.shared.snapshot.load()));
@@ -260,7 +271,9 @@ impl Callee {
             };
             let Exchange { head, upload, answer } = exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http2(lent.sender.clone()));
-            return Ok(self.attempt((leg, order), (upload, answer), (download, watch, token), record).await);
+            return Ok(self
+                .attempt((leg, order), (upload, answer), (download, watch, admitted), record)
+                .await);
         }
         let mut program = self.program.lock().await;
         loop {
@@ -277,7 +290,8 @@ impl Callee {
             };
             let Exchange { head, upload, answer } = &mut *exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http1(&mut connection));
-            let ended = self.attempt((leg, order), (upload, answer), (download, watch, token), record).await;
+            let ended =
+                self.attempt((leg, order), (upload, answer), (download, watch, admitted), record).await;
             match ended {
                 // A program may close a connection in the very moment in which a request is sent on it.
                 Attempt::Failed(Failure::UpstreamClosed)
@@ -296,14 +310,15 @@ impl Callee {
         &self,
         (leg, order): (Leg<'_>, Order<'_>),
         (upload, answer): (&mut Upload<'_>, &mut Answer<'_>),
-        (download, watch, token): (&mut Download, &mut RequestWatch, Option<&Token>),
+        (download, watch, (token, external)): (&mut Download, &mut RequestWatch, (Option<&Token>, &Admitted)),
         record: &mut RequestRecord,
     ) -> Attempt {
         let mut judge = |head: &mut ResponseHead, _: Replay| {
             record.status = head.status;
+            external.mark(head);
             Verdict::Relay
         };
-        let asked = self.asked(order.head, token);
+        let asked = self.asked(order.head, (token, &external.by));
         let in_force = &self.worker.shared.snapshot;
         let forbidden = tokio::select! {
             biased;

@@ -23,7 +23,7 @@ use baremesh_model::name::Key;
 use baremesh_model::token::Token;
 use baremesh_model::virtual_service::{AbortStatus, CorsDecision, RouteOptions};
 
-use self::plan::{Asked, Forward, Plan};
+use self::plan::{Asked, Authority, Forward, Plan};
 use super::attempt::Download;
 use super::downstream::Exchange;
 use super::grpc::MessageCount;
@@ -47,13 +47,19 @@ pub struct Caller {
     identity: Identity,
     /// The service and the port that were dialled.
     dialled: (Key, u16),
+    authority: Authority,
     peers: Record,
 }
 
 impl Caller {
     /// A connection of `identity` to a port of a service.
     pub fn new(worker: Arc<Worker>, identity: Identity, dialled: (Key, u16), peers: Record) -> Self {
-        Self { worker, identity, dialled, peers }
+        Self { worker, identity, dialled, authority: Authority::Names, peers }
+    }
+
+    /// The same, for requests whose authority says nothing of where they go: they are for what was dialled.
+    pub fn to_dialled(self) -> Self {
+        Self { authority: Authority::SaysNothing, ..self }
     }
 
     /// The two ends of the connection.
@@ -69,7 +75,8 @@ impl Caller {
         let mut record = self.record(&mut exchange);
         let token = self.token_for_routes(&snapshot, exchange.head);
         let (service, port) = (&self.dialled.0, self.dialled.1);
-        let asked = Asked { identity: &self.identity, service, port, token: token.as_ref() };
+        let authority = self.authority;
+        let asked = Asked { identity: &self.identity, service, port, token: token.as_ref(), authority };
         match plan::plan(&snapshot, asked, exchange.head, rand::random()) {
             Plan::Answer(reply) => exchange.reply(&reply, &mut record).await,
             Plan::Forward(forward) => {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use baremesh_model::authorization::Verdict;
+use baremesh_model::external_authorization::Denial;
 use baremesh_model::http::{Headers, ResponseHead};
 
 use super::attempt::Failure;
@@ -54,6 +55,22 @@ impl Reply {
         let body = response.and_then(|response| response.body()).unwrap_or(DENIED);
         let status = response.map_or(403, |response| response.status());
         Self { details: verdict.details(), ..Self::new(status, body, "UAEX", "") }
+    }
+
+    /// A provider of a CUSTOM policy refuses the request, in its own words.
+    pub fn denied_by_provider(denial: &Denial) -> Self {
+        let (headers, body) = (denial.headers.clone(), Arc::clone(&denial.body));
+        Self { headers, body, ..Self::new(denial.status, "", "UAEX", "ext_authz_denied") }
+    }
+
+    /// A provider of a CUSTOM policy says nothing of the request, which does not go on without.
+    pub fn not_answered_for(status: u16) -> Self {
+        Self::new(status, "", "UAEX", "ext_authz_error")
+    }
+
+    /// The body is longer than what a provider of a CUSTOM policy is sent, and is to be sent all of it.
+    pub fn body_too_long() -> Self {
+        Self::new(413, "Payload Too Large", "-", "request_payload_too_large")
     }
 
     /// No route takes the request.
@@ -158,10 +175,15 @@ impl Reply {
         } else if !self.body.is_empty() {
             set("content-type", b"text/plain");
         }
-        for (name, value) in self.headers.iter() {
-            set(name, value);
+        // What the message is framed by, and what a gRPC call is told, is the agent's.
+        let is_own = |name: &str| is_grpc && name == "content-type";
+        for (name, _) in self.headers.iter().filter(|(name, _)| !is_own(name)) {
+            head.headers.remove(name);
         }
-        set("server", b"baremesh");
+        for (name, value) in self.headers.iter().filter(|(name, _)| !is_own(name)) {
+            let _ = head.headers.append(name, value);
+        }
+        let _ = head.headers.set("server", b"baremesh");
         head.status = if is_grpc { 200 } else { self.status };
     }
 

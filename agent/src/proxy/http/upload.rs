@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use super::attempt::Failure;
 use super::body::{BodyError, Sink, Source};
 use super::grpc::MessageCount;
-use super::h1::{Frame, Framing, Hop};
+use super::h1::{Frame, Framing, Hop, Persistence};
 use crate::proxy::relay::Meter;
 
 /// The most of a request's body that is kept to be sent again; a longer one is sent once.
@@ -47,6 +47,8 @@ pub struct Upload<'a> {
     stall: Option<Stall>,
     /// A copy: parts of read buffers would keep the whole of each.
     kept: BytesMut,
+    /// What was read of it before anything was sent on.
+    ahead: Ahead,
     trailers: Option<Headers>,
     /// When all of it had come; time limits count from there.
     whole_at: Option<Instant>,
@@ -54,6 +56,40 @@ pub struct Upload<'a> {
     pub bytes: u64,
     /// gRPC messages among them, where it is gRPC.
     pub messages: Option<MessageCount>,
+}
+
+/// What was read of a body before anything of it was sent on.
+#[derive(Default)]
+struct Ahead {
+    data: BytesMut,
+    trailers: Option<Headers>,
+    is_over: bool,
+}
+
+impl Ahead {
+    /// The next frame of what was read; nothing where the caller is to be heard again.
+    fn next(&mut self) -> Option<Option<Frame>> {
+        if !self.data.is_empty() {
+            return Some(Some(Frame::Data(self.data.split().freeze())));
+        }
+        if let Some(trailers) = self.trailers.take() {
+            return Some(Some(Frame::Trailers(trailers)));
+        }
+        self.is_over.then_some(None)
+    }
+}
+
+impl Upload<'static> {
+    /// A body that the agent itself sends.
+    pub fn own(body: &[u8]) -> Self {
+        let framing = Framing::Length(body.len() as u64);
+        Self {
+            kept: BytesMut::from(body),
+            whole_at: Some(Instant::now()),
+            bytes: body.len() as u64,
+            ..Self::new(Source::Over, Hop { framing, persistence: Persistence::Keep, upgrade: false })
+        }
+    }
 }
 
 impl<'a> Upload<'a> {
@@ -65,6 +101,7 @@ impl<'a> Upload<'a> {
             hop,
             stall: None,
             kept: BytesMut::new(),
+            ahead: Ahead::default(),
             trailers: None,
             whole_at: is_whole.then(Instant::now),
             bytes: 0,
@@ -109,11 +146,38 @@ impl<'a> Upload<'a> {
             hop: Hop { upgrade: false, ..self.hop },
             stall: None,
             kept: self.kept.clone(),
+            ahead: Ahead::default(),
             trailers: self.trailers.clone(),
             whole_at: self.whole_at,
             bytes: self.bytes,
             messages: None,
         })
+    }
+
+    /// Reads the body until more than `most` bytes of it are there, or all of it is. What follows an upgrade is no body.
+    pub(super) async fn read_ahead(&mut self, most: usize) -> Result<(), BodyError> {
+        while !self.hop.upgrade && !self.has_come() && self.kept.len() + self.ahead.data.len() <= most {
+            match self.source.frame().await? {
+                Some(Frame::Data(data)) => self.ahead.data.extend_from_slice(&data),
+                Some(Frame::Trailers(trailers)) => self.ahead.trailers = Some(trailers),
+                None => self.ahead.is_over = true,
+            }
+        }
+        Ok(())
+    }
+
+    /// As much of the body as was read, `most` bytes at most, and whether that is not all.
+    pub(super) fn start(&self, most: usize) -> (Bytes, bool) {
+        let mut start = BytesMut::from(&self.kept[..]);
+        start.extend_from_slice(&self.ahead.data);
+        let is_cut = start.len() > most || !(self.has_come() || self.hop.upgrade);
+        start.truncate(most);
+        (start.freeze(), is_cut)
+    }
+
+    /// Whether all of it has been read, whether or not it was sent on.
+    fn has_come(&self) -> bool {
+        self.ahead.is_over || self.whole_at.is_some()
     }
 
     /// Ends when the caller has gone, as far as what it sends tells. Nothing that it sends meanwhile is lost.
@@ -151,7 +215,9 @@ impl<'a> Upload<'a> {
             return failure;
         }
         while self.whole_at.is_none() {
-            let next = {
+            let next = if let Some(frame) = self.ahead.next() {
+                Ok(frame)
+            } else {
                 let mut frame = pin!(self.source.frame());
                 // What is there already leaves in one piece with the head; what is waited for may wait for the head.
                 match poll_fn(|cx| Poll::Ready(frame.as_mut().poll(cx))).await {

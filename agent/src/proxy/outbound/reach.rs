@@ -86,10 +86,10 @@ pub(super) async fn this_host(
     record.security = Security::None;
     record.target = Party::registered(&local.identity, None, &local.labels);
     let source_ip = record.client.ip();
-    worker.authorize(local, (Some(caller), source_ip), record)?;
+    let allowed_by = worker.authorize(local, (Some(caller), source_ip), record).await?;
     let upstream = worker.deliver(local, record).await?;
     let source = Some(caller.clone());
-    let delivered = Delivered { local: Arc::clone(local), source, source_ip, serial: None };
+    let delivered = Delivered { local: Arc::clone(local), source, source_ip, serial: None, allowed_by };
     Ok(Upstream { delivered: Some(delivered), ..Upstream::on(Leg::Socket(upstream)) })
 }
 

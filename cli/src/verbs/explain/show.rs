@@ -165,6 +165,9 @@ fn decision(number: &str, decision: &DecisionReport, text: &mut String) {
         _ => "",
     };
     line(text, 2, &format!("{number}{what}{by}: {}", decision.verdict));
+    for asks in &decision.asks {
+        line(text, 4, &format!("first {asks}, which must allow it"));
+    }
     if let Some(mtls) = &decision.mtls {
         line(text, 4, &format!("mTLS {} ({})", mtls.mode, mtls.from));
     }

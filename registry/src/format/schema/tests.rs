@@ -115,7 +115,7 @@ fn what_is_wrong_is_refused_by_both() {
         "[[DestinationRule]]\nname = \"a\"\nhost = \"a\"\ntrafficPolicy = { outlierDetection = { maxEjectionPercent = 101 } }\n",
         "[[VirtualService]]\nname = \"a\"\nhosts = \"a\"\nhttp = [{ redirect = { uri = \"/\" } }]\n",
         "[[VirtualService]]\nname = \"a\"\nhosts = [\"a\"]\nhttp = [{ match = [{ uri = { exakt = \"/\" } }], redirect = { uri = \"/\" } }]\n",
-        "[[AuthorizationPolicy]]\nname = \"a\"\naction = \"CUSTOM\"\n",
+        "[[AuthorizationPolicy]]\nname = \"a\"\naction = \"PERMIT\"\n",
         // Refused by name: not in the schema.
         "[[AuthorizationPolicy]]\nname = \"a\"\ntargetRef = { kind = \"Service\", name = \"a\" }\n",
         "[[MeshConfig]]\nnamespace = \"a\"\n",

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
+use std::sync::Arc;
+use std::time::Duration;
 
 use baremesh_model::access_log::{AccessLogFormat, TextFormat};
 use baremesh_model::authorization::*;
+use baremesh_model::external_authorization::*;
 use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::health::Health;
 use baremesh_model::http::PathNormalization;
@@ -176,8 +179,77 @@ fn any_authorization_policy() -> impl Strategy<Value = AuthorizationPolicy> {
             enforcement,
             rules,
             response: response.filter(|_| action == Action::Deny),
+            provider: None,
         })
         .prop_filter("DENY needs a rule", |policy| policy.action != Action::Deny || !policy.rules.is_empty())
+}
+
+fn any_custom_policy() -> impl Strategy<Value = AuthorizationPolicy> {
+    let rule = vec(any_operation(), 0..3).prop_map(|to| Rule { to, ..Rule::default() });
+    let provider = "[a-z-]{1,9}".prop_map(|name| Some(name.into()));
+    (any_key(), option::of(any_labels()), vec(rule, 1..3), provider).prop_map(
+        |(key, selector, rules, provider)| AuthorizationPolicy {
+            key,
+            selector,
+            action: Action::Custom,
+            enforcement: Enforcement::Enforced,
+            rules,
+            response: None,
+            provider,
+        },
+    )
+}
+
+fn any_providers() -> impl Strategy<Value = Vec<Arc<ExtensionProvider>>> {
+    let field = prop_oneof!["x-[a-z]{1,5}", "x-[a-z]{1,5}\\*", "\\*-[a-z]{1,5}"];
+    let fields = vec(field.prop_map(|text| Pattern::new(&text)), 0..3);
+    let added = btree_map("x-[a-z]{1,5}", "[a-z ]{0,5}", 0..3);
+    let added =
+        added.prop_map(|map| map.into_iter().map(|(name, value)| (name.into(), value.into())).collect());
+    let prefix = option::of("(/[a-z]{1,4}){1,2}");
+    let http = (prefix, fields.clone(), added, fields.clone(), fields.clone(), fields);
+    let http = http.prop_map(|(prefix, request_fields, added_fields, up, allowed, denied)| HttpCheck {
+        path_prefix: prefix.unwrap_or_default().into(),
+        request_fields,
+        added_fields,
+        to_upstream: up,
+        to_caller_on_allow: allowed,
+        to_caller_on_deny: denied,
+    });
+    let protocol = prop_oneof![Just(CheckProtocol::Grpc), http.prop_map(CheckProtocol::Http)];
+    let longer = prop_oneof![Just(LongerBody::Cut), Just(LongerBody::Refused)];
+    let packing = prop_oneof![Just(Packing::Text), Just(Packing::Bytes)];
+    let body = (1..=MAX_BODY, longer, packing);
+    let body = body.prop_map(|(max_bytes, longer, packing)| BodyInCheck { max_bytes, longer, packing });
+    let on_failure = prop_oneof![Just(OnFailure::Allow), (400..=599_u16).prop_map(OnFailure::Refuse)];
+    let host = prop_oneof![
+        "[a-z]{1,5}",
+        "[a-z]{1,5}(\\.[a-z]{1,5}){1,3}",
+        Just("fd00::1".to_owned()),
+        Just("10.0.0.1".to_owned())
+    ];
+    let milliseconds = |most: u64| (1..=most).prop_map(Duration::from_millis);
+    let rest = (
+        1..=u16::MAX,
+        milliseconds(600_000),
+        on_failure,
+        protocol,
+        option::of(body),
+        option::of(milliseconds(3_600_000)),
+    );
+    let provider = (host, option::of(any_label()), rest).prop_map(|(host, namespace, rest)| {
+        let (port, timeout, on_failure, protocol, body, cache) = rest;
+        let (name, host) = ("".into(), host.into());
+        ExtensionProvider { name, host, namespace, port, timeout, on_failure, protocol, body, cache }
+    });
+    let all = btree_map("[a-z-]{1,9}", provider, 0..3);
+    all.prop_map(|all| {
+        let named = |(name, provider): (String, ExtensionProvider)| ExtensionProvider {
+            name: name.into(),
+            ..provider
+        };
+        all.into_iter().map(|entry| Arc::new(named(entry))).collect()
+    })
 }
 
 fn any_mode() -> impl Strategy<Value = MtlsMode> {
@@ -269,7 +341,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
     let retries = option::of(any_retries());
     use PathNormalization::*;
     let normalization = prop_oneof![Just(None), Just(Base), Just(MergeSlashes), Just(DecodeAndMergeSlashes)];
-    let settings = (retries, any_access_log(), normalization);
+    let settings = (retries, any_access_log(), normalization, any_providers());
     (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6, settings).prop_map(
         |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6, settings)| MeshConfig {
             name,
@@ -281,6 +353,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
             default_retries: settings.0,
             access_log: settings.1,
             path_normalization: settings.2,
+            extension_providers: settings.3,
         },
     )
 }
@@ -325,6 +398,7 @@ pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
         any_virtual_service().prop_map(|value| Resource::VirtualService(value.into())),
         any_peer_authentication().prop_map(|value| Resource::PeerAuthentication(value.into())),
         any_authorization_policy().prop_map(|value| Resource::AuthorizationPolicy(value.into())),
+        any_custom_policy().prop_map(|value| Resource::AuthorizationPolicy(value.into())),
         any_host_grant().prop_map(|value| Resource::HostGrant(value.into())),
         any_destination_rule().prop_map(|value| Resource::DestinationRule(value.into())),
         any_rate_limit().prop_map(|value| Resource::RateLimit(value.into())),

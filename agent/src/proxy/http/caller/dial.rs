@@ -17,6 +17,8 @@ use super::tries::Miss;
 use crate::proxy::error::ProxyError;
 use crate::proxy::http::authentication::authenticate;
 use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
+use crate::proxy::http::downstream::Exchange;
+use crate::proxy::http::external::Admitted;
 use crate::proxy::http::forwarded_cert::{Proved, introduce};
 use crate::proxy::http::upstream::{UpstreamKey, Via};
 use crate::proxy::open::{Delivered, Entry, RequestWatch};
@@ -103,12 +105,29 @@ impl Caller {
         }
     }
 
+    /// Has the providers of CUSTOM policies asked, where the endpoint is a service of this host. Another host's agent asks
+    /// its own.
+    pub(super) async fn ask(
+        &self,
+        target: &Target<'_>,
+        exchange: &mut Exchange<'_>,
+        record: &mut RequestRecord,
+    ) -> Result<Admitted, Miss> {
+        match self.local(target) {
+            Some(local) if local.may_ask() => {
+                let asking = self.worker.ask_about_request(local, Some(&self.identity), exchange, record);
+                asking.await.map_err(Miss::Refused)
+            }
+            _ => Ok(Admitted::default()),
+        }
+    }
+
     /// Decides what a kept connection cannot vouch for: the rules for tokens, the policies and the limits of a service of this
     /// host are asked for every request. Another host's agent asks its own.
     pub(super) fn admit(
         &self,
         target: &Target<'_>,
-        head: &mut RequestHead,
+        (head, allowed_by): (&mut RequestHead, &[Arc<str>]),
         record: &mut RequestRecord,
     ) -> Result<Option<Token>, Miss> {
         record.peers.security = match target.endpoint.transport {
@@ -120,7 +139,7 @@ impl Caller {
                 let from = (Some(&self.identity), self.peers.client.ip());
                 self.worker.note_flow(local, from, &record.peers);
                 let token = authenticate(local, head, record).map_err(Miss::Refused)?;
-                let request = self.asked(head, token.as_ref());
+                let request = self.asked(head, (token.as_ref(), allowed_by));
                 let judged = self.worker.authorize_request(local, (from, &request), &mut record.peers);
                 judged.map_err(Miss::Refused)?;
                 let limits = &target.snapshot.rate_limits;
@@ -144,8 +163,12 @@ impl Caller {
     }
 
     /// What of a request the policies of a service of this host decide on.
-    pub(super) fn asked<'a>(&self, head: &'a RequestHead, token: Option<&'a Token>) -> Request<'a> {
-        Request { head, token, remote_ip: self.peers.client.ip() }
+    pub(super) fn asked<'a>(
+        &self,
+        head: &'a RequestHead,
+        (token, allowed_by): (Option<&'a Token>, &'a [Arc<str>]),
+    ) -> Request<'a> {
+        Request { head, token, remote_ip: self.peers.client.ip(), allowed_by }
     }
 
     /// What the endpoint is told of the caller: by its own agent, or where it is a service of this host, here.
@@ -163,7 +186,13 @@ impl Caller {
     pub(super) fn watch(&self, target: &Target<'_>, snapshot: &Arc<Snapshot>) -> Option<Watched> {
         let local = Arc::clone(self.local(target)?);
         let source_ip = self.peers.client.ip();
-        let delivered = Delivered { local, source: Some(self.identity.clone()), source_ip, serial: None };
+        let delivered = Delivered {
+            local,
+            source: Some(self.identity.clone()),
+            source_ip,
+            serial: None,
+            allowed_by: Vec::new(),
+        };
         let entry = self.worker.open.enter(None, Some(delivered.clone()));
         entry.judge_again(snapshot, &self.worker.shared.snapshot);
         Some(Watched { entry, delivered })

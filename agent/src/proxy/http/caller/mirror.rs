@@ -77,7 +77,7 @@ impl Caller {
         snapshot: &Snapshot,
         to: &Destination,
         mut head: RequestHead,
-        mut upload: Upload<'static>,
+        upload: Upload<'static>,
     ) {
         let caller = (self.dialled.1, snapshot.caller(&self.identity));
         let Some((service, _, cluster)) = plan::destination(snapshot, caller, to) else { return };
@@ -85,13 +85,16 @@ impl Caller {
         let target = Target { snapshot, endpoint, identity: &service.identity, cluster };
         self.introduce(&target, &mut head.headers);
         let mut record = RequestRecord::new(self.peers.again(), &head);
-        if self.admit(&target, &mut head, &mut record).is_err() {
+        let mut exchange = Exchange { head: &mut head, upload, answer: Answer::Nobody };
+        let Ok(external) = self.ask(&target, &mut exchange, &mut record).await else { return };
+        let Exchange { head, mut upload, .. } = exchange;
+        if self.admit(&target, (head, &external.by), &mut record).is_err() {
             return;
         }
         let sent = async {
             let Ok(dialled) = self.dial(&target, &mut record.peers).await else { return };
             let mut connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, None));
-            let order = Order::unlimited(&head, COPY_TIMEOUT);
+            let order = Order::unlimited(head, COPY_TIMEOUT);
             let (leg, mut answer) = (Leg::Http1(&mut connection), Answer::Nobody);
             let mut judge = |_: &mut _, _| Verdict::Relay;
             // What it is answered is for nobody.

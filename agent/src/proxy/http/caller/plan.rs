@@ -26,6 +26,17 @@ pub struct Asked<'a> {
     pub port: u16,
     /// What the token says that was verified for the caller's routes.
     pub token: Option<&'a Token>,
+    /// What the request's authority says.
+    pub authority: Authority,
+}
+
+/// What the authority of a request is taken for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authority {
+    /// The service that is meant, where it names one.
+    Names,
+    /// A text: the service that was dialled is meant.
+    SaysNothing,
 }
 
 /// What is to become of a request.
@@ -106,9 +117,14 @@ pub fn concerned<'a>(
     head: &RequestHead,
 ) -> Option<(&'a Arc<ServiceEntry>, Option<&'a Arc<Routes>>)> {
     let from = asked.identity.namespace();
-    let named = named(snapshot, head, from).filter(|service| service.port_index(asked.port).is_some());
+    let named = match asked.authority {
+        Authority::Names => named(snapshot, head, from),
+        Authority::SaysNothing => None,
+    };
+    let named = named.filter(|service| service.port_index(asked.port).is_some());
     let service = named.or_else(|| snapshot.service(asked.service))?;
-    Some((service, routes(snapshot, head, from, service)))
+    let written = (asked.authority == Authority::Names).then_some(head);
+    Some((service, routes(snapshot, written, from, service)))
 }
 
 /// An answer of the agent's own with the fields that its route asks for.
@@ -158,7 +174,7 @@ fn named<'a>(snapshot: &'a Snapshot, head: &RequestHead, from: &Label) -> Option
 /// The routes that hold: those of the name in the authority, else those of the service.
 fn routes<'a>(
     snapshot: &'a Snapshot,
-    head: &RequestHead,
+    head: Option<&RequestHead>,
     from: &Label,
     service: &ServiceEntry,
 ) -> Option<&'a Arc<Routes>> {
@@ -166,9 +182,8 @@ fn routes<'a>(
         return None;
     }
     let domain = &snapshot.mesh.config.domain;
-    let written = HostName::resolve(head.host(), from, domain);
-    snapshot
-        .routing
-        .on_mesh(from, &written)
+    let written = head.map(|head| HostName::resolve(head.host(), from, domain));
+    written
+        .and_then(|written| snapshot.routing.on_mesh(from, &written))
         .or_else(|| snapshot.routing.on_mesh(from, &HostName::of_service(&service.key, domain)))
 }

@@ -112,9 +112,10 @@ impl Caller {
                 Ok(endpoint) => {
                     tried.push(endpoint.address);
                     let retries = Retries { policy, may_retry };
-                    // A service of this host may be sent less than what another endpoint is to see.
+                    // A service of this host may be sent something else than what another endpoint is to see.
                     let local = snapshot.here(endpoint);
-                    let before = local.and_then(|local| local.tokens.as_ref()).map(|_| exchange.head.clone());
+                    let changes = local.is_some_and(|local| local.tokens.is_some() || local.may_ask());
+                    let before = changes.then(|| exchange.head.clone());
                     let (state, sending) = ((snapshot, &mut watch), (to_caller, retries, endpoint));
                     let ended = self.try_once(state, sending, (exchange, download), record).await;
                     if let Some(before) = before {
@@ -182,7 +183,11 @@ impl Caller {
         record.peers.upstream = Some(endpoint.address);
         // Before it is decided on: what policies see is what the program does.
         self.introduce(&target, &mut exchange.head.headers);
-        let token = match self.admit(&target, exchange.head, record) {
+        let external = match self.ask(&target, exchange, record).await {
+            Ok(external) => external,
+            Err(miss) => return Tried::Missed(miss),
+        };
+        let token = match self.admit(&target, (exchange.head, &external.by), record) {
             Ok(token) => token,
             Err(miss) => return Tried::Missed(miss),
         };
@@ -191,7 +196,7 @@ impl Caller {
         if let Some(watched) = &watched
             && watched.is_forbidden(
                 snapshot,
-                &self.asked(exchange.head, token.as_ref()),
+                &self.asked(exchange.head, (token.as_ref(), &external.by)),
                 &self.worker.shared.snapshot,
             )
         {
@@ -224,6 +229,7 @@ impl Caller {
                 if held.is_some() {
                     return Verdict::Again;
                 }
+                external.mark(head);
                 to_caller.finish(head, started.elapsed());
                 Verdict::Relay
             };
@@ -233,7 +239,7 @@ impl Caller {
             let per_try = retries.policy.per_try_timeout;
             let order = Order { head, per_try, overall, since, idle };
             let was_kept = line.was_kept();
-            let asked = self.asked(head, token.as_ref());
+            let asked = self.asked(head, (token.as_ref(), &external.by));
             let closed = async {
                 match &watched {
                     Some(watched) => watched.until_closed(watch, &asked, &self.worker.shared.snapshot).await,

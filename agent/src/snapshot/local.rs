@@ -1,0 +1,76 @@
+//! Services of this host, as calls to them are decided.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use baremesh_model::authorization::{Asks, Carried, Connection, Decision, Facts, PolicySet, server_name};
+use baremesh_model::identity::Identity;
+use baremesh_model::name::Key;
+use baremesh_model::peer_authentication::MtlsMode;
+use baremesh_model::service::Protocol;
+use baremesh_model::workload::Labels;
+
+use crate::external_authorization::Providers;
+use crate::jwt::TokenRules;
+
+/// One port of a service of this host.
+#[derive(Debug)]
+pub struct LocalEndpoint {
+    /// The service.
+    pub service: Key,
+    /// The service's identity.
+    pub identity: Identity,
+    /// Labels of the workload, as policies and metrics see them.
+    pub labels: Labels,
+    /// The address and port under which it is advertised; policies speak of these.
+    pub advertised: SocketAddr,
+    /// Where the program listens.
+    pub deliver: SocketAddr,
+    /// What it speaks.
+    pub protocol: Protocol,
+    /// Whether plaintext is taken.
+    pub mode: MtlsMode,
+    /// The policies that it answers to.
+    pub policies: Arc<PolicySet>,
+    /// The rules that tokens of its requests are held to, where there are any.
+    pub tokens: Option<Arc<TokenRules>>,
+    /// What `connection.sni` is to policies.
+    pub server_names: Arc<[Arc<str>]>,
+    /// Who may be asked by its policies.
+    pub providers: Arc<Providers>,
+    /// Whether somebody who is asked is asked here. Nobody is asked about that: it would never end.
+    pub is_provider: bool,
+}
+
+/// Who calls, as far as that is known, and from where.
+pub type From<'a> = (Option<&'a Identity>, IpAddr);
+
+impl LocalEndpoint {
+    /// What the policies come to for a connection, or a request on it.
+    pub fn authorize<'a>(&'a self, from: From<'a>, carried: Carried<'a>) -> Decision<'a> {
+        self.policies.decide(self.facts(from, carried))
+    }
+
+    /// Whether a call may have somebody asked.
+    pub fn may_ask(&self) -> bool {
+        self.policies.may_ask() && !self.is_provider
+    }
+
+    /// Who is to be asked about a call next, other than those that have allowed it already.
+    pub fn asks<'a>(
+        &'a self,
+        from: From<'a>,
+        carried: Carried<'a>,
+        allowed_by: &[Arc<str>],
+    ) -> Option<Asks<'a>> {
+        self.may_ask().then(|| self.policies.asks(self.facts(from, carried), allowed_by)).flatten()
+    }
+
+    /// What the policies decide on.
+    pub fn facts<'a>(&'a self, (source, source_ip): From<'a>, carried: Carried<'a>) -> Facts<'a> {
+        let server_name = server_name((source, &self.server_names), self.protocol, carried);
+        let (destination_ip, destination_port) = (self.advertised.ip(), self.advertised.port());
+        let connection = Connection { source, source_ip, destination_ip, destination_port, server_name };
+        Facts { connection, carried }
+    }
+}
