@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use baremesh_model::authorization::{Carried, Connection, Decision, Facts, PolicySet, server_name};
+use baremesh_model::authorization::{Carried, Connection, Decision, Facts, Hello, PolicySet, server_name};
 use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
@@ -179,16 +179,26 @@ pub type From<'a> = (Option<&'a Identity>, IpAddr);
 
 impl LocalEndpoint {
     /// What the policies come to for a connection, or a request on it.
-    pub fn authorize<'a>(&'a self, from: From<'a>, carried: Carried<'a>) -> Decision<'a> {
-        self.policies.decide(self.facts(from, carried))
+    pub fn authorize<'a>(&'a self, from: From<'a>, carried: Carried<'a>, hello: &'a Hello) -> Decision<'a> {
+        self.policies.decide(self.facts(from, carried, hello))
     }
 
     /// What the policies decide on.
-    pub fn facts<'a>(&'a self, (source, source_ip): From<'a>, carried: Carried<'a>) -> Facts<'a> {
-        let server_name = server_name((source, &self.server_names), self.protocol, carried);
+    pub fn facts<'a>(
+        &'a self,
+        (source, source_ip): From<'a>,
+        carried: Carried<'a>,
+        hello: &'a Hello,
+    ) -> Facts<'a> {
+        let server_name = server_name((source, &self.server_names), self.protocol, carried, hello);
         let (destination_ip, destination_port) = (self.advertised.ip(), self.advertised.port());
         let connection = Connection { source, source_ip, destination_ip, destination_port, server_name };
         Facts { connection, carried }
+    }
+
+    /// What is known of the application's own TLS before anything came: it is waited for where a policy goes by it.
+    pub fn opening_hello(&self) -> Hello {
+        if self.policies.asks_for_server_names() { Hello::Pending } else { Hello::Unread }
     }
 }
 

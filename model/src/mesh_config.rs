@@ -28,6 +28,9 @@ pub struct MeshConfig {
     pub access_log: AccessLogFormat,
     /// What is done to the paths of requests before anything looks at them.
     pub path_normalization: PathNormalization,
+    /// How many proxies before a service are believed when they say in `x-forwarded-for` whom they had a request from:
+    /// Istio's `gatewayTopology.numTrustedProxies`.
+    pub trusted_proxies: u32,
 }
 
 impl Default for MeshConfig {
@@ -42,6 +45,7 @@ impl Default for MeshConfig {
             default_retries: None,
             access_log: AccessLogFormat::default(),
             path_normalization: PathNormalization::default(),
+            trusted_proxies: 0,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use baremesh_ca::revocation::Revoked;
-use baremesh_model::authorization::{Carried, Request};
+use baremesh_model::authorization::{Carried, Hello, Request};
 use baremesh_model::identity::Identity;
 use baremesh_model::peer_authentication::MtlsMode;
 use tokio::sync::{Notify, watch};
@@ -28,6 +28,8 @@ pub struct Delivered {
     pub source_ip: IpAddr,
     /// The serial number of the certificate that the caller showed, where it came in a tunnel.
     pub serial: Option<Arc<str>>,
+    /// What is known of the application's own TLS.
+    pub hello: Hello,
 }
 
 impl Delivered {
@@ -47,7 +49,7 @@ impl Delivered {
         {
             return Some(reason.to_owned());
         }
-        let verdict = local.authorize(self.from(), carried).verdict;
+        let verdict = local.authorize(self.from(), carried, &self.hello).verdict;
         (!verdict.allows()).then(|| verdict.to_string())
     }
 

@@ -147,14 +147,14 @@ async fn connect_and_relay(
         // What goes on through an HTTP proxy is not this host's program's.
         Upstream {
             leg: Leg::Socket(program),
-            delivered: Some(delivered),
+            delivered: Some(mut delivered),
             in_flight,
             held,
             times,
             first: None,
         } => {
             let asked = (First::Socket(client), &program);
-            if worker.speaks_http(&delivered, &snapshot, asked, record).await? {
+            if worker.speaks_http(&mut delivered, &snapshot, asked, record).await? {
                 let (counts, decided_by) = ((in_flight, held), Arc::clone(&snapshot));
                 let entered = Some(entered);
                 let arrived = Arrived { delivered, decided_by, program, entered, counts, tunnel: None };

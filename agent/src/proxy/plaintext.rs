@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use baremesh_model::authorization::Hello;
 use baremesh_model::flow::Way;
 use baremesh_model::peer_authentication::MtlsMode;
 use tokio::net::TcpStream;
@@ -61,9 +62,10 @@ async fn judge_and_deliver(
     worker.authorize(local, (None, source_ip), record)?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let mut upstream = worker.deliver(local, record).await?;
-    let delivered = Delivered { local: Arc::clone(local), source: None, source_ip, serial: None };
+    let mut delivered =
+        Delivered { local: Arc::clone(local), source: None, source_ip, serial: None, hello: Hello::Unread };
     let asked = (First::Socket(client), &upstream);
-    if worker.speaks_http(&delivered, &snapshot, asked, record).await? {
+    if worker.speaks_http(&mut delivered, &snapshot, asked, record).await? {
         let (decided_by, program, entered) = (Arc::clone(&snapshot), upstream, Some(entered));
         let (counts, tunnel) = ((None, None), None);
         return Ok(Some(Arrived { delivered, decided_by, program, entered, counts, tunnel }));

@@ -2,7 +2,7 @@
 //! this host that dialled the service's own address, for a service of this host. Each connection has one connection to the program behind it; what the program is told of the caller is
 //! what the handshake proved, or within a host the kernel.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use super::body::Answer;
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::downstream::{self, Exchange, Side};
 use super::forwarded_cert::{Proved, introduce};
+use super::forwarded_for;
 use super::grpc::MessageCount;
 use super::reply::Reply;
 use super::upload::{Replay, Upload};
@@ -95,6 +96,14 @@ pub async fn serve(
     }
 }
 
+/// Who asks for something, as far as its request says so and is believed.
+struct Asker {
+    /// What its token says.
+    token: Option<Token>,
+    /// Where the request comes from.
+    remote_ip: IpAddr,
+}
+
 /// A connection for a service of this host.
 pub struct Callee {
     /// The worker that serves it.
@@ -136,15 +145,20 @@ impl Callee {
         let mut watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
         let snapshot = self.worker.shared.snapshot.load_full();
         snapshot.mesh.config.path_normalization.apply(&mut exchange.head.target);
-        let mut record = self.record(&exchange);
         let certificate = self.tunnel.as_ref().map(|tunnel| &*tunnel.fingerprint);
         let proved = self.delivered.source.as_ref().map(|identity| Proved { identity, certificate });
         // Before it is decided on: what policies see is what the program does.
-        introduce(&mut exchange.head.headers, proved, &self.delivered.local.identity);
-        let admitted = self.admit(&snapshot, exchange.head, &mut record);
+        let headers = &mut exchange.head.headers;
+        introduce(headers, proved, &self.delivered.local.identity);
+        let trusted = snapshot.mesh.config.trusted_proxies;
+        let remote_ip = forwarded_for::tell(headers, trusted, self.delivered.source_ip);
+        let mut record = self.record(&exchange);
+        let rules = snapshot.advertised(self.delivered.local.advertised).and_then(|now| now.tokens.as_ref());
+        exchange.upload.hold_to(rules);
+        let admitted = self.admit(&snapshot, exchange.head, remote_ip, &mut record);
         drop(snapshot);
-        let token = match admitted {
-            Ok(token) => token,
+        let asker = match admitted {
+            Ok(token) => Asker { token, remote_ip },
             Err(reply) => {
                 exchange.reply(&reply, &mut record).await;
                 let ended = record.ended();
@@ -157,8 +171,7 @@ impl Callee {
             exchange.upload.messages = Some(MessageCount::default());
             download.messages = Some(MessageCount::default());
         }
-        let ended =
-            self.deliver(&mut exchange, &mut record, (&mut download, &mut watch, token.as_ref())).await;
+        let ended = self.deliver(&mut exchange, &mut record, (&mut download, &mut watch, &asker)).await;
         record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
         match ended {
             Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
@@ -200,6 +213,7 @@ impl Callee {
         &self,
         snapshot: &Snapshot,
         head: &mut RequestHead,
+        remote_ip: IpAddr,
         record: &mut RequestRecord,
     ) -> Result<Option<Token>, Box<Reply>> {
         // The connection is about to end, and takes nothing until then.
@@ -210,17 +224,16 @@ impl Callee {
         })?;
         let from = self.delivered.from();
         let token = authenticate(local, head, record)?;
-        let asked = self.asked(head, token.as_ref());
+        let asked = Request { head, token: token.as_ref(), remote_ip };
         self.worker.authorize_request(local, (from, &asked), &mut record.peers)?;
-        let counted =
-            snapshot.rate_limits.on_arrival(local, (head, token.as_ref()), from, &mut record.limited);
+        let counted = snapshot.rate_limits.on_arrival(
+            local,
+            (head, token.as_ref()),
+            (from.0, remote_ip),
+            &mut record.limited,
+        );
         counted.map_err(|refusal| Box::new(Reply::rate_limited(refusal)))?;
         Ok(token)
-    }
-
-    /// What of a request is decided on. No forwarding field is believed: it comes from where its connection does.
-    fn asked<'a>(&self, head: &'a RequestHead, token: Option<&'a Token>) -> Request<'a> {
-        Request { head, token, remote_ip: self.delivered.source_ip }
     }
 
     fn record(&self, exchange: &Exchange<'_>) -> RequestRecord {
@@ -246,7 +259,7 @@ impl Callee {
         &self,
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
-        (download, watch, token): (&mut Download, &mut RequestWatch, Option<&Token>),
+        (download, watch, asker): (&mut Download, &mut RequestWatch, &Asker),
     ) -> Result<Attempt, ProxyError> {
         record.attempts = 1;
         let local = Arc::clone(self.local_now(&self.worker.shared.snapshot.load()));
@@ -260,7 +273,7 @@ impl Callee {
             };
             let Exchange { head, upload, answer } = exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http2(lent.sender.clone()));
-            return Ok(self.attempt((leg, order), (upload, answer), (download, watch, token), record).await);
+            return Ok(self.attempt((leg, order), (upload, answer), (download, watch, asker), record).await);
         }
         let mut program = self.program.lock().await;
         loop {
@@ -277,7 +290,7 @@ impl Callee {
             };
             let Exchange { head, upload, answer } = &mut *exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http1(&mut connection));
-            let ended = self.attempt((leg, order), (upload, answer), (download, watch, token), record).await;
+            let ended = self.attempt((leg, order), (upload, answer), (download, watch, asker), record).await;
             match ended {
                 // A program may close a connection in the very moment in which a request is sent on it.
                 Attempt::Failed(Failure::UpstreamClosed)
@@ -296,14 +309,14 @@ impl Callee {
         &self,
         (leg, order): (Leg<'_>, Order<'_>),
         (upload, answer): (&mut Upload<'_>, &mut Answer<'_>),
-        (download, watch, token): (&mut Download, &mut RequestWatch, Option<&Token>),
+        (download, watch, asker): (&mut Download, &mut RequestWatch, &Asker),
         record: &mut RequestRecord,
     ) -> Attempt {
         let mut judge = |head: &mut ResponseHead, _: Replay| {
             record.status = head.status;
             Verdict::Relay
         };
-        let asked = self.asked(order.head, token);
+        let asked = Request { head: order.head, token: asker.token.as_ref(), remote_ip: asker.remote_ip };
         let in_force = &self.worker.shared.snapshot;
         let forbidden = tokio::select! {
             biased;

@@ -269,7 +269,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
     let retries = option::of(any_retries());
     use PathNormalization::*;
     let normalization = prop_oneof![Just(None), Just(Base), Just(MergeSlashes), Just(DecodeAndMergeSlashes)];
-    let settings = (retries, any_access_log(), normalization);
+    let settings = (retries, any_access_log(), normalization, 0..4_u32);
     (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6, settings).prop_map(
         |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6, settings)| MeshConfig {
             name,
@@ -281,6 +281,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
             default_retries: settings.0,
             access_log: settings.1,
             path_normalization: settings.2,
+            trusted_proxies: settings.3,
         },
     )
 }

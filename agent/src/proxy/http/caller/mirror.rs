@@ -83,9 +83,10 @@ impl Caller {
         let Some((service, _, cluster)) = plan::destination(snapshot, caller, to) else { return };
         let Ok(endpoint) = cluster.pick(&[], None, Instant::now(), rand::random()) else { return };
         let target = Target { snapshot, endpoint, identity: &service.identity, cluster };
-        self.introduce(&target, &mut head.headers);
+        let remote_ip = self.introduce(&target, &mut head.headers);
+        upload.hold_to(snapshot.here(endpoint).and_then(|local| local.tokens.as_ref()));
         let mut record = RequestRecord::new(self.peers.again(), &head);
-        if self.admit(&target, &mut head, &mut record).is_err() {
+        if self.admit(&target, &mut head, remote_ip, &mut record).is_err() {
             return;
         }
         let sent = async {

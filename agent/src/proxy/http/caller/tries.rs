@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use baremesh_model::authorization::Request;
 use baremesh_model::http::{RequestHead, ResponseHead};
 use baremesh_model::outlier::Outcome;
 use baremesh_model::virtual_service::{
@@ -112,9 +113,11 @@ impl Caller {
                 Ok(endpoint) => {
                     tried.push(endpoint.address);
                     let retries = Retries { policy, may_retry };
-                    // A service of this host may be sent less than what another endpoint is to see.
-                    let local = snapshot.here(endpoint);
-                    let before = local.and_then(|local| local.tokens.as_ref()).map(|_| exchange.head.clone());
+                    // A service of this host may be sent less, or something else, than what another endpoint, or the next
+                    // attempt, is to see.
+                    let trusts = snapshot.mesh.config.trusted_proxies > 0;
+                    let local = snapshot.here(endpoint).filter(|local| trusts || local.tokens.is_some());
+                    let before = local.map(|_| exchange.head.clone());
                     let (state, sending) = ((snapshot, &mut watch), (to_caller, retries, endpoint));
                     let ended = self.try_once(state, sending, (exchange, download), record).await;
                     if let Some(before) = before {
@@ -181,8 +184,9 @@ impl Caller {
         record.peers.target = Party::registered(target.identity, workload, &endpoint.labels);
         record.peers.upstream = Some(endpoint.address);
         // Before it is decided on: what policies see is what the program does.
-        self.introduce(&target, &mut exchange.head.headers);
-        let token = match self.admit(&target, exchange.head, record) {
+        let remote_ip = self.introduce(&target, &mut exchange.head.headers);
+        exchange.upload.hold_to(snapshot.here(endpoint).and_then(|local| local.tokens.as_ref()));
+        let token = match self.admit(&target, exchange.head, remote_ip, record) {
             Ok(token) => token,
             Err(miss) => return Tried::Missed(miss),
         };
@@ -191,7 +195,7 @@ impl Caller {
         if let Some(watched) = &watched
             && watched.is_forbidden(
                 snapshot,
-                &self.asked(exchange.head, token.as_ref()),
+                &Request { head: exchange.head, token: token.as_ref(), remote_ip },
                 &self.worker.shared.snapshot,
             )
         {
@@ -233,7 +237,7 @@ impl Caller {
             let per_try = retries.policy.per_try_timeout;
             let order = Order { head, per_try, overall, since, idle };
             let was_kept = line.was_kept();
-            let asked = self.asked(head, token.as_ref());
+            let asked = Request { head, token: token.as_ref(), remote_ip };
             let closed = async {
                 match &watched {
                     Some(watched) => watched.until_closed(watch, &asked, &self.worker.shared.snapshot).await,
