@@ -4,11 +4,13 @@ use baremesh_tests::{exit, exit_code_of, needs_root, output_of, wait_until};
 
 use crate::pair::{Pair, WEB, WEB_ID, because, connections_of, counted, real_addresses, shop_as};
 
+/// The scripts become it by themselves: the interpreter may be where it cannot read.
 const STRANGER: u32 = 4711;
 
 /// Speaks TLS without a certificate, and HTTP/2 in it, as a user who can read no key; says what came of it.
 const TUNNEL: &str = r#"
-import socket, ssl, sys
+import os, socket, ssl, sys
+os.setgroups([]); os.setgid(4711); os.setuid(4711)
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
 context.set_alpn_protocols(["h2"])
@@ -25,6 +27,7 @@ for address in sys.argv[1:]:
 /// Connects, speaks and is gone before anybody could ask who it was: in good order, with a reset, or by its end.
 const GONE: &str = r#"
 import os, socket, struct, sys
+os.setgroups([]); os.setgid(4711); os.setuid(4711)
 for number in range(200):
     child = os.fork()
     if child == 0:
@@ -52,7 +55,7 @@ fn a_local_user_gets_nothing_of_the_agents_ports() {
             assert_eq!(exit_code_of(dialled), exit::NO_CONNECTION, "{address}:{port}");
         }
     }
-    let mut python = pair.store.host.command_as(STRANGER, "python3");
+    let mut python = pair.store.host.command("python3");
     python.args(["-c", TUNNEL]).args(addresses);
     let said = output_of(python);
     assert_eq!(said.lines().count(), addresses.len(), "{said}");
@@ -76,7 +79,7 @@ fn who_is_gone_before_it_is_known_is_taken_for_nobody_else() {
         "[[AuthorizationPolicy]]\nname = \"echo\"\nselector = {{ matchLabels = {{ app = \"echo\" }} }}\n\
          rules = [{{ from = [{{ source = {{ principals = [\"{WEB}\"] }} }}] }}]\n"
     ));
-    let mut python = pair.web.host.command_as(STRANGER, "python3");
+    let mut python = pair.web.host.command("python3");
     let address = crate::pair::virtual_addresses(&pair.web, "echo")[0].to_string();
     python.args(["-c", GONE, &address]);
     output_of(python);

@@ -71,7 +71,6 @@ fn names_in_policies_are_compared_as_they_stand() {
         "MESH.internal/ns/default/sa/web",
         "mesh.internal/ns/default/sa/we",
         "mesh.internal/ns/default/sa/web/",
-        "spiffe://mesh.internal/ns/default/sa/web",
     ] {
         pair.mesh.enforce(&policy("echo", &from(&format!("principals = [\"{name}\"]"))));
         assert!(is_cut(pair.call("echo", 7000, "hello")), "{name}");
