@@ -183,12 +183,71 @@ mod tests {
         assert_eq!(peer_identity(&with_names(&[dns])), Err(LeafError::UriNames(0)));
         assert_eq!(peer_identity(&with_names(&[uri(good), uri(good)])), Err(LeafError::UriNames(2)));
         assert_eq!(peer_identity(&with_names(&[uri(good), uri("https://x")])), Err(LeafError::UriNames(2)));
-        for bad in ["https://td/ns/a/sa/b", "spiffe://td/ns/a/sa/b\0.evil", "spiffe://td/ns/a/sa/b/c"] {
-            assert!(
-                matches!(peer_identity(&with_names(&[uri(bad)])), Err(LeafError::NoIdentity(_))),
-                "{bad}"
-            );
+        let ip = SanType::IpAddress([192, 0, 2, 7].into());
+        assert_eq!(peer_identity(&with_names(&[ip.clone()])), Err(LeafError::UriNames(0)));
+        assert!(peer_identity(&with_names(&[ip, uri(good)])).is_ok(), "names of other kinds say nothing");
+    }
+
+    /// SPIFFE-ID, sections 2.1 and 2.3, and nothing that a URI parser might bring into another form: what is compared is what
+    /// stands there, byte for byte.
+    #[test]
+    fn a_uri_that_is_not_exactly_an_identity_is_none() {
+        let long = format!("spiffe://td/ns/a/sa/{}", "b".repeat(64));
+        let longer = format!("spiffe://{}td/ns/a/sa/b", "a.".repeat(2048));
+        for bad in [
+            "",
+            "spiffe:",
+            "spiffe:/td/ns/a/sa/b",
+            "spiffe:///ns/a/sa/b",
+            "https://td/ns/a/sa/b",
+            "SPIFFE://td/ns/a/sa/b",
+            "Spiffe://td/ns/a/sa/b",
+            " spiffe://td/ns/a/sa/b",
+            "spiffe://td/ns/a/sa/b ",
+            "spiffe://TD/ns/a/sa/b",
+            "spiffe://td/NS/a/sa/b",
+            "spiffe://td/ns/A/sa/b",
+            "spiffe://td/ns/a/sa/b/",
+            "spiffe://td/ns/a/sa/b//",
+            "spiffe://td/ns/a/sa/b/c",
+            "spiffe://td//ns/a/sa/b",
+            "spiffe://td/ns//sa/b",
+            "spiffe://td/ns/a/sa/",
+            "spiffe://td/ns/./sa/b",
+            "spiffe://td/ns/x/../a/sa/b",
+            "spiffe://td/ns/%61/sa/b",
+            "spiffe://td/ns/a/sa/b%00",
+            "spiffe://td/ns/a/sa/b%2Fc",
+            "spiffe://td/ns/a/sa/b?",
+            "spiffe://td/ns/a/sa/b?x=y",
+            "spiffe://td/ns/a/sa/b#",
+            "spiffe://td/ns/a/sa/b#x",
+            "spiffe://td:443/ns/a/sa/b",
+            "spiffe://td:/ns/a/sa/b",
+            "spiffe://user@td/ns/a/sa/b",
+            "spiffe://user:secret@td/ns/a/sa/b",
+            "spiffe://@td/ns/a/sa/b",
+            "spiffe://[::1]/ns/a/sa/b",
+            "spiffe://td./ns/a/sa/b",
+            "spiffe://td/ns/a/sa/b\0",
+            "spiffe://td/ns/a/sa/b\0.evil",
+            "spiffe://td\0.evil/ns/a/sa/b",
+            "spiffe://td/ns/a/sa/b\n",
+            "spiffe://td/ns/a/sa/*",
+            "spiffe://td/ns/a/sa/b;c",
+            &long,
+            &longer,
+        ] {
+            let found = peer_identity(&with_names(&[uri(bad)]));
+            assert!(matches!(found, Err(LeafError::NoIdentity(_))), "{bad}: {found:?}");
         }
+        // A byte that is no ASCII, which no IA5String has.
+        let good = with_names(&[uri("spiffe://td/ns/a/sa/orders")]);
+        let mut der = good.to_vec();
+        let at = der.windows(6).position(|part| part == b"orders").expect("the name");
+        der[at] = 0xef;
+        assert!(peer_identity(&CertificateDer::from(der)).is_err());
+        assert!(peer_identity(&good).is_ok());
     }
 
     #[test]

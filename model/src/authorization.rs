@@ -20,7 +20,7 @@ use std::sync::Arc;
 use crate::name::Key;
 use crate::workload::Labels;
 
-pub use facts::{Carried, Connection, Facts, Request, ServerName, server_name, server_names};
+pub use facts::{Carried, Connection, Facts, Hello, Request, ServerName, server_name, server_names};
 pub use matching::Unmet;
 pub use path::{PathPattern, PathTemplate, TemplateError};
 pub use rule::{Condition, Operation, Rule, ServiceAccount, Source};

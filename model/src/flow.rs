@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::authorization::{Carried, Connection, Facts, PolicySet, server_name, server_names};
+use crate::authorization::{Carried, Connection, Facts, Hello, PolicySet, server_name, server_names};
 use crate::identity::Identity;
 use crate::mesh::Mesh;
 use crate::name::Key;
@@ -101,7 +101,7 @@ impl Flow {
             source_ip: self.source_ip,
             destination_ip: self.destination.ip(),
             destination_port: port,
-            server_name: server_name((source, &names), protocol, carried),
+            server_name: server_name((source, &names), protocol, carried, &Hello::Pending),
         };
         match policies.decide(Facts { connection, carried }).verdict {
             verdict if verdict.allows() => Judgement::Allowed,

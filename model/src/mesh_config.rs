@@ -31,6 +31,9 @@ pub struct MeshConfig {
     pub access_log: AccessLogFormat,
     /// What is done to the paths of requests before anything looks at them.
     pub path_normalization: PathNormalization,
+    /// How many proxies before a service are believed when they say in `x-forwarded-for` whom they had a request from:
+    /// Istio's `gatewayTopology.numTrustedProxies`.
+    pub trusted_proxies: u32,
     /// Who may be asked by CUSTOM policies, each under a name of its own.
     pub extension_providers: Vec<Arc<ExtensionProvider>>,
 }
@@ -58,6 +61,7 @@ impl Default for MeshConfig {
             access_log: AccessLogFormat::default(),
             path_normalization: PathNormalization::default(),
             extension_providers: Vec::new(),
+            trusted_proxies: 0,
         }
     }
 }

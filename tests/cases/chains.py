@@ -13,7 +13,7 @@ SECONDS = 20
 
 # Where our verdict is another one, and why that is right. Whatever is in no list must agree, and what is in one must not.
 TAKEN = [
-    ("no CRLs are read: certificates live for a day, and the control server stops issuing", """
+    ("no CRLs are read: what is revoked stands in a list of the mesh's own that comes with its state", """
         crl::revoked-certificate-with-crl crl::crlnumber-missing crl::crlnumber-critical crl::issuer-missing-crlsign"""),
     ("there is one limit of depth, and no caller sets another", """
         pathlen::max-chain-depth-0-exhausted pathlen::max-chain-depth-1-exhausted"""),

@@ -18,6 +18,8 @@ const ROOT_ONLY: &[&str] = &[
     "identities::tells_two_users_of_one_host_apart",
     "impersonation::another_user_administers_neither_the_agent_nor_the_mesh",
     "impersonation::another_user_reads_no_key",
+    "local_attackers::a_local_user_gets_nothing_of_the_agents_ports",
+    "local_attackers::who_is_gone_before_it_is_known_is_taken_for_nobody_else",
 ];
 
 /// Names a file to which a story that is left out appends its line, for whoever runs the stories to show at the end:

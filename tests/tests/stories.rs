@@ -69,6 +69,8 @@ mod external_authorization;
 mod files;
 #[path = "stories/health.rs"]
 mod health;
+#[path = "stories/forwarded.rs"]
+mod forwarded;
 #[path = "stories/foresight.rs"]
 mod foresight;
 #[path = "stories/hosts_are_real.rs"]
@@ -97,8 +99,12 @@ mod http_streams;
 mod identities;
 #[path = "stories/impersonation.rs"]
 mod impersonation;
+#[path = "stories/led_astray.rs"]
+mod led_astray;
 #[path = "stories/load.rs"]
 mod load;
+#[path = "stories/local_attackers.rs"]
+mod local_attackers;
 #[path = "stories/malformed_requests.rs"]
 mod malformed_requests;
 #[path = "stories/meets_envoy.rs"]
@@ -115,6 +121,8 @@ mod rate_limits;
 mod refuses_certificates;
 #[path = "stories/revocation.rs"]
 mod revocation;
+#[path = "stories/server_names.rs"]
+mod server_names;
 #[path = "stories/shop_without_a_mesh.rs"]
 mod shop_without_a_mesh;
 #[path = "stories/slow_peers.rs"]

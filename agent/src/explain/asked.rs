@@ -28,6 +28,8 @@ pub(super) struct Asked {
     pub(super) head: RequestHead,
     /// The TLS server name.
     pub(super) sni: Option<String>,
+    /// Whether it speaks TLS of its own.
+    pub(super) tls: bool,
     pub(super) source_ip: Option<IpAddr>,
 }
 
@@ -75,7 +77,8 @@ impl Asked {
         }
         let of_url = || tls.then(|| host.clone()).filter(|host| host.parse::<IpAddr>().is_err());
         let sni = question.sni.clone().or_else(of_url);
-        Ok(Self { carried, host, port, head, sni, source_ip: question.source_ip })
+        let tls = tls || sni.is_some();
+        Ok(Self { carried, host, port, head, sni, tls, source_ip: question.source_ip })
     }
 }
 

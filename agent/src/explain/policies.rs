@@ -4,8 +4,8 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use baremesh_model::authorization::{
-    Action, AuthorizationPolicy, Carried, Condition, Connection, Decision, Enforcement, Facts, Operation,
-    PolicySet, Request, Rule, Source, Unmet, server_name, server_names,
+    Action, AuthorizationPolicy, Carried, Condition, Connection, Decision, Enforcement, Facts, Hello,
+    Operation, PolicySet, Request, Rule, Source, Unmet, server_name, server_names,
 };
 use baremesh_model::name::{Key, Label};
 use baremesh_model::pattern::Match;
@@ -16,6 +16,7 @@ use baremesh_model::workload::Labels;
 use super::requests::answer;
 use super::{Case, asked};
 use crate::admin::report::explain::{DecisionReport, MtlsReport, PolicyReport};
+use crate::proxy::http::forwarded_for;
 use crate::proxy::http::reply::Reply;
 use crate::snapshot::{Endpoint, LocalEndpoint, ServiceEntry, Transport};
 
@@ -54,7 +55,8 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
     as_carried(case, protocol, source_ip, |carried| {
         let source = Some(&case.caller.identity);
         let (destination_ip, destination_port) = (endpoint.address.ip(), endpoint.address.port());
-        let server_name = server_name((source, &names), protocol, carried);
+        let hello = hello(case, protocol);
+        let server_name = server_name((source, &names), protocol, carried, &hello);
         let connection = Connection { source, source_ip, destination_ip, destination_port, server_name };
         let mtls = mtls(case, (namespace, &labels), destination_port);
         let may_ask = !mesh.config.is_provider(&service.key, number);
@@ -67,7 +69,8 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
 pub(super) fn decide_here(case: &Case<'_>, local: &LocalEndpoint) -> DecisionReport {
     let source_ip = case.client_ip().unwrap_or(UNKNOWN);
     as_carried(case, local.protocol, source_ip, |carried| {
-        let facts = local.facts((Some(&case.caller.identity), source_ip), carried);
+        let hello = hello(case, local.protocol);
+        let facts = local.facts((Some(&case.caller.identity), source_ip), carried, &hello);
         let mtls = mtls(case, (&local.service.namespace, &local.labels), local.advertised.port());
         let asks = asks(&local.policies, facts, local.may_ask());
         report("this_agent", (&local.policies, asks), facts, mtls)
@@ -78,10 +81,12 @@ pub(super) fn decide_here(case: &Case<'_>, local: &LocalEndpoint) -> DecisionRep
 fn as_carried(
     case: &Case<'_>,
     protocol: Protocol,
-    remote_ip: IpAddr,
+    source_ip: IpAddr,
     decide: impl FnOnce(Carried<'_>) -> DecisionReport,
 ) -> DecisionReport {
     let head = case.sent.unwrap_or(&case.asked.head);
+    let remote_ip =
+        forwarded_for::client_of(&head.headers, case.snapshot.mesh.config.trusted_proxies, source_ip);
     let request = Request { head, token: None, remote_ip, allowed_by: &[] };
     decide(match (case.asked.carried, protocol) {
         (_, Protocol::Tcp | Protocol::Tls | Protocol::Https) => Carried::Bytes,
@@ -90,6 +95,16 @@ fn as_carried(
         // Whatever comes is read as requests.
         (asked::Carried::Bytes, Protocol::Http | Protocol::Http2 | Protocol::Grpc) => Carried::Requests,
     })
+}
+
+/// What the called side's agent sees of the application's own TLS.
+fn hello(case: &Case<'_>, protocol: Protocol) -> Hello {
+    match (&case.asked.sni, case.asked.tls) {
+        (Some(name), _) => Hello::Named(name.to_ascii_lowercase().into()),
+        (None, true) => Hello::Nameless,
+        (None, false) if matches!(protocol, Protocol::Tls | Protocol::Https) => Hello::Unread,
+        (None, false) => Hello::Absent,
+    }
 }
 
 /// What stands for an address that nobody said; a note tells where it matters.

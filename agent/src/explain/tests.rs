@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use baremesh_model::authorization::{Carried, Hello};
 use baremesh_model::balance::hash::mix;
 use baremesh_model::name::Label;
 use baremesh_model::outlier::Outcome as Went;
@@ -310,7 +311,7 @@ fn decisions_are_those_of_the_called_side() {
                 let local =
                     at_home.advertised(SocketAddr::new(called.addresses[0], port)).expect("registered");
                 let from = (Some(&identity), source_ip.unwrap_or(host().addresses[0]));
-                let decision = local.authorize(from, baremesh_model::authorization::Carried::Bytes);
+                let decision = local.authorize(from, Carried::Bytes, &Hello::Unread);
                 let [told] = &explanation.destinations[0].decisions[..] else { panic!("{explanation:?}") };
                 assert_eq!(told.verdict, decision.verdict.to_string(), "{caller} {source:?} {port}");
                 assert_eq!(

@@ -337,7 +337,7 @@ fn nobody_is_asked_about_who_is_asked() {
         let request =
             baremesh_model::authorization::Request { head: &head, token: None, remote_ip, allowed_by: &[] };
         let carried = baremesh_model::authorization::Carried::Request(&request);
-        local.asks(from, carried, &[]).map(|asks| asks.to_string())
+        local.asks(from, (carried, &Hello::Unread), &[]).map(|asks| asks.to_string())
     };
     let expected = "AuthorizationPolicy mesh-system/all asks the provider p";
     assert_eq!(asks(&grpc_provider("p", "")).as_deref(), Some(expected));

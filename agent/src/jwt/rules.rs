@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use baremesh_model::http::RequestHead;
+use baremesh_model::http::headers::{Headers, reads_as};
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Label;
 use baremesh_model::request_authentication::{
@@ -25,7 +26,7 @@ pub struct TokenRules {
     rules: Vec<Rule>,
     /// Where tokens may stand, each with the rules that look there, in the order of the rules.
     places: Vec<(TokenPlace, Vec<usize>)>,
-    /// Fields that are the agent's to write, with dashes for underscores.
+    /// Fields that are the agent's to write.
     outputs: Vec<Arc<str>>,
     /// Policies of each of which a request must have a token.
     required: Vec<Arc<RequestAuthentication>>,
@@ -82,7 +83,7 @@ impl TokenRules {
                 }
                 let of_claims = rule.claim_headers.iter().map(|to| &to.header);
                 let outputs = rule.payload_header.iter().chain(of_claims);
-                compiled.outputs.extend(outputs.map(|name| Arc::from(name.replace('_', "-"))));
+                compiled.outputs.extend(outputs.cloned());
             }
         }
         let says_nothing = compiled.rules.is_empty() && compiled.required.is_empty();
@@ -92,7 +93,7 @@ impl TokenRules {
     /// Holds a request to the rules. What the agent says of tokens is then in its fields, and what the caller said there is
     /// not; tokens that the program is not to see are taken out.
     pub fn enforce(&self, head: &mut RequestHead, now: SystemTime) -> Result<Option<Token>, Refusal> {
-        self.strip_outputs(head);
+        self.strip(&mut head.headers);
         if is_preflight(head) {
             // Nobody has looked at a token in it.
             self.take_out(head);
@@ -155,15 +156,26 @@ impl TokenRules {
     }
 
     /// Takes out what callers write where the agent does, and what some programs read as the same name.
-    fn strip_outputs(&self, head: &mut RequestHead) {
+    fn strip(&self, headers: &mut Headers) {
         if self.outputs.is_empty() {
             return;
         }
-        let is = |name: &str, output: &str| {
-            name.len() == output.len()
-                && name.bytes().zip(output.bytes()).all(|(a, b)| a == b || a == b'_' && b == b'-')
+        let is_ours = |name: &str| self.outputs.iter().any(|own| reads_as(name.as_bytes(), own.as_bytes()));
+        headers.retain(|name| !is_ours(name));
+    }
+
+    /// Takes out of trailers what a program that merges them into the head would take for what the agent says, or for a
+    /// token that was looked at.
+    pub fn strip_trailers(&self, trailers: &mut Headers) {
+        self.strip(trailers);
+        let is_looked_at = |name: &str| {
+            self.places.iter().any(|(place, _)| match place {
+                TokenPlace::Header(looked_at, _) => reads_as(name.as_bytes(), looked_at.as_bytes()),
+                // `authorization` and `cookie` are no trailers' fields.
+                TokenPlace::Bearer | TokenPlace::Param(_) | TokenPlace::Cookie(_) => false,
+            })
         };
-        head.headers.retain(|name| !self.outputs.iter().any(|output| is(name, output)));
+        trailers.retain(|name| !is_looked_at(name));
     }
 
     fn verify_all(&self, head: &RequestHead, now: SystemTime) -> Result<Vec<Verified>, Refusal> {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use baremesh_model::authorization::{Action, Carried, Decision, Request, Verdict};
+use baremesh_model::authorization::{Action, Carried, Decision, Hello, Request, Verdict};
 use baremesh_model::flow::Way;
 use baremesh_model::service::Protocol;
 use tokio::net::TcpStream;
@@ -13,7 +13,7 @@ use super::error::ProxyError;
 use super::http::reply::Reply;
 use super::open::Delivered;
 use super::relay;
-use super::sniff::{First, arrives_as_http};
+use super::sniff::{First, arrives_as_http, hello_of};
 use super::socket;
 use crate::snapshot::{From, LocalEndpoint, Snapshot};
 use crate::telemetry::metrics::Party;
@@ -31,28 +31,32 @@ impl Worker {
     ) -> Result<Vec<Arc<str>>, ProxyError> {
         self.note_flow(local, from, record);
         let carried = Carried::opening(local.protocol);
-        self.authorize_carried(local, (from, carried), record)?;
+        self.authorize_carried(local, (from, (carried, &local.opening_hello())), record)?;
         match carried {
-            Carried::Bytes if local.may_ask() => self.ask_about_bytes(local, from.0, record).await,
+            Carried::Bytes if local.may_ask() && !local.waits_for_hello() => {
+                self.ask_about_bytes(local, (from.0, &Hello::Unread), record).await
+            }
             _ => Ok(Vec::new()),
         }
     }
 
-    /// Decides whether a connection that was let through because requests were to decide may carry bytes.
+    /// Decides whether a connection that was let through because more was to come may carry bytes.
     pub(super) async fn authorize_bytes(
         self: &Arc<Self>,
         delivered: &mut Delivered,
         record: &mut Record,
     ) -> Result<(), ProxyError> {
         let local = Arc::clone(&delivered.local);
-        if local.tokens.as_ref().is_some_and(|rules| rules.ask_for_one()) {
+        let may_be_requests = local.protocol == Protocol::Auto;
+        if may_be_requests && local.tokens.as_ref().is_some_and(|rules| rules.ask_for_one()) {
             return Err(ProxyError::Denied(
                 "a RequestAuthentication asks for a token, and bytes have none".to_owned(),
             ));
         }
-        self.authorize_carried(&local, (delivered.from(), Carried::Bytes), record)?;
+        self.authorize_carried(&local, (delivered.from(), (Carried::Bytes, &delivered.hello)), record)?;
         if local.may_ask() {
-            delivered.allowed_by = self.ask_about_bytes(&local, delivered.source.as_ref(), record).await?;
+            let known = (delivered.source.as_ref(), &delivered.hello);
+            delivered.allowed_by = self.ask_about_bytes(&local, known, record).await?;
         }
         Ok(())
     }
@@ -70,10 +74,10 @@ impl Worker {
     fn authorize_carried(
         &self,
         local: &LocalEndpoint,
-        (from, carried): (From<'_>, Carried<'_>),
+        asked: (From<'_>, (Carried<'_>, &Hello)),
         record: &mut Record,
     ) -> Result<(), ProxyError> {
-        let verdict = self.decide(local, (from, carried), record);
+        let verdict = self.decide(local, asked, record);
         if verdict.allows() { Ok(()) } else { Err(ProxyError::Denied(verdict.to_string())) }
     }
 
@@ -84,7 +88,7 @@ impl Worker {
         (from, request): (From<'_>, &Request<'_>),
         record: &mut Record,
     ) -> Result<(), Box<Reply>> {
-        let verdict = self.decide(local, (from, Carried::Request(request)), record);
+        let verdict = self.decide(local, (from, (Carried::Request(request), &Hello::Unread)), record);
         if verdict.allows() { Ok(()) } else { Err(Box::new(Reply::denied_by(&verdict))) }
     }
 
@@ -92,10 +96,10 @@ impl Worker {
     fn decide<'a>(
         &self,
         local: &'a LocalEndpoint,
-        (from, carried): (From<'a>, Carried<'a>),
+        (from, (carried, hello)): (From<'a>, (Carried<'a>, &'a Hello)),
         record: &mut Record,
     ) -> Verdict<'a> {
-        let Decision { verdict, dry_run, notes } = local.authorize(from, carried);
+        let Decision { verdict, dry_run, notes } = local.authorize(from, carried, hello);
         for note in notes {
             let word = match note.action {
                 Action::Allow => "would allow",
@@ -134,32 +138,54 @@ impl Worker {
 
 impl Worker {
     /// Whether a connection that was let through, by the state `decided_by`, is carried request by request. Waits for its
-    /// first bytes where the port does not say what it speaks, and decides again where those are no request.
+    /// first bytes where the port does not say what it speaks, or where a policy goes by the name that they ask for, and
+    /// decides again where those are no request.
     pub(super) async fn speaks_http(
         self: &Arc<Self>,
         delivered: &mut Delivered,
         decided_by: &Arc<Snapshot>,
-        (first, program): (First<'_>, &TcpStream),
+        (mut first, program): (First<'_>, &TcpStream),
         record: &mut Record,
     ) -> Result<bool, ProxyError> {
-        let local = &delivered.local;
-        if local.protocol != Protocol::Auto {
-            return Ok(local.protocol.is_http());
-        }
-        let entry = self.open.enter(None, Some(delivered.clone()));
-        entry.judge_again(decided_by, &self.shared.snapshot);
-        let is_http = tokio::select! {
-            biased;
-            reason = entry.until_closed() => return Err(reason),
-            told = arrives_as_http(first, local.advertised.port(), program) => {
-                told.map_err(ProxyError::ClientBroke)?
+        let local = Arc::clone(&delivered.local);
+        let is_http = match local.protocol {
+            Protocol::Auto => {
+                let told = arrives_as_http(&mut first, local.advertised.port(), program);
+                self.while_allowed(delivered, decided_by, told).await?
             }
-            () = tokio::time::sleep(self.shared.limits.idle_timeout) => return Err(ProxyError::Idle),
+            declared => declared.is_http(),
         };
-        if !is_http {
+        if is_http {
+            return Ok(true);
+        }
+        let may_be_tls = matches!(local.protocol, Protocol::Auto | Protocol::Tls | Protocol::Https);
+        let is_asked_for = may_be_tls && local.policies.asks_for_server_names();
+        if is_asked_for {
+            let told = hello_of(&mut first, local.protocol, program);
+            delivered.hello = self.while_allowed(delivered, decided_by, told).await?;
+        }
+        if is_asked_for || local.protocol == Protocol::Auto {
             self.authorize_bytes(delivered, record).await?;
         }
-        Ok(is_http)
+        Ok(false)
+    }
+
+    /// Waits for what first bytes tell, for as long as a connection may be quiet and policies let it stand.
+    async fn while_allowed<T>(
+        &self,
+        delivered: &Delivered,
+        decided_by: &Arc<Snapshot>,
+        told: impl Future<Output = std::io::Result<T>>,
+    ) -> Result<T, ProxyError> {
+        let waiting = Delivered { hello: delivered.local.opening_hello(), ..delivered.clone() };
+        let entry = self.open.enter(None, Some(waiting));
+        entry.judge_again(decided_by, &self.shared.snapshot);
+        tokio::select! {
+            biased;
+            reason = entry.until_closed() => Err(reason),
+            told = told => told.map_err(ProxyError::ClientBroke),
+            () = tokio::time::sleep(self.shared.limits.idle_timeout) => Err(ProxyError::Idle),
+        }
     }
 }
 

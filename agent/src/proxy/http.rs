@@ -20,6 +20,8 @@ pub mod attempt;
 pub mod upstream;
 /// What programs are told of their callers.
 pub mod forwarded_cert;
+/// Where a request comes from.
+pub mod forwarded_for;
 /// Tokens of requests for services of this host.
 pub mod authentication;
 /// Asking the providers of CUSTOM policies.

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use ::bytes::{Bytes, BytesMut};
 use baremesh_ca::tls::{LeafFacts, describe_io, peer_leaf_facts};
+use baremesh_model::authorization::Hello;
 use baremesh_model::name::{Key, default_namespace};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
@@ -270,7 +271,7 @@ async fn judge_and_deliver(
     let mut stream = TunnelStream { send, receive: request.into_body() };
     let source_ip = tunnel.client.ip();
     let (source, serial) = (Some(tunnel.peer.identity.clone()), Some(Arc::clone(&tunnel.peer_serial)));
-    let mut delivered = Delivered { local, source, source_ip, serial, allowed_by };
+    let mut delivered = Delivered { local, source, source_ip, serial, allowed_by, hello: Hello::Unread };
     let mut first = BytesMut::new();
     let asked = First::Stream(&mut stream.receive, &mut first);
     let is_http = worker.speaks_http(&mut delivered, &snapshot, (asked, &upstream), record).await;

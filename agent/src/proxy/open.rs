@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use baremesh_ca::revocation::Revoked;
-use baremesh_model::authorization::{Carried, Request};
+use baremesh_model::authorization::{Carried, Hello, Request};
 use baremesh_model::identity::Identity;
 use baremesh_model::peer_authentication::MtlsMode;
 use tokio::sync::{Notify, watch};
@@ -30,6 +30,8 @@ pub struct Delivered {
     pub serial: Option<Arc<str>>,
     /// The providers that were asked about its bytes, and allow them. Each request is asked about for itself.
     pub allowed_by: Vec<Arc<str>>,
+    /// What is known of the application's own TLS.
+    pub hello: Hello,
 }
 
 impl Delivered {
@@ -54,11 +56,11 @@ impl Delivered {
             Carried::Bytes => Some(&*self.allowed_by),
             Carried::Requests => None,
         };
-        let asks = allowed_by.and_then(|by| local.asks(self.from(), carried, by));
+        let asks = allowed_by.and_then(|by| local.asks(self.from(), (carried, &self.hello), by));
         if let Some(asks) = asks {
             return Some(format!("{asks}, which was not asked before"));
         }
-        let verdict = local.authorize(self.from(), carried).verdict;
+        let verdict = local.authorize(self.from(), carried, &self.hello).verdict;
         (!verdict.allows()).then(|| verdict.to_string())
     }
 

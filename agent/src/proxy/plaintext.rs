@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use baremesh_model::authorization::Hello;
 use baremesh_model::flow::Way;
 use baremesh_model::peer_authentication::MtlsMode;
 use tokio::net::TcpStream;
@@ -62,7 +63,7 @@ async fn judge_and_deliver(
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let mut upstream = worker.deliver(local, record).await?;
     let mut delivered =
-        Delivered { local: Arc::clone(local), source: None, source_ip, serial: None, allowed_by };
+        Delivered { local: Arc::clone(local), source: None, source_ip, serial: None, allowed_by, hello: Hello::Unread };
     let asked = (First::Socket(client), &upstream);
     if worker.speaks_http(&mut delivered, &snapshot, asked, record).await? {
         let (decided_by, program, entered) = (Arc::clone(&snapshot), upstream, Some(entered));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
 
-pub use arriving::{First, arrives_as_http};
+pub use arriving::{First, arrives_as_http, hello_of};
 
 /// How long a caller may take for its first bytes; one that waits for the server to speak first is carried as bytes.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use baremesh_model::authorization::{Asks, Carried, Connection, Decision, Facts, PolicySet, server_name};
+use baremesh_model::authorization::{
+    Asks, Carried, Connection, Decision, Facts, Hello, PolicySet, server_name,
+};
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
 use baremesh_model::peer_authentication::MtlsMode;
@@ -47,8 +49,18 @@ pub type From<'a> = (Option<&'a Identity>, IpAddr);
 
 impl LocalEndpoint {
     /// What the policies come to for a connection, or a request on it.
-    pub fn authorize<'a>(&'a self, from: From<'a>, carried: Carried<'a>) -> Decision<'a> {
-        self.policies.decide(self.facts(from, carried))
+    pub fn authorize<'a>(&'a self, from: From<'a>, carried: Carried<'a>, hello: &'a Hello) -> Decision<'a> {
+        self.policies.decide(self.facts(from, carried, hello))
+    }
+
+    /// What is known of the application's own TLS before anything came: it is waited for where a policy goes by it.
+    pub fn opening_hello(&self) -> Hello {
+        if self.policies.asks_for_server_names() { Hello::Pending } else { Hello::Unread }
+    }
+
+    /// Whether what is carried as bytes in any case is decided on when the application's own TLS has come, and not before.
+    pub fn waits_for_hello(&self) -> bool {
+        matches!(self.protocol, Protocol::Tls | Protocol::Https) && self.policies.asks_for_server_names()
     }
 
     /// Whether a call may have somebody asked.
@@ -60,15 +72,20 @@ impl LocalEndpoint {
     pub fn asks<'a>(
         &'a self,
         from: From<'a>,
-        carried: Carried<'a>,
+        (carried, hello): (Carried<'a>, &'a Hello),
         allowed_by: &[Arc<str>],
     ) -> Option<Asks<'a>> {
-        self.may_ask().then(|| self.policies.asks(self.facts(from, carried), allowed_by)).flatten()
+        self.may_ask().then(|| self.policies.asks(self.facts(from, carried, hello), allowed_by)).flatten()
     }
 
     /// What the policies decide on.
-    pub fn facts<'a>(&'a self, (source, source_ip): From<'a>, carried: Carried<'a>) -> Facts<'a> {
-        let server_name = server_name((source, &self.server_names), self.protocol, carried);
+    pub fn facts<'a>(
+        &'a self,
+        (source, source_ip): From<'a>,
+        carried: Carried<'a>,
+        hello: &'a Hello,
+    ) -> Facts<'a> {
+        let server_name = server_name((source, &self.server_names), self.protocol, carried, hello);
         let (destination_ip, destination_port) = (self.advertised.ip(), self.advertised.port());
         let connection = Connection { source, source_ip, destination_ip, destination_port, server_name };
         Facts { connection, carried }

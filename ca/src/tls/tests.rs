@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rcgen::BasicConstraints::Unconstrained;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
@@ -244,6 +244,36 @@ fn chains_that_are_costly_to_search_are_refused_unsearched() {
     let mut unconnected = vec![Forger::new("same", Unconstrained).leaf(&[GOOD], |_| {}).chain[0].clone()];
     unconnected.extend(below(20).into_iter().skip(1));
     check(&unconnected, Err("the peer shows 21 certificates"));
+}
+
+/// As many certificates as may be shown, every order of which is a path that leads to no root: the search has an end.
+#[test]
+fn a_search_for_a_path_that_is_not_there_costs_little() {
+    /// Of one search; CPU time of this thread, in a build without optimisation.
+    const MOST: Duration = Duration::from_millis(30);
+    const SEARCHES: u32 = 20;
+    let (stranger, root) = (Forger::new("root", Unconstrained), Forger::new("root", Unconstrained));
+    let mut authorities = vec![stranger.below("same", Unconstrained)];
+    for _ in 2..MAX_CHAIN {
+        authorities.push(authorities[authorities.len() - 1].below("same", Unconstrained));
+    }
+    let leaf = authorities[authorities.len() - 1].leaf(&[GOOD], |_| {});
+    let above = authorities.iter().map(|authority| authority.root.clone());
+    let shown: Vec<_> = leaf.chain.into_iter().chain(above).collect();
+    assert!(shown.len() >= MAX_CHAIN, "{}", shown.len());
+    let shown = &shown[..MAX_CHAIN];
+    let verifier = PeerVerifier::new(root.bundle());
+    let spent = || {
+        // Nanoseconds on a processor come first (proc(5)).
+        let told = std::fs::read_to_string("/proc/thread-self/schedstat").expect("this thread's account");
+        Duration::from_nanos(told.split(' ').next().and_then(|text| text.parse().ok()).expect("a number"))
+    };
+    let before = spent();
+    for _ in 0..SEARCHES {
+        assert!(verifier.verify(&shown[0], &shown[1..], Purpose::Client, now()).is_err());
+    }
+    let each = (spent() - before) / SEARCHES;
+    assert!(each < MOST, "{each:?} each");
 }
 
 /// The check without an identity lets a chain pass that names nobody, and is as strict in everything else.

@@ -56,16 +56,26 @@ impl Patience {
         self.wait_for(what, || condition().then_some(()))
     }
 
+    /// Waits until `condition` holds, for as long as the show may go on: where much begins at once, what each part of it
+    /// takes on a busy machine nobody knows.
+    pub(crate) fn wait_long(&self, what: &str, mut condition: impl FnMut() -> bool) -> Result<()> {
+        self.wait_within(what, self.limit, || condition().then_some(()))
+    }
+
     /// Waits until `find` finds something.
-    pub(crate) fn wait_for<T>(&self, what: &str, mut find: impl FnMut() -> Option<T>) -> Result<T> {
-        let deadline = Instant::now() + WAIT_BOUND;
+    pub(crate) fn wait_for<T>(&self, what: &str, find: impl FnMut() -> Option<T>) -> Result<T> {
+        self.wait_within(what, WAIT_BOUND, find)
+    }
+
+    fn wait_within<T>(&self, what: &str, bound: Duration, mut find: impl FnMut() -> Option<T>) -> Result<T> {
+        let deadline = Instant::now() + bound;
         loop {
             if let Some(found) = find() {
                 return Ok(found);
             }
             self.check().with_context(|| format!("while waiting for this: {what}"))?;
             if Instant::now() >= deadline {
-                bail!("waited {} s in vain for this: {what}", WAIT_BOUND.as_secs());
+                bail!("waited {} s in vain for this: {what}", bound.as_secs());
             }
             thread::sleep(POLL);
         }
@@ -127,8 +137,10 @@ mod tests {
     #[test]
     fn a_show_has_an_end() {
         let (_flag, patience) = patience(Duration::ZERO);
-        let stopped = patience.wait("never", || false).expect_err("no time");
-        assert_eq!(stopped.downcast_ref(), Some(&Stopped::OutOfTime(0)));
+        for stopped in [patience.wait("never", || false), patience.wait_long("never", || false)] {
+            let stopped = stopped.expect_err("no time");
+            assert_eq!(stopped.downcast_ref(), Some(&Stopped::OutOfTime(0)));
+        }
     }
 
     #[test]

@@ -203,10 +203,11 @@ impl<'n> Stage<'n> {
     /// Waits until every agent is ready and knows every endpoint.
     pub(crate) fn wait_until_whole(&self) -> Result<()> {
         for member in self.members() {
-            self.patience.wait(&format!("the agent of {} is ready", member.name()), || member.is_ready())?;
+            self.patience
+                .wait_long(&format!("the agent of {} is ready", member.name()), || member.is_ready())?;
             for (service, count) in ENDPOINTS {
                 let what = format!("{} knows {count} endpoints of {service}", member.name());
-                self.patience.wait(&what, || member.endpoints(service) == count)?;
+                self.patience.wait_long(&what, || member.endpoints(service) == count)?;
             }
         }
         Ok(())

@@ -40,7 +40,28 @@ pub enum ServerName<'a> {
     None,
     /// The mesh's own TLS: the service under each of the names that policies may know it by.
     Service(&'a [Arc<str>]),
-    /// The application's own TLS is carried, and what it asks for is not read here.
+    /// The application's own TLS asks for this, in lower case.
+    Asked(&'a str),
+    /// What the application's own TLS asks for is still to come: a rule of ALLOW about it may match, and one of another
+    /// action does not.
+    Pending,
+    /// The application's own TLS may be carried, and nobody knows what it asks for: rules fail closed.
+    Unread,
+}
+
+/// What is known of the application's own TLS, in bytes that are carried.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Hello {
+    /// It is waited for, and decides.
+    Pending,
+    /// It has come, and asks for this name, in lower case.
+    Named(Arc<str>),
+    /// It has come, and asks for no name.
+    Nameless,
+    /// What has come is no TLS.
+    Absent,
+    /// Nobody looked, or nobody can tell.
+    #[default]
     Unread,
 }
 
@@ -70,16 +91,24 @@ pub struct Request<'a> {
     pub allowed_by: &'a [Arc<str>],
 }
 
-/// The server name of a connection: that of the application's own TLS where some may be carried, which nobody reads here.
+/// The server name of a connection: that of the application's own TLS where some is carried, else the service's.
 pub fn server_name<'a>(
     (source, names): (Option<&Identity>, &'a [Arc<str>]),
     protocol: Protocol,
     carried: Carried<'_>,
+    hello: &'a Hello,
 ) -> ServerName<'a> {
-    match (protocol, carried, source) {
-        (Protocol::Tls | Protocol::Https, ..) | (Protocol::Auto, Carried::Bytes, _) => ServerName::Unread,
-        (_, _, Some(_)) => ServerName::Service(names),
-        (_, _, None) => ServerName::None,
+    let of_mesh = source.map_or(ServerName::None, |_| ServerName::Service(names));
+    match (protocol, carried, hello) {
+        (Protocol::Tls | Protocol::Https, ..) | (Protocol::Auto, Carried::Bytes, _) => match hello {
+            Hello::Pending => ServerName::Pending,
+            Hello::Named(name) => ServerName::Asked(name),
+            Hello::Nameless => ServerName::None,
+            Hello::Absent => of_mesh,
+            Hello::Unread => ServerName::Unread,
+        },
+        (Protocol::Auto, Carried::Requests, Hello::Pending) => ServerName::Pending,
+        _ => of_mesh,
     }
 }
 

@@ -179,6 +179,8 @@ impl Judging<'_> {
             ServerName::Service(names) => {
                 asked.allows(|pattern| names.iter().any(|name| pattern.matches(name)))
             }
+            ServerName::Asked(name) => asked.allows(|pattern| pattern.matches(name)),
+            ServerName::Pending => asked.is_empty() || self.action == Action::Allow,
             ServerName::Unread => asked.is_empty() || self.fails_closed(),
         }
     }

@@ -68,6 +68,14 @@ pub struct Operation {
     pub paths: Match<PathPattern>,
 }
 
+impl super::AuthorizationPolicy {
+    /// Whether a rule goes by `connection.sni`.
+    pub(super) fn asks_for_server_names(&self) -> bool {
+        let mut conditions = self.rules.iter().flat_map(|rule| &rule.when);
+        conditions.any(|condition| matches!(condition, Condition::ConnectionSni(_)))
+    }
+}
+
 /// One entry of `when`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use super::facts::{Carried, Facts};
+use super::facts::{Carried, Facts, ServerName};
 use super::index::{RuleIndex, RuleRef};
 use super::{Action, AuthorizationPolicy, DenyResponse, Enforcement};
 use crate::name::{Key, Label};
@@ -23,6 +23,7 @@ pub struct PolicySet {
     audit: RuleIndex,
     custom: RuleIndex,
     any: Any,
+    asks_for_server_names: bool,
 }
 
 /// Which kinds of policies there are, those without rules included.
@@ -168,6 +169,7 @@ impl PolicySet {
                 dry_allow: any(Action::Allow, Enforcement::DryRun),
                 dry_run: any(Action::Allow, Enforcement::DryRun) || any(Action::Deny, Enforcement::DryRun),
             },
+            asks_for_server_names: policies.iter().any(|policy| policy.asks_for_server_names()),
             policies,
         }
     }
@@ -175,6 +177,11 @@ impl PolicySet {
     /// The policies, in the order of their keys.
     pub fn policies(&self) -> &[Arc<AuthorizationPolicy>] {
         &self.policies
+    }
+
+    /// Whether any of them goes by `connection.sni`, so that it is worth waiting for.
+    pub fn asks_for_server_names(&self) -> bool {
+        self.asks_for_server_names
     }
 
     /// Whether a call may have somebody asked.
@@ -198,12 +205,15 @@ impl PolicySet {
     }
 
     /// Decides on a call: any DENY that matches refuses, then any ALLOW that matches lets through, and without an enforced
-    /// ALLOW policy everything else is let through. While requests are still to come nothing is noted: each has notes.
+    /// ALLOW policy everything else is let through. While requests, or a server name, are still to come nothing is noted:
+    /// each has notes.
     pub fn decide(&self, facts: Facts<'_>) -> Decision<'_> {
         let denied = self.first(&self.deny, facts);
         let allowed = || self.first(&self.allow, facts);
         let verdict = verdict(denied, allowed, self.any.allow);
-        if matches!(facts.carried, Carried::Requests) && verdict.allows() {
+        let more_to_come = matches!(facts.carried, Carried::Requests)
+            || matches!(facts.connection.server_name, ServerName::Pending);
+        if more_to_come && verdict.allows() {
             return Decision { verdict, dry_run: None, notes: Vec::new() };
         }
         let dry_run = self.any.dry_run.then(|| {

@@ -9,6 +9,7 @@ use crate::http::RequestHead;
 use crate::identity::Identity;
 use crate::name::Label;
 use crate::pattern::{Match, Pattern};
+use crate::service::Protocol;
 use crate::token::{Claim, Token};
 use crate::workload::Labels;
 
@@ -323,9 +324,43 @@ fn server_names_are_any_of_the_services() {
     assert!(decided("web.shop.mesh.internal", Action::Allow, service));
     assert!(!decided("never", Action::Allow, service));
     assert!(!decided("*", Action::Allow, ServerName::None));
+    for action in [Action::Allow, Action::Deny] {
+        let is_allow = action == Action::Allow;
+        assert_eq!(decided("*.example", action, ServerName::Asked("shop.example")), is_allow);
+        assert_eq!(decided("web.shop.mesh.internal", action, ServerName::Asked("shop.example")), !is_allow);
+        assert!(decided("never", action, ServerName::Pending), "what is to come decides");
+    }
     // Not read is not known: neither side is opened by it.
     assert!(!decided("never", Action::Allow, ServerName::Unread));
     assert!(!decided("never", Action::Deny, ServerName::Unread));
+}
+
+#[test]
+fn the_server_name_is_that_of_the_applications_own_tls_where_some_is_carried() {
+    let (caller, names) = (identity("ns/shop/sa/web"), ["web.shop.mesh.internal".into()]);
+    let of = |protocol, carried, hello: &Hello| {
+        format!("{:?}", server_name((Some(&caller), &names), protocol, carried, hello))
+    };
+    let named = Hello::Named("a.example".into());
+    let of_service = format!("{:?}", ServerName::Service(&names));
+    for protocol in [Protocol::Tls, Protocol::Https, Protocol::Auto] {
+        for (hello, expected) in [
+            (&named, "Asked(\"a.example\")"),
+            (&Hello::Nameless, "None"),
+            (&Hello::Absent, &*of_service),
+            (&Hello::Pending, "Pending"),
+            (&Hello::Unread, "Unread"),
+        ] {
+            assert_eq!(of(protocol, Carried::Bytes, hello), expected, "{protocol:?}");
+        }
+    }
+    for protocol in [Protocol::Tcp, Protocol::Http, Protocol::Grpc] {
+        assert_eq!(of(protocol, Carried::opening(protocol), &Hello::Pending), of_service);
+    }
+    assert_eq!(of(Protocol::Auto, Carried::Requests, &Hello::Pending), "Pending");
+    assert_eq!(of(Protocol::Auto, Carried::Requests, &Hello::Unread), of_service, "requests came");
+    let without = server_name((None, &names), Protocol::Tls, Carried::Bytes, &Hello::Absent);
+    assert!(matches!(without, ServerName::None));
 }
 
 #[test]

@@ -60,6 +60,13 @@ pub fn is_value(byte: u8) -> bool {
     byte >= 0x20 && byte != 0x7f || byte == b'\t'
 }
 
+/// Whether some program reads a field `name` as `other`: case does not count, and what hands fields to programs as variables
+/// (CGI, RFC 3875, section 4.1.18, and what came after it) turns dashes into the underscores that a name may have as well.
+pub fn reads_as(name: &[u8], other: &[u8]) -> bool {
+    let form = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    name.len() == other.len() && name.iter().zip(other).all(|(a, b)| form(a) == form(b))
+}
+
 impl Headers {
     /// Empties them and keeps their memory.
     pub fn clear(&mut self) {
@@ -244,6 +251,22 @@ mod tests {
         assert!(headers.remove("B") && !headers.remove("b"));
         headers.clear();
         assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn a_name_is_read_as_another_by_whoever_takes_underscores_for_dashes() {
+        for (name, expected) in [
+            ("x-user", true),
+            ("X_User", true),
+            ("x_user", true),
+            ("x-use", false),
+            ("x-users", false),
+            ("xuser-", false),
+            ("", false),
+        ] {
+            assert_eq!(reads_as(name.as_bytes(), b"x-user"), expected, "{name}");
+            assert_eq!(reads_as(b"x_USER", name.as_bytes()), expected, "{name}");
+        }
     }
 
     #[test]

@@ -214,7 +214,55 @@ pub(super) static FIELDS: &[Field] = &[
     no_effect("localityLbSetting", "endpoints are balanced by load alone so far"),
     no_effect("serviceScopeConfigs", CLUSTER),
     no_effect("serviceSettings", CLUSTER),
-    no_effect("defaultConfig", ENVOY),
+    enforced("defaultConfig", "what holds for every agent"),
+    enforced("defaultConfig.gatewayTopology", "what stands before services"),
+    enforced(
+        "defaultConfig.gatewayTopology.numTrustedProxies",
+        "how many proxies before a service are believed in `x-forwarded-for`, from its right; 0 unless set",
+    ),
+    no_effect(
+        "defaultConfig.gatewayTopology.forwardClientCertDetails",
+        "`x-forwarded-client-cert` is what was proved, always (SANITIZE_SET)",
+    ),
+    no_effect(
+        "defaultConfig.gatewayTopology.proxyProtocol",
+        "callers' PROXY protocol is not read: programs get what was sent",
+    ),
+    no_effect("defaultConfig.configPath", ENVOY),
+    no_effect("defaultConfig.binaryPath", ENVOY),
+    no_effect("defaultConfig.serviceCluster", ENVOY),
+    no_effect("defaultConfig.drainDuration", ENVOY),
+    no_effect("defaultConfig.discoveryAddress", ENVOY),
+    no_effect("defaultConfig.zipkinAddress", ENVOY),
+    no_effect("defaultConfig.statsdUdpAddress", ENVOY),
+    no_effect("defaultConfig.proxyAdminPort", ENVOY),
+    no_effect("defaultConfig.controlPlaneAuthPolicy", ENVOY),
+    no_effect("defaultConfig.customConfigFile", ENVOY),
+    no_effect("defaultConfig.statNameLength", ENVOY),
+    no_effect("defaultConfig.concurrency", ENVOY),
+    no_effect("defaultConfig.proxyBootstrapTemplatePath", ENVOY),
+    no_effect("defaultConfig.interceptionMode", ENVOY),
+    no_effect("defaultConfig.tracing", ENVOY),
+    no_effect("defaultConfig.sds", ENVOY),
+    no_effect("defaultConfig.envoyAccessLogService", ENVOY),
+    no_effect("defaultConfig.envoyMetricsService", ENVOY),
+    no_effect("defaultConfig.proxyMetadata", ENVOY),
+    no_effect("defaultConfig.runtimeValues", ENVOY),
+    no_effect("defaultConfig.statusPort", ENVOY),
+    no_effect("defaultConfig.extraStatTags", ENVOY),
+    no_effect("defaultConfig.proxyStatsMatcher", ENVOY),
+    no_effect("defaultConfig.terminationDrainDuration", ENVOY),
+    no_effect("defaultConfig.meshId", ENVOY),
+    no_effect("defaultConfig.readinessProbe", ENVOY),
+    no_effect("defaultConfig.holdApplicationUntilProxyStarts", ENVOY),
+    no_effect("defaultConfig.caCertificatesPem", ENVOY),
+    no_effect("defaultConfig.image", ENVOY),
+    no_effect("defaultConfig.privateKeyProvider", ENVOY),
+    no_effect("defaultConfig.proxyHeaders", ENVOY),
+    no_effect("defaultConfig.fileFlushInterval", ENVOY),
+    no_effect("defaultConfig.fileFlushMinSizeKb", ENVOY),
+    no_effect("defaultConfig.statsCompression", ENVOY),
+    no_effect("defaultConfig.availabilityZone", ENVOY),
     no_effect("proxyListenPort", ENVOY),
     no_effect("proxyInboundListenPort", ENVOY),
     no_effect("proxyHttpPort", ENVOY),
@@ -244,6 +292,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         let fields = d.fields(&at)?;
         optional(fields.take("normalization"), |at| normalization(d, &at))
     });
+    let trusted_proxies = optional(spec.take("defaultConfig"), |at| trusted_proxies(d, &at));
     let access_log = access_log(d, spec);
     let providers = optional(spec.take("extensionProviders"), |at| extension_provider::decode(d, &at));
     Some(MeshConfig {
@@ -257,7 +306,25 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         access_log: access_log?,
         path_normalization: normalization?.flatten().unwrap_or_default(),
         extension_providers: providers?.unwrap_or_default(),
+        trusted_proxies: trusted_proxies?.unwrap_or(default.trusted_proxies),
     })
+}
+
+fn trusted_proxies(d: &mut Decoder<'_>, at: &At<'_>) -> Option<u32> {
+    let fields = d.fields(at)?;
+    let topology = optional(fields.take("gatewayTopology"), |at| {
+        let fields = d.fields(&at)?;
+        optional(fields.take("numTrustedProxies"), |at| {
+            let number = d.integer(&at)?;
+            let count = u32::try_from(number).ok();
+            if count.is_none() {
+                let help = "write how many proxies stand before services; 0: none is believed";
+                d.invalid(&at, format!("{number} is no number of proxies"), help);
+            }
+            count
+        })
+    });
+    Some(topology?.flatten().unwrap_or_default())
 }
 
 /// The modes by name; `DEFAULT` is Istio's word for the one that is.
@@ -382,6 +449,9 @@ pub(super) fn encode(config: &MeshConfig) -> Json {
     };
     if let Some((name, _)) = MODES.iter().find(is_set) {
         json["pathNormalization"] = json!({ "normalization": name });
+    }
+    if config.trusted_proxies > 0 {
+        json["defaultConfig"] = json!({ "gatewayTopology": { "numTrustedProxies": config.trusted_proxies } });
     }
     if !config.extension_providers.is_empty() {
         let all = config.extension_providers.iter().map(|provider| extension_provider::encode(provider));

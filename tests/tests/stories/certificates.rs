@@ -10,6 +10,7 @@ use baremesh_ca::issued::Issued;
 use baremesh_ca::key::PrivateKey;
 use baremesh_ca::tls::{Expected, client_config};
 use baremesh_tests::{Host, Load, Member, Mesh, exit, exit_code_of, output_of, wait_for_errors, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
 use rustls::{ClientConnection, StreamOwned};
 
 use crate::impostor::bundle_of;
@@ -88,6 +89,39 @@ fn counter(metrics: &str, name: &str) -> f64 {
     line.and_then(|value| value.parse().ok()).unwrap_or(0.0)
 }
 
+/// A host that was suspended wakes up with certificates that have ended meanwhile: none of them is shown, not for a moment,
+/// and it has new ones within half a minute.
+#[test]
+fn a_host_that_was_suspended_past_the_end_of_its_certificates_shows_none_that_ended() {
+    let mesh = Mesh::with_control_arguments("suspended", &["--workload-lifetime", "10"]);
+    let (web, store) = two(&mesh);
+    let peer = mesh.net.host("peer", 9);
+    let member = certificate(&mesh, Duration::ZERO);
+    assert_eq!(meets(&peer, &store, &mesh, &member), Ok(()));
+    let kept = store.host.path("/var/lib/baremesh/certificates/default.store.pem");
+    let pid = Pid::from_raw(store.agent_pid().cast_signed()).expect("a process");
+    kill_process(pid, Signal::STOP).expect("it is ours");
+    let end = crate::impostor::stolen(&kept).not_after;
+    wait_until("the certificate has ended", || SystemTime::now() > end + Duration::from_secs(2));
+    kill_process(pid, Signal::CONT).expect("it is ours");
+    let mut said = Vec::new();
+    wait_until("it has a certificate again", || match meets(&peer, &store, &mesh, &member) {
+        Ok(()) => true,
+        Err(error) => {
+            said.push(error);
+            false
+        }
+    });
+    assert!(
+        said.iter().all(|error| !error.to_lowercase().contains("expired")),
+        "one that ended was shown: {said:?}"
+    );
+    assert!(crate::impostor::stolen(&kept).not_after > end, "it is another one");
+    wait_until("calls go well again", || {
+        exit_code_of(web.host.shop(["call", "--timeout", "5", "store", "80", "awake"])) == exit::DONE
+    });
+}
+
 /// The clock of the other host is ahead.
 #[test]
 fn a_clock_that_is_a_minute_ahead_does_no_harm_and_beyond_the_log_names_the_clocks() {
@@ -114,6 +148,11 @@ fn certificate(mesh: &Mesh, ahead: Duration) -> Issued {
 
 /// Whether the agent of `to` talks HTTP/2 to somebody with that certificate.
 fn answers(from: &Host, to: &Member, mesh: &Mesh, issued: &Issued) -> bool {
+    meets(from, to, mesh, issued).is_ok()
+}
+
+/// The same, with what is in the way; what the agent shows is verified as members do.
+fn meets(from: &Host, to: &Member, mesh: &Mesh, issued: &Issued) -> Result<(), String> {
     let shows = Arc::new(Shows(issued.certified_key().expect("a key that fits")));
     let config = client_config(shows, bundle_of(mesh), Expected::exactly(service("store")));
     let name = "store.default.mesh.internal".to_owned().try_into().expect("a server name");
@@ -122,7 +161,11 @@ fn answers(from: &Host, to: &Member, mesh: &Mesh, issued: &Issued) -> bool {
     let mut tls = StreamOwned::new(connection, stream);
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let said = tls.write_all(preface).and_then(|()| tls.read(&mut [0; 9]));
-    said.is_ok_and(|length| length > 0)
+    match said {
+        Ok(1..) => Ok(()),
+        Ok(0) => Err("closed".to_owned()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// An agent that starts with a certificate on disk that has ended does not use it.

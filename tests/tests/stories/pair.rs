@@ -106,6 +106,15 @@ pub fn because(reason: &str) -> impl Fn(&Value) -> bool + '_ {
     move |line| line["response_code_details"] == reason
 }
 
+/// How many connections the called side of a member counts as not carried for this reason.
+#[track_caller]
+pub fn counted(member: &Member, reason: &str) -> usize {
+    let (metrics, label) = (member.metrics(), format!("reason=\"{reason}\""));
+    let lines = metrics.lines().filter(|line| line.starts_with("baremesh_connection_failures_total{"));
+    let lines = lines.filter(|line| line.contains(&label) && line.contains("reporter=\"destination\""));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum()
+}
+
 /// A program of `host` that runs as `uid`.
 #[track_caller]
 pub fn shop_as(host: &Host, uid: u32, args: &[&str]) -> Command {

@@ -52,6 +52,37 @@ fn denies_an_unlisted_caller() {
     wait_until_cut(&pair);
 }
 
+/// What other proxies took for regular expressions, and names that merely look alike.
+#[test]
+fn names_in_policies_are_compared_as_they_stand() {
+    let pair = Pair::new("literal");
+    let echo = pair.serve("echo", 7000);
+    let mut before = 0;
+    for name in [
+        "mesh.internal/ns/default/sa/w.b",
+        "mesh.internal/ns/default/sa/.*",
+        "mesh.internal/ns/.+/sa/web",
+        "mesh.internal/ns/default/sa/(web)",
+        "mesh.internal/ns/default/sa/[w]eb",
+        "mesh.internal/ns/default/sa/web|",
+        "mesh.internal/ns/default/sa/web$",
+        "mesh?internal/ns/default/sa/web",
+        "meshxinternal/ns/default/sa/web",
+        "MESH.internal/ns/default/sa/web",
+        "mesh.internal/ns/default/sa/we",
+        "mesh.internal/ns/default/sa/web/",
+    ] {
+        pair.mesh.enforce(&policy("echo", &from(&format!("principals = [\"{name}\"]"))));
+        assert!(is_cut(pair.call("echo", 7000, "hello")), "{name}");
+        assert_eq!(connections_of(&echo), before, "{name}: its program saw it");
+        // It is the name that was wrong.
+        pair.mesh.enforce(&policy("echo", &from(&format!("principals = [\"{WEB}\"]"))));
+        assert_eq!(exit_code_of(pair.call("echo", 7000, "hello")), exit::DONE);
+        before = connections_of(&echo);
+    }
+    pair.store.wait_for_log("the refusal", because("denied"));
+}
+
 /// A word on an open connection to an echo, and the same word back.
 fn exchange(mut stream: &TcpStream, word: &str) -> bool {
     let mut heard = vec![0; word.len()];

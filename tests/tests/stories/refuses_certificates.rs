@@ -4,8 +4,11 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use baremesh_tests::wait_until;
-use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use baremesh_ca::issued::chain_to_pem;
+use baremesh_tests::{output_of, wait_until};
+use rcgen::{
+    BasicConstraints, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType, SubjectPublicKeyInfo,
+};
 use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
@@ -13,7 +16,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use time::OffsetDateTime;
 
-use crate::pair::{Pair, WEB_ID, because, connections_of};
+use crate::pair::{Pair, WEB_ID, because, connections_of, counted};
 use crate::peer::{self, Tunnel, agent_of, authority};
 use crate::signer::{Signer, certified, leaf, uri};
 
@@ -69,6 +72,13 @@ fn impostors(pair: &Pair) -> Vec<(&'static str, Arc<CertifiedKey>)> {
                 leaf.subject_alt_names = vec![uri("spiffe://mesh.internal/ns/default/sa/%77eb")];
             }),
         ),
+        ("with a name that ends early in C", named(&mesh, &format!("{WEB_ID}\0.example"))),
+        ("with a port", named(&mesh, "spiffe://mesh.internal:443/ns/default/sa/web")),
+        ("with a user", named(&mesh, "spiffe://web@mesh.internal/ns/default/sa/web")),
+        ("with a query", named(&mesh, &format!("{WEB_ID}?a=b"))),
+        ("with a fragment", named(&mesh, &format!("{WEB_ID}#a"))),
+        ("in capitals", named(&mesh, "SPIFFE://MESH.INTERNAL/ns/default/sa/web")),
+        ("with an empty part", named(&mesh, "spiffe://mesh.internal/ns//default/sa/web")),
         (
             "a host's node credential",
             mesh.sign(|leaf| {
@@ -88,6 +98,11 @@ fn impostors(pair: &Pair) -> Vec<(&'static str, Arc<CertifiedKey>)> {
             Signer { issuer, chain: stolen.cert.clone() }.sign(|_| ())
         }),
     ]
+}
+
+/// What the authority would sign with this for a name.
+fn named(mesh: &Signer, name: &str) -> Arc<CertifiedKey> {
+    mesh.sign(|leaf| leaf.subject_alt_names = vec![uri(name)])
 }
 
 #[test]
@@ -113,6 +128,7 @@ fn refuses_every_certificate_that_is_no_members() {
     config.client_auth_cert_resolver = nothing;
     assert!(try_with(config).is_err(), "no certificate at all");
     assert_eq!(connections_of(&echo), served, "nobody reached the program");
+    assert!(counted(&pair.store, "handshake_failed") >= failures(), "each is counted");
     assert!(try_with(peer::config(&pair.mesh, peer::stolen(&pair.web, "web"))).expect("a member still does"));
 }
 
@@ -157,4 +173,71 @@ fn sessions_are_not_resumed_and_old_tls_is_refused() {
     old.alpn_protocols = vec![b"h2".to_vec()];
     let refused = open(old).err().expect("TLS 1.2 is refused").to_string();
     assert!(refused.contains("ProtocolVersion"), "{refused}");
+}
+
+/// An RSA key of 1024 bits, made for this test.
+const WEAK_KEY: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIICdwIBADANBgkqhkiG9w0BAQEFAASCAmEwggJdAgEAAoGBAM6xDrrTzICCuP6n
+bu2VEZJM7Hf5C22AeIH8IKGKJJFBifcWfq6RhGBf6kPKg9b5pvnzgCKbNIvm5Utl
+1MhpVbQZAMRCrFKNUUTuNA+zX9nFpYTepNurF1DUN60CUzln5oTjm46A7Q5B2Wwf
+99s9PJJ4gIbqYs3loN0J44nYekS5AgMBAAECgYEAyNDqGMbTOEDJ8FFIy3g73EL0
+tRO48KkTbGdEZO7M3HwqyXCHoKAtV12ZREgsk993Rf45DmZxRUQOn5TOifEdm9/p
+GQ2Ypm8uDtZOpgI+z0it49Nwtswlr5b3XUEnS+HUXvTGedK9+taptJeuSRIrUTiG
+BlfHRoIK6JhX8iniViECQQDx7cI9Irc3Vp68DPbS3XqxiKXVOPXjUJTSaQAhocvn
+FiaJc7OvU2cL45opmJqvBVH+g0FQOTTyWX33VhzjNkhtAkEA2rahJj/Us2ORS8X2
+DEn7Z6dTk71oZvw/f4xJy4DAbNCnpiECboEU6TcTVn17r9l/Khr+7lY3MOpDNquV
+0JrV/QJBANX4LeH6UUcdUjkJ0kd/YWOhcuIZhcftXiKWgWo9emTAv4a0EUjQoAPw
+4klF0hFXyEQs/FgisIRjyDg4LkZ6nSUCQDPkErXdfRyWqfldXXQq9V/xXi32SVft
+zy723OdQg9cNZklPGaGYNJrke00Q9pCRPM+Dmip4AB415n6JFUFqCw0CQDJiYj0a
+Y/nKdrNuTsIW2CxiYSyGpaC3ryXE1CwHBq+Ml6cfySbkoWbWS67tDViMQf64NdEh
+TXRhSjGaIEB8jUw=
+-----END PRIVATE KEY-----
+";
+const WEAK_PUBLIC_KEY: &str = "\
+-----BEGIN PUBLIC KEY-----
+MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDOsQ6608yAgrj+p27tlRGSTOx3
++QttgHiB/CChiiSRQYn3Fn6ukYRgX+pDyoPW+ab584AimzSL5uVLZdTIaVW0GQDE
+QqxSjVFE7jQPs1/ZxaWE3qTbqxdQ1DetAlM5Z+aE45uOgO0OQdlsH/fbPTySeICG
+6mLN5aDdCeOJ2HpEuQIDAQAB
+-----END PUBLIC KEY-----
+";
+
+/// Shows a certificate, whatever OpenSSL thinks of its key, and says what came of it. rustls would not sign with such a key.
+const OPENSSL: &str = r#"
+import socket, ssl, sys
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.set_ciphers("DEFAULT:@SECLEVEL=0")
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+context.set_alpn_protocols(["h2"])
+context.load_cert_chain(sys.argv[2])
+tls = context.wrap_socket(socket.create_connection((sys.argv[1], 15008), timeout=20), server_hostname="echo.default.mesh.internal")
+try:
+    tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
+    print("answered" if tls.recv(9) else "closed")
+except (OSError, ssl.SSLError) as error:
+    print("refused", error)
+"#;
+
+#[test]
+fn a_weak_key_is_no_members_even_under_a_certificate_that_is_right() {
+    let pair = Pair::new("weak");
+    pair.serve("echo", 7000);
+    let mesh = Signer::of_mesh(&pair.mesh);
+    let shown = |key: &str, chain: &[CertificateDer<'_>]| {
+        let file = pair.web.host.path("/run/baremesh/shown.pem");
+        fs::write(&file, format!("{key}{}", chain_to_pem(chain))).expect("the host's runtime directory");
+        let mut python = pair.web.host.command("python3");
+        python.args(["-c", OPENSSL, &pair.store.host.v4().to_string()]).arg(file);
+        output_of(python)
+    };
+    let [key, chain] = mesh.issue(WEB_ID);
+    let chain: Vec<_> =
+        CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>().expect("a chain");
+    assert_eq!(shown(&key, &chain), "answered", "OpenSSL with a member's certificate is a member");
+    let weak = SubjectPublicKeyInfo::from_pem(WEAK_PUBLIC_KEY).expect("a key");
+    let weak = leaf(|_| ()).signed_by(&weak, &mesh.issuer).expect("a certificate");
+    let weak = [vec![weak.into()], mesh.chain.clone()].concat();
+    assert!(shown(WEAK_KEY, &weak).starts_with("refused"), "1024 bits");
+    pair.store.wait_for_log("the refusal", because("handshake_failed"));
 }

@@ -157,6 +157,11 @@ fn the_program_is_told_by_the_agent_and_by_nobody_else() {
     let mut without = head("/", &claimed);
     assert_eq!(enforce(&rules, &mut without), Ok(None));
     assert_eq!(fields(&without), [""; 0]);
+    // Behind a body they would be read as if they stood before it.
+    let mut behind = head("/", &claimed);
+    behind.headers.append("x-sum", b"7").expect("a field");
+    rules.strip_trailers(&mut behind.headers);
+    assert_eq!(fields(&behind), ["x-sum: 7"]);
     let payload = r#"{"iss":"i","sub":"jason","realm":{"group":7},"list":["a"],"evil":"a\r\nb"}"#;
     let token = signer.sign(payload);
     let mut request = bearer(&token);

@@ -2,13 +2,13 @@
 //! this host that dialled the service's own address, for a service of this host. Each connection has one connection to the program behind it; what the program is told of the caller is
 //! what the handshake proved, or within a host the kernel.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ::bytes::BytesMut;
 use baremesh_model::authorization::Request;
-use baremesh_model::http::{RequestHead, ResponseHead};
+use baremesh_model::http::ResponseHead;
 use baremesh_model::token::Token;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -21,6 +21,7 @@ use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::downstream::{self, Exchange, Side};
 use super::external::Admitted;
 use super::forwarded_cert::{Proved, introduce};
+use super::forwarded_for;
 use super::grpc::MessageCount;
 use super::reply::Reply;
 use super::upload::{Replay, Upload};
@@ -96,6 +97,16 @@ pub async fn serve(
     }
 }
 
+/// Who asks for something, as far as its request says so and is believed.
+struct Asker {
+    /// What its token says.
+    token: Option<Token>,
+    /// Where the request comes from.
+    remote_ip: IpAddr,
+    /// What the providers of CUSTOM policies said.
+    external: Admitted,
+}
+
 /// A connection for a service of this host.
 pub struct Callee {
     /// The worker that serves it.
@@ -137,15 +148,20 @@ impl Callee {
         let mut watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
         let snapshot = self.worker.shared.snapshot.load_full();
         snapshot.mesh.config.path_normalization.apply(&mut exchange.head.target);
-        let mut record = self.record(&exchange);
         let certificate = self.tunnel.as_ref().map(|tunnel| &*tunnel.fingerprint);
         let proved = self.delivered.source.as_ref().map(|identity| Proved { identity, certificate });
         // Before it is decided on: what policies see is what the program does.
-        introduce(&mut exchange.head.headers, proved, &self.delivered.local.identity);
-        let admitted = self.admit(&snapshot, &mut exchange, &mut record).await;
+        let headers = &mut exchange.head.headers;
+        introduce(headers, proved, &self.delivered.local.identity);
+        let trusted = snapshot.mesh.config.trusted_proxies;
+        let remote_ip = forwarded_for::tell(headers, trusted, self.delivered.source_ip);
+        let mut record = self.record(&exchange);
+        let rules = snapshot.advertised(self.delivered.local.advertised).and_then(|now| now.tokens.as_ref());
+        exchange.upload.hold_to(rules);
+        let admitted = self.admit(&snapshot, &mut exchange, remote_ip, &mut record).await;
         drop(snapshot);
-        let (token, external) = match admitted {
-            Ok(admitted) => admitted,
+        let asker = match admitted {
+            Ok((token, external)) => Asker { token, remote_ip, external },
             Err(reply) => {
                 exchange.reply(&reply, &mut record).await;
                 let ended = record.ended();
@@ -158,9 +174,7 @@ impl Callee {
             exchange.upload.messages = Some(MessageCount::default());
             download.messages = Some(MessageCount::default());
         }
-        let ended = self
-            .deliver(&mut exchange, &mut record, (&mut download, &mut watch, (token.as_ref(), &external)))
-            .await;
+        let ended = self.deliver(&mut exchange, &mut record, (&mut download, &mut watch, &asker)).await;
         record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
         match ended {
             Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
@@ -202,6 +216,7 @@ impl Callee {
         &self,
         snapshot: &Snapshot,
         exchange: &mut Exchange<'_>,
+        remote_ip: IpAddr,
         record: &mut RequestRecord,
     ) -> Result<(Option<Token>, Admitted), Box<Reply>> {
         // The connection is about to end, and takes nothing until then.
@@ -212,26 +227,21 @@ impl Callee {
         })?;
         let from = self.delivered.from();
         let external = match local.may_ask() {
-            true => self.worker.ask_about_request(local, from.0, exchange, record).await?,
+            true => self.worker.ask_about_request(local, (from.0, remote_ip), exchange, record).await?,
             false => Admitted::default(),
         };
         let head = &mut *exchange.head;
         let token = authenticate(local, head, record)?;
-        let asked = self.asked(head, (token.as_ref(), &external.by));
+        let asked = Request { head, token: token.as_ref(), remote_ip, allowed_by: &external.by };
         self.worker.authorize_request(local, (from, &asked), &mut record.peers)?;
-        let counted =
-            snapshot.rate_limits.on_arrival(local, (head, token.as_ref()), from, &mut record.limited);
+        let counted = snapshot.rate_limits.on_arrival(
+            local,
+            (head, token.as_ref()),
+            (from.0, remote_ip),
+            &mut record.limited,
+        );
         counted.map_err(|refusal| Box::new(Reply::rate_limited(refusal)))?;
         Ok((token, external))
-    }
-
-    /// What of a request is decided on. No forwarding field is believed: it comes from where its connection does.
-    fn asked<'a>(
-        &self,
-        head: &'a RequestHead,
-        (token, allowed_by): (Option<&'a Token>, &'a [Arc<str>]),
-    ) -> Request<'a> {
-        Request { head, token, remote_ip: self.delivered.source_ip, allowed_by }
     }
 
     fn record(&self, exchange: &Exchange<'_>) -> RequestRecord {
@@ -257,7 +267,7 @@ impl Callee {
         &self,
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
-        (download, watch, admitted): (&mut Download, &mut RequestWatch, (Option<&Token>, &Admitted)),
+        (download, watch, asker): (&mut Download, &mut RequestWatch, &Asker),
     ) -> Result<Attempt, ProxyError> {
         record.attempts = 1;
         let local = Arc::clone(self.local_now(&self.worker.shared.snapshot.load()));
@@ -271,9 +281,7 @@ impl Callee {
             };
             let Exchange { head, upload, answer } = exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http2(lent.sender.clone()));
-            return Ok(self
-                .attempt((leg, order), (upload, answer), (download, watch, admitted), record)
-                .await);
+            return Ok(self.attempt((leg, order), (upload, answer), (download, watch, asker), record).await);
         }
         let mut program = self.program.lock().await;
         loop {
@@ -290,8 +298,7 @@ impl Callee {
             };
             let Exchange { head, upload, answer } = &mut *exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http1(&mut connection));
-            let ended =
-                self.attempt((leg, order), (upload, answer), (download, watch, admitted), record).await;
+            let ended = self.attempt((leg, order), (upload, answer), (download, watch, asker), record).await;
             match ended {
                 // A program may close a connection in the very moment in which a request is sent on it.
                 Attempt::Failed(Failure::UpstreamClosed)
@@ -310,15 +317,20 @@ impl Callee {
         &self,
         (leg, order): (Leg<'_>, Order<'_>),
         (upload, answer): (&mut Upload<'_>, &mut Answer<'_>),
-        (download, watch, (token, external)): (&mut Download, &mut RequestWatch, (Option<&Token>, &Admitted)),
+        (download, watch, asker): (&mut Download, &mut RequestWatch, &Asker),
         record: &mut RequestRecord,
     ) -> Attempt {
         let mut judge = |head: &mut ResponseHead, _: Replay| {
             record.status = head.status;
-            external.mark(head);
+            asker.external.mark(head);
             Verdict::Relay
         };
-        let asked = self.asked(order.head, (token, &external.by));
+        let asked = Request {
+            head: order.head,
+            token: asker.token.as_ref(),
+            remote_ip: asker.remote_ip,
+            allowed_by: &asker.external.by,
+        };
         let in_force = &self.worker.shared.snapshot;
         let forbidden = tokio::select! {
             biased;

@@ -4,12 +4,12 @@
 /// Reaching a provider.
 mod reach;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use baremesh_model::authorization::{Carried, Request};
+use baremesh_model::authorization::{Carried, Hello, Request};
 use baremesh_model::external_authorization::{
     BodyInCheck, Changes, CheckAnswer, CheckProtocol, LongerBody, OnFailure, ShownBody,
 };
@@ -61,7 +61,7 @@ impl Worker {
     pub fn ask_about_request<'a>(
         self: &'a Arc<Self>,
         local: &'a LocalEndpoint,
-        source: Option<&'a Identity>,
+        (source, remote_ip): (Option<&'a Identity>, IpAddr),
         exchange: &'a mut Exchange<'_>,
         record: &'a mut RequestRecord,
     ) -> Asking<'a, Admitted, Box<Reply>> {
@@ -72,9 +72,9 @@ impl Worker {
             let peers =
                 Peers { local, source, client, server_name: server_name(local, source, &record.peers) };
             loop {
-                let asked = Request { head, token: None, remote_ip: client.ip(), allowed_by: &admitted.by };
+                let asked = Request { head, token: None, remote_ip, allowed_by: &admitted.by };
                 let from = (source, client.ip());
-                let Some(asks) = local.asks(from, Carried::Request(&asked), &admitted.by) else {
+                let Some(asks) = local.asks(from, (Carried::Request(&asked), &Hello::Unread), &admitted.by) else {
                     return Ok(admitted);
                 };
                 let Some(provider) = local.providers.get(asks.provider).cloned() else {
@@ -195,14 +195,14 @@ impl Worker {
     pub fn ask_about_bytes<'a>(
         self: &'a Arc<Self>,
         local: &'a LocalEndpoint,
-        source: Option<&'a Identity>,
+        (source, hello): (Option<&'a Identity>, &'a Hello),
         record: &'a mut Record,
     ) -> Asking<'a, Vec<Arc<str>>, ProxyError> {
         Box::pin(async move {
             let (mut allowed_by, client) = (Vec::new(), record.client);
             let peers = Peers { local, source, client, server_name: server_name(local, source, record) };
             loop {
-                let asks = local.asks((source, client.ip()), Carried::Bytes, &allowed_by);
+                let asks = local.asks((source, client.ip()), (Carried::Bytes, hello), &allowed_by);
                 let Some(asks) = asks else { return Ok(allowed_by) };
                 let failed = |why: &str| {
                     Err(ProxyError::NoProvidersAnswer {

@@ -3,6 +3,7 @@
 
 use std::future::{pending, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use super::attempt::Failure;
 use super::body::{BodyError, Sink, Source};
 use super::grpc::MessageCount;
 use super::h1::{Frame, Framing, Hop, Persistence};
+use crate::jwt::TokenRules;
 use crate::proxy::relay::Meter;
 
 /// The most of a request's body that is kept to be sent again; a longer one is sent once.
@@ -50,6 +52,8 @@ pub struct Upload<'a> {
     /// What was read of it before anything was sent on.
     ahead: Ahead,
     trailers: Option<Headers>,
+    /// The rules for tokens of the service of this host that it is sent to.
+    rules: Option<Arc<TokenRules>>,
     /// When all of it had come; time limits count from there.
     whole_at: Option<Instant>,
     /// Bytes that came from the caller.
@@ -103,6 +107,7 @@ impl<'a> Upload<'a> {
             kept: BytesMut::new(),
             ahead: Ahead::default(),
             trailers: None,
+            rules: None,
             whole_at: is_whole.then(Instant::now),
             bytes: 0,
             messages: None,
@@ -112,6 +117,18 @@ impl<'a> Upload<'a> {
     /// The same, in an exchange that may stand still for so long.
     pub fn within(self, stall: Stall) -> Self {
         Self { stall: Some(stall), ..self }
+    }
+
+    /// The next attempt goes to a service of this host with these rules for tokens, or to one without.
+    pub fn hold_to(&mut self, rules: Option<&Arc<TokenRules>>) {
+        self.rules = rules.cloned();
+    }
+
+    /// The trailers as they may be sent on, where some are to be changed.
+    fn stripped_trailers(&self) -> Option<Headers> {
+        let (rules, mut trailers) = (self.rules.as_ref()?, self.trailers.clone()?);
+        rules.strip_trailers(&mut trailers);
+        Some(trailers)
     }
 
     /// How long the exchange may stand still. A gRPC call may be quiet for long before it says more.
@@ -148,6 +165,7 @@ impl<'a> Upload<'a> {
             kept: self.kept.clone(),
             ahead: Ahead::default(),
             trailers: self.trailers.clone(),
+            rules: None,
             whole_at: self.whole_at,
             bytes: self.bytes,
             messages: None,
@@ -253,7 +271,9 @@ impl<'a> Upload<'a> {
             }
         }
         progress.whole.notify_one();
-        if let Err(failure) = sink.finish(self.trailers.as_ref()).await.map_err(closed) {
+        let stripped = self.stripped_trailers();
+        let trailers = stripped.as_ref().or(self.trailers.as_ref());
+        if let Err(failure) = sink.finish(trailers).await.map_err(closed) {
             return failure;
         }
         if self.hop.upgrade {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use baremesh_model::authorization::Hello;
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
 use tokio::net::TcpStream;
@@ -89,7 +90,8 @@ pub(super) async fn this_host(
     let allowed_by = worker.authorize(local, (Some(caller), source_ip), record).await?;
     let upstream = worker.deliver(local, record).await?;
     let source = Some(caller.clone());
-    let delivered = Delivered { local: Arc::clone(local), source, source_ip, serial: None, allowed_by };
+    let (local, hello) = (Arc::clone(local), Hello::Unread);
+    let delivered = Delivered { local, source, source_ip, serial: None, allowed_by, hello };
     Ok(Upstream { delivered: Some(delivered), ..Upstream::on(Leg::Socket(upstream)) })
 }
 

@@ -7,13 +7,16 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
+use baremesh_model::authorization::Hello;
+use baremesh_model::service::Protocol;
 use bytes::BytesMut;
 use h2::RecvStream;
+use rustls::server::Acceptor;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use super::{LOOK_AGAIN, NEVER, tell};
+use super::{HELLO, LOOK_AGAIN, NEVER, tell};
 use crate::proxy::http::downstream::until;
 use crate::proxy::http::h1::HEAD_TIMEOUT;
 use crate::proxy::relay::h2_error;
@@ -36,7 +39,7 @@ pub enum First<'a> {
 /// Whether a connection to `port` speaks HTTP. A caller that says nothing is waited for until the program speaks first:
 /// whoever does has said that it is no HTTP server, unless what it says is what servers of HTTP/2 begin with, which some do
 /// without waiting. Dropping the future loses nothing.
-pub async fn arrives_as_http(mut first: First<'_>, port: u16, program: &TcpStream) -> io::Result<bool> {
+pub async fn arrives_as_http(first: &mut First<'_>, port: u16, program: &TcpStream) -> io::Result<bool> {
     if NEVER.contains(&port) {
         return Ok(false);
     }
@@ -46,7 +49,8 @@ pub async fn arrives_as_http(mut first: First<'_>, port: u16, program: &TcpStrea
     loop {
         let told = tokio::select! {
             biased;
-            seen = first.more(&mut buffer) => seen?,
+            // What has not become a request by its end will not become one.
+            seen = first.more(&mut buffer, LONGEST, told) => seen?.or_end(false),
             is_http = &mut greeted => return Ok(is_http),
             () = until(deadline) => return Ok(true),
         };
@@ -54,6 +58,70 @@ pub async fn arrives_as_http(mut first: First<'_>, port: u16, program: &TcpStrea
             return Ok(told);
         }
         deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+    }
+}
+
+/// The application's own TLS in a connection to a port of this protocol that is carried as bytes. A caller that says nothing
+/// is waited for until the program speaks first: no server of TLS does. What begins otherwise is none at a port that says
+/// nothing of it; at one that is said to speak TLS nobody knows what else may hide it, and rules fail closed.
+pub async fn hello_of(first: &mut First<'_>, protocol: Protocol, program: &TcpStream) -> io::Result<Hello> {
+    let otherwise = if protocol == Protocol::Auto { Hello::Absent } else { Hello::Unread };
+    let mut reading = Reading { acceptor: Acceptor::default(), fed: 0, otherwise: otherwise.clone() };
+    if let First::Stream(_, taken) = first
+        && let Some(told) = reading.told(taken)
+    {
+        return Ok(told);
+    }
+    let mut buffer = Vec::new();
+    let mut deadline = None;
+    let mut spoken = pin!(async { program.peek(&mut [0]).await });
+    loop {
+        let told = tokio::select! {
+            biased;
+            seen = first.more(&mut buffer, HELLO, |bytes| reading.told(bytes)) => seen?.or_end(Hello::Unread),
+            _ = &mut spoken => return Ok(otherwise),
+            () = until(deadline) => return Ok(Hello::Unread),
+        };
+        if let Some(told) = told {
+            return Ok(told);
+        }
+        deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+    }
+}
+
+/// The first message of a TLS client, as far as it has come.
+struct Reading {
+    acceptor: Acceptor,
+    /// How much of it the acceptor has had: each byte once, however it is cut.
+    fed: usize,
+    /// What it is taken for if it is none.
+    otherwise: Hello,
+}
+
+impl Reading {
+    /// What all bytes so far tell; nothing while the message is not whole.
+    fn told(&mut self, bytes: &[u8]) -> Option<Hello> {
+        /// The content type of a handshake's record (RFC 8446, section 5.1).
+        const HANDSHAKE: u8 = 22;
+        if *bytes.first()? != HANDSHAKE {
+            return Some(self.otherwise.clone());
+        }
+        let mut fresh = bytes.get(self.fed..).unwrap_or_default();
+        self.fed = bytes.len();
+        while !fresh.is_empty() {
+            if !matches!(self.acceptor.read_tls(&mut fresh), Ok(1..)) {
+                return Some(Hello::Unread);
+            }
+            match self.acceptor.accept() {
+                Ok(None) => {}
+                Ok(Some(accepted)) => {
+                    let name = accepted.client_hello().server_name().map(str::to_ascii_lowercase);
+                    return Some(name.map_or(Hello::Nameless, |name| Hello::Named(name.into())));
+                }
+                Err(_) => return Some(Hello::Unread),
+            }
+        }
+        (bytes.len() >= HELLO).then_some(Hello::Unread)
     }
 }
 
@@ -90,32 +158,53 @@ fn greeting(bytes: &[u8]) -> Option<bool> {
     }
 }
 
+/// What came of waiting for more.
+enum More<T> {
+    /// All that came so far tells this, or nothing yet.
+    Told(Option<T>),
+    /// Nothing more comes.
+    End,
+}
+
+impl<T> More<T> {
+    fn or_end(self, end: T) -> Option<T> {
+        match self {
+            Self::Told(told) => told,
+            Self::End => Some(end),
+        }
+    }
+}
+
 impl First<'_> {
-    /// Waits for more than was seen before, and says what all of it tells.
-    async fn more(&mut self, seen: &mut Vec<u8>) -> io::Result<Option<bool>> {
+    /// Waits for more than was seen before, and says what all of it tells, or as much as `most` bytes.
+    async fn more<T>(
+        &mut self,
+        seen: &mut Vec<u8>,
+        most: usize,
+        mut look: impl FnMut(&[u8]) -> Option<T>,
+    ) -> io::Result<More<T>> {
         match self {
             Self::Socket(socket) => loop {
                 let before = seen.len();
                 let ready = socket.ready(Interest::READABLE).await?;
-                seen.resize(LONGEST, 0);
+                seen.resize(most, 0);
                 let length = socket.peek(seen).await?;
                 seen.truncate(length);
                 if length > before {
-                    return Ok(told(seen));
+                    return Ok(More::Told(look(seen)));
                 }
                 if ready.is_read_closed() {
-                    // What has not become a request by its end will not become one.
-                    return Ok(Some(false));
+                    return Ok(More::End);
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             },
             Self::Stream(stream, taken) => match poll_fn(|cx| stream.poll_data(cx)).await {
                 Some(Ok(data)) => {
                     taken.extend_from_slice(&data);
-                    Ok(told(taken))
+                    Ok(More::Told(look(taken)))
                 }
                 Some(Err(error)) => Err(h2_error(error)),
-                None => Ok(Some(false)),
+                None => Ok(More::End),
             },
         }
     }
@@ -221,7 +310,7 @@ mod tests {
         let (mut caller, arrived) = sockets().await;
         let (mut server, program) = sockets().await;
         let looked = async |arrived: &TcpStream, program: &TcpStream| {
-            arrives_as_http(First::Socket(arrived), 8080, program).await.expect("it stands")
+            arrives_as_http(&mut First::Socket(arrived), 8080, program).await.expect("it stands")
         };
         // Nothing is said for long, and then a request comes after all.
         let late = async {
@@ -232,7 +321,7 @@ mod tests {
         };
         let (is_http, ()) = tokio::join!(looked(&arrived, &program), late);
         assert!(is_http);
-        assert!(!arrives_as_http(First::Socket(&arrived), 25, &program).await.expect("it stands"));
+        assert!(!arrives_as_http(&mut First::Socket(&arrived), 25, &program).await.expect("it stands"));
         let (mut caller, arrived) = sockets().await;
         caller.write_all(b"G").await.expect("written");
         assert!(looked(&arrived, &program).await, "who begins and goes no further is answered as HTTP is");

@@ -240,6 +240,7 @@ const ENDS: &[(&str, Shape)] = &[
         "pathNormalization.normalization",
         Choice(&["DEFAULT", "NONE", "BASE", "MERGE_SLASHES", "DECODE_AND_MERGE_SLASHES"]),
     ),
+    ("numTrustedProxies", WEIGHT),
     ("accessLogEncoding", Choice(&["JSON", "TEXT"])),
     ("accessLogFormat", Text),
     ("failOpen", Boolean),

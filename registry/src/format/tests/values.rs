@@ -341,7 +341,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
     let retries = option::of(any_retries());
     use PathNormalization::*;
     let normalization = prop_oneof![Just(None), Just(Base), Just(MergeSlashes), Just(DecodeAndMergeSlashes)];
-    let settings = (retries, any_access_log(), normalization, any_providers());
+    let settings = (retries, any_access_log(), normalization, any_providers(), 0..4_u32);
     (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6, settings).prop_map(
         |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6, settings)| MeshConfig {
             name,
@@ -354,6 +354,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
             access_log: settings.1,
             path_normalization: settings.2,
             extension_providers: settings.3,
+            trusted_proxies: settings.4,
         },
     )
 }

@@ -1,12 +1,12 @@
 //! Reaching one endpoint: over a tunnel where an agent is there, by a socket where none is, on this host under the
 //! policies of the service itself.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use baremesh_model::authorization::{Carried, Request};
+use baremesh_model::authorization::{Carried, Hello, Request};
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::http::{Headers, RequestHead};
 use baremesh_model::identity::Identity;
@@ -20,6 +20,7 @@ use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
 use crate::proxy::http::downstream::Exchange;
 use crate::proxy::http::external::Admitted;
 use crate::proxy::http::forwarded_cert::{Proved, introduce};
+use crate::proxy::http::forwarded_for;
 use crate::proxy::http::upstream::{UpstreamKey, Via};
 use crate::proxy::open::{Delivered, Entry, RequestWatch};
 use crate::proxy::socket;
@@ -110,12 +111,13 @@ impl Caller {
     pub(super) async fn ask(
         &self,
         target: &Target<'_>,
-        exchange: &mut Exchange<'_>,
+        (exchange, remote_ip): (&mut Exchange<'_>, IpAddr),
         record: &mut RequestRecord,
     ) -> Result<Admitted, Miss> {
         match self.local(target) {
             Some(local) if local.may_ask() => {
-                let asking = self.worker.ask_about_request(local, Some(&self.identity), exchange, record);
+                let from = (Some(&self.identity), remote_ip);
+                let asking = self.worker.ask_about_request(local, from, exchange, record);
                 asking.await.map_err(Miss::Refused)
             }
             _ => Ok(Admitted::default()),
@@ -128,6 +130,7 @@ impl Caller {
         &self,
         target: &Target<'_>,
         (head, allowed_by): (&mut RequestHead, &[Arc<str>]),
+        remote_ip: IpAddr,
         record: &mut RequestRecord,
     ) -> Result<Option<Token>, Miss> {
         record.peers.security = match target.endpoint.transport {
@@ -139,10 +142,11 @@ impl Caller {
                 let from = (Some(&self.identity), self.peers.client.ip());
                 self.worker.note_flow(local, from, &record.peers);
                 let token = authenticate(local, head, record).map_err(Miss::Refused)?;
-                let request = self.asked(head, (token.as_ref(), allowed_by));
+                let request = Request { head, token: token.as_ref(), remote_ip, allowed_by };
                 let judged = self.worker.authorize_request(local, (from, &request), &mut record.peers);
                 judged.map_err(Miss::Refused)?;
                 let limits = &target.snapshot.rate_limits;
+                let from = (from.0, remote_ip);
                 let counted = limits.on_arrival(local, (head, token.as_ref()), from, &mut record.limited);
                 counted.map_err(Miss::RateLimited)?;
                 Ok(token)
@@ -162,23 +166,20 @@ impl Caller {
         }
     }
 
-    /// What of a request the policies of a service of this host decide on.
-    pub(super) fn asked<'a>(
-        &self,
-        head: &'a RequestHead,
-        (token, allowed_by): (Option<&'a Token>, &'a [Arc<str>]),
-    ) -> Request<'a> {
-        Request { head, token, remote_ip: self.peers.client.ip(), allowed_by }
-    }
-
-    /// What the endpoint is told of the caller: by its own agent, or where it is a service of this host, here.
-    pub(super) fn introduce(&self, target: &Target<'_>, headers: &mut Headers) {
+    /// What the endpoint is told of the caller: by its own agent, or where it is a service of this host, here. Where the
+    /// request comes from is returned.
+    pub(super) fn introduce(&self, target: &Target<'_>, headers: &mut Headers) -> IpAddr {
         let local = self.local(target);
         introduce(
             headers,
             local.map(|_| Proved { identity: &self.identity, certificate: None }),
             local.map_or(target.identity, |local| &local.identity),
         );
+        let (trusted, peer) = (target.snapshot.mesh.config.trusted_proxies, self.peers.client.ip());
+        match local {
+            Some(_) => forwarded_for::tell(headers, trusted, peer),
+            None => peer,
+        }
     }
 
     /// Has a request to a service of this host end when its policies change and no longer allow it. To other hosts their
@@ -192,6 +193,7 @@ impl Caller {
             source_ip,
             serial: None,
             allowed_by: Vec::new(),
+            hello: Hello::Unread,
         };
         let entry = self.worker.open.enter(None, Some(delivered.clone()));
         entry.judge_again(snapshot, &self.worker.shared.snapshot);

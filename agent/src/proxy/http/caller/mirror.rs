@@ -77,18 +77,19 @@ impl Caller {
         snapshot: &Snapshot,
         to: &Destination,
         mut head: RequestHead,
-        upload: Upload<'static>,
+        mut upload: Upload<'static>,
     ) {
         let caller = (self.dialled.1, snapshot.caller(&self.identity));
         let Some((service, _, cluster)) = plan::destination(snapshot, caller, to) else { return };
         let Ok(endpoint) = cluster.pick(&[], None, Instant::now(), rand::random()) else { return };
         let target = Target { snapshot, endpoint, identity: &service.identity, cluster };
-        self.introduce(&target, &mut head.headers);
+        let remote_ip = self.introduce(&target, &mut head.headers);
+        upload.hold_to(snapshot.here(endpoint).and_then(|local| local.tokens.as_ref()));
         let mut record = RequestRecord::new(self.peers.again(), &head);
         let mut exchange = Exchange { head: &mut head, upload, answer: Answer::Nobody };
-        let Ok(external) = self.ask(&target, &mut exchange, &mut record).await else { return };
+        let Ok(external) = self.ask(&target, (&mut exchange, remote_ip), &mut record).await else { return };
         let Exchange { head, mut upload, .. } = exchange;
-        if self.admit(&target, (head, &external.by), &mut record).is_err() {
+        if self.admit(&target, (head, &external.by), remote_ip, &mut record).is_err() {
             return;
         }
         let sent = async {

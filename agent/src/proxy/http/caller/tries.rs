@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use baremesh_model::authorization::Request;
 use baremesh_model::http::{RequestHead, ResponseHead};
 use baremesh_model::outlier::Outcome;
 use baremesh_model::virtual_service::{
@@ -112,9 +113,12 @@ impl Caller {
                 Ok(endpoint) => {
                     tried.push(endpoint.address);
                     let retries = Retries { policy, may_retry };
-                    // A service of this host may be sent something else than what another endpoint is to see.
+                    // A service of this host may be sent less, or something else, than what another endpoint, or the next
+                    // attempt, is to see.
+                    let trusts = snapshot.mesh.config.trusted_proxies > 0;
                     let local = snapshot.here(endpoint);
-                    let changes = local.is_some_and(|local| local.tokens.is_some() || local.may_ask());
+                    let changes =
+                        local.is_some_and(|local| trusts || local.tokens.is_some() || local.may_ask());
                     let before = changes.then(|| exchange.head.clone());
                     let (state, sending) = ((snapshot, &mut watch), (to_caller, retries, endpoint));
                     let ended = self.try_once(state, sending, (exchange, download), record).await;
@@ -182,12 +186,13 @@ impl Caller {
         record.peers.target = Party::registered(target.identity, workload, &endpoint.labels);
         record.peers.upstream = Some(endpoint.address);
         // Before it is decided on: what policies see is what the program does.
-        self.introduce(&target, &mut exchange.head.headers);
-        let external = match self.ask(&target, exchange, record).await {
+        let remote_ip = self.introduce(&target, &mut exchange.head.headers);
+        exchange.upload.hold_to(snapshot.here(endpoint).and_then(|local| local.tokens.as_ref()));
+        let external = match self.ask(&target, (exchange, remote_ip), record).await {
             Ok(external) => external,
             Err(miss) => return Tried::Missed(miss),
         };
-        let token = match self.admit(&target, (exchange.head, &external.by), record) {
+        let token = match self.admit(&target, (exchange.head, &external.by), remote_ip, record) {
             Ok(token) => token,
             Err(miss) => return Tried::Missed(miss),
         };
@@ -196,7 +201,7 @@ impl Caller {
         if let Some(watched) = &watched
             && watched.is_forbidden(
                 snapshot,
-                &self.asked(exchange.head, (token.as_ref(), &external.by)),
+                &Request { head: exchange.head, token: token.as_ref(), remote_ip, allowed_by: &external.by },
                 &self.worker.shared.snapshot,
             )
         {
@@ -239,7 +244,7 @@ impl Caller {
             let per_try = retries.policy.per_try_timeout;
             let order = Order { head, per_try, overall, since, idle };
             let was_kept = line.was_kept();
-            let asked = self.asked(head, (token.as_ref(), &external.by));
+            let asked = Request { head, token: token.as_ref(), remote_ip, allowed_by: &external.by };
             let closed = async {
                 match &watched {
                     Some(watched) => watched.until_closed(watch, &asked, &self.worker.shared.snapshot).await,
