@@ -85,7 +85,9 @@ impl Worker {
                     Some(wanted) => Some(self.show(&provider, wanted, (head, upload, answer)).await?),
                     None => None,
                 };
-                let shown = shown.as_ref().map(|(bytes, is_cut)| ShownBody { bytes, is_cut: *is_cut });
+                // A request without a body has none to show, as Envoy sees it.
+                let shown = shown.as_ref().filter(|(bytes, is_cut)| *is_cut || !bytes.is_empty());
+                let shown = shown.map(|(bytes, is_cut)| ShownBody { bytes, is_cut: *is_cut });
                 let question =
                     Question::of_request(&provider.definition, peers, (head, shown), SystemTime::now());
                 let gone = async {
