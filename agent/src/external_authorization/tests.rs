@@ -14,7 +14,7 @@ use super::messages::{
     BoolValue, CheckRequest, CheckResponse, DeniedHttpResponse, HeaderValue, HeaderValueOption, HttpStatus,
     OkHttpResponse, QueryParameter, RpcStatus,
 };
-use super::question::{Peers, Question};
+use super::question::{Peers, Question, Shown};
 use super::*;
 use crate::snapshot::tests::{host, mesh, registration};
 use crate::snapshot::{LocalEndpoint, Snapshot};
@@ -60,6 +60,10 @@ fn peers<'a>(local: &'a LocalEndpoint, source: Option<&'a Identity>, port: u16) 
     Peers { local, source, client, server_name: Some("orders.default.mesh.internal") }
 }
 
+fn shown<'a>(head: &'a RequestHead, body: Option<ShownBody<'a>>) -> Shown<'a> {
+    Shown { head, body, length: Some(5) }
+}
+
 fn web() -> Identity {
     Identity::parse("spiffe://mesh.internal/ns/default/sa/web").expect("an identity")
 }
@@ -82,7 +86,7 @@ fn a_question_says_who_calls_whom_with_what() {
     let question = Question::of_request(
         &provider.definition,
         peers(&local, Some(&web), 5),
-        (&head(&fields), Some(body)),
+        shown(&head(&fields), Some(body)),
         now,
     );
     let attributes = read(&question).attributes.expect("attributes");
@@ -120,7 +124,7 @@ fn answers_are_kept_for_questions_that_are_the_same_in_all_that_is_sent() {
     let ask = |fields: &[(&str, &str)], source, port, at: u64| {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(at);
         let peers = peers(&local, source, port);
-        let question = Question::of_request(provider, peers, (&head(fields), None), now);
+        let question = Question::of_request(provider, peers, shown(&head(fields), None), now);
         (question.key(peers), read(&question).encode_to_vec())
     };
     let (key, sent) = ask(&[("x-user", "a"), ("x-request-id", "1"), ("traceparent", "x")], Some(&web), 1, 1);
@@ -142,7 +146,7 @@ fn answers_are_kept_for_questions_that_are_the_same_in_all_that_is_sent() {
     let question = Question::of_request(
         provider,
         peers,
-        (&head(&[("x-request-id", "1")]), None),
+        shown(&head(&[("x-request-id", "1")]), None),
         SystemTime::UNIX_EPOCH,
     );
     let http = read(&question).attributes.and_then(|all| all.request).expect("a request");
@@ -157,8 +161,8 @@ fn parts_of_a_question_over_http_are_not_taken_for_each_other() {
     let provider = &snapshot.providers.get("p").expect("a provider").definition;
     let peers = peers(&local, None, 1);
     let key = |fields: &[(&str, &str)], body: &[u8]| {
-        let shown = Some(ShownBody { bytes: body, is_cut: false });
-        Question::of_request(provider, peers, (&head(fields), shown), SystemTime::now()).key(peers)
+        let body = Some(ShownBody { bytes: body, is_cut: false });
+        Question::of_request(provider, peers, shown(&head(fields), body), SystemTime::now()).key(peers)
     };
     let keys = [
         key(&[("x-a", "1")], b""),

@@ -21,7 +21,7 @@ use super::body::{Answer, BodyError};
 use super::downstream::Exchange;
 use super::reply::Reply;
 use super::upload::Upload;
-use crate::external_authorization::question::{Peers, Question};
+use crate::external_authorization::question::{Peers, Question, Shown};
 use crate::external_authorization::{Provider, Tally};
 use crate::proxy::Worker;
 use crate::proxy::error::ProxyError;
@@ -88,8 +88,8 @@ impl Worker {
                 // A request without a body has none to show, as Envoy sees it.
                 let shown = shown.as_ref().filter(|(bytes, is_cut)| *is_cut || !bytes.is_empty());
                 let shown = shown.map(|(bytes, is_cut)| ShownBody { bytes, is_cut: *is_cut });
-                let question =
-                    Question::of_request(&provider.definition, peers, (head, shown), SystemTime::now());
+                let asked = Shown { head, body: shown, length: upload.length() };
+                let question = Question::of_request(&provider.definition, peers, asked, SystemTime::now());
                 let gone = async {
                     tokio::select! {
                         () = upload.gone() => {}
