@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use baremesh_model::external_authorization::{
     Changes, CheckAnswer, Denial, ExtensionProvider, FieldAction, FieldChange, PARTIAL_BODY, Packing,
-    ShownBody, may_be_set,
+    may_be_set,
 };
 use baremesh_model::http::Headers;
 use baremesh_model::identity::Identity;
