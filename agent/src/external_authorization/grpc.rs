@@ -6,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use baremesh_model::external_authorization::{
     Changes, CheckAnswer, Denial, ExtensionProvider, FieldAction, FieldChange, PARTIAL_BODY, Packing,
-    ShownBody, may_be_set,
+    may_be_set,
 };
-use baremesh_model::http::{Headers, RequestHead};
+use baremesh_model::http::Headers;
 use baremesh_model::identity::Identity;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message as _;
@@ -17,7 +17,7 @@ use super::messages::{
     Address, AttributeContext, CheckRequest, CheckResponse, HeaderValueOption, HttpRequest, Peer, Request,
     SocketAddress, Timestamp, TlsSession,
 };
-use super::question::Peers;
+use super::question::{Peers, Shown};
 
 /// The method that is called.
 pub const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
@@ -42,7 +42,7 @@ const OF_ONE_REQUEST: [&str; 8] = [
 pub fn question(
     provider: &ExtensionProvider,
     peers: Peers<'_>,
-    request: Option<(&RequestHead, Option<ShownBody<'_>>)>,
+    request: Option<Shown<'_>>,
     now: SystemTime,
 ) -> Bytes {
     let is_kept = provider.cache.is_some();
@@ -60,9 +60,9 @@ pub fn question(
     let attributes = AttributeContext {
         source: Some(peer(peers.source, SocketAddr::new(peers.client.ip(), port))),
         destination: Some(destination),
-        request: request.map(|(head, body)| Request {
+        request: request.map(|shown| Request {
             time: (!is_kept).then(|| timestamp(now)),
-            http: Some(http(head, body, packing, is_kept)),
+            http: Some(http(shown, packing, is_kept)),
         }),
         tls_session: peers.server_name.map(|name| TlsSession { sni: name.to_owned() }),
     };
@@ -91,7 +91,7 @@ fn timestamp(now: SystemTime) -> Timestamp {
 }
 
 /// A request as Envoy describes one: fields of one name joined by commas, what HTTP/2 has in their place among them.
-fn http(head: &RequestHead, body: Option<ShownBody<'_>>, packing: Packing, is_kept: bool) -> HttpRequest {
+fn http(Shown { head, body, length }: Shown<'_>, packing: Packing, is_kept: bool) -> HttpRequest {
     let mut headers = BTreeMap::new();
     for (name, text) in [
         (":authority", &*head.authority),
@@ -109,8 +109,6 @@ fn http(head: &RequestHead, body: Option<ShownBody<'_>>, packing: Packing, is_ke
     if let Some(body) = body {
         headers.insert(PARTIAL_BODY.to_owned(), body.is_cut.to_string());
     }
-    let length = head.headers.text("content-length").and_then(|text| text.parse().ok());
-    let whole = body.filter(|body| !body.is_cut).and_then(|body| i64::try_from(body.bytes.len()).ok());
     let (text, raw_body) = match (body, packing) {
         (Some(body), Packing::Text) => (String::from_utf8_lossy(body.bytes).into_owned(), Bytes::new()),
         (Some(body), Packing::Bytes) => (String::new(), Bytes::copy_from_slice(body.bytes)),
@@ -124,8 +122,8 @@ fn http(head: &RequestHead, body: Option<ShownBody<'_>>, packing: Packing, is_ke
         path: head.target.clone(),
         host: head.authority.clone(),
         scheme: head.scheme.name().to_owned(),
-        // Nobody knows the length of what is to come.
-        size: whole.or(length).unwrap_or(-1),
+        // Where nobody knows the length of what is to come it is -1.
+        size: length.and_then(|length| i64::try_from(length).ok()).unwrap_or(-1),
         protocol: head.version.name().to_owned(),
         body: text,
         raw_body,

@@ -27,6 +27,17 @@ pub struct Peers<'a> {
     pub server_name: Option<&'a str>,
 }
 
+/// What is known of a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// Its head.
+    pub head: &'a RequestHead,
+    /// As much of its body as the provider is to see.
+    pub body: Option<ShownBody<'a>>,
+    /// How many bytes the body has, where that is known.
+    pub length: Option<u64>,
+}
+
 /// What is sent.
 #[derive(Debug, Clone)]
 pub enum Question {
@@ -41,18 +52,18 @@ impl Question {
     pub fn of_request(
         provider: &ExtensionProvider,
         peers: Peers<'_>,
-        (head, body): (&RequestHead, Option<ShownBody<'_>>),
+        shown: Shown<'_>,
         now: SystemTime,
     ) -> Self {
         match &provider.protocol {
             CheckProtocol::Http(check) => {
-                let mut head = check.head(head, body);
-                let body = Bytes::copy_from_slice(body.map_or(&[], |body| body.bytes));
+                let mut head = check.head(shown.head, shown.body);
+                let body = Bytes::copy_from_slice(shown.body.map_or(&[], |body| body.bytes));
                 // A number may stand in a field.
                 let _ = head.headers.set("content-length", body.len().to_string().as_bytes());
                 Self::Http(Box::new(head), body)
             }
-            CheckProtocol::Grpc => Self::Grpc(grpc::question(provider, peers, Some((head, body)), now)),
+            CheckProtocol::Grpc => Self::Grpc(grpc::question(provider, peers, Some(shown), now)),
         }
     }
 

@@ -62,8 +62,14 @@ async fn judge_and_deliver(
     let allowed_by = worker.authorize(local, (None, source_ip), record).await?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let mut upstream = worker.deliver(local, record).await?;
-    let mut delivered =
-        Delivered { local: Arc::clone(local), source: None, source_ip, serial: None, allowed_by, hello: Hello::Unread };
+    let mut delivered = Delivered {
+        local: Arc::clone(local),
+        source: None,
+        source_ip,
+        serial: None,
+        allowed_by,
+        hello: Hello::Unread,
+    };
     let asked = (First::Socket(client), &upstream);
     if worker.speaks_http(&mut delivered, &snapshot, asked, record).await? {
         let (decided_by, program, entered) = (Arc::clone(&snapshot), upstream, Some(entered));

@@ -114,6 +114,7 @@ fn a_provider_is_asked_the_same_by_envoy() {
         &["--http2", "--data", "short", "--header", "x-twice: 1", "--header", "x-twice: 2"],
         &["--method", "HEAD"],
     ];
+    let mut differences = Vec::new();
     for (kind, config) in
         [over_http("127.0.0.1", 9100, &format!(", {body}")), over_grpc("127.0.0.1", 9101, body)]
             .iter()
@@ -125,11 +126,22 @@ fn a_provider_is_asked_the_same_by_envoy() {
             let target = "/books/../a%20b/c?d=%2F&e";
             let envoys = format!("http://127.0.0.1:{}{target}", ENVOY[kind]);
             let as_reviews = [&["--header", "host: reviews"], &*options].concat();
+            let before = provider.asked().len();
             wait_until("Envoy answers", || store.get(&as_reviews, &envoys).is_ok());
-            let theirs = common(&provider.last());
+            // Behind Envoy stands the agent, which asks, too.
+            let mut theirs = common(&provider.asked()[before]);
             assert!(store.get(&options, &format!("{REVIEWS}{target}")).is_ok());
-            let ours = common(&provider.last());
-            assert_eq!(ours, theirs, "{options:?}");
+            let mut ours = common(&provider.last());
+            // Of what has no length Envoy says how much has come, which is chance, and of what it cut that it is whole.
+            if options.contains(&"--chunked") {
+                for part in ["size", "field x-envoy-auth-partial-body"] {
+                    (ours.remove(part), theirs.remove(part));
+                }
+            }
+            if ours != theirs {
+                differences.push(format!("{options:?}:\n{ours:?}\n{theirs:?}"));
+            }
         }
     }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
 }

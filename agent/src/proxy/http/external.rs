@@ -21,7 +21,7 @@ use super::body::{Answer, BodyError};
 use super::downstream::Exchange;
 use super::reply::Reply;
 use super::upload::Upload;
-use crate::external_authorization::question::{Peers, Question};
+use crate::external_authorization::question::{Peers, Question, Shown};
 use crate::external_authorization::{Provider, Tally};
 use crate::proxy::Worker;
 use crate::proxy::error::ProxyError;
@@ -74,7 +74,8 @@ impl Worker {
             loop {
                 let asked = Request { head, token: None, remote_ip, allowed_by: &admitted.by };
                 let from = (source, client.ip());
-                let Some(asks) = local.asks(from, (Carried::Request(&asked), &Hello::Unread), &admitted.by) else {
+                let Some(asks) = local.asks(from, (Carried::Request(&asked), &Hello::Unread), &admitted.by)
+                else {
                     return Ok(admitted);
                 };
                 let Some(provider) = local.providers.get(asks.provider).cloned() else {
@@ -85,9 +86,11 @@ impl Worker {
                     Some(wanted) => Some(self.show(&provider, wanted, (head, upload, answer)).await?),
                     None => None,
                 };
-                let shown = shown.as_ref().map(|(bytes, is_cut)| ShownBody { bytes, is_cut: *is_cut });
-                let question =
-                    Question::of_request(&provider.definition, peers, (head, shown), SystemTime::now());
+                // A request without a body has none to show, as Envoy sees it.
+                let shown = shown.as_ref().filter(|(bytes, is_cut)| *is_cut || !bytes.is_empty());
+                let shown = shown.map(|(bytes, is_cut)| ShownBody { bytes, is_cut: *is_cut });
+                let asked = Shown { head, body: shown, length: upload.length() };
+                let question = Question::of_request(&provider.definition, peers, asked, SystemTime::now());
                 let gone = async {
                     tokio::select! {
                         () = upload.gone() => {}

@@ -193,6 +193,16 @@ impl<'a> Upload<'a> {
         (start.freeze(), is_cut)
     }
 
+    /// How many bytes it has, where that is known.
+    pub(super) fn length(&self) -> Option<u64> {
+        match self.hop.framing {
+            Framing::None => Some(0),
+            Framing::Length(length) => Some(length),
+            _ if self.has_come() => Some((self.kept.len() + self.ahead.data.len()) as u64),
+            _ => None,
+        }
+    }
+
     /// Whether all of it has been read, whether or not it was sent on.
     fn has_come(&self) -> bool {
         self.ahead.is_over || self.whole_at.is_some()
