@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use baremesh_model::http::RequestHead;
+use baremesh_model::http::headers::may_be_read_as;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Label;
 use baremesh_model::request_authentication::{
@@ -159,11 +160,8 @@ impl TokenRules {
         if self.outputs.is_empty() {
             return;
         }
-        let is = |name: &str, output: &str| {
-            name.len() == output.len()
-                && name.bytes().zip(output.bytes()).all(|(a, b)| a == b || a == b'_' && b == b'-')
-        };
-        head.headers.retain(|name| !self.outputs.iter().any(|output| is(name, output)));
+        let is = |name: &str| self.outputs.iter().any(|output| may_be_read_as(name.as_bytes(), output));
+        head.headers.retain(|name| !is(name));
     }
 
     fn verify_all(&self, head: &RequestHead, now: SystemTime) -> Result<Vec<Verified>, Refusal> {

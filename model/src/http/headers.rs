@@ -60,6 +60,16 @@ pub fn is_value(byte: u8) -> bool {
     byte >= 0x20 && byte != 0x7f || byte == b'\t'
 }
 
+/// Whether some program takes a field `name` for `field`, which is in lower case. Those that are told of fields in
+/// variables (RFC 3875, section 4.1.18, and what came after it) have one name for all that servers write as `_`: dashes,
+/// and with some of them everything that is neither letter nor digit.
+pub fn may_be_read_as(name: &[u8], field: &str) -> bool {
+    let alike = |(a, b): (&u8, u8)| {
+        a.to_ascii_lowercase() == b || !(a.is_ascii_alphanumeric() || b.is_ascii_alphanumeric())
+    };
+    name.len() == field.len() && name.iter().zip(field.bytes()).all(alike)
+}
+
 impl Headers {
     /// Empties them and keeps their memory.
     pub fn clear(&mut self) {
@@ -232,6 +242,24 @@ mod tests {
         assert_eq!((headers.len(), headers.bytes()), (3, 17));
         assert_eq!(headers.text("missing"), None);
         assert!(!format!("{headers:?}").contains("c\""), "no values in logs");
+    }
+
+    #[test]
+    fn names_that_some_program_takes_for_another_are_known() {
+        for (name, expected) in [
+            ("x-user", true),
+            ("X_User", true),
+            ("x.user", true),
+            ("x~user", true),
+            ("xuser", false),
+            ("x--user", false),
+            ("x-users", false),
+            ("x-usex", false),
+            ("xauser", false),
+        ] {
+            assert_eq!(may_be_read_as(name.as_bytes(), "x-user"), expected, "{name}");
+            assert_eq!(may_be_read_as(name.as_bytes(), "x_user"), expected, "{name}");
+        }
     }
 
     #[test]

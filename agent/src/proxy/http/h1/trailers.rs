@@ -1,6 +1,6 @@
 //! Fields after a chunked body's content (RFC 9112, section 7.1.2).
 
-use baremesh_model::http::headers::{is_token, is_value};
+use baremesh_model::http::headers::{is_token, is_value, may_be_read_as};
 use baremesh_model::http::{FieldError, Headers};
 
 use super::{H1Error, fields};
@@ -61,12 +61,7 @@ pub fn read<'a>(lines: impl Iterator<Item = &'a [u8]>, headers: &mut Headers) ->
 
 /// Whether a field, its name in lower case, may stand behind a body (RFC 9110, section 6.5.1).
 pub fn may_trail(name: &[u8]) -> bool {
-    // Some programs read an underscore as a dash.
-    let same = |a: &[u8], b: &[u8]| {
-        let alike = |(a, b): (&u8, &u8)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
-        a.len() == b.len() && a.iter().zip(b).all(alike)
-    };
-    let starts = |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| same(start, prefix.as_bytes()));
-    let is = |other: &&str| same(name, other.as_bytes());
+    let starts = |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| may_be_read_as(start, prefix));
+    let is = |other: &&str| may_be_read_as(name, other);
     !NOT_IN_TRAILERS.iter().any(is) && !["if-", "x-forwarded-", "x-envoy-"].iter().any(starts)
 }
