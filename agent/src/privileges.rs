@@ -16,9 +16,8 @@ use crate::config::{AgentConfig, DnsMode};
 
 /// Of the processes that place rules for an agent that is gone: the guard, and what takes an unconfirmed change back.
 pub const OF_RULES: CapabilitySet = CapabilitySet::NET_ADMIN;
-/// Of the process that runs commands of health checks: to become the service's user, and to end what it began.
-pub const OF_COMMANDS: CapabilitySet =
-    CapabilitySet::SETUID.union(CapabilitySet::SETGID).union(CapabilitySet::KILL);
+/// Of the process that runs commands of health checks: to become the service's user.
+pub const OF_COMMANDS: CapabilitySet = CapabilitySet::SETUID.union(CapabilitySet::SETGID);
 /// Ports below are the system's, unless `net.ipv4.ip_unprivileged_port_start` says otherwise.
 const FIRST_ORDINARY_PORT: u16 = 1024;
 /// So many capabilities the kernel's interface has room for.
@@ -112,6 +111,6 @@ mod tests {
         config.metrics.set_port(80);
         assert_eq!(names(of_agent(&config)), "CAP_NET_BIND_SERVICE, CAP_NET_ADMIN");
         assert_eq!(names(CapabilitySet::empty()), "no capabilities");
-        assert_eq!(names(OF_COMMANDS), "CAP_KILL, CAP_SETGID, CAP_SETUID");
+        assert_eq!(names(OF_COMMANDS), "CAP_SETGID, CAP_SETUID");
     }
 }

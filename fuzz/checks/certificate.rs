@@ -9,7 +9,8 @@ use baremesh_ca::issued::{MAX_CHAIN, chain_from_pem, chain_to_pem};
 use baremesh_ca::key::PublicKey;
 use baremesh_ca::revocation::Revoked;
 use baremesh_ca::tls::{
-    PeerVerifier, Purpose, TrustBundle, describe, peer_identity, peer_leaf_facts, validity, verify_anonymous_chain,
+    PeerVerifier, Purpose, TrustBundle, describe, peer_identity, peer_leaf_facts, validity,
+    verify_anonymous_chain,
 };
 use baremesh_model::identity::Identity;
 use baremesh_model::name::TrustDomain;

@@ -9,8 +9,10 @@ use baremesh_agent::proxy::http::h1::{HttpLimits, Parser};
 use baremesh_model::http::RequestHead;
 use baremesh_model::identity::Identity;
 
-static CALLER: LazyLock<Identity> = LazyLock::new(|| Identity::parse("spiffe://mesh/ns/a/sa/web").expect("one"));
-static CALLEE: LazyLock<Identity> = LazyLock::new(|| Identity::parse("spiffe://mesh/ns/a/sa/orders").expect("one"));
+static CALLER: LazyLock<Identity> =
+    LazyLock::new(|| Identity::parse("spiffe://mesh/ns/a/sa/web").expect("one"));
+static CALLEE: LazyLock<Identity> =
+    LazyLock::new(|| Identity::parse("spiffe://mesh/ns/a/sa/orders").expect("one"));
 const HASH: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 pub fn check(data: &[u8]) {
@@ -33,7 +35,9 @@ pub fn check(data: &[u8]) {
     introduce(&mut head.headers, source, &CALLEE);
     // What else the caller said stands as it did.
     let mut wanted: Vec<_> = before.into_iter().filter(|(name, _)| !may_be_taken_for_it(name)).collect();
-    wanted.extend(expected.iter().map(|value| ("x-forwarded-client-cert".to_owned(), value.clone().into_bytes())));
+    wanted.extend(
+        expected.iter().map(|value| ("x-forwarded-client-cert".to_owned(), value.clone().into_bytes())),
+    );
     assert_eq!(fields(&head), wanted, "another field is gone, or came");
     // And on the wire, looked at without a parser.
     let mut pending = Pending::default();

@@ -24,7 +24,10 @@ pub fn check(data: &[u8]) {
     let kinds = [identity.as_node(), identity.as_host(), identity.as_operator()];
     assert!(kinds.iter().flatten().count() <= 1, "two kinds at once");
     assert_eq!(identity.is_reserved(), RESERVED_NAMESPACES.contains(&namespace));
-    assert!(identity.is_reserved() || kinds.iter().all(Option::is_none), "one of the mesh's own is not reserved");
+    assert!(
+        identity.is_reserved() || kinds.iter().all(Option::is_none),
+        "one of the mesh's own is not reserved"
+    );
 }
 
 /// The same, read by a library that knows URIs and nothing of SPIFFE.

@@ -18,6 +18,8 @@ const ROOT_ONLY: &[&str] = &[
     "identities::tells_two_users_of_one_host_apart",
     "impersonation::another_user_administers_neither_the_agent_nor_the_mesh",
     "impersonation::another_user_reads_no_key",
+    "privileges::a_low_port_is_bound_with_the_one_capability_that_it_takes",
+    "privileges::what_is_not_needed_is_given_up_and_everything_still_works",
 ];
 
 /// Names a file to which a story that is left out appends its line, for whoever runs the stories to show at the end:

@@ -16,7 +16,7 @@ use baremesh_model::token::Token;
 use baremesh_model::workload::Labels;
 
 use super::claims;
-use super::jws::Compact;
+use super::jws::{Checks, Compact};
 use super::key_slot::{KeySlot, TokenKeys};
 use super::places::{remove_from, tokens_at};
 use super::{MAX_TOKEN, MAX_TOKENS, Refusal};
@@ -183,19 +183,30 @@ impl TokenRules {
         }
         match refused {
             Some(refusal) => Err(refusal),
-            None => found.iter().map(|(token, at)| self.verify(token, &self.places[*at].1, now)).collect(),
+            None => {
+                let mut checks = Checks::default();
+                let verify =
+                    |(token, at): &(String, usize)| self.verify(token, &self.places[*at].1, now, &mut checks);
+                found.iter().map(verify).collect()
+            }
         }
     }
 
     /// Verifies one token by the rules that look where it stands.
-    fn verify(&self, text: &str, rules: &[usize], now: SystemTime) -> Result<Verified, Refusal> {
+    fn verify(
+        &self,
+        text: &str,
+        rules: &[usize],
+        now: SystemTime,
+        checks: &mut Checks,
+    ) -> Result<Verified, Refusal> {
         let compact = Compact::parse(text)?;
         let token = claims::token(&compact.payload()?)?;
         claims::is_of_now(&token, now)?;
         let (mut refusal, mut accepted) = (Refusal::UnknownIssuer, Vec::new());
         let of_issuer = |number: &usize| *self.rules[*number].what().issuer == token.issuer;
         for number in rules.iter().copied().filter(of_issuer) {
-            match self.rules[number].accept(&compact, &token) {
+            match self.rules[number].accept(&compact, &token, checks) {
                 Ok(()) => accepted.push(number),
                 // That the signature was good is what is to be said of it.
                 Err(_) if refusal == Refusal::WrongAudience => {}
@@ -235,12 +246,12 @@ impl TokenRules {
 }
 
 impl Rule {
-    fn accept(&self, compact: &Compact<'_>, token: &Token) -> Result<(), Refusal> {
+    fn accept(&self, compact: &Compact<'_>, token: &Token, checks: &mut Checks) -> Result<(), Refusal> {
         let keys = self.keys.keys().ok_or_else(|| {
             self.keys.ask();
             Refusal::NoKeys
         })?;
-        let verified = compact.verify(&keys);
+        let verified = compact.verify_within(&keys, checks);
         if verified == Err(Refusal::NoSuchKey) {
             self.keys.ask();
         }
