@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     const CHECKED: &str =
-        "[service]\nname = \"orders\"\n[[ports]]\nport = 8080\n[check.exec]\ncommand = [\"/bin/true\"]\n";
+        "name = \"orders\"\nports = [{ port = 8080 }]\n[check]\nexec = { command = [\"/bin/true\"] }\n";
 
     fn pair(directory: &Path) -> (UnixStream, tokio::task::JoinHandle<io::Result<()>>) {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
