@@ -282,6 +282,34 @@ mod tests {
         check(&token, &others, &mut Checks::default(), Err(Refusal::BadSignature), MAX_CHECKS - 1);
     }
 
+    /// The least of many runs each, so that it does not matter what else the machine does. Printed with `--no-capture`.
+    #[test]
+    fn a_token_that_is_known_costs_a_fraction_of_one_that_is_not() {
+        let signers: Vec<Signer> = (0..MAX_TRIED).map(|number| Signer::rs256(&number.to_string())).collect();
+        let jwks = Signer::jwks(&signers.iter().collect::<Vec<_>>());
+        let least = |token: &str, set: &dyn Fn() -> Option<KeySet>| {
+            let known = KeySet::parse(&jwks).expect("a set");
+            let runs = (0..100).map(|_| {
+                let fresh = set();
+                let compact = Compact::parse(token).expect("a token");
+                let began = std::time::Instant::now();
+                compact.verify(fresh.as_ref().unwrap_or(&known)).expect("signed");
+                began.elapsed()
+            });
+            runs.min().expect("some")
+        };
+        let fresh = || KeySet::parse(&jwks).ok();
+        let payload = r#"{"iss":"https://login.example","sub":"jason","aud":"orders","exp":4102444800}"#;
+        let last = &signers[MAX_TRIED - 1];
+        let (named, unnamed) = (last.sign(payload), last.sign_with(r#"{"alg":"RS256"}"#, payload));
+        let [with, without, known] =
+            [least(&named, &fresh), least(&unnamed, &fresh), least(&unnamed, &|| None)];
+        println!(
+            "RS256: with its key's name {with:?}, without among {MAX_TRIED} {without:?}, known {known:?}"
+        );
+        assert!(known * 4 < without, "{known:?} and {without:?}");
+    }
+
     #[test]
     fn no_other_spelling_of_a_token_is_taken() {
         let signer = Signer::es256("a");

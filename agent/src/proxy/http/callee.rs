@@ -143,8 +143,8 @@ impl Callee {
         introduce(&mut exchange.head.headers, proved, &self.delivered.local.identity);
         let admitted = self.admit(&snapshot, exchange.head, &mut record);
         drop(snapshot);
-        let token = match admitted {
-            Ok(token) => token,
+        let (local, token) = match admitted {
+            Ok(admitted) => admitted,
             Err(reply) => {
                 exchange.reply(&reply, &mut record).await;
                 let ended = record.ended();
@@ -157,8 +157,9 @@ impl Callee {
             exchange.upload.messages = Some(MessageCount::default());
             download.messages = Some(MessageCount::default());
         }
-        let ended =
-            self.deliver(&mut exchange, &mut record, (&mut download, &mut watch, token.as_ref())).await;
+        let ended = self
+            .deliver(&local, &mut exchange, &mut record, (&mut download, &mut watch, token.as_ref()))
+            .await;
         record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
         match ended {
             Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
@@ -201,7 +202,7 @@ impl Callee {
         snapshot: &Snapshot,
         head: &mut RequestHead,
         record: &mut RequestRecord,
-    ) -> Result<Option<Token>, Box<Reply>> {
+    ) -> Result<(Arc<LocalEndpoint>, Option<Token>), Box<Reply>> {
         // The connection is about to end, and takes nothing until then.
         let served = self.delivered.still_served(snapshot);
         let local = served.map_err(|reason| {
@@ -215,7 +216,7 @@ impl Callee {
         let counted =
             snapshot.rate_limits.on_arrival(local, (head, token.as_ref()), from, &mut record.limited);
         counted.map_err(|refusal| Box::new(Reply::rate_limited(refusal)))?;
-        Ok(token)
+        Ok((Arc::clone(local), token))
     }
 
     /// What of a request is decided on. No forwarding field is believed: it comes from where its connection does.
@@ -234,28 +235,21 @@ impl Callee {
         self.worker.telemetry.finish_request(&record);
     }
 
-    /// The service as it is registered now: a new request is delivered where it says.
-    fn local_now<'a>(&'a self, snapshot: &'a Snapshot) -> &'a Arc<LocalEndpoint> {
-        let local = &self.delivered.local;
-        let now = snapshot.advertised(local.advertised);
-        // Of another identity it is another service; the connection is about to end.
-        now.filter(|now| now.identity == local.identity).unwrap_or(local)
-    }
-
+    /// Sends a request to where the service is delivered by the state that it was admitted by.
     async fn deliver(
         &self,
+        local: &LocalEndpoint,
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
         (download, watch, token): (&mut Download, &mut RequestWatch, Option<&Token>),
     ) -> Result<Attempt, ProxyError> {
         record.attempts = 1;
-        let local = Arc::clone(self.local_now(&self.worker.shared.snapshot.load()));
         record.peers.upstream = Some(local.deliver);
         let idle = self.worker.shared.limits.idle_timeout;
         if exchange.answer.is_http2() {
             let lent = tokio::select! {
                 biased;
-                lent = self.lend(&local) => lent?,
+                lent = self.lend(local) => lent?,
                 () = exchange.gone() => return Ok(Attempt::Failed(Failure::CallerGone)),
             };
             let Exchange { head, upload, answer } = exchange;
@@ -271,7 +265,7 @@ impl Callee {
                 Some(connection) => connection,
                 None => tokio::select! {
                     biased;
-                    connected = self.connect(&local) => connected?,
+                    connected = self.connect(local) => connected?,
                     () = exchange.gone() => return Ok(Attempt::Failed(Failure::CallerGone)),
                 },
             };
