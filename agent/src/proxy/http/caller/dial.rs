@@ -18,6 +18,7 @@ use crate::proxy::error::ProxyError;
 use crate::proxy::http::authentication::authenticate;
 use crate::proxy::http::bytes::{self, ByteReader, ByteWriter};
 use crate::proxy::http::forwarded_cert::{Proved, introduce};
+use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upstream::{UpstreamKey, Via};
 use crate::proxy::open::{Delivered, Entry, RequestWatch};
 use crate::proxy::socket;
@@ -125,7 +126,7 @@ impl Caller {
                 judged.map_err(Miss::Refused)?;
                 let limits = &target.snapshot.rate_limits;
                 let counted = limits.on_arrival(local, (head, token.as_ref()), from, &mut record.limited);
-                counted.map_err(Miss::RateLimited)?;
+                counted.map_err(|refusal| Miss::Refused(Box::new(Reply::rate_limited(refusal))))?;
                 Ok(token)
             }
             None if matches!(target.endpoint.transport, Transport::Plain)
