@@ -304,7 +304,7 @@ mod tests {
         let (named, unnamed) = (last.sign(payload), last.sign_with(r#"{"alg":"RS256"}"#, payload));
         let [with, without, known] =
             [least(&named, &fresh), least(&unnamed, &fresh), least(&unnamed, &|| None)];
-        println!(
+        eprintln!(
             "RS256: with its key's name {with:?}, without among {MAX_TRIED} {without:?}, known {known:?}"
         );
         assert!(known * 4 < without, "{known:?} and {without:?}");
