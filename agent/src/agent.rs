@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 use crate::capture::CaptureError;
 use crate::config::AgentConfig;
+use crate::health::commands::Commands;
 use crate::membership::MembershipError;
 use crate::proxy::Phase;
 use crate::registration::file::RegistrationError;
@@ -68,9 +69,9 @@ pub(crate) fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentE
     move |source| AgentError::System { what, source }
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
-pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
-    let running = Box::pin(start::start(config)).await?;
+/// Runs the agent until SIGTERM or SIGINT. Commands of health checks run in `commands`.
+pub async fn run(config: AgentConfig, commands: Commands) -> Result<(), AgentError> {
+    let running = Box::pin(start::start(config, commands)).await?;
     until_told_to_stop(&running.agent).await?;
     running.stop().await;
     Ok(())

@@ -15,6 +15,10 @@ mod streams;
 mod destinations;
 /// What is decided at an endpoint.
 mod policies;
+/// Limits on requests that count it.
+mod limits;
+/// What is made of its token.
+mod tokens;
 /// Routes and rules in words.
 mod words;
 
@@ -45,6 +49,9 @@ pub enum ExplainError {
     /// The method is none.
     #[error("`{0}` is no method")]
     Method(String),
+    /// What is said to be a token's payload is none.
+    #[error("the token's claims are no payload of a token: {0}")]
+    Claims(&'static str),
     /// A header cannot be sent.
     #[error("the header `{name}` cannot be sent: {source}")]
     Header {

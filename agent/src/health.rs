@@ -3,6 +3,8 @@
 //! that one that hangs holds up nobody else. Looks are the agent's own connections: they carry its mark and go to the
 //! delivery address, past the rules, and are no calls of the mesh.
 
+/// Commands in a process of their own.
+pub mod commands;
 /// Looking once.
 pub mod probe;
 /// What is known of each check, and what comes of a result.
@@ -192,7 +194,7 @@ impl Checks {
         sleep(check.schedule.first(random)).await;
         loop {
             let began = self.now();
-            let result = self.prober.look(&check.probe, check.schedule.timeout).await;
+            let result = self.prober.look(key, &check.probe, check.schedule.timeout).await;
             self.take(key, Said::Check(generation), result);
             sleep(check.schedule.next(began, self.now(), rand::random())).await;
         }

@@ -47,6 +47,8 @@ pub mod dns;
 pub mod flows;
 /// Checks of this host's services.
 pub mod health;
+/// What a program that stays may do beyond others.
+pub mod privileges;
 /// Metrics and the access log.
 pub mod telemetry;
 /// The administration socket, metrics and readiness.

@@ -7,12 +7,16 @@ use std::path::Path;
 mod dns_message;
 #[path = "../../fuzz/checks/ext_authz.rs"]
 mod ext_authz;
+#[path = "../../fuzz/checks/forwarded_cert.rs"]
+mod forwarded_cert;
 #[path = "../../fuzz/checks/hbone_request.rs"]
 mod hbone_request;
 #[path = "../../fuzz/checks/http1_request.rs"]
 mod http1_request;
 #[path = "../../fuzz/checks/jwt.rs"]
 mod jwt;
+#[path = "../../fuzz/checks/spiffe_id.rs"]
+mod spiffe_id;
 
 fn replay(target: &str, check: fn(&[u8])) {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(target);
@@ -50,4 +54,14 @@ fn seeds_of_http1_requests_hold() {
 #[test]
 fn seeds_of_tokens_hold() {
     replay("jwt", jwt::check);
+}
+
+#[test]
+fn seeds_of_forwarded_certificates_hold() {
+    replay("forwarded_cert", forwarded_cert::check);
+}
+
+#[test]
+fn seeds_of_identities_hold() {
+    replay("spiffe_id", spiffe_id::check);
 }

@@ -27,6 +27,7 @@ mod delete;
 mod demo;
 mod explain;
 mod get;
+mod health_commands;
 mod host;
 mod init;
 mod join;
@@ -49,6 +50,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use baremesh_agent::config::Directories;
+use baremesh_agent::health::commands;
 use clap::{Args, Parser, Subcommand};
 
 use crate::output::{Output, fail};
@@ -145,6 +147,8 @@ enum Verb {
     Completions(completions::Completions),
     Reference(reference::Reference),
     Schema(schema::Schema),
+    #[command(name = commands::VERB, hide = true)]
+    HealthCommands(health_commands::HealthCommands),
     #[command(name = "verify-chain", hide = true)]
     VerifyChain(verify_chain::VerifyChain),
     #[command(name = "verify-token", hide = true)]
@@ -203,6 +207,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Completions(verb) => verb.run(&global),
         Verb::Reference(verb) => verb.run(&global),
         Verb::Schema(verb) => verb.run(&global),
+        Verb::HealthCommands(verb) => verb.run(&global),
         Verb::VerifyChain(verb) => verb.run(),
         Verb::VerifyToken(verb) => verb.run(),
     }

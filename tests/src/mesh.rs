@@ -67,6 +67,11 @@ impl Mesh {
         server.wait();
     }
 
+    /// The control server's process id.
+    pub fn control_pid(&self) -> u32 {
+        self.server.borrow().as_ref().expect("the control server was started").pid()
+    }
+
     /// A token for a host that may have `services`.
     #[track_caller]
     pub fn token(&self, services: &[&str]) -> String {

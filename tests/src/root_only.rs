@@ -20,6 +20,8 @@ const ROOT_ONLY: &[&str] = &[
     "impersonation::another_user_reads_no_key",
     "local_attackers::a_local_user_gets_nothing_of_the_agents_ports",
     "local_attackers::who_is_gone_before_it_is_known_is_taken_for_nobody_else",
+    "privileges::a_low_port_is_bound_with_the_one_capability_that_it_takes",
+    "privileges::what_is_not_needed_is_given_up_and_everything_still_works",
 ];
 
 /// Names a file to which a story that is left out appends its line, for whoever runs the stories to show at the end:

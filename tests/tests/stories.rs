@@ -115,6 +115,8 @@ mod names;
 mod operators;
 #[path = "stories/policies.rs"]
 mod policies;
+#[path = "stories/privileges.rs"]
+mod privileges;
 #[path = "stories/rate_limits.rs"]
 mod rate_limits;
 #[path = "stories/refuses_certificates.rs"]

@@ -28,6 +28,9 @@ pub struct StatusReport {
     pub source: SourceReport,
     /// Whether the capture rules stand, in words.
     pub capture: String,
+    /// What the process may do beyond others, in words.
+    #[serde(default)]
+    pub privileges: String,
     /// Services of this host.
     pub services: Vec<LocalServiceReport>,
     /// Things to look at, in words.

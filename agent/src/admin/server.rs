@@ -119,7 +119,7 @@ fn make_in(aside: &Path, path: &Path) -> io::Result<AdminSocket> {
 }
 
 /// The number of a group of this host.
-fn group_id(name: &str) -> Option<u32> {
+pub(crate) fn group_id(name: &str) -> Option<u32> {
     let groups = std::fs::read_to_string("/etc/group").ok()?;
     let line = groups.lines().find(|line| line.split(':').next() == Some(name))?;
     line.split(':').nth(2)?.parse().ok()

@@ -31,6 +31,7 @@ use crate::credentials::Credentials;
 use crate::dns::DnsCounters;
 use crate::health::Checks;
 use crate::identity::RotationStatus;
+use crate::privileges;
 use crate::proxy::Phase;
 use crate::publish::Publisher;
 use crate::registration::file;
@@ -224,6 +225,7 @@ impl Agent {
                 last_error: published.last_error,
             },
             capture,
+            privileges: privileges::in_words(),
             services: self.local_services(&snapshot),
             warnings: [warnings(&snapshot), self.ending()].concat(),
             open_connections: self.metrics.open_connections.get(),

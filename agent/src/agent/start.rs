@@ -18,11 +18,13 @@ use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig};
 use crate::health::Checks;
-use crate::health::probe::{Prober, RunAs};
+use crate::health::commands::Commands;
+use crate::health::probe::Prober;
 use crate::identity::{Rotation, RotationStatus};
 use crate::jwt::keeper::Keeper;
 use crate::jwt::keeper::fetch::Fetcher;
 use crate::originate::Originations;
+use crate::privileges;
 use crate::proxy::http::upstream::KeptSockets;
 use crate::proxy::socket::Mark;
 use crate::proxy::{Limits, Listeners, Phase, Shared, Worker};
@@ -38,7 +40,7 @@ use crate::telemetry::metrics::Metrics;
 const PORTS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts the agent, or nothing.
-pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
+pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, AgentError> {
     let limits = limits_within(&config, raise_descriptor_limit());
     let prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
@@ -105,7 +107,8 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
         counters
     });
     let steward = capture.map(|capture| make_steward(capture, &config, &publisher, &metrics));
-    let prober = Prober::new(mark, RunAs::of_this_process());
+    let prober =
+        Prober::new(mark, commands).map_err(doing("speaking with the process that runs commands"))?;
     let checks = Checks::new(Arc::clone(&publisher), prober, Arc::clone(&metrics));
     others.push(tokio::spawn(Arc::clone(&checks).run()));
     let source = prepared.source.telling(Arc::clone(&shared.flows));
@@ -135,7 +138,7 @@ pub async fn start(config: AgentConfig) -> Result<Running, AgentError> {
     });
     others.push(tokio::spawn(routes::tell_service_manager(Arc::clone(&agent))));
     others.push(tokio::spawn(Arc::clone(&agent.publisher).reread_certificates()));
-    tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), "baremesh agent runs");
+    tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), privileges = privileges::in_words(), "baremesh agent runs");
     Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, others })
 }
 

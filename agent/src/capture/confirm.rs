@@ -16,6 +16,7 @@ use super::apply::{Applied, Capture, remove_file};
 use super::batch::{Batch, write_atomically};
 use super::command::{Tools, lasting, leave_session, log, report_ready, wait_until_ready};
 use super::plan::CapturePlan;
+use crate::privileges::{OF_RULES, keep};
 
 /// How the command line starts the process, after `baremesh capture`.
 const USAGE: &str = "revert RUNTIME-DIRECTORY SECONDS";
@@ -123,6 +124,7 @@ pub fn run(arguments: &[OsString]) -> Result<Reverted, CaptureError> {
     let capture = Capture::new(&runtime)?;
     let files = Files::of(&runtime, capture.gone_file());
     leave_session();
+    keep(OF_RULES).map_err(|source| CaptureError::Run { command: "capture revert".to_owned(), source })?;
     // Counted from before the change, so that the promise to whoever waits at a dead terminal is kept.
     let deadline = Instant::now() + limit;
     report_ready().map_err(|source| CaptureError::Run { command: "capture revert".to_owned(), source })?;

@@ -25,6 +25,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::CaptureError;
 use super::command::{ended, lasting, leave_session, log, report_ready, wait_until_ready};
 use super::gone::apply_gone;
+use crate::privileges::{OF_RULES, keep};
 
 pub use handover::refuse_all;
 
@@ -114,6 +115,7 @@ pub enum Outcome {
 pub fn run(arguments: &[OsString]) -> Result<Outcome, CaptureError> {
     let (agent, gone_file, count) = parse(arguments).ok_or(CaptureError::Arguments { usage: USAGE })?;
     leave_session();
+    keep(OF_RULES).map_err(|source| CaptureError::Run { command: "capture guard".to_owned(), source })?;
     let failed = |source: io::Error| CaptureError::Run { command: "capture guard".to_owned(), source };
     let pidfd = match pidfd_open(agent, PidfdFlags::empty()) {
         Ok(pidfd) => Some(pidfd),

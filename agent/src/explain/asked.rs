@@ -4,9 +4,11 @@ use std::net::IpAddr;
 
 use baremesh_model::http::headers::is_token;
 use baremesh_model::http::{RequestHead, Scheme};
+use baremesh_model::token::Token;
 
 use super::ExplainError;
 use crate::admin::report::explain::Question;
+use crate::jwt::claims;
 
 /// How the call is carried, as far as the caller decides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub(super) struct Asked {
     /// Whether it speaks TLS of its own.
     pub(super) tls: bool,
     pub(super) source_ip: Option<IpAddr>,
+    /// The request's token, as if it had been verified.
+    pub(super) token: Option<Token>,
 }
 
 impl Asked {
@@ -78,7 +82,9 @@ impl Asked {
         let of_url = || tls.then(|| host.clone()).filter(|host| host.parse::<IpAddr>().is_err());
         let sni = question.sni.clone().or_else(of_url);
         let tls = tls || sni.is_some();
-        Ok(Self { carried, host, port, head, sni, tls, source_ip: question.source_ip })
+        let token = question.claims.as_ref().map(|payload| claims::token(payload.as_bytes())).transpose();
+        let token = token.map_err(|refusal| ExplainError::Claims(refusal.text()))?;
+        Ok(Self { carried, host, port, head, sni, tls, source_ip: question.source_ip, token })
     }
 }
 
@@ -112,7 +118,15 @@ mod tests {
 
     fn question(url: &str) -> Question {
         let (method, headers) = ("GET".to_owned(), Vec::new());
-        Question { url: url.to_owned(), method, headers, from: None, source_ip: None, sni: None }
+        Question {
+            url: url.to_owned(),
+            method,
+            headers,
+            from: None,
+            source_ip: None,
+            sni: None,
+            claims: None,
+        }
     }
 
     #[test]

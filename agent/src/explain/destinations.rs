@@ -192,8 +192,8 @@ pub(super) fn settle(case: &Case<'_>, destinations: Vec<DestinationReport>, expl
     let mut asking_token = asking.filter(|policy| policies::asks_for_tokens(policy));
     let selects =
         |name: &str| decisions().any(|decision| decision.policies.iter().any(|policy| policy.policy == name));
-    if asking_token.any(|policy| selects(&policies::slashed(&policy.key))) {
-        let note = "policies ask who the request's token names: it is explained without a token";
+    if case.asked.token.is_none() && asking_token.any(|policy| selects(&policies::slashed(&policy.key))) {
+        let note = "policies ask who the request's token names: it is explained without one, --token and --claim give it one";
         explanation.notes.push(note.to_owned());
     }
     if unknown && asking_address.any(|policy| selects(&policies::slashed(&policy.key))) {

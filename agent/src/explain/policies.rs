@@ -10,11 +10,12 @@ use baremesh_model::authorization::{
 use baremesh_model::name::{Key, Label};
 use baremesh_model::pattern::Match;
 use baremesh_model::peer_authentication::{ModeOrigin, MtlsMode, mode_with_origin};
+use baremesh_model::rate_limit::Asking;
 use baremesh_model::service::Protocol;
 use baremesh_model::workload::Labels;
 
 use super::requests::answer;
-use super::{Case, asked};
+use super::{Case, asked, limits, tokens};
 use crate::admin::report::explain::{DecisionReport, MtlsReport, PolicyReport};
 use crate::proxy::http::forwarded_for;
 use crate::proxy::http::reply::Reply;
@@ -32,6 +33,8 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
             verdict: "no agent is there: policies are not enforced".to_owned(),
             asks: Vec::new(),
             answer: None,
+            token: None,
+            rate_limits: Vec::new(),
             dry_run: None,
             mtls: None,
             policies: Vec::new(),
@@ -52,7 +55,8 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
     let protocol = port.map_or(Protocol::Auto, |port| port.protocol);
     let names = server_names(&service.host, &service.key, number);
     let source_ip = case.address_towards(agent.ip()).unwrap_or(UNKNOWN);
-    as_carried(case, protocol, source_ip, |carried| {
+    let (workload, advertised) = ((namespace, &labels), endpoint.address.port());
+    as_carried(case, (protocol, workload, advertised), source_ip, |carried| {
         let source = Some(&case.caller.identity);
         let (destination_ip, destination_port) = (endpoint.address.ip(), endpoint.address.port());
         let hello = hello(case, protocol);
@@ -68,7 +72,8 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
 /// What is decided at a service of this host.
 pub(super) fn decide_here(case: &Case<'_>, local: &LocalEndpoint) -> DecisionReport {
     let source_ip = case.client_ip().unwrap_or(UNKNOWN);
-    as_carried(case, local.protocol, source_ip, |carried| {
+    let workload = (&local.service.namespace, &local.labels);
+    as_carried(case, (local.protocol, workload, local.advertised.port()), source_ip, |carried| {
         let hello = hello(case, local.protocol);
         let facts = local.facts((Some(&case.caller.identity), source_ip), carried, &hello);
         let mtls = mtls(case, (&local.service.namespace, &local.labels), local.advertised.port());
@@ -77,24 +82,48 @@ pub(super) fn decide_here(case: &Case<'_>, local: &LocalEndpoint) -> DecisionRep
     })
 }
 
-/// Decides on the request where the port takes it for one, else on the connection.
+/// Decides on the request where the port takes it for one, else on the connection. A request's token is looked at before
+/// policies are asked, and limits count what these let through.
 fn as_carried(
     case: &Case<'_>,
-    protocol: Protocol,
+    (protocol, workload, port): (Protocol, (&Label, &Labels), u16),
     source_ip: IpAddr,
     decide: impl FnOnce(Carried<'_>) -> DecisionReport,
 ) -> DecisionReport {
-    let head = case.sent.unwrap_or(&case.asked.head);
+    let head = match (case.asked.carried, protocol) {
+        (_, Protocol::Tcp | Protocol::Tls | Protocol::Https) => return decide(Carried::Bytes),
+        (asked::Carried::Requests, _) => case.sent.unwrap_or(&case.asked.head),
+        (asked::Carried::Bytes, Protocol::Auto) => return decide(Carried::Bytes),
+        // Whatever comes is read as requests.
+        (asked::Carried::Bytes, Protocol::Http | Protocol::Http2 | Protocol::Grpc) => {
+            return decide(Carried::Requests);
+        }
+    };
     let remote_ip =
         forwarded_for::client_of(&head.headers, case.snapshot.mesh.config.trusted_proxies, source_ip);
-    let request = Request { head, token: None, remote_ip, allowed_by: &[] };
-    decide(match (case.asked.carried, protocol) {
-        (_, Protocol::Tcp | Protocol::Tls | Protocol::Https) => Carried::Bytes,
-        (asked::Carried::Requests, _) => Carried::Request(&request),
-        (asked::Carried::Bytes, Protocol::Auto) => Carried::Bytes,
-        // Whatever comes is read as requests.
-        (asked::Carried::Bytes, Protocol::Http | Protocol::Http2 | Protocol::Grpc) => Carried::Requests,
-    })
+    let rules = tokens::rules(case, workload);
+    let judged = tokens::judge(case, rules.as_deref(), head);
+    let said = tokens::in_words(rules.as_deref(), &judged);
+    let token = judged.as_ref().ok().and_then(Option::as_ref);
+    let request = Request { head, token, remote_ip, allowed_by: &[] };
+    let report = DecisionReport { token: said, ..decide(Carried::Request(&request)) };
+    match judged {
+        Err(refusal) => DecisionReport {
+            allowed: false,
+            verdict: format!("its token is not taken: {}", refusal.text()),
+            answer: Some(answer(&refusal.reply(head))),
+            // Nobody asks them.
+            policies: Vec::new(),
+            dry_run: None,
+            ..report
+        },
+        Ok(_) if report.allowed => {
+            let source = Some(&case.caller.identity);
+            let asking = Asking { head, port, source, address: remote_ip, token };
+            DecisionReport { rate_limits: limits::on_arrival(case, workload, &asking), ..report }
+        }
+        Ok(_) => report,
+    }
 }
 
 /// What the called side's agent sees of the application's own TLS.
@@ -122,7 +151,7 @@ pub(super) fn asks_for_addresses(policies: &AuthorizationPolicy) -> bool {
     policies.rules.iter().any(of_rule)
 }
 
-/// Whether a policy asks who the request's token names, which `explain` does not know.
+/// Whether a policy asks who the request's token names.
 pub(super) fn asks_for_tokens(policy: &AuthorizationPolicy) -> bool {
     let by_token = |condition: &Condition| {
         matches!(
@@ -166,6 +195,8 @@ fn report(
         verdict: verdict.to_string(),
         asks,
         answer: (is_request && !verdict.allows()).then(|| answer(&Reply::denied_by(&verdict))),
+        token: None,
+        rate_limits: Vec::new(),
         dry_run: dry_run.map(|verdict| verdict.to_string()),
         mtls: Some(mtls),
         policies: policies.policies().iter().map(|policy| policy_report(policy, facts)).collect(),

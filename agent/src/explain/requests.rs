@@ -2,13 +2,14 @@
 //! destination that chance might choose.
 
 use baremesh_model::http::RequestHead;
+use baremesh_model::rate_limit::Asking;
 use baremesh_model::virtual_service::{
     CorsDecision, Gateway, HttpAction, HttpMatch, HttpRoute, Incoming, Percentage, RouteMatch, Routed,
     Routes, Split, WeightedDestination,
 };
 
 use super::policies::slashed;
-use super::{Case, called, destinations, words};
+use super::{Case, called, destinations, limits, tokens, words};
 use crate::admin::report::explain::{
     AnswerReport, DestinationReport, Explanation, MatchReport, Outcome, RouteReport,
 };
@@ -21,15 +22,16 @@ use crate::snapshot::ServiceEntry;
 pub(super) fn explain(case: &Case<'_>, dialled: &ServiceEntry, port: usize, explanation: &mut Explanation) {
     let (snapshot, head) = (case.snapshot, &case.asked.head);
     let number = dialled.ports[port].port;
-    let authority = Authority::Names;
+    let token = tokens::for_routes(case);
+    let (token, authority) = (token.as_ref(), Authority::Names);
     let (identity, service) = (&case.caller.identity, &dialled.key);
-    let asked = Asked { identity, service, port: number, token: None, authority };
+    let asked = Asked { identity, service, port: number, token, authority };
     let caller = baremesh_model::virtual_service::Caller {
         gateway: &Gateway::Mesh,
         namespace: case.caller.identity.namespace(),
         labels: snapshot.labels_of(snapshot.caller(&case.caller.identity)),
     };
-    let incoming = Incoming { head, port: number, caller, token: None };
+    let incoming = Incoming { head, port: number, caller, token };
     let mut routed = Routed::Unconcerned;
     if let Some((service, routes)) = plan::concerned(snapshot, asked, head) {
         if let Some(at) = service.port_index(number) {
@@ -176,6 +178,10 @@ fn of_forward(case: &Case<'_>, forward: &Forward<'_>, share: f64) -> Destination
     if let Some(to) = forward.to {
         words::of_headers(&to.headers, &mut effects);
     }
+    let port = forward.service.ports[forward.port].port;
+    let address = case.client_ip().unwrap_or(ANY);
+    let asking = Asking { head, port, source: Some(&case.caller.identity), address, token: None };
+    effects.extend(limits::on_sending(case, &forward.service.key, &asking));
     effects.append(&mut report.effects);
     DestinationReport { effects, ..report }
 }

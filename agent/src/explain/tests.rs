@@ -81,7 +81,7 @@ fn build(further: &str) -> Snapshot {
 
 fn question(url: &str) -> Question {
     let (method, headers) = ("GET".to_owned(), Vec::new());
-    Question { url: url.to_owned(), method, headers, from: None, source_ip: None, sni: None }
+    Question { url: url.to_owned(), method, headers, from: None, source_ip: None, sni: None, claims: None }
 }
 
 fn explained(snapshot: &Snapshot, from: Option<&str>, question: &Question) -> Explanation {

@@ -12,6 +12,7 @@ use baremesh_model::virtual_service::{
 };
 
 use crate::admin::report::explain::EffectReport;
+use crate::jwt::claims::field_value;
 
 pub(super) fn effect(field: &str, effect: impl Into<String>) -> EffectReport {
     EffectReport { field: field.to_owned(), effect: effect.into() }
@@ -159,7 +160,7 @@ pub(super) fn of_balancer(algorithm: &Algorithm) -> String {
 
 /// What a request has where a match asks for something else.
 pub(super) fn found(unmet: Unmet<'_>, request: Incoming<'_>) -> String {
-    let Incoming { head, port, caller, .. } = request;
+    let Incoming { head, port, caller, token } = request;
     let field = |name: &str| head.headers.text(name).map_or_else(none, |value| value.into_owned());
     match unmet {
         Unmet::Uri(_) => head.path().to_owned(),
@@ -172,7 +173,13 @@ pub(super) fn found(unmet: Unmet<'_>, request: Incoming<'_>) -> String {
             let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
             pairs.find(|(key, _)| *key == name).map_or_else(none, |(_, value)| value.to_owned())
         }
-        Unmet::Claim(..) | Unmet::WithoutClaim(..) => "no verified token".to_owned(),
+        Unmet::Claim(path, _) | Unmet::WithoutClaim(path, _) => match token {
+            None => "no verified token".to_owned(),
+            // Lists and maps have no text of their own.
+            Some(token) => token
+                .claim(path.as_ref())
+                .map_or_else(none, |claim| field_value(claim).unwrap_or_else(|| "something else".to_owned())),
+        },
         of_caller => found_of_caller(of_caller, (caller, port)),
     }
 }

@@ -2,27 +2,32 @@
 //! what it is told, and says in a line why it failed.
 
 /// Commands, systemd's among them.
-mod exec;
+pub(super) mod exec;
 /// grpc.health.v1.
 mod grpc;
 /// GET.
 mod http;
 
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use baremesh_model::name::Key;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 pub use exec::RunAs;
 
+use super::commands::{self, Commands, Speaking};
 use crate::proxy::socket::{self, Mark};
 use crate::registration::check::{Exec, Probe};
 
 /// The most commands that run at once: beyond it they wait, and their time has not begun. Looks over the network have no
 /// bound but that of registrations, one each.
-const MAX_COMMANDS: usize = 64;
+pub(super) const MAX_COMMANDS: usize = 64;
+/// How much longer than a command may take its end may take to be told of by another process.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Most bytes of an answer's head.
 const MAX_HEAD: usize = 16 * 1024;
 /// What looks call themselves.
@@ -35,24 +40,33 @@ pub struct Prober {
     mark: Mark,
     http: http::Client,
     commands: Semaphore,
-    run_as: RunAs,
+    runner: Runner,
     systemctl: String,
 }
 
+/// Who runs commands.
+enum Runner {
+    Here(RunAs),
+    Apart(Speaking),
+}
+
 impl Prober {
-    /// Over sockets with this mark, and with commands run as this says.
-    pub fn new(mark: Mark, run_as: RunAs) -> Self {
-        Self {
+    /// Over sockets with this mark, and with commands run there.
+    pub fn new(mark: Mark, commands: Commands) -> io::Result<Self> {
+        Ok(Self {
             mark,
             http: http::Client::new(),
             commands: Semaphore::new(MAX_COMMANDS),
-            run_as,
+            runner: match commands {
+                Commands::Here(run_as) => Runner::Here(run_as),
+                Commands::Apart(apart) => Runner::Apart(apart.speak()?),
+            },
             systemctl: SYSTEMCTL.to_owned(),
-        }
+        })
     }
 
-    /// Looks once, for `limit` at most. The error is why it failed, for people.
-    pub async fn look(&self, probe: &Probe, limit: Duration) -> Result<(), String> {
+    /// Looks at a service once, for `limit` at most. The error is why it failed, for people.
+    pub async fn look(&self, service: &Key, probe: &Probe, limit: Duration) -> Result<(), String> {
         let looking = async {
             match probe {
                 Probe::HttpGet(get) => {
@@ -64,7 +78,7 @@ impl Prober {
                     let socket = self.connect(*at, limit).await?;
                     Box::pin(grpc::check(socket, *at, service, limit)).await
                 }
-                Probe::Exec(exec) => return self.run(exec, limit).await,
+                Probe::Exec(exec) => return self.run(service, exec, limit).await,
                 // There is no cheaper way that says the same: whether a unit is active is systemd's own to say, which
                 // takes D-Bus with its authentication, or its own tool that speaks it. Processes in its cgroup say
                 // something else, of units that are starting, stopping, or active without any.
@@ -83,13 +97,15 @@ impl Prober {
         }
     }
 
-    async fn run(&self, exec: &Exec, limit: Duration) -> Result<(), String> {
+    async fn run(&self, service: &Key, exec: &Exec, limit: Duration) -> Result<(), String> {
         let _place = self.commands.acquire().await.map_err(|error| error.to_string())?;
-        let user = match self.run_as.user(exec.user)? {
-            Some(uid) => Some(exec::User::of(uid).await),
-            None => None,
-        };
-        exec::run(&exec.command, user, limit).await
+        match &self.runner {
+            Runner::Here(run_as) => commands::run(*run_as, exec, limit).await,
+            // It ends the command itself, after the time that the registration gives it.
+            Runner::Apart(apart) => {
+                timeout(limit + ANSWER, apart.run(service)).await.unwrap_or_else(|_| Err(too_late(limit)))
+            }
+        }
     }
 
     async fn run_as_agent(&self, exec: &Exec, limit: Duration) -> Result<(), String> {

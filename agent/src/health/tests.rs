@@ -6,6 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
+use crate::health::commands::Commands;
 use crate::health::probe::RunAs;
 use crate::originate::Originations;
 use crate::proxy::socket::Mark;
@@ -53,7 +54,7 @@ impl Run {
         let publisher =
             Publisher::new((mesh, 1), services, (host, 15008), originations, Arc::clone(&metrics));
         let publisher = publisher.expect("published");
-        let prober = Prober::new(Mark(None), RunAs::of_this_process());
+        let prober = Prober::new(Mark(None), Commands::Here(RunAs::of_this_process())).expect("a prober");
         let checks = Checks::new(Arc::clone(&publisher), prober, Arc::clone(&metrics));
         let task = tokio::spawn(Arc::clone(&checks).run());
         Self { checks, publisher, metrics, _task: task }

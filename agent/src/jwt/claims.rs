@@ -94,7 +94,7 @@ pub(super) fn split_at_spaces<'a>(token: &mut Token, names: impl Iterator<Item =
 }
 
 /// A claim as a field's value: texts as they are, numbers and truth values as JSON has them; nothing else is written.
-pub(super) fn field_value(claim: &Claim) -> Option<String> {
+pub(crate) fn field_value(claim: &Claim) -> Option<String> {
     match claim {
         Claim::Text(text) | Claim::Number(text) => Some(text.clone()),
         Claim::Bool(value) => Some(value.to_string()),

@@ -8,7 +8,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::claims::{self, Members};
 use super::keys::KeySet;
-use super::{MAX_TOKEN, Refusal};
+use super::verified::Name;
+use super::{MAX_CHECKS, MAX_TOKEN, Refusal};
 
 /// The most keys that one token is tried with.
 const MAX_TRIED: usize = 8;
@@ -61,8 +62,19 @@ pub struct Compact<'a> {
     pub key_id: Option<String>,
     /// The payload as it stands in the token.
     pub payload_part: &'a str,
+    text: &'a str,
     signed: &'a [u8],
     signature: Vec<u8>,
+}
+
+/// How many signatures may still be checked for a request.
+#[derive(Debug)]
+pub struct Checks(usize);
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self(MAX_CHECKS)
+    }
 }
 
 impl<'a> Compact<'a> {
@@ -92,7 +104,7 @@ impl<'a> Compact<'a> {
         };
         let signature = decoded(signature)?;
         let signed = &text.as_bytes()[..text.rfind('.').unwrap_or_default()];
-        Ok(Self { algorithm, key_id, payload_part, signed, signature })
+        Ok(Self { algorithm, key_id, payload_part, text, signed, signature })
     }
 
     /// The payload, which nobody vouches for before `verify` did.
@@ -102,6 +114,21 @@ impl<'a> Compact<'a> {
 
     /// Whether one of the keys signed it: of those with exactly its key id, where it names one.
     pub fn verify(&self, keys: &KeySet) -> Result<(), Refusal> {
+        self.verify_within(keys, &mut Checks::default())
+    }
+
+    /// The same, as one of the tokens of a request. One that the same keys were found to have signed before is known.
+    pub(super) fn verify_within(&self, keys: &KeySet, checks: &mut Checks) -> Result<(), Refusal> {
+        let name = Name::of(self.text);
+        if keys.verified.knows(&name) {
+            return Ok(());
+        }
+        self.check(keys, checks)?;
+        keys.verified.remember(&name);
+        Ok(())
+    }
+
+    fn check(&self, keys: &KeySet, Checks(left): &mut Checks) -> Result<(), Refusal> {
         let fitting = keys.keys.iter().filter(|key| {
             self.key_id.as_ref().is_none_or(|id| key.id.as_ref() == Some(id)) && key.fits(self.algorithm)
         });
@@ -109,8 +136,13 @@ impl<'a> Compact<'a> {
         if tried.peek().is_none() {
             return Err(Refusal::NoSuchKey);
         }
-        let signed_by_one = tried.any(|key| key.verifies(self.algorithm, self.signed, &self.signature));
-        if signed_by_one { Ok(()) } else { Err(Refusal::BadSignature) }
+        for key in tried {
+            *left = left.checked_sub(1).ok_or(Refusal::TooMany)?;
+            if key.verifies(self.algorithm, self.signed, &self.signature) {
+                return Ok(());
+            }
+        }
+        Err(Refusal::BadSignature)
     }
 }
 
@@ -206,6 +238,76 @@ mod tests {
         let other = URL_SAFE_NO_PAD.encode(r#"{"sub":"admin"}"#);
         parts[1] = &other;
         check(&parts.join("."), Err(Refusal::BadSignature));
+    }
+
+    #[test]
+    fn a_signature_is_checked_once_and_none_more_often_than_a_request_may_cause() {
+        let signers: Vec<Signer> = (0..MAX_TRIED).map(|number| Signer::es256(&number.to_string())).collect();
+        let jwks = Signer::jwks(&signers.iter().collect::<Vec<_>>());
+        let set = KeySet::parse(&jwks).expect("a set");
+        let unnamed = |signer: &Signer, number: usize| {
+            signer.sign_with(r#"{"alg":"ES256"}"#, &format!("{{\"n\":{number}}}"))
+        };
+        let check = |token: &str, set: &KeySet, checks: &mut Checks, expected, left| {
+            let verified = Compact::parse(token).and_then(|compact| compact.verify_within(set, checks));
+            assert_eq!((verified, checks.0), (expected, left), "{token}");
+        };
+        let (last, stranger) = (&signers[MAX_TRIED - 1], Signer::es256("0"));
+        let mut checks = Checks::default();
+        check(&unnamed(last, 1), &set, &mut checks, Ok(()), MAX_CHECKS - MAX_TRIED);
+        check(&unnamed(last, 2), &set, &mut checks, Ok(()), MAX_CHECKS - 2 * MAX_TRIED);
+        check(&unnamed(last, 3), &set, &mut checks, Err(Refusal::TooMany), 0);
+        check(&unnamed(last, 3), &set, &mut Checks::default(), Ok(()), MAX_CHECKS - MAX_TRIED);
+        // What is forged is never known.
+        for _ in 0..2 {
+            let mut checks = Checks::default();
+            check(
+                &unnamed(&stranger, 1),
+                &set,
+                &mut checks,
+                Err(Refusal::BadSignature),
+                MAX_CHECKS - MAX_TRIED,
+            );
+        }
+        let token = signers[0].sign("{}");
+        check(&token, &set, &mut Checks::default(), Ok(()), MAX_CHECKS - 1);
+        // Again it costs nothing, also where nothing is left; with another payload it is another.
+        check(&token, &set, &mut Checks(0), Ok(()), 0);
+        let mut parts: Vec<&str> = token.split('.').collect();
+        let other = URL_SAFE_NO_PAD.encode(r#"{"sub":"admin"}"#);
+        parts[1] = &other;
+        check(&parts.join("."), &set, &mut Checks::default(), Err(Refusal::BadSignature), MAX_CHECKS - 1);
+        // Other keys know nothing of it.
+        let others = KeySet::parse(&Signer::jwks(&[&stranger])).expect("a set");
+        check(&token, &others, &mut Checks::default(), Err(Refusal::BadSignature), MAX_CHECKS - 1);
+    }
+
+    /// The least of many runs each, so that it does not matter what else the machine does. Printed with `--no-capture`.
+    #[test]
+    fn a_token_that_is_known_costs_a_fraction_of_one_that_is_not() {
+        let signers: Vec<Signer> = (0..MAX_TRIED).map(|number| Signer::rs256(&number.to_string())).collect();
+        let jwks = Signer::jwks(&signers.iter().collect::<Vec<_>>());
+        let least = |token: &str, set: &dyn Fn() -> Option<KeySet>| {
+            let known = KeySet::parse(&jwks).expect("a set");
+            let runs = (0..100).map(|_| {
+                let fresh = set();
+                let compact = Compact::parse(token).expect("a token");
+                let began = std::time::Instant::now();
+                compact.verify(fresh.as_ref().unwrap_or(&known)).expect("signed");
+                began.elapsed()
+            });
+            runs.min().expect("some")
+        };
+        let fresh = || KeySet::parse(&jwks).ok();
+        let payload = r#"{"iss":"https://login.example","sub":"jason","aud":"orders","exp":4102444800}"#;
+        let last = &signers[MAX_TRIED - 1];
+        let (named, unnamed) = (last.sign(payload), last.sign_with(r#"{"alg":"RS256"}"#, payload));
+        let [with, without, known] =
+            [least(&named, &fresh), least(&unnamed, &fresh), least(&unnamed, &|| None)];
+        eprintln!(
+            "RS256: with its key's name {with:?}, without among {MAX_TRIED} {without:?}, known {known:?}"
+        );
+        assert!(known * 4 < without, "{known:?} and {without:?}");
     }
 
     #[test]

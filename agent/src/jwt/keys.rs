@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::jws::Algorithm;
+use super::verified::VerifiedTokens;
 
 /// The largest set that is read, in bytes.
 pub const MAX_SET: usize = 512 * 1024;
@@ -28,6 +29,8 @@ pub struct KeySet {
     pub keys: Vec<Key>,
     /// Why others are not.
     pub left_out: Vec<String>,
+    /// Tokens that one of the keys signed.
+    pub(super) verified: VerifiedTokens,
 }
 
 /// Not a JWK set.

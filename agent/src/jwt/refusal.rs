@@ -72,7 +72,7 @@ refusals! {
     BadSignature: "signature", "Jwt verification fails", "Jwt_verification_fails";
     /// It is for somebody else.
     WrongAudience: "audience", "Audiences in Jwt are not allowed", "Audiences_in_Jwt_are_not_allowed";
-    /// More tokens than are looked at.
+    /// More tokens than are looked at, or more signatures than are checked for one request.
     TooMany: "too_many", "Found multiple Jwt tokens", "Found_multiple_Jwt_tokens";
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use baremesh_model::http::RequestHead;
-use baremesh_model::http::headers::{Headers, reads_as};
+use baremesh_model::http::headers::{Headers, may_be_read_as};
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Label;
 use baremesh_model::request_authentication::{
@@ -16,7 +16,7 @@ use baremesh_model::token::Token;
 use baremesh_model::workload::Labels;
 
 use super::claims;
-use super::jws::Compact;
+use super::jws::{Checks, Compact};
 use super::key_slot::{KeySlot, TokenKeys};
 use super::places::{remove_from, tokens_at};
 use super::{MAX_TOKEN, MAX_TOKENS, Refusal};
@@ -100,9 +100,7 @@ impl TokenRules {
             return Ok(None);
         }
         let verified = self.verify_all(head, now)?;
-        if !self.required.iter().all(|policy| verified.iter().any(|one| self.is_of(one, policy))) {
-            return Err(Refusal::Missing);
-        }
+        self.ask_for_required(&verified)?;
         // Where two say something in the same field, the first has the last word, as with policies.
         for one in verified.iter().rev() {
             self.put_out(one, head);
@@ -116,6 +114,36 @@ impl TokenRules {
             }
         }
         Ok(verified.into_iter().next().map(|one| self.as_policies_see_it(one)))
+    }
+
+    /// What `enforce` comes to with a token of which it is taken for granted that whoever it names as its issuer signed it,
+    /// and that it stands where these rules look: for who only explains.
+    pub fn judge(
+        &self,
+        head: &RequestHead,
+        token: Option<&Token>,
+        now: SystemTime,
+    ) -> Result<Option<Token>, Refusal> {
+        if is_preflight(head) {
+            return Ok(None);
+        }
+        let mut verified = Vec::new();
+        if let Some(token) = token {
+            let for_us = |rule: &Rule| match rule.is_for_us(token) {
+                true => Ok(()),
+                false => Err(Refusal::WrongAudience),
+            };
+            let (rule, others) = self.accept(token, 0..self.rules.len(), now, for_us)?;
+            verified.push(Verified { rule, others, payload_part: String::new(), token: token.clone() });
+        }
+        self.ask_for_required(&verified)?;
+        Ok(verified.pop().map(|one| self.as_policies_see_it(one)))
+    }
+
+    /// Whether each policy that asks for a token has one.
+    fn ask_for_required(&self, verified: &[Verified]) -> Result<(), Refusal> {
+        let has_one = |policy| verified.iter().any(|one| self.is_of(one, policy));
+        if self.required.iter().all(has_one) { Ok(()) } else { Err(Refusal::Missing) }
     }
 
     /// Whether a request needs a token.
@@ -160,7 +188,7 @@ impl TokenRules {
         if self.outputs.is_empty() {
             return;
         }
-        let is_ours = |name: &str| self.outputs.iter().any(|own| reads_as(name.as_bytes(), own.as_bytes()));
+        let is_ours = |name: &str| self.outputs.iter().any(|own| may_be_read_as(name.as_bytes(), own));
         headers.retain(|name| !is_ours(name));
     }
 
@@ -170,7 +198,7 @@ impl TokenRules {
         self.strip(trailers);
         let is_looked_at = |name: &str| {
             self.places.iter().any(|(place, _)| match place {
-                TokenPlace::Header(looked_at, _) => reads_as(name.as_bytes(), looked_at.as_bytes()),
+                TokenPlace::Header(looked_at, _) => may_be_read_as(name.as_bytes(), looked_at),
                 // `authorization` and `cookie` are no trailers' fields.
                 TokenPlace::Bearer | TokenPlace::Param(_) | TokenPlace::Cookie(_) => false,
             })
@@ -197,19 +225,44 @@ impl TokenRules {
         }
         match refused {
             Some(refusal) => Err(refusal),
-            None => found.iter().map(|(token, at)| self.verify(token, &self.places[*at].1, now)).collect(),
+            None => {
+                let mut checks = Checks::default();
+                let verify =
+                    |(token, at): &(String, usize)| self.verify(token, &self.places[*at].1, now, &mut checks);
+                found.iter().map(verify).collect()
+            }
         }
     }
 
     /// Verifies one token by the rules that look where it stands.
-    fn verify(&self, text: &str, rules: &[usize], now: SystemTime) -> Result<Verified, Refusal> {
+    fn verify(
+        &self,
+        text: &str,
+        rules: &[usize],
+        now: SystemTime,
+        checks: &mut Checks,
+    ) -> Result<Verified, Refusal> {
         let compact = Compact::parse(text)?;
         let token = claims::token(&compact.payload()?)?;
-        claims::is_of_now(&token, now)?;
+        let accept = |rule: &Rule| rule.accept(&compact, &token, checks);
+        let (rule, others) = self.accept(&token, rules.iter().copied(), now, accept)?;
+        let payload_part = compact.payload_part.to_owned();
+        Ok(Verified { rule, others, payload_part, token })
+    }
+
+    /// The first of some rules that accepts a token, and further ones where they matter.
+    fn accept(
+        &self,
+        token: &Token,
+        rules: impl Iterator<Item = usize>,
+        now: SystemTime,
+        mut accepts: impl FnMut(&Rule) -> Result<(), Refusal>,
+    ) -> Result<(usize, Vec<usize>), Refusal> {
+        claims::is_of_now(token, now)?;
         let (mut refusal, mut accepted) = (Refusal::UnknownIssuer, Vec::new());
         let of_issuer = |number: &usize| *self.rules[*number].what().issuer == token.issuer;
-        for number in rules.iter().copied().filter(of_issuer) {
-            match self.rules[number].accept(&compact, &token) {
+        for number in rules.filter(of_issuer) {
+            match accepts(&self.rules[number]) {
                 Ok(()) => accepted.push(number),
                 // That the signature was good is what is to be said of it.
                 Err(_) if refusal == Refusal::WrongAudience => {}
@@ -219,9 +272,8 @@ impl TokenRules {
                 break;
             }
         }
-        let payload_part = compact.payload_part.to_owned();
         let Some((rule, others)) = accepted.split_first() else { return Err(refusal) };
-        Ok(Verified { rule: *rule, others: others.to_vec(), payload_part, token })
+        Ok((*rule, others.to_vec()))
     }
 
     /// Writes what a rule has a program told of a token.
@@ -249,12 +301,12 @@ impl TokenRules {
 }
 
 impl Rule {
-    fn accept(&self, compact: &Compact<'_>, token: &Token) -> Result<(), Refusal> {
+    fn accept(&self, compact: &Compact<'_>, token: &Token, checks: &mut Checks) -> Result<(), Refusal> {
         let keys = self.keys.keys().ok_or_else(|| {
             self.keys.ask();
             Refusal::NoKeys
         })?;
-        let verified = compact.verify(&keys);
+        let verified = compact.verify_within(&keys, checks);
         if verified == Err(Refusal::NoSuchKey) {
             self.keys.ask();
         }

@@ -269,6 +269,22 @@ pub fn read_each(
     directory: &Path,
     ssh_ports: &BTreeSet<u16>,
 ) -> Result<Vec<(Written, Arc<LocalService>)>, RegistrationError> {
+    let mut all: Vec<(Written, Arc<LocalService>)> = Vec::new();
+    for path in paths_in(directory)? {
+        let (written, local) = read(&path)?;
+        if let Some(fault) = at_ssh(&local, ssh_ports) {
+            return Err(RegistrationError::Conflict { path, fault });
+        }
+        if let Some(fault) = all.iter().find_map(|(_, other)| conflict(other, &local)) {
+            return Err(RegistrationError::Conflict { path, fault });
+        }
+        all.push((written, Arc::new(local)));
+    }
+    Ok(all)
+}
+
+/// The files of registrations, in the order of their names.
+pub fn paths_in(directory: &Path) -> Result<Vec<PathBuf>, RegistrationError> {
     let file = |source| RegistrationError::File { path: directory.to_owned(), source };
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -288,18 +304,7 @@ pub fn read_each(
         let fault = format!("more than {MAX_SERVICES} registrations");
         return Err(RegistrationError::Content { path: directory.to_owned(), fault });
     }
-    let mut all: Vec<(Written, Arc<LocalService>)> = Vec::new();
-    for path in paths {
-        let (written, local) = read(&path)?;
-        if let Some(fault) = at_ssh(&local, ssh_ports) {
-            return Err(RegistrationError::Conflict { path, fault });
-        }
-        if let Some(fault) = all.iter().find_map(|(_, other)| conflict(other, &local)) {
-            return Err(RegistrationError::Conflict { path, fault });
-        }
-        all.push((written, Arc::new(local)));
-    }
-    Ok(all)
+    Ok(paths)
 }
 
 /// Why a registration cannot stand on a host whose sshd has these ports besides 22: they are never captured, so nothing

@@ -6,6 +6,8 @@ use std::process::Command;
 
 use anyhow::Context;
 use baremesh_agent::config::AgentConfig;
+use baremesh_agent::health::commands::Commands;
+use baremesh_agent::privileges;
 use clap::Args;
 
 use super::{Global, logging};
@@ -42,11 +44,15 @@ impl Agent {
         keep_memory();
         logging::start();
         let config = AgentConfig::load(global.directories()).map_err(|error| usage(error.to_string()))?;
+        // One thread, still: what is given up here no later one has.
+        privileges::join_administrators();
+        let commands = Commands::start(&config).context("the process that runs commands does not start")?;
+        privileges::keep(privileges::of_agent(&config)).context("privileges cannot be given up")?;
         // Connections have threads of their own; these are for everything beside them.
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build();
         let runtime = runtime.context("the runtime does not start")?;
-        runtime.block_on(async { Box::pin(baremesh_agent::agent::run(config)).await })?;
+        runtime.block_on(async { Box::pin(baremesh_agent::agent::run(config, commands)).await })?;
         // What still blocks on the disk or a resolver must not hold up the end.
         runtime.shutdown_background();
         Ok(())

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
+use baremesh_agent::privileges;
 use baremesh_ca::service::{NODE_LIFETIME, WORKLOAD_LIFETIME};
 use clap::Args;
 
@@ -48,6 +49,11 @@ impl Control {
             node_lifetime: Duration::from_secs(self.node_lifetime),
             lease: Duration::from_secs(self.lease),
         };
+        // One thread, still: what is given up here no later one has.
+        privileges::join_administrators();
+        let ports = config.listen.iter().map(SocketAddr::port);
+        privileges::keep(privileges::of_ports(ports)).context("privileges cannot be given up")?;
+        tracing::info!(privileges = privileges::in_words(), "what is not needed is given up");
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         runtime.context("the runtime does not start")?.block_on(serve(config))
     }

@@ -7,13 +7,14 @@ use anyhow::Context;
 use baremesh_agent::admin::client::{Socket, SocketError};
 use baremesh_agent::admin::report::explain::{Explanation, Question};
 use baremesh_agent::explain::{caller, explain};
+use baremesh_agent::jwt::jws::Compact;
 use baremesh_model::workload::Locality;
 use baremesh_registry::diagnostic::Diagnostic;
 use baremesh_registry::format::{Form, Parsed};
 use baremesh_registry::set::assemble;
 use clap::Args;
 use http::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::analyze::texts;
 use super::{Global, block_on, values};
@@ -37,6 +38,7 @@ const EXAMPLES: &str = "\
 Examples:
   baremesh explain http://reviews:9080/api -H 'end-user: jason' --from productpage
   baremesh explain http://orders.shop:8080/ -X POST -o json | jq '.destinations[].share'
+  baremesh explain http://orders/ --from web --claim iss=https://login.example --claim sub=jason
   baremesh explain tcp://orders:7000                    bytes, as this host itself
   baremesh explain tls://login.shop:443 --sni login.example.com --from web.shop
   baremesh explain http://reviews:9080/ -f mesh.yaml -f policy.toml --from productpage
@@ -67,6 +69,13 @@ pub struct Explain {
     /// The TLS server name that the application asks for; the URL's host unless given
     #[arg(long, value_name = "NAME")]
     sni: Option<String>,
+    /// The request's token, as a file with its compact form has it: what it says is taken for verified, its dates are
+    /// looked at. Whether it is signed is not
+    #[arg(long, value_name = "FILE")]
+    token: Option<PathBuf>,
+    /// A claim of the request's token, instead of --token; a value that is JSON is taken as that; can be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = values::label, conflicts_with = "token")]
+    claim: Vec<(String, String)>,
     /// Explain by these files or directories instead of by the agent, `-` for the standard input; can be given several times
     #[arg(short, long = "file", value_name = "FILE", requires = "from")]
     file: Vec<PathBuf>,
@@ -87,6 +96,7 @@ impl Explain {
             from: self.from.clone(),
             source_ip: self.source_ip,
             sni: self.sni.clone(),
+            claims: self.claims()?,
         };
         let explanation = match self.file.is_empty() {
             true => ask(global, &question)?,
@@ -97,6 +107,24 @@ impl Explain {
             _ => say(show::text(&explanation))?,
         }
         if explanation.passes { Ok(()) } else { Err(Said(Exit::Refused).into()) }
+    }
+
+    /// The payload of the request's token, where it has one.
+    fn claims(&self) -> anyhow::Result<Option<String>> {
+        if let Some(file) = &self.token {
+            let shown = file.display();
+            let text = std::fs::read_to_string(file).map_err(|error| usage(format!("{shown}: {error}")))?;
+            let compact = Compact::parse(text.trim());
+            let payload = compact.and_then(|compact| compact.payload());
+            let payload = payload.map_err(|refusal| usage(format!("{shown}: {}", refusal.text())))?;
+            return Ok(Some(String::from_utf8_lossy(&payload).into_owned()));
+        }
+        let claim = |(name, value): &(String, String)| {
+            let read = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.clone()));
+            (name.clone(), read)
+        };
+        let claims: Map<String, Value> = self.claim.iter().map(claim).collect();
+        Ok((!claims.is_empty()).then(|| Value::Object(claims).to_string()))
     }
 
     fn by_files(&self, global: &Global, question: &Question) -> anyhow::Result<Explanation> {

@@ -112,6 +112,7 @@ fn say_agent(agent: &AgentStatus) -> anyhow::Result<()> {
         text.push_str(&format!("                the last state was refused: {error}\n"));
     }
     text.push_str(&format!("  capture       {}\n", agent.capture));
+    text.push_str(&format!("  privileges    {}\n", agent.privileges));
     text.push_str(&format!("  connections   {} open, {} tunnels\n", agent.open_connections, agent.tunnels));
     for warning in &agent.warnings {
         text.push_str(&format!("  warning       {warning}\n"));

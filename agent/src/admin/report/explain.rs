@@ -19,6 +19,9 @@ pub struct Question {
     pub source_ip: Option<IpAddr>,
     /// The TLS server name.
     pub sni: Option<String>,
+    /// What the request's token says: its payload, which is taken to be signed by whom it names as its issuer.
+    #[serde(default)]
+    pub claims: Option<String>,
 }
 
 /// What would become of the call.
@@ -227,6 +230,12 @@ pub struct DecisionReport {
     /// What the caller is told of a request that is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<AnswerReport>,
+    /// What becomes of the request's token there, where a RequestAuthentication asks about tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// The limits on requests that count it there, each in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rate_limits: Vec<String>,
     /// What it would be with the dry runs in force, where there are some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dry_run: Option<String>,

@@ -1,11 +1,13 @@
 //! Commands: run as nobody in particular, in a process group of their own, and killed with all of it when their time is
 //! over. Of what they print, the end of the first few hundred bytes goes into the reason, and the rest nowhere.
 
+use std::io;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, geteuid, kill_process_group};
+use rustix::thread::set_thread_res_uid;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
@@ -21,8 +23,8 @@ const NOBODY: u32 = 65534;
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// What commands find programs by.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Bits of `CapEff` in /proc/self/status: CAP_KILL, CAP_SETGID and CAP_SETUID.
-const CHANGES_USER: u64 = 1 << 5 | 1 << 6 | 1 << 7;
+/// Bits of `CapEff` in /proc/self/status: CAP_SETGID and CAP_SETUID.
+const CHANGES_USER: u64 = 1 << 6 | 1 << 7;
 
 /// As whom commands can be run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,13 +65,13 @@ impl RunAs {
     }
 
     /// The user to change to for a service that names `wanted` or none; `None` is no change.
-    pub(super) fn user(self, wanted: Option<u32>) -> Result<Option<u32>, String> {
+    pub(in crate::health) fn user(self, wanted: Option<u32>) -> Result<Option<u32>, String> {
         match (self, wanted) {
             (Self::Anybody, wanted) => Ok(Some(wanted.unwrap_or(NOBODY))),
             (Self::Oneself { uid, .. }, Some(wanted)) if uid == wanted => Ok(None),
             (Self::Oneself { is_harmless: true, .. }, None) => Ok(None),
             (Self::Oneself { .. }, wanted) => Err(format!(
-                "the agent cannot run it as uid {}: its unit must leave it CAP_SETUID, CAP_SETGID and CAP_KILL",
+                "the agent cannot run it as uid {}: its unit must leave it CAP_SETUID and CAP_SETGID",
                 wanted.unwrap_or(NOBODY)
             )),
         }
@@ -78,20 +80,24 @@ impl RunAs {
 
 /// A user to change to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct User {
+pub(in crate::health) struct User {
     uid: u32,
     group: u32,
 }
 
 impl User {
     /// In its main group, or in one that owns nothing where the host's own database does not know it.
-    pub(super) async fn of(uid: u32) -> Self {
+    pub(in crate::health) async fn of(uid: u32) -> Self {
         Self { uid, group: main_group(Uid(uid)).await.unwrap_or(NOBODY) }
     }
 }
 
 /// Runs a command that is to end with 0.
-pub(super) async fn run(words: &[String], user: Option<User>, limit: Duration) -> Result<(), String> {
+pub(in crate::health) async fn run(
+    words: &[String],
+    user: Option<User>,
+    limit: Duration,
+) -> Result<(), String> {
     let (program, arguments) = words.split_first().ok_or("there is no command")?;
     let mut command = Command::new(program);
     command.args(arguments);
@@ -104,7 +110,7 @@ pub(super) async fn run(words: &[String], user: Option<User>, limit: Duration) -
         command.uid(uid).gid(group);
     }
     let mut child = command.spawn().map_err(|error| format!("{program}: {error}"))?;
-    let group = Group::of(&child);
+    let group = Group::of(&child, user);
     let said = Said::default();
     let (output, errors) = (child.stdout.take(), child.stderr.take());
     let listening = async {
@@ -141,23 +147,38 @@ pub(super) async fn run(words: &[String], user: Option<User>, limit: Duration) -
 }
 
 /// The processes of a command that has not ended. They are killed when this is dropped, however the look ends.
-struct Group(Option<Pid>);
+struct Group {
+    leader: Option<Pid>,
+    user: Option<User>,
+}
 
 impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+    fn of(child: &Child, user: Option<User>) -> Self {
+        let leader = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        Self { leader, user }
     }
 
     fn leave(mut self) {
-        self.0 = None;
+        self.leader = None;
+    }
+
+    /// As the user that the command runs as: that takes no capability beyond the one with which it became that user. The
+    /// change is this thread's alone, and is over before anything else runs on it.
+    fn kill(&self, leader: Pid) -> io::Result<()> {
+        let Some(User { uid, .. }) = self.user else { return Ok(kill_process_group(leader, Signal::KILL)?) };
+        let own = geteuid();
+        set_thread_res_uid(None, rustix::process::Uid::from_raw(uid), None)?;
+        let killed = kill_process_group(leader, Signal::KILL);
+        set_thread_res_uid(None, own, None)?;
+        Ok(killed?)
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
         // Its first process has not been waited for, so that the number is no other group's.
-        if let Some(group) = self.0
-            && let Err(error) = kill_process_group(group, Signal::KILL)
+        if let Some(leader) = self.leader
+            && let Err(error) = self.kill(leader)
         {
             tracing::warn!(%error, "a check's command cannot be killed");
         }

@@ -12,14 +12,20 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
+use crate::health::commands::Commands;
 use crate::registration::check::{HttpGet, Scheme};
+use baremesh_model::name::{Key, Label};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// For what is to time out.
 const BRIEF: Duration = Duration::from_millis(300);
 
 fn prober() -> Prober {
-    Prober::new(Mark(None), RunAs::of_this_process())
+    Prober::new(Mark(None), Commands::Here(RunAs::of_this_process())).expect("a prober")
+}
+
+fn service() -> Key {
+    Key::new(Label::new("default").expect("a label"), Label::new("orders").expect("a label"))
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {
@@ -34,7 +40,7 @@ fn get(at: SocketAddr) -> HttpGet {
 }
 
 async fn look(probe: Probe, limit: Duration) -> Result<(), String> {
-    prober().look(&probe, limit).await
+    prober().look(&service(), &probe, limit).await
 }
 
 /// `None` passes; else what the reason says.
@@ -397,9 +403,9 @@ async fn a_unit_passes_where_systemd_says_that_it_is_active() {
     let prober = Prober { systemctl, ..prober() };
     for (unit, expected) in [("orders.service", None), ("other.service", Some("exit status: 3: inactive"))] {
         let unit = crate::attribution::UnitName::new(unit).expect("a unit");
-        check("a unit", &prober.look(&Probe::Unit(unit), LIMIT).await, expected);
+        check("a unit", &prober.look(&service(), &Probe::Unit(unit), LIMIT).await, expected);
     }
     let missing = Prober { systemctl: "/no/systemctl".to_owned(), ..prober };
     let unit = crate::attribution::UnitName::new("orders.service").expect("a unit");
-    check("no systemd", &missing.look(&Probe::Unit(unit), LIMIT).await, Some("/no/systemctl: "));
+    check("no systemd", &missing.look(&service(), &Probe::Unit(unit), LIMIT).await, Some("/no/systemctl: "));
 }

@@ -160,8 +160,8 @@ impl Callee {
         exchange.upload.hold_to(rules);
         let admitted = self.admit(&snapshot, &mut exchange, remote_ip, &mut record).await;
         drop(snapshot);
-        let asker = match admitted {
-            Ok((token, external)) => Asker { token, remote_ip, external },
+        let (local, asker) = match admitted {
+            Ok((local, token, external)) => (local, Asker { token, remote_ip, external }),
             Err(reply) => {
                 exchange.reply(&reply, &mut record).await;
                 let ended = record.ended();
@@ -174,7 +174,8 @@ impl Callee {
             exchange.upload.messages = Some(MessageCount::default());
             download.messages = Some(MessageCount::default());
         }
-        let ended = self.deliver(&mut exchange, &mut record, (&mut download, &mut watch, &asker)).await;
+        let ended =
+            self.deliver(&local, &mut exchange, &mut record, (&mut download, &mut watch, &asker)).await;
         record.upstream_time = download.first_byte.map(|first| first.duration_since(record.peers.started));
         match ended {
             Ok(Attempt::Answered | Attempt::Again) => record.answered(&download),
@@ -218,7 +219,7 @@ impl Callee {
         exchange: &mut Exchange<'_>,
         remote_ip: IpAddr,
         record: &mut RequestRecord,
-    ) -> Result<(Option<Token>, Admitted), Box<Reply>> {
+    ) -> Result<(Arc<LocalEndpoint>, Option<Token>, Admitted), Box<Reply>> {
         // The connection is about to end, and takes nothing until then.
         let served = self.delivered.still_served(snapshot);
         let local = served.map_err(|reason| {
@@ -241,7 +242,7 @@ impl Callee {
             &mut record.limited,
         );
         counted.map_err(|refusal| Box::new(Reply::rate_limited(refusal)))?;
-        Ok((token, external))
+        Ok((Arc::clone(local), token, external))
     }
 
     fn record(&self, exchange: &Exchange<'_>) -> RequestRecord {
@@ -255,28 +256,21 @@ impl Callee {
         self.worker.telemetry.finish_request(&record);
     }
 
-    /// The service as it is registered now: a new request is delivered where it says.
-    fn local_now<'a>(&'a self, snapshot: &'a Snapshot) -> &'a Arc<LocalEndpoint> {
-        let local = &self.delivered.local;
-        let now = snapshot.advertised(local.advertised);
-        // Of another identity it is another service; the connection is about to end.
-        now.filter(|now| now.identity == local.identity).unwrap_or(local)
-    }
-
+    /// Sends a request to where the service is delivered by the state that it was admitted by.
     async fn deliver(
         &self,
+        local: &LocalEndpoint,
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
         (download, watch, asker): (&mut Download, &mut RequestWatch, &Asker),
     ) -> Result<Attempt, ProxyError> {
         record.attempts = 1;
-        let local = Arc::clone(self.local_now(&self.worker.shared.snapshot.load()));
         record.peers.upstream = Some(local.deliver);
         let idle = self.worker.shared.limits.idle_timeout;
         if exchange.answer.is_http2() {
             let lent = tokio::select! {
                 biased;
-                lent = self.lend(&local) => lent?,
+                lent = self.lend(local) => lent?,
                 () = exchange.gone() => return Ok(Attempt::Failed(Failure::CallerGone)),
             };
             let Exchange { head, upload, answer } = exchange;
@@ -292,7 +286,7 @@ impl Callee {
                 Some(connection) => connection,
                 None => tokio::select! {
                     biased;
-                    connected = self.connect(&local) => connected?,
+                    connected = self.connect(local) => connected?,
                     () = exchange.gone() => return Ok(Attempt::Failed(Failure::CallerGone)),
                 },
             };

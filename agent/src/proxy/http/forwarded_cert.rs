@@ -2,7 +2,7 @@
 //! write it (`By`, `Hash`, `Subject`, `URI`), as far as it was proved.
 
 use baremesh_model::http::Headers;
-use baremesh_model::http::headers::reads_as;
+use baremesh_model::http::headers::may_be_read_as;
 use baremesh_model::identity::Identity;
 
 /// Where the called side learns who calls (Envoy's name).
@@ -20,7 +20,7 @@ pub struct Proved<'a> {
 /// Tells a program of `callee` who calls. What the caller wrote there itself is not believed, nor what some programs read
 /// as the same name.
 pub fn introduce(headers: &mut Headers, source: Option<Proved<'_>>, callee: &Identity) {
-    headers.retain(|name| !reads_as(name.as_bytes(), CLIENT_CERT.as_bytes()));
+    headers.retain(|name| !may_be_read_as(name.as_bytes(), CLIENT_CERT));
     let Some(Proved { identity, certificate }) = source else { return };
     let hash = certificate.map(|hash| format!("Hash={hash};")).unwrap_or_default();
     // Certificates of members have an empty subject, and Envoy writes that too.
@@ -39,7 +39,13 @@ mod tests {
         let (web, orders) = (identity("web"), identity("orders"));
         let check = |source, expected: Option<&str>| {
             let mut headers = Headers::default();
-            for name in ["x-forwarded-client-cert", "x_forwarded_client-cert", "x-forwarded_client_cert"] {
+            for name in [
+                "x-forwarded-client-cert",
+                "x_forwarded_client-cert",
+                "x-forwarded_client_cert",
+                "x.forwarded.client.cert",
+                "X~Forwarded-Client'Cert",
+            ] {
                 headers.append(name, b"URI=spiffe://mesh/ns/a/sa/admin").expect("a field");
             }
             introduce(&mut headers, source, &orders);

@@ -5,7 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use baremesh_model::http::Headers;
-use baremesh_model::http::headers::reads_as;
+use baremesh_model::http::headers::may_be_read_as;
 
 /// Where proxies write whom they had a request from, each behind the one before.
 const FORWARDED_FOR: &str = "x-forwarded-for";
@@ -21,7 +21,7 @@ pub fn client_of(headers: &Headers, trusted_proxies: u32, peer: IpAddr) -> IpAdd
 /// read as the same field goes.
 pub fn tell(headers: &mut Headers, trusted_proxies: u32, peer: IpAddr) -> IpAddr {
     let believed = believed(headers, trusted_proxies);
-    headers.retain(|name| !reads_as(name.as_bytes(), FORWARDED_FOR.as_bytes()));
+    headers.retain(|name| !may_be_read_as(name.as_bytes(), FORWARDED_FOR));
     let mut list = String::new();
     for address in believed.iter().rev() {
         list.push_str(&address.to_string());

@@ -171,6 +171,12 @@ fn decision(number: &str, decision: &DecisionReport, text: &mut String) {
     if let Some(mtls) = &decision.mtls {
         line(text, 4, &format!("mTLS {} ({})", mtls.mode, mtls.from));
     }
+    if let Some(token) = &decision.token {
+        line(text, 4, &format!("token {token}"));
+    }
+    for limit in &decision.rate_limits {
+        line(text, 4, &format!("RateLimit {limit}"));
+    }
     let named = |policy: &PolicyReport| match policy.dry_run {
         true => format!("{} (dry run)", policy.policy),
         false => policy.policy.clone(),

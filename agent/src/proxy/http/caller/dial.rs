@@ -21,6 +21,7 @@ use crate::proxy::http::downstream::Exchange;
 use crate::proxy::http::external::Admitted;
 use crate::proxy::http::forwarded_cert::{Proved, introduce};
 use crate::proxy::http::forwarded_for;
+use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upstream::{UpstreamKey, Via};
 use crate::proxy::open::{Delivered, Entry, RequestWatch};
 use crate::proxy::socket;
@@ -148,7 +149,7 @@ impl Caller {
                 let limits = &target.snapshot.rate_limits;
                 let from = (from.0, remote_ip);
                 let counted = limits.on_arrival(local, (head, token.as_ref()), from, &mut record.limited);
-                counted.map_err(Miss::RateLimited)?;
+                counted.map_err(|refusal| Miss::Refused(Box::new(Reply::rate_limited(refusal))))?;
                 Ok(token)
             }
             None if matches!(target.endpoint.transport, Transport::Plain)

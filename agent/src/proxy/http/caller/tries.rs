@@ -23,7 +23,6 @@ use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upload::Replay;
 use crate::proxy::open::RequestWatch;
 use crate::snapshot::cluster::Held;
-use crate::snapshot::rate_limit::Refusal;
 use crate::snapshot::{Endpoint, Snapshot};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::request_record::RequestRecord;
@@ -44,10 +43,8 @@ pub(super) enum Miss {
     NotConnected(ProxyError),
     /// A limit was reached.
     Overflow,
-    /// The rules for tokens of a service of this host, or its policies, refuse it.
+    /// The rules for tokens of a service of this host, its policies, or its limits on requests refuse it.
     Refused(Box<Reply>),
-    /// A RateLimit of a service of this host refuses it.
-    RateLimited(Refusal),
     /// There is no endpoint to try.
     NoEndpoint,
     /// It was sent, and this became of it.
@@ -297,7 +294,7 @@ impl Caller {
             Tried::BrokeOff(failure) | Tried::Missed(Miss::Failed(failure)) if !failure.is_upstreams() => {
                 return;
             }
-            Tried::Missed(Miss::Overflow | Miss::NoEndpoint | Miss::Refused(_) | Miss::RateLimited(_)) => {
+            Tried::Missed(Miss::Overflow | Miss::NoEndpoint | Miss::Refused(_)) => {
                 return;
             }
             Tried::Missed(Miss::NotConnected(error)) if !error.is_endpoints_own() => return,
@@ -375,11 +372,6 @@ fn worth_another(policy: &RetryPolicy, miss: &Miss) -> bool {
         Miss::Failed(Failure::PerTryTimeout) => TryOutcome::TimedOut,
         Miss::Overflow => TryOutcome::Overflow,
         // As the answer of another host's agent would be.
-        Miss::RateLimited(refusal) => {
-            let mut head = ResponseHead::default();
-            Reply::rate_limited(*refusal).head(&mut head, false);
-            return policy.retries_on(TryOutcome::Answered(&head));
-        }
         Miss::Refused(reply) => {
             let mut head = ResponseHead::default();
             reply.head(&mut head, false);
@@ -410,7 +402,6 @@ fn reply_to(miss: &Miss, attempts: u32) -> Reply {
         Miss::NoEndpoint => Reply::no_healthy_upstream(),
         Miss::Overflow => Reply::overflow(),
         Miss::Refused(reply) => Reply::clone(reply),
-        Miss::RateLimited(refusal) => Reply::rate_limited(*refusal),
         Miss::NotConnected(ProxyError::DeniedByPeer(_)) => Reply::denied(),
         Miss::NotConnected(_) => Reply::connect_failed(),
         Miss::Failed(failure) => Reply::to(*failure),

@@ -1,6 +1,6 @@
 //! Fields after a chunked body's content (RFC 9112, section 7.1.2).
 
-use baremesh_model::http::headers::{is_token, is_value, reads_as};
+use baremesh_model::http::headers::{is_token, is_value, may_be_read_as};
 use baremesh_model::http::{FieldError, Headers};
 
 use super::{H1Error, fields};
@@ -61,8 +61,7 @@ pub fn read<'a>(lines: impl Iterator<Item = &'a [u8]>, headers: &mut Headers) ->
 
 /// Whether a field, its name in lower case, may stand behind a body (RFC 9110, section 6.5.1).
 pub fn may_trail(name: &[u8]) -> bool {
-    let starts =
-        |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| reads_as(start, prefix.as_bytes()));
-    let is = |other: &&str| reads_as(name, other.as_bytes());
+    let starts = |prefix: &&str| name.get(..prefix.len()).is_some_and(|start| may_be_read_as(start, prefix));
+    let is = |other: &&str| may_be_read_as(name, other);
     !NOT_IN_TRAILERS.iter().any(is) && !["if-", "x-forwarded-", "x-envoy-"].iter().any(starts)
 }
