@@ -29,6 +29,7 @@ mod init;
 mod join;
 mod mtls;
 mod operator;
+mod passphrase;
 mod reference;
 mod rollback;
 mod schema;

@@ -1,6 +1,7 @@
 //! Mesh-wide settings: Istio's MeshConfig, as far as it is in force here.
 
 use crate::access_log::AccessLogFormat;
+use crate::federation::Federated;
 use crate::http::PathNormalization;
 use crate::name::{Domain, Label, TrustDomain};
 use crate::peer_authentication::MtlsMode;
@@ -28,6 +29,8 @@ pub struct MeshConfig {
     pub access_log: AccessLogFormat,
     /// What is done to the paths of requests before anything looks at them.
     pub path_normalization: PathNormalization,
+    /// Other trust domains whose identities are taken.
+    pub federation: Vec<Federated>,
 }
 
 impl Default for MeshConfig {
@@ -42,6 +45,7 @@ impl Default for MeshConfig {
             default_retries: None,
             access_log: AccessLogFormat::default(),
             path_normalization: PathNormalization::default(),
+            federation: Vec::new(),
         }
     }
 }
