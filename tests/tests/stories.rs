@@ -61,6 +61,8 @@ mod encrypts_plain_tcp;
 mod enrolment;
 #[path = "stories/explains_calls.rs"]
 mod explains_calls;
+#[path = "stories/federation.rs"]
+mod federation;
 #[path = "stories/files.rs"]
 mod files;
 #[path = "stories/health.rs"]
