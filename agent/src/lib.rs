@@ -29,6 +29,8 @@ pub mod publish;
 mod share;
 /// TLS towards endpoints without an agent.
 pub mod originate;
+/// What URLs of resources serve.
+pub mod fetch;
 /// Tokens of requests, and the keys that they are verified with.
 pub mod jwt;
 /// Who is asked by CUSTOM policies.

@@ -131,6 +131,7 @@ impl LocalService {
             selector: None,
             service_account: self.service_account.clone(),
             addresses: Vec::new(),
+            federated: None,
         }
     }
 

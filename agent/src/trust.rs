@@ -1,15 +1,20 @@
-//! What peers are verified against, as it changes: the roots of the mesh, and the certificates that are revoked. The
-//! control server sends both with the mesh's state. What is new holds for every handshake from then on, and then those
+//! What peers are verified against, as it changes: the roots of the mesh, those of federated trust domains, and the
+//! certificates that are revoked. The control server sends all of it with the mesh's state. What is new holds for every handshake from then on, and then those
 //! are told who hold connections open that it does not allow any more.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use baremesh_ca::issued::chain_from_pem;
 use baremesh_ca::revocation::Revoked;
 use baremesh_ca::tls::TrustBundle;
-use baremesh_registry::control::{REVOKED, ROOTS, STATEMENT_PEM};
+use baremesh_ca::tls::{FederatedRoots, PeerVerifier, Purpose};
+use baremesh_model::name::TrustDomain;
+use baremesh_registry::control::{FEDERATED, REVOKED, ROOTS, STATEMENT_PEM};
+use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -68,6 +73,7 @@ impl Trust {
             tracing::info!(
                 roots = after.roots().len(),
                 revoked = after.revoked().len(),
+                federated = after.federated().len(),
                 "what is trusted has changed"
             );
             self.in_force.send_replace(after);
@@ -99,20 +105,85 @@ fn of_state(entries: &BTreeMap<String, Value>, before: &TrustBundle) -> Result<T
             Revoked::read(text, roots.roots()).map_err(|error| error.to_string())?
         }
     };
-    Ok(roots.refusing(revoked))
+    let federated = match entries.get(FEDERATED) {
+        None => FederatedRoots::new(),
+        Some(value) => federated(value)?,
+    };
+    let trusted = roots.with_federated(federated).map_err(|error| error.to_string())?;
+    Ok(trusted.refusing(revoked))
+}
+
+/// The roots of other trust domains. One that cannot be read refuses all of the state: who is trusted is never guessed.
+fn federated(value: &Value) -> Result<FederatedRoots, String> {
+    let unreadable =
+        |what: &dyn std::fmt::Display| format!("the roots of federated trust domains are not taken: {what}");
+    let all = value.as_object().ok_or_else(|| unreadable(&"they are no object"))?;
+    let read = |(name, pem): (&String, &Value)| {
+        let domain = TrustDomain::new(name).map_err(|error| unreadable(&error))?;
+        let roots = chain_from_pem(pem.as_str().unwrap_or_default().as_bytes());
+        Ok((domain, roots.ok_or_else(|| unreadable(&format_args!("those of {name} are no certificates")))?))
+    };
+    all.iter().map(read).collect()
 }
 
 /// Whether an entry of a state is about trust, and no resource.
 pub fn is_about_trust(key: &str) -> bool {
-    key == REVOKED || key == ROOTS
+    key == REVOKED || key == ROOTS || key == FEDERATED
 }
 
-/// Ends when one of these certificates is not to be taken any more; never when there is nobody who could say so.
-pub async fn until_revoked(trust: &mut watch::Receiver<Arc<TrustBundle>>, serials: &[&str]) {
-    let is_revoked = |bundle: &Arc<TrustBundle>| {
-        !bundle.revoked().is_empty() && serials.iter().any(|serial| bundle.revoked().contains(serial))
-    };
-    if trust.wait_for(is_revoked).await.is_err() {
+/// What a peer of a federated trust domain showed. What its domain revokes is not known here; but it is judged again when
+/// that domain's roots are others, or gone.
+#[derive(Debug)]
+pub struct Stranger {
+    leaf: CertificateDer<'static>,
+    issuers: Vec<CertificateDer<'static>>,
+    purpose: Purpose,
+}
+
+impl Stranger {
+    /// What a verified peer showed, if it is of another trust domain than the mesh's.
+    pub fn of(
+        (leaf, issuers): (&CertificateDer<'static>, &[CertificateDer<'static>]),
+        domain: &TrustDomain,
+        purpose: Purpose,
+        bundle: &TrustBundle,
+    ) -> Option<Self> {
+        let is_one = domain != bundle.trust_domain();
+        is_one.then(|| Self { leaf: leaf.clone(), issuers: issuers.to_vec(), purpose })
+    }
+
+    fn is_taken_by(&self, bundle: &Arc<TrustBundle>) -> bool {
+        let verifier = PeerVerifier::new(Arc::clone(bundle));
+        verifier.verify(&self.leaf, &self.issuers, self.purpose, SystemTime::now()).is_ok()
+    }
+}
+
+/// Who is at the other end of a tunnel, and who at this one, as far as it may end their tunnel.
+#[derive(Debug)]
+pub struct Ends<'a> {
+    /// The serial numbers of both certificates.
+    pub serials: [&'a str; 2],
+    /// The peer, where it is of another trust domain.
+    pub stranger: Option<&'a Stranger>,
+}
+
+impl Ends<'_> {
+    /// Whether they are taken still.
+    pub fn are_taken_by(&self, bundle: &Arc<TrustBundle>) -> bool {
+        let [peer, own] = self.serials;
+        let revoked = bundle.revoked();
+        let is_revoked = |serial: &str| !revoked.is_empty() && revoked.contains(serial);
+        match self.stranger {
+            // The list is about serial numbers of this mesh's authority.
+            Some(stranger) => !is_revoked(own) && stranger.is_taken_by(bundle),
+            None => !is_revoked(own) && !is_revoked(peer),
+        }
+    }
+}
+
+/// Ends when one of the two is not to be taken any more; never when there is nobody who could say so.
+pub async fn until_untrusted(trust: &mut watch::Receiver<Arc<TrustBundle>>, ends: &Ends<'_>) {
+    if trust.wait_for(|bundle| !ends.are_taken_by(bundle)).await.is_err() {
         std::future::pending::<()>().await;
     }
 }

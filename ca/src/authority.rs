@@ -12,105 +12,41 @@ use rcgen::{Issuer, KeyPair};
 use rustls_pki_types::CertificateDer;
 
 use crate::clock::{in_words, whole_seconds};
-use crate::file::FileError;
 use crate::key::PublicKey;
 use crate::leaf::{Serial, serial_text, write_generation};
-use crate::tls::{BundleError, Fingerprint, TrustBundle};
+use crate::seal::Passphrase;
+use crate::tls::{Fingerprint, TrustBundle};
 
 /// Taking over a certificate authority that exists already.
 mod adopt;
 /// An intermediate that somebody else signs.
 mod external;
+/// Why the authority cannot do it.
+mod error;
 /// The files of an authority.
 mod files;
+/// Sealing the keys that there are, and opening them for good.
+mod sealing;
 /// The list of revoked certificates.
 mod revocations;
 /// Replacing intermediates and roots.
 mod rotation;
 /// What the certificates contain.
 mod profile;
+/// The next root takes its place.
+mod switch;
 
+pub use error::AuthorityError;
 pub use external::{Installed, MIN_INSTALLED};
+pub use files::ROOT_KEY;
 pub use profile::{BACKDATE, INTERMEDIATE_LIFETIME, ROOT_LIFETIME};
 pub use rotation::{MAX_TRUSTED, Standing};
+pub use sealing::{
+    PASSPHRASE_CREDENTIAL, change_passphrase, handed_passphrase, has_unsealed, read_passphrase,
+};
 
 /// With less than this left, the intermediate is replaced, if the key that signed it is at hand.
 pub const INTERMEDIATE_RENEWAL: Duration = Duration::from_secs(90 * 86_400);
-
-/// Why the authority cannot be made, opened or used.
-#[derive(Debug, thiserror::Error)]
-pub enum AuthorityError {
-    /// The directory has one.
-    #[error("{directory} already holds an authority: open it, or choose another directory", directory = .0.display())]
-    Exists(PathBuf),
-    /// The directory has none.
-    #[error("{directory} holds no authority: run `baremesh init` on this host first", directory = .0.display())]
-    Missing(PathBuf),
-    /// A file could not be read or written.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// A file holds something else than it should.
-    #[error("{path} cannot be used: {reason}", path = .path.display())]
-    Content {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it, and what to do.
-        reason: String,
-    },
-    /// The issuing certificate is past its end.
-    #[error(
-        "the intermediate certificate has expired: put the key of the certificate that signed it at {path} and start again", path = .0.display()
-    )]
-    Expired(PathBuf),
-    /// The key that signs intermediates is not here.
-    #[error("put the key of the root, or of whatever signs intermediates, at {path} (mode 0600) first; take it away again afterwards", path = .0.display())]
-    NoRootKey(PathBuf),
-    /// A chain came that nothing was requested for.
-    #[error("nothing was requested that this chain could be for: `baremesh ca csr` first")]
-    NotRequested,
-    /// A root is being replaced already.
-    #[error("the root {0} is to sign next already: wait for the switch, or drop it")]
-    Rotating(Fingerprint),
-    /// No more roots at a time.
-    #[error("{MAX_TRUSTED} roots are trusted already: drop one of before first (`baremesh ca` shows them)")]
-    TooManyRoots,
-    /// No root is named, or several are.
-    #[error("no root, or more than one, has a fingerprint that begins with {0}: `baremesh ca` shows them")]
-    NoSuchRoot(String),
-    /// The root that signs.
-    #[error("the root {0} signs at the moment: replace it first (`baremesh ca rotate --root`)")]
-    RootSigns(Fingerprint),
-    /// Certificates under a root would be cut off.
-    #[error(
-        "{count} certificates that are in use lead to the root {root}: they are renewed by themselves within half of their life; `--force` cuts them off"
-    )]
-    RootInUse {
-        /// The root.
-        root: Fingerprint,
-        /// How many have no successor under another root.
-        count: usize,
-    },
-    /// The record of certificates failed.
-    #[error(transparent)]
-    Ledger(#[from] crate::ledger::LedgerError),
-    /// An adopted authority cannot issue what the mesh verifies.
-    #[error("the given authority cannot issue for the mesh: {0}")]
-    Unusable(String),
-    /// The identity belongs to another trust domain.
-    #[error("{identity} is not of this authority's trust domain {trust_domain}")]
-    OtherTrustDomain {
-        /// What was to be signed.
-        identity: Identity,
-        /// What this authority signs for.
-        trust_domain: TrustDomain,
-    },
-    /// The roots cannot serve as trust anchors.
-    #[error(transparent)]
-    Bundle(#[from] BundleError),
-    /// The cryptographic library failed.
-    #[error("signing failed: {0}")]
-    Library(#[from] rcgen::Error),
-}
 
 /// What looking after the authority came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,9 +79,35 @@ pub struct SignedLeaf {
     pub root: Fingerprint,
 }
 
+/// Where an authority is kept, and what seals its keys.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The directory.
+    pub directory: PathBuf,
+    /// Opens keys that are sealed, and seals every key that is written; without it they are written as they are.
+    pub passphrase: Option<Passphrase>,
+}
+
+impl Place {
+    /// A directory, with what seals its keys.
+    pub fn new(directory: &Path, passphrase: Option<Passphrase>) -> Self {
+        Self { directory: directory.to_owned(), passphrase }
+    }
+
+    fn below(&self, name: &str) -> Self {
+        Self::new(&self.directory.join(name), self.passphrase.clone())
+    }
+}
+
+impl<P: AsRef<Path>> From<P> for Place {
+    fn from(directory: P) -> Self {
+        Self::new(directory.as_ref(), None)
+    }
+}
+
 /// Signs the certificates of one trust domain.
 pub struct Authority {
-    directory: PathBuf,
+    place: Place,
     trust_domain: TrustDomain,
     root: CertificateDer<'static>,
     issuing: Issuing,
@@ -170,51 +132,53 @@ impl Authority {
     /// Makes a root and an intermediate in `directory`, which must not hold an authority yet. `root.key` may be
     /// moved to a safe place afterwards.
     pub fn create(
-        directory: &Path,
+        place: impl Into<Place>,
         trust_domain: &TrustDomain,
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
-        files::prepare(directory)?;
+        let place = place.into();
+        files::prepare(&place.directory)?;
         let root = profile::make_root(now)?;
         let intermediate = profile::make_intermediate(&root.issuer, root.not_after, now)?;
         // The root's certificate goes last: where it stands, the authority is complete.
-        files::write_key(directory, files::ROOT_KEY, root.issuer.key())?;
+        files::write_key(&place, ROOT_KEY, root.issuer.key())?;
         files::write_issuing(
-            directory,
+            &place,
             std::slice::from_ref(&intermediate.certificate),
             intermediate.issuer.key(),
         )?;
-        files::write_trust(directory, trust_domain, &root.certificate)?;
-        Self::open(directory, now)
+        files::write_trust(&place.directory, trust_domain, &root.certificate)?;
+        Self::open(place, now)
     }
 
     /// Takes over an existing certificate authority: `certificates` is a PEM file with its certificate first and
     /// its root last, `key` its private key in PEM. Where it may sign authorities, it signs an intermediate here
     /// and its key is not kept; otherwise it becomes the issuing certificate itself.
     pub fn adopt(
-        directory: &Path,
+        place: impl Into<Place>,
         certificates: &Path,
         key: &Path,
         trust_domain: &TrustDomain,
         now: SystemTime,
     ) -> Result<Self, AuthorityError> {
-        let given = adopt::Given::read(certificates, key, now)?;
-        files::prepare(directory)?;
+        let place = place.into();
+        let given = adopt::Given::read(certificates, key, place.passphrase.as_ref(), now)?;
+        files::prepare(&place.directory)?;
         let (chain, issuing_key) = given.into_issuing(now)?;
         let root = adopt::probe(&chain, &issuing_key, trust_domain, now)?;
-        files::write_issuing(directory, &chain[..chain.len().saturating_sub(1).max(1)], &issuing_key)?;
-        files::write_trust(directory, trust_domain, &root)?;
-        Self::open(directory, now)
+        files::write_issuing(&place, &chain[..chain.len().saturating_sub(1).max(1)], &issuing_key)?;
+        files::write_trust(&place.directory, trust_domain, &root)?;
+        Self::open(place, now)
     }
 
     /// Opens what `create` or `adopt` left in `directory`, and replaces the intermediate when that is due and
     /// possible. Works without `root.key`.
-    pub fn open(directory: &Path, now: SystemTime) -> Result<Self, AuthorityError> {
-        let (trust_domain, mut root) = files::read_trust(directory)?;
-        let issuing = files::read_issuing(directory)?;
-        let rotation::Overlap { next, before, cross } = rotation::read(directory, &mut root, &issuing)?;
-        let mut authority =
-            Self { directory: directory.to_owned(), trust_domain, root, issuing, before, cross, next };
+    pub fn open(place: impl Into<Place>, now: SystemTime) -> Result<Self, AuthorityError> {
+        let place = place.into();
+        let (trust_domain, mut root) = files::read_trust(&place.directory)?;
+        let issuing = files::read_issuing(&place)?;
+        let rotation::Overlap { next, before, cross } = rotation::read(&place, &mut root, &issuing)?;
+        let mut authority = Self { place, trust_domain, root, issuing, before, cross, next };
         authority.maintain(now)?;
         Ok(authority)
     }
@@ -228,7 +192,7 @@ impl Authority {
         if left > INTERMEDIATE_RENEWAL && !premature {
             return Ok(Maintenance::Current);
         }
-        let path = self.directory.join(files::ROOT_KEY);
+        let path = self.place.directory.join(ROOT_KEY);
         match files::read_key(&path) {
             Ok(pem) => self.replace_intermediate(&path, &pem, now),
             Err(error) if !error.is_missing() => Err(error.into()),
@@ -247,11 +211,11 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Maintenance, AuthorityError> {
         let signer = self.issuing.chain.get(1).unwrap_or(&self.root);
-        let key = files::parse_key(path, pem)?;
+        let key = files::parse_key(path, pem, self.place.passphrase.as_ref())?;
         let not_after = files::check_belongs(path, signer, &key)?;
         if not_after <= now {
             return Err(AuthorityError::Content {
-                path: self.directory.join(files::ROOT_CERTIFICATE),
+                path: self.place.directory.join(files::ROOT_CERTIFICATE),
                 reason: "the certificate that signs intermediates has expired: make a new authority"
                     .to_owned(),
             });
@@ -263,7 +227,7 @@ impl Authority {
         let mut whole = chain.clone();
         whole.push(self.root.clone());
         adopt::probe(&whole, made.issuer.key(), &self.trust_domain, now)?;
-        files::write_issuing(&self.directory, &chain, made.issuer.key())?;
+        files::write_issuing(&self.place, &chain, made.issuer.key())?;
         let (not_before, not_after) = (made.not_before, made.not_after);
         self.issuing = Issuing { chain, issuer: made.issuer, not_before, not_after };
         Ok(Maintenance::Replaced)
@@ -308,7 +272,7 @@ impl Authority {
         }
         let not_after = whole_seconds(now + lifetime).min(self.issuing.not_after);
         if not_after <= now {
-            return Err(AuthorityError::Expired(self.directory.join(files::ROOT_KEY)));
+            return Err(AuthorityError::Expired(self.place.directory.join(ROOT_KEY)));
         }
         let not_before = profile::backdated(now);
         let params = profile::leaf(identity, &serial, (not_before, not_after))?;

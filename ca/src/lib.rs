@@ -8,6 +8,8 @@ pub mod authority;
 pub mod client;
 /// Seconds since 1970 at the boundaries of certificates and of the ledger.
 mod clock;
+/// Bundles of roots, as trust domains exchange them.
+pub mod federation;
 /// Files that are whole or absent, and secrets that only their owner can read.
 pub mod file;
 /// A certificate with its key, as a member of the mesh holds it.
@@ -24,6 +26,8 @@ pub mod local;
 pub mod protocol;
 /// Certificates that are not to be taken although they have not ended.
 pub mod revocation;
+/// Private keys that a passphrase seals.
+pub mod seal;
 /// Enrolment and issuing, with every check that stands before a signature.
 pub mod service;
 #[cfg(test)]

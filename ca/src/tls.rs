@@ -18,7 +18,7 @@ mod pinned;
 /// Verifying a peer.
 mod verify;
 
-pub use bundle::{BundleError, MAX_ROOTS, TrustBundle};
+pub use bundle::{BundleError, FederatedRoots, MAX_FEDERATED, MAX_ROOTS, TrustBundle};
 pub use config::{
     ALPN, client_config, control_server_config, join_client_config, placeholder_server_name, server_config,
     single_certificate,

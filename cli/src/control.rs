@@ -19,6 +19,8 @@ mod last_good;
 pub mod backup;
 /// What agents are told of certificates.
 mod trust;
+/// Roots of other trust domains.
+mod federation;
 /// Resources coming into force.
 mod in_force;
 /// Connections of hosts.
@@ -58,9 +60,10 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, bail};
 use baremesh_agent::admin::server::{bind_socket, serve_socket};
 use baremesh_agent::config::Directories;
-use baremesh_ca::authority::Authority;
+use baremesh_ca::authority::{Authority, Place, has_unsealed};
 use baremesh_ca::client::CONTROL_PORT;
 use baremesh_ca::ledger::Ledger;
+use baremesh_ca::seal::Passphrase;
 use baremesh_ca::service::{CaService, Settings as CaSettings};
 use baremesh_model::name::TrustDomain;
 use baremesh_registry::control::server::{Control, Format, Settings};
@@ -69,6 +72,7 @@ use baremesh_registry::files::{ResourceDirectory, Status as FilesStatus};
 use baremesh_registry::format;
 use baremesh_registry::resource::Resource;
 use baremesh_registry::set::Refused;
+use ipnet::IpNet;
 use sd_notify::NotifyState;
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -78,6 +82,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use certificate::OwnCertificate;
+use federation::Federation;
 use flows::FlowBook;
 use grants::GrantBook;
 use in_force::InForce;
@@ -97,6 +102,10 @@ pub struct ControlConfig {
     pub directories: Directories,
     /// Where hosts reach it, at least one.
     pub listen: Vec<SocketAddr>,
+    /// Addresses of this host and its link at which roots of other trust domains may be fetched all the same.
+    pub federation_allow: Vec<IpNet>,
+    /// Opens the authority's keys where they are sealed, and seals those that are made.
+    pub ca_passphrase: Option<Passphrase>,
     /// How long services' certificates are valid.
     pub workload_lifetime: Duration,
     /// How long node credentials are valid.
@@ -138,6 +147,8 @@ struct Server {
     membership: watch::Sender<u64>,
     /// Who came to which service, as hosts tell it.
     flows: FlowBook,
+    /// The roots of other trust domains.
+    federation: Federation,
     /// The resources that the audit knows of; held while they are changed and the change gets its version.
     changing: Mutex<Vec<Resource>>,
     stop: watch::Receiver<bool>,
@@ -197,7 +208,13 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     let directories = &config.directories;
     let lock = lock(&directories.state)?;
     let now = SystemTime::now();
-    let authority = Authority::open(&directories.authority(), now)?;
+    let place = Place::new(&directories.authority(), config.ca_passphrase.clone());
+    let authority = Authority::open(place, now)?;
+    if config.ca_passphrase.is_some() && has_unsealed(&directories.authority())? {
+        tracing::warn!(
+            "there is a passphrase, and keys of the authority that it does not seal: stop the server and run `baremesh ca seal`"
+        );
+    }
     let trust_domain = authority.trust_domain().clone();
     let directory = ResourceDirectory::new(&directories.registry());
     let files = directory
@@ -244,12 +261,16 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
         limits: Limits::default(),
         membership: watch::Sender::new(0),
         flows: FlowBook::default(),
+        federation: Federation::new(&directories.state, config.federation_allow.clone(), &first.mesh.config),
         changing: Mutex::new(first.resources()),
         stop: stopped,
     });
     let following = in_force::Following::new(server.clone(), files, in_force_out, directories.state.clone());
     // Before the first state: nobody is to be sent one without it.
-    trust::publish(&server).await?;
+    trust::begin(&server).await?;
+    federation::begin(&server).await?;
+    let noting = server.clone();
+    tokio::task::spawn_blocking(move || orders::note_found_at_start(&noting)).await?;
     let following = following.begin().await?;
     // Last of all that can fail: what answers at the socket answers for all of it.
     make_directory(&directories.runtime, 0o755)?;
@@ -262,6 +283,7 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     tasks.spawn(certificate.keep());
     tasks.spawn(following.run());
     tasks.spawn(trust::keep(server.clone()));
+    tasks.spawn(federation::keep(server.clone()));
     tasks.spawn(serve_socket(administration, socket::Administration(server.clone())));
     for listener in listeners {
         connections.spawn(listener::serve(server.clone(), listener));

@@ -33,6 +33,7 @@ mod init;
 mod join;
 mod mtls;
 mod operator;
+mod passphrase;
 mod reference;
 mod rollback;
 mod schema;

@@ -30,6 +30,8 @@ pub mod identity;
 pub mod mesh;
 /// Mesh-wide settings.
 pub mod mesh_config;
+/// Other trust domains.
+pub mod federation;
 /// RFC 1123 labels, trust domains, service names and the forms in which people write them.
 pub mod name;
 /// Operators: roles, and what each may do.

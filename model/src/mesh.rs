@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::authorization::AuthorizationPolicy;
 use crate::destination_rule::DestinationRule;
+use crate::federation::Federated;
 use crate::identity::{Identity, RESERVED_NAMESPACES};
 use crate::mesh_config::MeshConfig;
 use crate::name::{Key, Label};
@@ -112,6 +113,18 @@ pub enum MeshFault {
     EndpointTaken { address: IpAddr, port: u16, service: Key, other: Key },
     #[error("there is no Service `{0}` to register under")]
     NoService(Key),
+    #[error(
+        "{0} is of a trust domain that `federation` of MeshConfig does not name: take the one out of `subjectAltNames`, or put the other in"
+    )]
+    NotFederated(Identity),
+    #[error("{0} is what another mesh keeps for itself, and no service")]
+    FederatedReserved(Identity),
+    #[error(
+        "Service {service} is another mesh's ({identity}): its endpoints are reached by their agents alone, so write `tunnel = \"hbone\"`"
+    )]
+    FederatedPlain { service: Key, identity: Identity },
+    #[error("Service {service} is another mesh's ({identity}): no host of this one registers it")]
+    FederatedRegistered { service: Key, identity: Identity },
 }
 
 /// Everything that a mesh is made of, before it is known to hold together.
@@ -195,6 +208,15 @@ fn check_services(parts: &Parts, errors: &mut Vec<MeshError>) {
         if RESERVED_NAMESPACES.contains(&key.namespace.as_str()) {
             fault(MeshFault::ReservedNamespace(key.namespace.clone()));
         }
+        if let Some(identity) = &service.federated {
+            let names = |federated: &Federated| federated.trust_domain == *identity.trust_domain();
+            if !parts.config.federation.iter().any(names) {
+                fault(MeshFault::NotFederated(identity.clone()));
+            }
+            if identity.is_reserved() {
+                fault(MeshFault::FederatedReserved(identity.clone()));
+            }
+        }
         for address in &service.addresses {
             if !parts.config.virtual_ranges.contains(*address) {
                 fault(MeshFault::AddressOutside(*address));
@@ -229,6 +251,14 @@ fn check_workloads(parts: &Parts, errors: &mut Vec<MeshError>) {
                     service: service.key.clone(),
                 });
             }
+            if let Some(identity) = service.federated.clone() {
+                let service = service.key.clone();
+                if workload.host.is_some() {
+                    fault(MeshFault::FederatedRegistered { service, identity });
+                } else if workload.tunnel == Tunnel::Plain {
+                    fault(MeshFault::FederatedPlain { service, identity });
+                }
+            }
             if workload.tunnel == Tunnel::Plain {
                 continue;
             }
@@ -260,7 +290,10 @@ fn services_of<'a>(parts: &'a Parts, workload: &'a Workload) -> Box<dyn Iterator
 }
 
 fn same_identity(a: &Service, b: &Service) -> bool {
-    a.key.namespace == b.key.namespace && a.service_account == b.service_account
+    match (&a.federated, &b.federated) {
+        (None, None) => a.key.namespace == b.key.namespace && a.service_account == b.service_account,
+        (a, b) => a == b,
+    }
 }
 
 #[cfg(test)]
@@ -279,7 +312,7 @@ mod tests {
         let ports = vec![ServicePort { port, target_port: port, protocol: Protocol::Tcp, name: None }];
         let key = key(name);
         let service_account = key.name.clone();
-        Service { key, ports, selector: None, service_account, addresses: vec![] }
+        Service { key, ports, selector: None, service_account, addresses: vec![], federated: None }
     }
 
     fn workload(name: &str, service: &str, address: &str) -> Workload {

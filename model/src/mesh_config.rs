@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::access_log::AccessLogFormat;
 use crate::external_authorization::ExtensionProvider;
+use crate::federation::Federated;
 use crate::http::PathNormalization;
 use crate::name::{Domain, Key, Label, TrustDomain};
 use crate::peer_authentication::MtlsMode;
@@ -36,6 +37,8 @@ pub struct MeshConfig {
     pub trusted_proxies: u32,
     /// Who may be asked by CUSTOM policies, each under a name of its own.
     pub extension_providers: Vec<Arc<ExtensionProvider>>,
+    /// Other trust domains whose identities are taken.
+    pub federation: Vec<Federated>,
 }
 
 impl MeshConfig {
@@ -62,6 +65,7 @@ impl Default for MeshConfig {
             path_normalization: PathNormalization::default(),
             extension_providers: Vec::new(),
             trusted_proxies: 0,
+            federation: Vec::new(),
         }
     }
 }

@@ -103,12 +103,18 @@ pub struct Service {
     pub service_account: Label,
     /// Virtual addresses, at most one of each family.
     pub addresses: Vec<IpAddr>,
+    /// Who the endpoints are where they are another mesh's: an identity of a federated trust domain.
+    pub federated: Option<Identity>,
 }
 
 impl Service {
     /// The identity that every endpoint of the service must show.
     pub fn identity(&self, trust_domain: &TrustDomain) -> Identity {
-        Identity::new(trust_domain.clone(), self.key.namespace.clone(), self.service_account.clone())
+        let own = || {
+            let (namespace, account) = (self.key.namespace.clone(), self.service_account.clone());
+            Identity::new(trust_domain.clone(), namespace, account)
+        };
+        self.federated.clone().unwrap_or_else(own)
     }
 
     /// The declared port with that number.

@@ -74,6 +74,9 @@ pub const REVOKED: &str = "RevocationList/control/revoked";
 /// The key of the roots that members trust, the one under which is signed first. Likewise no resource.
 pub const ROOTS: &str = "TrustBundle/control/roots";
 
+/// The key of the roots of other trust domains: an object with the roots of each, in PEM, by its name. Likewise no resource.
+pub const FEDERATED: &str = "TrustBundle/control/federated";
+
 /// The field of a statement of the authority that holds what it says, in PEM.
 pub const STATEMENT_PEM: &str = "pem";
 

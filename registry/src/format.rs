@@ -10,6 +10,8 @@ use crate::resource::{Located, Resource};
 mod decode;
 /// What makes up one resource, and which kinds there are.
 mod document;
+/// Other trust domains.
+mod federation;
 /// The table of fields.
 pub mod fields;
 /// The findings of one source.

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fs;
 use std::os::unix::net::UnixStream;
+use std::rc::Rc;
 
 use serde_json::Value;
 
@@ -16,7 +17,7 @@ const NO_NAME_SERVER: [u8; 4] = [10, 77, 0, 254];
 /// A control host and the network that its members are on.
 pub struct Mesh {
     /// The network.
-    pub net: Net,
+    pub net: Rc<Net>,
     /// The control host.
     pub control: Host,
     arguments: Vec<String>,
@@ -40,9 +41,28 @@ impl Mesh {
     /// A mesh whose control server is started with `arguments` besides the usual ones.
     #[track_caller]
     pub fn with_control_arguments(name: &str, arguments: &[&str]) -> Self {
-        let net = net(name);
-        let control = net.host("control", CONTROL_INDEX);
-        output_of(control.baremesh(["init", "--trust-domain", "mesh.internal"]));
+        Self::on(Rc::new(net(name)), ("control", CONTROL_INDEX), "mesh.internal", arguments)
+    }
+
+    /// A mesh that was made already, whose control server `command` starts.
+    #[track_caller]
+    pub fn served(net: Net, control: Host, command: std::process::Command) -> Self {
+        let server = RefCell::new(Some(control.spawn("control", command)));
+        let mesh = Self { net: Rc::new(net), control, arguments: Vec::new(), server };
+        mesh.wait_for_control();
+        mesh
+    }
+
+    /// A mesh of another trust domain on the same network.
+    #[track_caller]
+    pub fn beside(&self, trust_domain: &str, arguments: &[&str]) -> Self {
+        Self::on(Rc::clone(&self.net), ("control2", CONTROL_INDEX + 1), trust_domain, arguments)
+    }
+
+    #[track_caller]
+    fn on(net: Rc<Net>, (name, index): (&str, u8), trust_domain: &str, arguments: &[&str]) -> Self {
+        let control = net.host(name, index);
+        output_of(control.baremesh(["init", "--trust-domain", trust_domain]));
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let mesh = Self { net, control, arguments, server: RefCell::new(None) };
         mesh.start_control();
@@ -54,9 +74,14 @@ impl Mesh {
     pub fn start_control(&self) {
         let arguments = ["control"].into_iter().chain(self.arguments.iter().map(String::as_str));
         let server = self.control.spawn("control", self.control.baremesh(arguments));
+        *self.server.borrow_mut() = Some(server);
+        self.wait_for_control();
+    }
+
+    #[track_caller]
+    fn wait_for_control(&self) {
         let socket = self.control.path("/run/baremesh/control.sock");
         wait_until("the control server answers", || get(&socket, "/status").is_some());
-        *self.server.borrow_mut() = Some(server);
     }
 
     /// Kills the control server, as a crash would.

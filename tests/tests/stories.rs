@@ -65,6 +65,8 @@ mod explains_calls;
 mod ext_authz_differential;
 #[path = "stories/external_authorization.rs"]
 mod external_authorization;
+#[path = "stories/federation.rs"]
+mod federation;
 #[path = "stories/files.rs"]
 mod files;
 #[path = "stories/health.rs"]

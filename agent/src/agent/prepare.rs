@@ -5,7 +5,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use baremesh_ca::authority::Authority;
+use baremesh_ca::authority::{Authority, Place, handed_passphrase};
 use baremesh_ca::client::{CONNECT_TIMEOUT, CONTROL_PORT, Client};
 use baremesh_ca::local::LocalIssuer;
 use baremesh_ca::service::WORKLOAD_LIFETIME;
@@ -149,7 +149,8 @@ fn own_mesh(
     registrations: Vec<Arc<LocalService>>,
 ) -> Result<Prepared, AgentError> {
     let state = |error: baremesh_ca::authority::AuthorityError| AgentError::State(error.to_string());
-    let authority = Authority::open(&config.directories.authority(), SystemTime::now()).map_err(state)?;
+    let place = Place::new(&config.directories.authority(), handed_passphrase().map_err(state)?);
+    let authority = Authority::open(place, SystemTime::now()).map_err(state)?;
     let name = match &config.host {
         Some(name) => name.clone(),
         None => machine::label().ok_or_else(|| {

@@ -17,12 +17,12 @@ use super::{AgentError, doing, holder, names, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig};
+use crate::fetch::Fetcher;
 use crate::health::Checks;
 use crate::health::commands::Commands;
 use crate::health::probe::Prober;
 use crate::identity::{Rotation, RotationStatus};
 use crate::jwt::keeper::Keeper;
-use crate::jwt::keeper::fetch::Fetcher;
 use crate::originate::Originations;
 use crate::privileges;
 use crate::proxy::http::upstream::KeptSockets;
@@ -144,8 +144,12 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
 
 /// Keeps the keys that tokens are verified with; those that are on the disk are at hand when this returns.
 fn keep_keys(config: &AgentConfig, publisher: &Publisher, metrics: &Arc<Metrics>, mark: Mark) -> Keeper {
-    let fetcher =
-        Fetcher { mark, allow: config.jwks.allow.clone(), authorities: config.jwks.ca_certificates.clone() };
+    let fetcher = Fetcher {
+        mark,
+        allow: config.jwks.allow.clone(),
+        allowed_by: "`jwks.allow` in this host's agent.toml",
+        authorities: config.jwks.ca_certificates.clone(),
+    };
     let states = (publisher.snapshot(), publisher.changed());
     let mut keeper = Keeper::new(states, fetcher, config.directories.state.join("jwks"), Arc::clone(metrics));
     keeper.load_stored();

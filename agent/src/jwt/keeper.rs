@@ -21,13 +21,9 @@ use tokio::time::Instant;
 
 use super::key_slot::KeySlot;
 use super::keys::{KeySet, KeySetError, MAX_SET};
+use crate::fetch::{FetchError, Fetcher};
 use crate::snapshot::Snapshot;
 use crate::telemetry::metrics::Metrics;
-
-/// Asking a server.
-pub mod fetch;
-
-use fetch::{FetchError, Fetcher};
 
 /// How often servers are asked (Envoy asks as often), up to a tenth of it earlier by chance.
 pub const REFRESH: Duration = Duration::from_secs(300);
@@ -50,7 +46,7 @@ enum KeyError {
     Fetch(#[from] FetchError),
     #[error("the file cannot be read: {0}")]
     File(#[from] std::io::Error),
-    #[error("the file {0}")]
+    #[error("what is there {0}")]
     Content(#[from] KeySetError),
 }
 
@@ -262,10 +258,13 @@ async fn ask(
 ) -> Outcome {
     let read = match &source {
         KeySource::Url(url) => match fetcher.fetch(url, &ranges, timeout).await {
-            Ok((set, text)) => {
-                store(stored_at(&directory, url.as_str()), text).await;
-                Ok(set)
-            }
+            Ok(text) => match KeySet::parse(&text) {
+                Ok(set) => {
+                    store(stored_at(&directory, url.as_str()), text).await;
+                    Ok(set)
+                }
+                Err(error) => Err(error.into()),
+            },
             Err(error) => Err(error.into()),
         },
         KeySource::File(path) => read_file(PathBuf::from(&**path)).await,

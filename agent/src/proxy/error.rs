@@ -179,9 +179,10 @@ pub enum ProxyError {
     /// A certificate of the tunnel ran out while it stood.
     #[error("a certificate of the tunnel has expired")]
     CertificateExpired,
-    /// A certificate of the tunnel was revoked while it stood.
+    /// A certificate of the tunnel was revoked while it stood, or the trust domain that the peer is of was let go.
     #[error(
-        "a certificate of the tunnel was revoked: `baremesh certs revoked` on the control host says when"
+        "a certificate of the tunnel was revoked (`baremesh certs revoked` on the control host says when), or its trust domain \
+         is federated no more"
     )]
     CertificateRevoked,
     /// A named limit was reached.

@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::SystemTime;
 
 use ::bytes::{Bytes, BytesMut};
-use baremesh_ca::tls::{LeafFacts, describe_io, peer_leaf_facts};
+use baremesh_ca::tls::{LeafFacts, Purpose, describe_io, peer_leaf_facts};
 use baremesh_model::authorization::Hello;
 use baremesh_model::name::{Key, default_namespace};
 use h2::server::SendResponse;
@@ -37,7 +37,7 @@ use crate::credentials::Credential;
 use crate::share::{Share, host_of};
 use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::{Counted, Record, Reporter, Security};
-use crate::trust::until_revoked;
+use crate::trust::{Ends, Stranger, until_untrusted};
 use streams::{End, Life};
 
 /// Who is at the two ends of a tunnel.
@@ -47,6 +47,8 @@ struct Tunnel {
     local: SocketAddr,
     peer: LeafFacts,
     peer_serial: Arc<str>,
+    /// The peer, where it is of another trust domain.
+    stranger: Option<Stranger>,
     /// As programs are told of the tunnel.
     through: Through,
     /// The certificate that we showed.
@@ -57,6 +59,10 @@ impl Tunnel {
     /// Whether both certificates are valid still: no stream opens after either has expired.
     fn is_valid(&self, now: SystemTime) -> bool {
         now < self.peer.not_after && now < self.shown.not_after
+    }
+
+    fn ends(&self) -> Ends<'_> {
+        Ends { serials: [&self.peer_serial, &self.shown.serial], stranger: self.stranger.as_ref() }
     }
 }
 
@@ -124,11 +130,17 @@ async fn handshake(
         .shown(session.server_name.as_deref(), unnamed)
         .cloned()
         .ok_or_else(|| ProxyError::NoCertificate("the name that the peer asked for".to_owned()))?;
+    let stranger = Stranger::of(
+        (&session.peer, &session.issuers),
+        peer.identity.trust_domain(),
+        Purpose::Client,
+        credentials.bundle(),
+    );
     let peer_serial = peer.serial.as_str().into();
     let fingerprint: String = peer.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect();
     let life = peer.not_after.min(shown.not_after).duration_since(SystemTime::now()).unwrap_or_default();
     let through = Through { ends: Instant::now() + life, fingerprint: fingerprint.into() };
-    Ok((tls, Tunnel { client, local, peer, peer_serial, through, shown }))
+    Ok((tls, Tunnel { client, local, peer, peer_serial, stranger, through, shown }))
 }
 
 async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>) -> Result<(), ProxyError> {
@@ -141,7 +153,7 @@ async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>
     let shaken = tokio::time::timeout(worker.shared.limits.handshake_timeout, handshake).await;
     let ended = match shaken {
         Ok(Ok(connection)) => {
-            let revoked = until_either_is_revoked(worker, &tunnel);
+            let revoked = until_either_is_untrusted(worker, &tunnel);
             let life = Life { expiry: tunnel.through.ends, phase: worker.shared.phase.clone(), revoked };
             let carry =
                 |request, respond| serve_stream(Arc::clone(worker), Arc::clone(&tunnel), request, respond);
@@ -157,10 +169,11 @@ async fn serve_streams(worker: &Arc<Worker>, tls: TlsStream, tunnel: Arc<Tunnel>
     })
 }
 
-/// Ends when one of the tunnel's certificates is revoked, with its streams told why they end.
-async fn until_either_is_revoked(worker: &Worker, tunnel: &Tunnel) {
+/// Ends when one of the tunnel's two ends is trusted no more, with its streams told why they end.
+async fn until_either_is_untrusted(worker: &Worker, tunnel: &Tunnel) {
     let mut trust = worker.shared.trust.clone();
-    until_revoked(&mut trust, &[&tunnel.peer_serial, &tunnel.shown.serial]).await;
+    until_untrusted(&mut trust, &tunnel.ends()).await;
+    worker.open.close_of(&tunnel.peer_serial);
     worker.open.close_revoked(trust.borrow().revoked());
 }
 

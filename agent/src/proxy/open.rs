@@ -140,6 +140,16 @@ impl OpenConnections {
         }
     }
 
+    /// Closes what came in under this certificate.
+    pub fn close_of(&self, serial: &str) {
+        for open in lock(&self.connections).values() {
+            let shown = open.delivered.as_ref().and_then(|delivered| delivered.serial.as_deref());
+            if shown == Some(serial) {
+                open.close(ProxyError::CertificateRevoked);
+            }
+        }
+    }
+
     /// Closes everything.
     pub fn close_all(&self) {
         for open in lock(&self.connections).values() {

@@ -21,6 +21,8 @@ pub use stream::TlsStream;
 pub struct Session {
     /// The peer's leaf certificate, verified.
     pub peer: CertificateDer<'static>,
+    /// What it showed besides, verified as far as it led to a root.
+    pub issuers: Vec<CertificateDer<'static>>,
     /// The server name that the peer asked for; on the accepting side alone.
     pub server_name: Option<String>,
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use baremesh_ca::tls::{TrustBundle, describe_io, peer_leaf_facts, placeholder_server_name};
+use baremesh_ca::tls::{Purpose, TrustBundle, describe_io, peer_leaf_facts, placeholder_server_name};
 use baremesh_model::identity::Identity;
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -28,7 +28,7 @@ use super::relay::TunnelStream;
 use super::socket::{self, Mark};
 use super::tls;
 use crate::credentials::{Credential, Credentials};
-use crate::trust::until_revoked;
+use crate::trust::{Ends, Stranger, until_untrusted};
 
 /// How long a tunnel that stood before may take to answer a CONNECT. One whose peer has vanished looks like any other
 /// until a PING goes unanswered; a new tunnel finds out at once, and another endpoint can be tried.
@@ -89,6 +89,8 @@ pub struct Tunnel {
     pub peer_serial: Arc<str>,
     /// The same of the certificate that we showed.
     own_serial: String,
+    /// The peer, where it is of another trust domain.
+    stranger: Option<Stranger>,
 }
 
 /// A stream's place in its tunnel.
@@ -269,6 +271,12 @@ impl Pool {
             alarm: Arc::clone(&alarm),
             peer_serial: facts.serial.into(),
             own_serial: peer.source.serial.clone(),
+            stranger: Stranger::of(
+                (&session.peer, &session.issuers),
+                facts.identity.trust_domain(),
+                Purpose::Server,
+                peer.credentials.bundle(),
+            ),
         });
         tokio::spawn(drive((connection, alarm), Arc::clone(&tunnel), address, self.trust.clone()));
         Ok(tunnel)
@@ -349,7 +357,8 @@ async fn drive<T>(
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
     let ping = connection.ping_pong();
-    let serials = [&*tunnel.peer_serial, &*tunnel.own_serial];
+    let ends =
+        Ends { serials: [&tunnel.peer_serial, &tunnel.own_serial], stranger: tunnel.stranger.as_ref() };
     tokio::select! {
         ended = connection => {
             if let Err(error) = ended {
@@ -358,10 +367,10 @@ async fn drive<T>(
         }
         () = until_dead(ping) => tracing::debug!("a tunnel no longer answers"),
         () = alarm.flooded() => tracing::warn!(%address, "a tunnel was closed: its peer sent too many {}", Flooded::FRAMES.0),
-        () = until_revoked(&mut trust, &serials) => {
+        () = until_untrusted(&mut trust, &ends) => {
             // Known before the streams' own tasks find that they have broken.
             tunnel.revoked.store(true, Ordering::Relaxed);
-            tracing::warn!(%address, "a tunnel was closed: a certificate of it was revoked");
+            tracing::warn!(%address, "a tunnel was closed: a certificate of it was revoked, or its trust domain is federated no more");
         }
         () = until_unused(&tunnel) => {}
     }

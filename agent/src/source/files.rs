@@ -30,6 +30,11 @@ impl FileSource {
     /// The set in force, if it is of this mesh.
     pub fn mesh(&self) -> Result<Mesh, String> {
         let mesh = self.watch.current.borrow().mesh.clone();
+        if !mesh.config.federation.is_empty() {
+            tracing::warn!(
+                "`federation` of MeshConfig has no effect with resources from files: a control server tells agents of other roots"
+            );
+        }
         of_trust_domain(mesh, &self.bundle)
     }
 

@@ -17,6 +17,7 @@ use crate::clock::{from_unix, in_words};
 use crate::file;
 use crate::key::PrivateKey;
 use crate::leaf::parse;
+use crate::seal::Passphrase;
 use crate::tls::{PeerVerifier, Purpose, TrustBundle};
 
 /// What the probe certificate is valid for; it is thrown away at once.
@@ -35,9 +36,14 @@ pub(super) struct Given {
 
 impl Given {
     /// Reads and checks both files.
-    pub(super) fn read(certificates: &Path, key: &Path, now: SystemTime) -> Result<Self, AuthorityError> {
+    pub(super) fn read(
+        certificates: &Path,
+        key: &Path,
+        passphrase: Option<&Passphrase>,
+        now: SystemTime,
+    ) -> Result<Self, AuthorityError> {
         let chain = read_chain(certificates)?;
-        let pair = parse_key(key, &file::read_secret(key)?)?;
+        let pair = parse_key(key, &file::read_secret(key)?, passphrase)?;
         Self::check_named(certificates, key, chain, pair, now)
     }
 
@@ -150,6 +156,20 @@ fn check_links(chain: &[X509Certificate<'_>]) -> Result<(), String> {
     Ok(())
 }
 
+/// What is said of an issuing certificate that nothing could be revoked under.
+pub(crate) const NO_LISTS: &str = "its certificate may not sign lists of revoked certificates: have it signed with the key usages \
+    keyCertSign and cRLSign";
+
+/// Whether a certificate may sign lists of revoked certificates, RFC 5280, section 4.2.1.3: where no usages are named, all
+/// are allowed.
+pub(super) fn signs_lists(certificate: &CertificateDer<'_>) -> bool {
+    let usage = |parsed: &X509Certificate<'_>| match parsed.key_usage() {
+        Ok(usage) => usage.is_none_or(|usage| usage.value.crl_sign()),
+        Err(_) => false,
+    };
+    parse(certificate).is_ok_and(|parsed| usage(&parsed))
+}
+
 fn check_kind(key: &KeyPair, certificate: &X509Certificate<'_>) -> Result<(), String> {
     let algorithm = key.algorithm();
     let bits = certificate.public_key().parsed().map(|key| key.key_size()).unwrap_or(0);
@@ -173,6 +193,9 @@ pub(super) fn probe(
 ) -> Result<CertificateDer<'static>, AuthorityError> {
     let unusable = |error: &dyn std::fmt::Display| AuthorityError::Unusable(error.to_string());
     let root = chain.last().ok_or_else(|| unusable(&"no certificate"))?.clone();
+    if !signs_lists(&chain[0]) {
+        return Err(unusable(&NO_LISTS));
+    }
     let issuing = Issuing {
         chain: chain.iter().filter(|above| **above != root).cloned().collect(),
         issuer: Issuer::from_ca_cert_der(&chain[0], KeyPair::try_from(key.serialized_der())?)?,
@@ -180,7 +203,7 @@ pub(super) fn probe(
         not_after: now + PROBE_LIFETIME,
     };
     let authority = super::Authority {
-        directory: PathBuf::new(),
+        place: PathBuf::new().into(),
         trust_domain: trust_domain.clone(),
         root,
         issuing,

@@ -28,12 +28,12 @@ pub enum Installed {
 impl Authority {
     /// A signing request for an intermediate, in PEM. The same key stands in it until a chain for it was installed.
     pub fn request(&self) -> Result<String, AuthorityError> {
-        let path = self.directory.join(files::REQUESTED_KEY);
+        let path = self.place.directory.join(files::REQUESTED_KEY);
         let key = match file::read_secret(&path) {
-            Ok(pem) => files::parse_key(&path, &pem)?,
+            Ok(pem) => files::parse_key(&path, &pem, self.place.passphrase.as_ref())?,
             Err(error) if error.is_missing() => {
                 let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-                files::write_key(&self.directory, files::REQUESTED_KEY, &key)?;
+                files::write_key(&self.place, files::REQUESTED_KEY, &key)?;
                 key
             }
             Err(error) => return Err(error.into()),
@@ -56,9 +56,9 @@ impl Authority {
         until: SystemTime,
         now: SystemTime,
     ) -> Result<Installed, AuthorityError> {
-        let path = self.directory.join(files::REQUESTED_KEY);
+        let path = self.place.directory.join(files::REQUESTED_KEY);
         let key = match file::read_secret(&path) {
-            Ok(pem) => files::parse_key(&path, &pem)?,
+            Ok(pem) => files::parse_key(&path, &pem, self.place.passphrase.as_ref())?,
             Err(error) if error.is_missing() => return Err(AuthorityError::NotRequested),
             Err(error) => return Err(error.into()),
         };
@@ -84,8 +84,8 @@ impl Authority {
             let mut whole = chain.clone();
             whole.push(root);
             super::adopt::probe(&whole, &key, &self.trust_domain, now)?;
-            files::write_issuing(&self.directory, &chain, &key)?;
-            self.issuing = files::read_issuing(&self.directory)?;
+            files::write_issuing(&self.place, &chain, &key)?;
+            self.issuing = files::read_issuing(&self.place)?;
             Installed::Signs
         } else {
             self.may_stage()?;

@@ -10,14 +10,16 @@ use baremesh_model::name::TrustDomain;
 use rcgen::{Issuer, KeyPair, PublicKeyData};
 use rustls_pki_types::CertificateDer;
 
-use super::{AuthorityError, Issuing};
+use super::{AuthorityError, Issuing, Place};
 use crate::clock::from_unix;
 use crate::file::{self, FileError, PUBLIC, SECRET};
 use crate::issued::{chain_from_pem, chain_to_pem};
 use crate::leaf::parse;
+use crate::seal::{self, Passphrase, SealError};
 
 pub(super) const ROOT_CERTIFICATE: &str = "root.crt";
-pub(super) const ROOT_KEY: &str = "root.key";
+/// The key that signs intermediates, in an authority's directory.
+pub const ROOT_KEY: &str = "root.key";
 const ISSUING_CERTIFICATE: &str = "intermediate.crt";
 const ISSUING_KEY: &str = "intermediate.key";
 /// A key whose certificate may or may not have taken its place yet.
@@ -93,8 +95,29 @@ fn read_key_beside(path: &Path, credentials: Option<&Path>) -> Result<Vec<u8>, F
     }
 }
 
-pub(super) fn write_key(directory: &Path, name: &str, key: &KeyPair) -> Result<(), AuthorityError> {
-    Ok(file::write_atomically(&directory.join(name), key_to_pem(key).as_bytes(), SECRET)?)
+/// Writes a key, sealed where there is a passphrase.
+pub(super) fn write_key(place: &Place, name: &str, key: &KeyPair) -> Result<(), AuthorityError> {
+    let path = place.directory.join(name);
+    let text = match &place.passphrase {
+        None => key_to_pem(key),
+        Some(passphrase) => {
+            let sealed = seal::seal(&pkcs8(&path, key)?, passphrase);
+            sealed.map_err(|source| AuthorityError::Seal { path: path.clone(), source })?
+        }
+    };
+    Ok(file::write_atomically(&path, text.as_bytes(), SECRET)?)
+}
+
+/// What is sealed is PKCS#8. An adopted key in an older container stays readable as it is.
+fn pkcs8(path: &Path, key: &KeyPair) -> Result<Vec<u8>, AuthorityError> {
+    let der = key.serialized_der();
+    match rustls_pki_types::PrivateKeyDer::try_from(der) {
+        Ok(rustls_pki_types::PrivateKeyDer::Pkcs8(_)) => Ok(der.to_vec()),
+        _ => Err(content(
+            path,
+            &"only a key in PKCS#8 can be sealed: `openssl pkcs8 -topk8 -nocrypt -in KEY -out NEW` writes one",
+        )),
+    }
 }
 
 /// An adopted key may be in another container than PKCS#8; its label says which.
@@ -109,13 +132,14 @@ fn key_to_pem(key: &KeyPair) -> String {
 }
 
 pub(super) fn write_issuing(
-    directory: &Path,
+    place: &Place,
     chain: &[CertificateDer<'static>],
     key: &KeyPair,
 ) -> Result<(), AuthorityError> {
-    write_key(directory, ISSUING_KEY_NEXT, key)?;
-    file::write_atomically(&directory.join(ISSUING_CERTIFICATE), chain_to_pem(chain).as_bytes(), PUBLIC)?;
-    take_next_key(directory)
+    write_key(place, ISSUING_KEY_NEXT, key)?;
+    let certificates = place.directory.join(ISSUING_CERTIFICATE);
+    file::write_atomically(&certificates, chain_to_pem(chain).as_bytes(), PUBLIC)?;
+    take_next_key(&place.directory)
 }
 
 fn take_next_key(directory: &Path) -> Result<(), AuthorityError> {
@@ -150,14 +174,15 @@ pub(super) fn read_trust(directory: &Path) -> Result<(TrustDomain, CertificateDe
     Ok((trust_domain, root))
 }
 
-pub(super) fn read_issuing(directory: &Path) -> Result<Issuing, AuthorityError> {
+pub(super) fn read_issuing(place: &Place) -> Result<Issuing, AuthorityError> {
+    let directory = &place.directory;
     let chain = read_chain(&directory.join(ISSUING_CERTIFICATE))?;
     let path = directory.join(ISSUING_KEY);
-    let (key, not_after) = match read_matching_key(&path, &chain[0]) {
+    let (key, not_after) = match read_matching_key(place, &path, &chain[0]) {
         Ok(found) => found,
         Err(error) => {
             // A crash may have come between the certificate and its key; otherwise the first error stands.
-            let Ok(found) = read_matching_key(&directory.join(ISSUING_KEY_NEXT), &chain[0]) else {
+            let Ok(found) = read_matching_key(place, &directory.join(ISSUING_KEY_NEXT), &chain[0]) else {
                 return Err(error);
             };
             take_next_key(directory)?;
@@ -171,10 +196,11 @@ pub(super) fn read_issuing(directory: &Path) -> Result<Issuing, AuthorityError> 
 }
 
 fn read_matching_key(
+    place: &Place,
     path: &Path,
     certificate: &CertificateDer<'static>,
 ) -> Result<(KeyPair, SystemTime), AuthorityError> {
-    let key = parse_key(path, &read_key(path)?)?;
+    let key = parse_key(path, &read_key(path)?, place.passphrase.as_ref())?;
     let not_after = check_belongs(path, certificate, &key)?;
     Ok((key, not_after))
 }
@@ -185,10 +211,22 @@ pub(super) fn read_chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, Au
         .ok_or_else(|| content(path, &"it holds no certificate in PEM, a broken one, or more than eight"))
 }
 
-pub(super) fn parse_key(path: &Path, pem: &[u8]) -> Result<KeyPair, AuthorityError> {
+/// Reads a key; one that is sealed with the passphrase.
+pub(super) fn parse_key(
+    path: &Path,
+    pem: &[u8],
+    passphrase: Option<&Passphrase>,
+) -> Result<KeyPair, AuthorityError> {
+    if seal::is_sealed(pem) {
+        let passphrase = passphrase.ok_or_else(|| AuthorityError::Sealed(path.to_owned()))?;
+        let failed = |source| AuthorityError::Seal { path: path.to_owned(), source };
+        let der = seal::open(pem, passphrase).map_err(failed)?;
+        // What is no key although its padding came out was opened by another passphrase.
+        return KeyPair::try_from(der).map_err(|_| failed(SealError::Wrong));
+    }
     let text = std::str::from_utf8(pem).map_err(|error| content(path, &error))?;
     KeyPair::from_pem(text)
-        .map_err(|_| content(path, &"it holds no unencrypted private key (ECDSA P-256, P-384 or RSA) in PEM"))
+        .map_err(|_| content(path, &"it holds no private key (ECDSA P-256, P-384 or RSA) in PEM"))
 }
 
 /// Checks that `key` is the key of `certificate`, and reads until when that is valid.

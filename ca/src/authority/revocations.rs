@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 
+use super::adopt::{self, NO_LISTS};
 use super::{Authority, AuthorityError};
 use crate::clock::{to_date, to_unix};
 use crate::issued::chain_to_pem;
@@ -31,12 +32,18 @@ impl Authority {
             key_identifier_method: KeyIdMethod::Sha256,
         };
         let list = params.signed_by(&self.issuing.issuer).map_err(|error| match error {
-            rcgen::Error::IssuerNotCrlSigner => AuthorityError::Unusable(
-                "its certificate may not sign lists of revoked certificates (keyUsage cRLSign)".to_owned(),
-            ),
+            rcgen::Error::IssuerNotCrlSigner => AuthorityError::Unusable(NO_LISTS.to_owned()),
             other => other.into(),
         })?;
         Ok(list.pem()? + &chain_to_pem(&self.issuing.chain))
+    }
+}
+
+impl Authority {
+    /// Whether the issuing certificate may sign that list. One that may not is taken no more; one that was taken by an earlier
+    /// version goes on signing leaves.
+    pub fn signs_revocations(&self) -> bool {
+        self.issuing.chain.first().is_none_or(adopt::signs_lists)
     }
 }
 

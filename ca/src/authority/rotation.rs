@@ -11,7 +11,7 @@ use rcgen::{Issuer, KeyPair};
 use rustls_pki_types::CertificateDer;
 
 use super::files::{self, NEXT};
-use super::{Authority, AuthorityError, Issuing, adopt, profile};
+use super::{Authority, AuthorityError, Issuing, Place, adopt, profile, switch};
 use crate::clock::{from_unix, to_unix};
 use crate::file::{self, PUBLIC};
 use crate::issued::chain_to_pem;
@@ -24,9 +24,9 @@ pub const MAX_TRUSTED: usize = 3;
 
 /// A root that is trusted already and signs from the switch on.
 pub struct Next {
-    root: CertificateDer<'static>,
-    chain: Vec<CertificateDer<'static>>,
-    cross: Vec<CertificateDer<'static>>,
+    pub(super) root: CertificateDer<'static>,
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) cross: Vec<CertificateDer<'static>>,
     until: SystemTime,
 }
 
@@ -71,7 +71,7 @@ impl Authority {
 
     /// Replaces the intermediate now. The key of the certificate that signed it must be at hand.
     pub fn rotate_intermediate(&mut self, now: SystemTime) -> Result<(), AuthorityError> {
-        let path = self.directory.join(files::ROOT_KEY);
+        let path = self.place.directory.join(files::ROOT_KEY);
         let pem = files::read_key(&path).map_err(|error| match error.is_missing() {
             true => AuthorityError::NoRootKey(path.clone()),
             false => error.into(),
@@ -111,14 +111,15 @@ impl Authority {
         whole.push(root.clone());
         adopt::probe(&whole, &key, &self.trust_domain, now)?;
         let cross = self.cross_signed(&chain, &key, &root, now).into_iter().collect::<Vec<_>>();
-        let directory = self.directory.join(NEXT);
-        remove_directory(&directory)?;
-        files::make_directory(&directory)?;
+        let aside = self.place.below(NEXT);
+        let directory = &aside.directory;
+        remove_directory(directory)?;
+        files::make_directory(directory)?;
         if let Some(root_key) = &root_key {
-            files::write_key(&directory, files::ROOT_KEY, root_key)?;
+            files::write_key(&aside, files::ROOT_KEY, root_key)?;
         }
         files::write_certificates(&directory.join(files::CROSS), &cross)?;
-        files::write_issuing(&directory, &chain, &key)?;
+        files::write_issuing(&aside, &chain, &key)?;
         let text = format!("{}\n", to_unix(until));
         file::write_atomically(&directory.join(files::UNTIL), text.as_bytes(), PUBLIC)?;
         // Last: where it stands, the rest does.
@@ -137,9 +138,10 @@ impl Authority {
         root: &CertificateDer<'static>,
         now: SystemTime,
     ) -> Option<CertificateDer<'static>> {
-        let path = self.directory.join(files::ROOT_KEY);
+        let path = self.place.directory.join(files::ROOT_KEY);
         let made = || -> Result<CertificateDer<'static>, AuthorityError> {
-            let signer_key = files::parse_key(&path, &files::read_key(&path)?)?;
+            let signer_key =
+                files::parse_key(&path, &files::read_key(&path)?, self.place.passphrase.as_ref())?;
             let not_after = files::check_belongs(&path, &self.root, &signer_key)?;
             let signer = Issuer::from_ca_cert_der(&self.root, signer_key)?;
             let cross = profile::make_cross(root, &signer, not_after, now)?;
@@ -160,24 +162,6 @@ impl Authority {
         self.next.as_ref().is_some_and(|next| !next.cross.is_empty())
     }
 
-    /// Has the next root sign from now on. False where there is none.
-    pub fn switch(&mut self) -> Result<bool, AuthorityError> {
-        let Some(next) = &self.next else { return Ok(false) };
-        let directory = self.directory.join(NEXT);
-        let mut before = vec![self.root.clone()];
-        before.extend(self.before.iter().cloned());
-        files::write_certificates(&self.directory.join(files::TRUSTED), &before)?;
-        let cross: Vec<_> = next.cross.iter().chain(&self.cross).cloned().collect();
-        files::write_certificates(&self.directory.join(files::CROSS), &cross)?;
-        let staged = files::read_issuing(&directory)?;
-        files::write_issuing(&self.directory, &staged.chain, staged.issuer.key())?;
-        finish_switch(&self.directory, &self.root)?;
-        let (_, root) = files::read_trust(&self.directory)?;
-        (self.root, self.issuing, self.before, self.cross, self.next) =
-            (root, files::read_issuing(&self.directory)?, before, cross, None);
-        Ok(true)
-    }
-
     /// The root that a fingerprint in hexadecimal, or its beginning, names.
     pub fn find_root(&self, fingerprint: &str) -> Result<(Fingerprint, Standing), AuthorityError> {
         let wanted = fingerprint.to_ascii_lowercase();
@@ -192,7 +176,7 @@ impl Authority {
     /// Trusts a root no more. One that is to sign next does not, then; the one that signs cannot be dropped.
     pub fn drop_root(&mut self, fingerprint: Fingerprint) -> Result<(), AuthorityError> {
         if self.next.as_ref().is_some_and(|next| Fingerprint::of(&next.root) == fingerprint) {
-            remove_directory(&self.directory.join(NEXT))?;
+            remove_directory(&self.place.directory.join(NEXT))?;
             self.next = None;
             return Ok(());
         }
@@ -205,9 +189,9 @@ impl Authority {
         let cross: Vec<_> =
             self.cross.iter().filter(|cross| !is_signed_by(cross, &dropped)).cloned().collect();
         let before: Vec<_> = self.before.iter().filter(|root| !is_meant(root)).cloned().collect();
-        files::write_certificates(&self.directory.join(files::CROSS), &cross)?;
-        files::write_certificates(&self.directory.join(files::TRUSTED), &before)?;
-        let key = retired_key(&self.directory, &dropped);
+        files::write_certificates(&self.place.directory.join(files::CROSS), &cross)?;
+        files::write_certificates(&self.place.directory.join(files::TRUSTED), &before)?;
+        let key = retired_key(&self.place.directory, &dropped);
         match fs::remove_file(&key) {
             Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
                 return Err(file::FileError::Write { path: key, source }.into());
@@ -234,68 +218,50 @@ pub(super) struct Overlap {
 
 /// Reads what is trusted besides, and finishes a switch that was cut short.
 pub(super) fn read(
-    directory: &Path,
+    place: &Place,
     root: &mut CertificateDer<'static>,
     issuing: &Issuing,
 ) -> Result<Overlap, AuthorityError> {
-    let aside = directory.join(NEXT);
+    let (directory, aside) = (&place.directory, place.below(NEXT));
     let mut next = read_next(&aside)?;
-    if next.as_ref().is_some_and(|next| next.chain == issuing.chain) {
-        finish_switch(directory, root)?;
-        (*root, next) = (files::read_trust(directory)?.1, None);
+    if let Some(begun) = next.take_if(|next| next.chain == issuing.chain) {
+        switch::finish(directory, &begun.root)?;
+        *root = files::read_trust(directory)?.1;
     } else if next.is_none() {
         // Begun and never complete, or left when a switch was all but done.
-        remove_directory(&aside)?;
+        remove_directory(&aside.directory)?;
     }
     let mut before = files::read_certificates(&directory.join(files::TRUSTED))?;
     before.retain(|trusted| trusted != root);
-    let cross = files::read_certificates(&directory.join(files::CROSS))?;
+    let mut cross = files::read_certificates(&directory.join(files::CROSS))?;
+    if let Some(next) = &next {
+        // A switch that was cut short wrote it down already; it goes along with chains of the next root alone.
+        cross.retain(|certificate| !next.cross.contains(certificate));
+    }
     Ok(Overlap { next, before, cross })
 }
 
-fn read_next(directory: &Path) -> Result<Option<Next>, AuthorityError> {
+fn read_next(aside: &Place) -> Result<Option<Next>, AuthorityError> {
+    let directory = &aside.directory;
     let root = match files::read_chain(&directory.join(files::ROOT_CERTIFICATE)) {
         Err(AuthorityError::File(error)) if error.is_missing() => return Ok(None),
         other => other?.swap_remove(0),
     };
     let cross = files::read_certificates(&directory.join(files::CROSS))?;
-    let chain = files::read_issuing(directory)?.chain;
+    let chain = files::read_issuing(aside)?.chain;
     let path = directory.join(files::UNTIL);
     let text = String::from_utf8_lossy(&file::read(&path)?).into_owned();
     let until = text.trim().parse().map_err(|error| files::content(&path, &error))?;
     Ok(Some(Next { root, chain, cross, until: from_unix(until) }))
 }
 
-/// What is left of a switch when the issuing certificate has taken its place: the root's certificate and key.
-fn finish_switch(directory: &Path, former: &CertificateDer<'static>) -> Result<(), AuthorityError> {
-    let aside = directory.join(NEXT);
-    let next = files::read_chain(&aside.join(files::ROOT_CERTIFICATE))?.swap_remove(0);
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| AuthorityError::from(file::FileError::Write { path, source })
-    };
-    let key = directory.join(files::ROOT_KEY);
-    if *former != next {
-        if key.exists() {
-            fs::rename(&key, retired_key(directory, former)).map_err(failed(&key))?;
-        }
-        let pem = chain_to_pem(std::slice::from_ref(&next));
-        file::write_atomically(&directory.join(files::ROOT_CERTIFICATE), pem.as_bytes(), PUBLIC)?;
-    }
-    let staged = aside.join(files::ROOT_KEY);
-    if staged.exists() {
-        fs::rename(&staged, &key).map_err(failed(&key))?;
-    }
-    remove_directory(&aside)
-}
-
 /// Where the key of a root is kept that signs no more. It vouches for nothing new, and goes when the root is dropped.
-fn retired_key(directory: &Path, root: &CertificateDer<'_>) -> PathBuf {
+pub(super) fn retired_key(directory: &Path, root: &CertificateDer<'_>) -> PathBuf {
     directory.join(format!("root-{}.key", &Fingerprint::of(root).to_string()[..16]))
 }
 
 /// Removes what was staged, the certificate by which it counts first.
-fn remove_directory(directory: &Path) -> Result<(), AuthorityError> {
+pub(super) fn remove_directory(directory: &Path) -> Result<(), AuthorityError> {
     let gone = |removed: std::io::Result<()>| match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

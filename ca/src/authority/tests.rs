@@ -503,6 +503,10 @@ fn a_chain_that_would_not_work_is_not_installed() {
             vec![signed(|params| params.key_usages = vec![KeyUsagePurpose::DigitalSignature]), root.clone()],
             "keyUsage",
         ),
+        (
+            vec![signed(|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign]), root.clone()],
+            "have it signed with the key usages keyCertSign and cRLSign",
+        ),
         (vec![sign_request(&request, &narrow, |_| {}), narrow.root.clone()], "pathLenConstraint"),
         (vec![sign_request(&request, &company, constrained), root.clone()], "cannot issue for the mesh"),
         (

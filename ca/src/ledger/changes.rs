@@ -65,12 +65,14 @@ pub struct AuditFilter {
 }
 
 impl Ledger {
-    /// Writes down an accepted change, and returns its version.
+    /// Writes down an accepted change, and returns its version. `recorded` are all resources after it, where they could be
+    /// read.
     pub fn record_change(
         &self,
         record: &AuditRecord,
         difference: &str,
         files: &[FileChange],
+        recorded: Option<&str>,
     ) -> Result<i64, LedgerError> {
         let files = serde_json::to_string(files).map_err(|_| LedgerError::Corrupt("change"))?;
         self.write(|connection| {
@@ -81,21 +83,39 @@ impl Ledger {
             )?;
             let version = connection.last_insert_rowid();
             forget_files(connection, version)?;
+            keep_recorded(connection, recorded)?;
             // What the audit has forgotten is of no use here.
             connection.execute("DELETE FROM changes WHERE audit NOT IN (SELECT id FROM audit)", [])?;
             Ok(version)
         })
     }
 
-    /// Adds a line to the audit with what it did, of which nothing is kept to take it back.
-    pub fn audit_with(&self, record: &AuditRecord, difference: &str) -> Result<(), LedgerError> {
+    /// Adds a line to the audit with what it did, of which nothing is kept to take it back. `recorded` are all resources
+    /// after it.
+    pub fn audit_with(
+        &self,
+        record: &AuditRecord,
+        difference: &str,
+        recorded: &str,
+    ) -> Result<(), LedgerError> {
         self.write(|connection| {
             let audit = append(connection, record)?;
             let sql = "INSERT INTO differences (audit, difference) VALUES (?1, ?2)";
             connection.execute(sql, params![audit, difference])?;
             connection.execute("DELETE FROM differences WHERE audit NOT IN (SELECT id FROM audit)", [])?;
-            Ok(())
+            Ok(keep_recorded(connection, Some(recorded))?)
         })
+    }
+
+    /// The resources that the audit knows of, as they were given with the last change.
+    pub fn recorded(&self) -> Result<Option<String>, LedgerError> {
+        let connection = self.lock();
+        Ok(connection.query_row("SELECT resources FROM recorded", [], |row| row.get(0)).optional()?)
+    }
+
+    /// Says which resources the audit begins with.
+    pub fn begin_recorded(&self, resources: &str) -> Result<(), LedgerError> {
+        self.write(|connection| Ok(keep_recorded(connection, Some(resources))?))
     }
 
     /// The accepted changes from `first` on, the latest first.
@@ -165,6 +185,12 @@ fn forget_files(connection: &Connection, last: i64) -> rusqlite::Result<()> {
     if let Some(beyond) = beyond {
         connection.prepare_cached(forget)?.execute([beyond])?;
     }
+    Ok(())
+}
+
+fn keep_recorded(connection: &Connection, resources: Option<&str>) -> rusqlite::Result<()> {
+    let Some(resources) = resources else { return Ok(()) };
+    connection.execute("INSERT OR REPLACE INTO recorded (id, resources) VALUES (1, ?1)", [resources])?;
     Ok(())
 }
 

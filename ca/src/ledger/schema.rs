@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::LedgerError;
 
 /// Step `n` makes version `n + 1` of version `n`. Steps are appended, never changed. Times are seconds since 1970.
-pub(super) const STEPS: [&str; 5] = [
+pub(super) const STEPS: [&str; 6] = [
     "
     CREATE TABLE tokens (
         id TEXT PRIMARY KEY,
@@ -94,6 +94,10 @@ pub(super) const STEPS: [&str; 5] = [
     CREATE INDEX changes_by_audit ON changes (audit);
     CREATE INDEX audit_by_outcome ON audit (outcome, id);
     CREATE INDEX issued_by_time ON issued (issued_at);
+",
+    // The resources that the audit knows of, in JSON: what differs at the next start was nobody's order.
+    "
+    CREATE TABLE recorded (id INTEGER PRIMARY KEY CHECK (id = 1), resources TEXT NOT NULL) STRICT;
 ",
 ];
 

@@ -194,9 +194,15 @@ fn changes_have_versions_and_keep_their_files_for_so_long() {
         [FileChange { file: "a.toml".into(), before: None, after }]
     };
     let done = line("apply a", Outcome::Granted);
-    assert_eq!(ledger.record_change(&done, "Service shop/a created", &files("1")).expect("recorded"), 1);
+    assert_eq!(
+        ledger.record_change(&done, "Service shop/a created", &files("1"), None).expect("recorded"),
+        1
+    );
     ledger.audit(&line("delete token x", Outcome::Granted)).expect("recorded");
-    assert_eq!(ledger.record_change(&done, "Service shop/a changed", &files("2")).expect("recorded"), 2);
+    assert_eq!(
+        ledger.record_change(&done, "Service shop/a changed", &files("2"), None).expect("recorded"),
+        2
+    );
     let changes = ledger.changes_since(1).expect("changes");
     assert_eq!(changes.iter().map(|change| change.version).collect::<Vec<_>>(), [2, 1]);
     assert_eq!((changes[0].who.as_str(), changes[0].files.as_deref()), ("h1", Some(&files("2")[..])));
@@ -220,7 +226,7 @@ fn changes_have_versions_and_keep_their_files_for_so_long() {
     for version in [3, 4] {
         ledger.lock().execute(insert, rusqlite::params![version, VERSION_BYTES_KEPT / 2]).expect("inserted");
     }
-    assert_eq!(ledger.record_change(&done, "one more", &files("3")).expect("recorded"), 5);
+    assert_eq!(ledger.record_change(&done, "one more", &files("3"), None).expect("recorded"), 5);
     let kept = |version: i64| {
         let changes = ledger.changes_since(version).expect("changes");
         changes.last().expect("a change").files.is_some()
@@ -230,7 +236,7 @@ fn changes_have_versions_and_keep_their_files_for_so_long() {
         .lock()
         .execute("UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'changes'", [VERSIONS_KEPT + 4])
         .expect("moved");
-    let last = ledger.record_change(&done, "much later", &files("4")).expect("recorded");
+    let last = ledger.record_change(&done, "much later", &files("4"), None).expect("recorded");
     assert_eq!((last, kept(5), kept(last)), (VERSIONS_KEPT + 5, false, true));
     assert_eq!(ledger.changes(100).expect("changes").len(), 6);
 }

@@ -49,8 +49,7 @@ impl CaService {
         if entries.is_empty() {
             return Ok(None);
         }
-        if let Some(kept) = self.ledger.signed_list()?
-            && let Ok(read) = Revoked::read(&kept, &self.roots())
+        if let Some((kept, read)) = self.kept_list()?
             && read.iter().collect::<BTreeSet<_>>() == entries.iter().map(|(serial, _)| &**serial).collect()
         {
             return Ok(Some(kept));
@@ -58,5 +57,15 @@ impl CaService {
         let signed = self.authority().sign_revocations(&entries, now)?;
         self.ledger.keep_signed_list(&signed)?;
         Ok(Some(signed))
+    }
+
+    /// The list that was signed last, if members would take it still: what they are told where none can be signed.
+    pub fn kept_revocation_list(&self) -> Result<Option<String>, Refusal> {
+        Ok(self.kept_list()?.map(|(kept, _)| kept))
+    }
+
+    fn kept_list(&self) -> Result<Option<(String, Revoked)>, Refusal> {
+        let kept = self.ledger.signed_list()?;
+        Ok(kept.and_then(|kept| Some((kept.clone(), Revoked::read(&kept, &self.roots()).ok()?))))
     }
 }

@@ -75,6 +75,13 @@ impl CaService {
                 ));
             }
         }
+        if !authority.signs_revocations() {
+            ending.push(
+                "the intermediate may not sign lists of revoked certificates (keyUsage cRLSign), and none can be revoked: \
+                 `baremesh ca csr`, or `baremesh ca rotate --root`"
+                    .to_owned(),
+            );
+        }
         if left(authority.issuing_not_after()) < INTERMEDIATE_NEAR {
             let end = in_words(left(authority.issuing_not_after()));
             ending.push(format!(

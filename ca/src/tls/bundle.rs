@@ -1,6 +1,7 @@
 //! The roots that a member trusts, the trust domain whose identities they vouch for, and the certificates under them
 //! that are revoked.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,12 +15,24 @@ use crate::revocation::Revoked;
 /// The most roots in one bundle: the one in force, and a few while roots are replaced.
 pub const MAX_ROOTS: usize = 8;
 
+/// The most other trust domains whose roots go with a bundle.
+pub const MAX_FEDERATED: usize = 16;
+
+/// The roots of other trust domains. Each vouches for identities of its own domain alone.
+pub type FederatedRoots = BTreeMap<TrustDomain, Vec<CertificateDer<'static>>>;
+
 /// Why certificates cannot serve as roots.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BundleError {
     /// None, or too many.
     #[error("a trust bundle has 1 to {MAX_ROOTS} root certificates in PEM, not {0}")]
     Count(usize),
+    /// More than there may be.
+    #[error("{0} trust domains are federated, and {MAX_FEDERATED} at most may be")]
+    TooManyFederated(usize),
+    /// One's own roots are not somebody else's to give.
+    #[error("{0} is the trust domain of this mesh: nobody else's roots vouch for it")]
+    FederatedSelf(TrustDomain),
     /// Not usable as a trust anchor.
     #[error("a root certificate cannot be used as a trust anchor: {0}")]
     Root(String),
@@ -32,6 +45,14 @@ pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
     revoked: Arc<Revoked>,
+    federated: Arc<BTreeMap<TrustDomain, Roots>>,
+}
+
+/// The roots of another trust domain.
+#[derive(Clone)]
+struct Roots {
+    certificates: Vec<CertificateDer<'static>>,
+    anchors: Vec<TrustAnchor<'static>>,
 }
 
 impl TrustBundle {
@@ -40,17 +61,42 @@ impl TrustBundle {
         if roots.is_empty() || roots.len() > MAX_ROOTS {
             return Err(BundleError::Count(roots.len()));
         }
-        let anchors = roots
-            .iter()
-            .map(|root| anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned()))
-            .collect::<Result<_, _>>()
-            .map_err(|error| BundleError::Root(error.to_string()))?;
-        Ok(Self { trust_domain, roots, anchors, revoked: Arc::default() })
+        let anchors = anchors_of(&roots)?;
+        Ok(Self { trust_domain, roots, anchors, revoked: Arc::default(), federated: Arc::default() })
     }
 
     /// The same roots, with these certificates refused.
     pub fn refusing(&self, revoked: Revoked) -> Self {
         Self { revoked: Arc::new(revoked), ..self.clone() }
+    }
+
+    /// The same roots, and those of other trust domains, instead of the ones that there were.
+    pub fn with_federated(&self, federated: FederatedRoots) -> Result<Self, BundleError> {
+        if federated.len() > MAX_FEDERATED {
+            return Err(BundleError::TooManyFederated(federated.len()));
+        }
+        let read = |(domain, certificates): (TrustDomain, Vec<CertificateDer<'static>>)| {
+            if domain == self.trust_domain {
+                return Err(BundleError::FederatedSelf(domain));
+            }
+            if certificates.is_empty() || certificates.len() > MAX_ROOTS {
+                return Err(BundleError::Count(certificates.len()));
+            }
+            let anchors = anchors_of(&certificates)?;
+            Ok((domain, Roots { certificates, anchors }))
+        };
+        let federated = federated.into_iter().map(read).collect::<Result<_, _>>()?;
+        Ok(Self { federated: Arc::new(federated), ..self.clone() })
+    }
+
+    /// The other trust domains whose identities are taken.
+    pub fn federated(&self) -> impl ExactSizeIterator<Item = &TrustDomain> {
+        self.federated.keys()
+    }
+
+    /// What vouches for the identities of another trust domain: its own roots, and nothing else.
+    pub(super) fn anchors_of_federated(&self, domain: &TrustDomain) -> Option<&[TrustAnchor<'static>]> {
+        self.federated.get(domain).map(|roots| &roots.anchors[..])
     }
 
     /// The certificates that are refused.
@@ -85,15 +131,27 @@ impl TrustBundle {
 
 impl fmt::Debug for TrustBundle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "TrustBundle({}, {} roots)", self.trust_domain, self.roots.len())
+        let (domain, roots, federated) = (&self.trust_domain, self.roots.len(), self.federated.len());
+        write!(f, "TrustBundle({domain}, {roots} roots, {federated} federated)")
     }
 }
 
 impl PartialEq for TrustBundle {
     fn eq(&self, other: &Self) -> bool {
+        let mut federated = self.federated.iter().zip(other.federated.iter());
+        let same = |((a, ours), (b, theirs)): ((&TrustDomain, &Roots), (&TrustDomain, &Roots))| {
+            a == b && ours.certificates == theirs.certificates
+        };
         (&self.trust_domain, &self.roots, &self.revoked)
             == (&other.trust_domain, &other.roots, &other.revoked)
+            && self.federated.len() == other.federated.len()
+            && federated.all(same)
     }
 }
 
 impl Eq for TrustBundle {}
+
+fn anchors_of(roots: &[CertificateDer<'static>]) -> Result<Vec<TrustAnchor<'static>>, BundleError> {
+    let anchors = roots.iter().map(|root| anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned()));
+    anchors.collect::<Result<_, _>>().map_err(|error| BundleError::Root(error.to_string()))
+}

@@ -1,6 +1,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use baremesh_model::identity::Identity;
+use baremesh_model::name::TrustDomain;
 use rcgen::BasicConstraints::Unconstrained;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose};
 use rustls::{ClientConfig, ProtocolVersion, ServerConfig};
@@ -99,6 +101,70 @@ async fn what_is_revoked_is_refused_on_both_sides() {
     check_refused_on_both_sides(&revoked, &trust, &web, "was revoked").await;
     let met = meet(caller(&web, trust.clone(), Expected::Anyone), listener(&web, trust)).await;
     assert_eq!((met.client, met.server), (Ok(()), Ok(Some(web.identity.to_string()))));
+}
+
+/// The roots of a federated trust domain vouch for services of that domain, and for nobody else.
+#[tokio::test]
+async fn a_federated_root_vouches_for_services_of_its_own_domain_alone() {
+    let place = Place::new();
+    let authority = place.authority();
+    let (partner, third) = (Forger::new("partner", Unconstrained), Forger::new("third", Unconstrained));
+    let domain = |name: &str| TrustDomain::new(name).expect("a domain");
+    let federated = [("partner.test", &partner), ("third.test", &third)];
+    let federated = federated.map(|(name, forger)| (domain(name), vec![forger.root.clone()]));
+    let ours = bundle(&authority);
+    let trust = Arc::new(ours.with_federated(federated.into()).expect("a bundle"));
+    let web = issue(&authority, &identity("ns/shop/sa/web"), now());
+    let leaf = |forger: &Forger, name: &str| forger.leaf(&[&format!("spiffe://{name}")], |_| ());
+
+    let clerk = leaf(&partner, "partner.test/ns/shop/sa/clerk");
+    let met = meet(caller(&clerk, trust.clone(), Expected::Anyone), listener(&web, trust.clone())).await;
+    assert_eq!(met.server, Ok(Some("spiffe://partner.test/ns/shop/sa/clerk".to_owned())));
+    let exactly = Identity::parse("spiffe://partner.test/ns/shop/sa/clerk").expect("an identity");
+    let expecting = caller(&web, trust.clone(), Expected::exactly(exactly));
+    assert_eq!(meet(expecting, listener(&clerk, trust.clone())).await.client, Ok(()));
+
+    let not_ours = "does not chain to a root";
+    for (bad, reason) in [
+        (leaf(&partner, "mesh.test/ns/shop/sa/web"), not_ours),
+        (leaf(&partner, "mesh.test/ns/control/sa/control"), not_ours),
+        (leaf(&partner, "third.test/ns/shop/sa/web"), not_ours),
+        (leaf(&third, "partner.test/ns/shop/sa/clerk"), not_ours),
+        (leaf(&partner, "fourth.test/ns/shop/sa/web"), not_ours),
+        (leaf(&partner, "partner.test/ns/control/sa/control"), "no service of its mesh"),
+        (leaf(&partner, "partner.test/ns/nodes/sa/h1"), "no service of its mesh"),
+        (leaf(&partner, "partner.test/ns/operators/sa/ann"), "no service of its mesh"),
+    ] {
+        check_refused_on_both_sides(&bad, &trust, &web, reason).await;
+    }
+    let two = ["spiffe://partner.test/ns/shop/sa/clerk", "spiffe://mesh.test/ns/shop/sa/web"];
+    check_refused_on_both_sides(&partner.leaf(&two, |_| ()), &trust, &web, not_ours).await;
+    // Without the federation, and at a control server, it is a stranger.
+    check_client_refused(&clerk, ours, &web, not_ours).await;
+    let shown = single_certificate(web.certified_key().expect("a key"));
+    let met =
+        meet(caller(&clerk, trust.clone(), Expected::Anyone), control_server_config(shown, trust)).await;
+    assert!(met.server.expect_err("refused").contains(not_ours));
+}
+
+#[test]
+fn the_roots_of_others_are_bounded_and_never_those_of_this_mesh() {
+    let place = Place::new();
+    let ours = bundle(&place.authority());
+    let root = Forger::new("partner", Unconstrained).root;
+    let with = |names: &[String], roots: usize| {
+        let domain = |name: &String| TrustDomain::new(name).expect("a domain");
+        let federated = names.iter().map(|name| (domain(name), vec![root.clone(); roots])).collect();
+        ours.with_federated(federated)
+    };
+    let names: Vec<_> = (0..=MAX_FEDERATED).map(|number| format!("d{number}.test")).collect();
+    assert_eq!(with(&names[1..], 1).expect("a bundle").federated().len(), MAX_FEDERATED);
+    assert_eq!(with(&names, 1), Err(BundleError::TooManyFederated(MAX_FEDERATED + 1)));
+    assert_eq!(with(&names[..1], 0), Err(BundleError::Count(0)));
+    assert_eq!(with(&names[..1], MAX_ROOTS + 1), Err(BundleError::Count(MAX_ROOTS + 1)));
+    assert!(matches!(with(&["mesh.test".to_owned()], 1), Err(BundleError::FederatedSelf(_))));
+    let (one, other) = (with(&names[..1], 1).expect("a bundle"), with(&names[..1], 2).expect("a bundle"));
+    assert!(one == one.clone() && one != other && one != *ours);
 }
 
 /// A listener refuses this client, for this reason.

@@ -41,6 +41,9 @@ pub enum PeerError {
         /// Whose peers are taken.
         expected: TrustDomain,
     },
+    /// What another mesh keeps for itself: its control server, its nodes, its operators.
+    #[error("the peer shows {0}, which is no service of its mesh: those are for its own control server only")]
+    FederatedReserved(Identity),
     /// A member of the mesh, but not the one that was called.
     #[error(
         "the peer is {found}, not {expected}: does another service, or another agent, answer at this address?"
@@ -175,6 +178,9 @@ impl PeerVerifier {
         purpose: Purpose,
         now: UnixTime,
     ) -> Result<Identity, Error> {
+        if let Some(anchors) = self.anchors_of_stranger(leaf) {
+            return self.verify_federated(verify_chain(leaf, intermediates, anchors, purpose, now)?);
+        }
         let found = verify_chain(leaf, intermediates, self.bundle.anchors(), purpose, now)?;
         if found.trust_domain() != self.bundle.trust_domain() {
             let expected = self.bundle.trust_domain().clone();
@@ -185,6 +191,29 @@ impl PeerVerifier {
         if !revoked.is_empty() && revoked.contains(&serial(leaf).map_err(PeerError::from)?) {
             return Err(PeerError::Revoked(found).into());
         }
+        Ok(found)
+    }
+}
+
+impl PeerVerifier {
+    /// What vouches for a leaf that claims an identity of a federated trust domain. The roots are chosen by what it claims,
+    /// and then have to prove it: no domain's roots are asked about another one's identities. The control server takes
+    /// members of its own mesh alone.
+    fn anchors_of_stranger(&self, leaf: &CertificateDer<'_>) -> Option<&[TrustAnchor<'static>]> {
+        if self.listener == Listener::Control || self.bundle.federated().len() == 0 {
+            return None;
+        }
+        let (claimed, _) = identity_and_purposes(leaf).ok()?;
+        self.bundle.anchors_of_federated(claimed.trust_domain())
+    }
+
+    /// Checks what is left to check of an identity that its own domain's roots vouch for. That domain's list of revoked
+    /// certificates is not known here, and this mesh's says nothing of its serial numbers.
+    fn verify_federated(&self, found: Identity) -> Result<Identity, Error> {
+        if found.is_reserved() && found.as_host().is_none() {
+            return Err(PeerError::FederatedReserved(found).into());
+        }
+        self.expected.check(&found)?;
         Ok(found)
     }
 }

@@ -53,6 +53,7 @@ pub(super) enum Verb {
     RevokedCertificates,
     RevokeCertificates,
     Authority,
+    Bundle,
     Rotate,
     RequestChain,
     InstallChain,
@@ -92,7 +93,7 @@ pub(super) static OF_HOSTS: [Endpoint<HostCall>; 5] = [
 ];
 
 /// The orders of operators, at the socket, and below `ORDERS_PATH` at the server's port.
-pub(super) static OF_OPERATORS: [Endpoint<Verb>; 26] = [
+pub(super) static OF_OPERATORS: [Endpoint<Verb>; 27] = [
     of(Method::GET, "/status", VIEW, Verb::Status),
     of(Method::GET, "/resources", VIEW, Verb::Resources),
     of(Method::POST, "/analyze", VIEW, Verb::Analyze),
@@ -100,6 +101,7 @@ pub(super) static OF_OPERATORS: [Endpoint<Verb>; 26] = [
     of(Method::GET, "/versions", VIEW, Verb::Versions),
     of(Method::GET, "/certificates/revoked", VIEW, Verb::RevokedCertificates),
     of(Method::GET, "/ca", VIEW, Verb::Authority),
+    of(Method::GET, "/ca/bundle", VIEW, Verb::Bundle),
     of(Method::GET, "/mtls", VIEW, Verb::Mtls),
     of(Method::POST, "/simulate", VIEW, Verb::Simulate),
     of(Method::POST, "/apply", CHANGE, Verb::Apply),

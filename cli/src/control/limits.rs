@@ -55,6 +55,8 @@ const JOINS_A_MINUTE: u32 = 120;
 const ORDERS_A_MINUTE: u32 = 300;
 /// Orders from afar that are worked on at once: each may hold a file of the largest size.
 const MAX_ORDERS: usize = 8;
+/// Of those, the ones of one operator: whoever sends slowly leaves room for the others.
+const MAX_ORDERS_OF_OPERATOR: usize = 2;
 /// Hosts or addresses that rates are remembered of.
 const MAX_RATES: usize = 32_768;
 
@@ -65,6 +67,7 @@ pub(super) struct Limits {
     pub(super) calls: Semaphore,
     pub(super) orders: Semaphore,
     pub(super) ordering: Rates<Label>,
+    operators: Places<Label>,
     pub(super) issuing: Rates<Label>,
     pub(super) following: Rates<Label>,
     pub(super) showing: Rates<Label>,
@@ -82,6 +85,7 @@ impl Default for Limits {
             calls: Semaphore::new(MAX_CALLS),
             orders: Semaphore::new(MAX_ORDERS),
             ordering: Rates::new(ORDERS_A_MINUTE),
+            operators: Places::new(MAX_ORDERS_OF_OPERATOR),
             issuing: Rates::new(ISSUING_A_MINUTE),
             following: Rates::new(FOLLOWING_A_MINUTE),
             showing: Rates::new(SHOWING_A_MINUTE),
@@ -97,6 +101,11 @@ impl Limits {
     /// A place for one more connection of a host, if it has one left.
     pub(super) fn place(&self, host: &Label) -> Option<Place<Label>> {
         self.hosts.take(host.clone())
+    }
+
+    /// A place for one more order of an operator, if it has one left.
+    pub(super) fn order_place(&self, operator: &Label) -> Option<Place<Label>> {
+        self.operators.take(operator.clone())
     }
 
     /// A place for one more connection of somebody unknown, if the network has one left.
@@ -227,6 +236,17 @@ mod tests {
         assert!(limits.place(&host).is_some());
         drop(places);
         assert!(limits.hosts.taken.lock().expect("a lock").is_empty());
+    }
+
+    #[test]
+    fn one_operator_leaves_room_for_the_orders_of_others() {
+        let limits = Limits::default();
+        let name = |text| Label::new(text).expect("a label");
+        let held: Vec<_> = (0..MAX_ORDERS).map_while(|_| limits.order_place(&name("ann"))).collect();
+        assert!(held.len() < MAX_ORDERS);
+        assert!(limits.order_place(&name("ann")).is_none() && limits.order_place(&name("bob")).is_some());
+        drop(held);
+        assert!(limits.order_place(&name("ann")).is_some());
     }
 
     #[test]

@@ -17,13 +17,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::Server;
 use super::endpoints::{Access, Endpoint, Verb};
 use super::report::{
     Fault, HostReport, HostStatus, RegistrationStatus, StatusReport, TokenAnswer, TokenOrder, TokenReport,
 };
 use super::socket::Denial;
 use super::who::Who;
+use super::{Server, trust};
 use crate::output::{in_words, to_unix};
 
 /// The audit, as it is read.
@@ -41,7 +41,7 @@ mod operators;
 /// Taking changes back.
 mod rollback;
 
-pub(super) use change::note_changes_by_hand;
+pub(super) use change::{note_changes_by_hand, note_found_at_start};
 
 /// An order as it came.
 pub(super) struct Order<'a> {
@@ -90,6 +90,7 @@ pub(super) async fn carry_out(server: Arc<Server>, order: Order<'_>) -> Result<V
         Verb::RevokedCertificates => blocking(server, certificates::revoked).await,
         Verb::RevokeCertificates => certificates::revoke(server, read(&body)?, who).await,
         Verb::Authority => blocking(server, authority::show).await,
+        Verb::Bundle => blocking(server, authority::bundle).await,
         Verb::Rotate => authority::rotate(server, read(&body)?, who.to_string()).await,
         Verb::RequestChain => {
             blocking(server, move |server| authority::request(server, &who.to_string())).await
@@ -306,7 +307,7 @@ fn status(server: &Server) -> Result<Value, Denial> {
         certificate_not_after: to_unix(server.certificate.not_after()),
         resources: in_force.loaded.places.len(),
         resources_refused: unread.or(in_force.refused),
-        warnings: server.ca.ending(SystemTime::now()),
+        warnings: trust::warnings(server),
         alarm: server.control.alarm().map(|alarm| {
             let since = in_words(alarm.since.elapsed());
             format!(

@@ -42,8 +42,8 @@ pub(super) async fn handle(
         return send(&mut respond, too_many());
     }
     // Known before a byte of the body is read.
-    let who = match admit(server, caller).await {
-        Ok(record) => Who::from(record),
+    let record = match admit(server, caller).await {
+        Ok(record) => record,
         Err(refusal) => {
             note_refusal(server, caller, &format!("{} {}", head.method, head.uri.path()), &refusal).await;
             let told = refusal.to_string();
@@ -55,7 +55,11 @@ pub(super) async fn handle(
     let Some((endpoint, name)) = find(&OF_OPERATORS, &head.method, target) else {
         return send(&mut respond, denied(&Denial::no_such_order()));
     };
-    // Each holds a whole body: so many at once and no more, whoever sends them.
+    // Each holds a whole body: so many at once and no more, of one operator and of all.
+    let Some(_place) = server.limits.order_place(&record.name) else {
+        return send(&mut respond, too_many());
+    };
+    let who = Who::from(record);
     let Ok(_permit) = server.limits.orders.acquire().await else { return };
     let body = match timeout(BODY_TIMEOUT, collect(body, MAX_ORDER)).await {
         Ok(Some(body)) if body.len() <= MAX_ORDER => body,

@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+mod authority;
 mod operators;
 
+pub use authority::{AuthorityReport, BundleAnswer, FederatedReport, RootReport};
 pub use operators::{
     AuditReport, FlowReport, FlowsReport, OperatorAnswer, OperatorOrder, OperatorReport, RollbackRequest,
     VersionReport,
@@ -272,32 +274,6 @@ pub struct DropOrder {
     /// Whether certificates in use may be cut off.
     #[serde(default)]
     pub force: bool,
-}
-
-/// `GET /ca`, and the answer to `POST /ca/rotate`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct AuthorityReport {
-    /// The roots that members trust, the one that signs first.
-    pub roots: Vec<RootReport>,
-    /// Seconds since 1970 until which the intermediate is valid.
-    pub intermediate_not_after: u64,
-    /// Seconds since 1970 at which the next root signs at the latest, where there is one.
-    pub switches_by: Option<u64>,
-}
-
-/// One root.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RootReport {
-    /// The SHA-256 of its certificate, in hexadecimal.
-    pub fingerprint: String,
-    /// `signs`, `next` or `before`.
-    pub standing: String,
-    /// Seconds since 1970 until which it is valid.
-    pub not_after: u64,
-    /// Of one of before: how many certificates in use lead to it.
-    pub in_use: Option<usize>,
 }
 
 /// `GET /status`.

@@ -1,10 +1,12 @@
 //! Reading and changing a directory of resources, as the administration socket and the command line both do it, and
 //! what they tell of it.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use baremesh_model::mesh::{Kind, ResourceId};
 use baremesh_model::name::TrustDomain;
+use baremesh_model::service::Service;
 use baremesh_registry::analysis::{self, Subject};
 use baremesh_registry::control::server::MAX_RESOURCE;
 use baremesh_registry::diagnostic::{Code, Diagnostic};
@@ -88,6 +90,7 @@ pub fn apply(
             return Err(Refused(faults));
         }
     }
+    refuse_taken(directory, request, &name, &beside)?;
     let applied = match Mode::of_dry_run(request.dry_run) {
         Mode::DryRun => directory.plan(&request.text, &name)?,
         Mode::Change => directory.apply(&request.text, &name)?,
@@ -99,6 +102,52 @@ pub fn apply(
     let found = analysis::analyze(resulting, &[]).into_iter().filter(is_about);
     warnings.extend(found.map(Diagnostic::into_warning));
     Ok(Made { report: report_of(&changes, &warnings), changes })
+}
+
+/// Refuses services that state a virtual address which another one was assigned. Written, such a set could not come into
+/// force, and neither could any other change until somebody takes it back.
+fn refuse_taken(
+    directory: &ResourceDirectory,
+    request: &ApplyRequest,
+    name: &str,
+    beside: &Beside<'_>,
+) -> Result<(), Refused> {
+    let stated: Vec<_> = parsed(request).resources.into_iter().filter_map(stating).collect();
+    if stated.is_empty() {
+        return Ok(());
+    }
+    let resulting: Vec<_> =
+        directory.plan(&request.text, name)?.resulting.into_iter().filter_map(stating).collect();
+    let assigned = beside.registered.iter().cloned().filter_map(stating);
+    // What states its own addresses is held against the others of the set when that is read.
+    let assigned: Vec<_> =
+        assigned.filter(|(_, other)| resulting.iter().all(|(_, stating)| stating.key != other.key)).collect();
+    let faults = stated.iter().flat_map(|(origin, service)| {
+        let taken = |address: &IpAddr| {
+            let (_, other) = assigned
+                .iter()
+                .find(|(_, other)| other.key != service.key && other.addresses.contains(address))?;
+            let message =
+                format!("the virtual address {address} is assigned to Service {} already", other.key);
+            let id = ResourceId { kind: Kind::Service, key: service.key.clone() };
+            Some(
+                Diagnostic::at_origin(origin, Code::Conflict, message)
+                    .with_resource(Some(id))
+                    .with_help("choose another in `addresses`, or leave it out: one is assigned"),
+            )
+        };
+        service.addresses.iter().filter_map(taken).collect::<Vec<_>>()
+    });
+    let faults: Vec<_> = faults.collect();
+    if faults.is_empty() { Ok(()) } else { Err(Refused(faults)) }
+}
+
+/// A service that has addresses of its own choice, or of the mesh's where it is one that is published.
+fn stating(located: Located<Resource>) -> Option<(Origin, Service)> {
+    match located.value {
+        Resource::Service(service) if !service.addresses.is_empty() => Some((located.origin, *service)),
+        _ => None,
+    }
 }
 
 /// Analyses what a directory holds, with texts put over it.

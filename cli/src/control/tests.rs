@@ -38,6 +38,8 @@ use super::*;
 mod hosts;
 /// What operators may do.
 mod operators;
+/// What a start finds.
+mod recovery;
 /// What they may do from other machines, and who may not.
 mod remote;
 
@@ -82,6 +84,8 @@ impl Host {
         ControlConfig {
             directories: self.directories(),
             listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
+            ca_passphrase: None,
+            federation_allow: Vec::new(),
             workload_lifetime: Duration::from_secs(3600),
             node_lifetime: Duration::from_secs(7200),
             lease: LEASE,

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use baremesh_ca::service::Refusal;
 use baremesh_ca::tls::{TrustBundle, control_server_config};
 use baremesh_registry::control::{REVOKED, ROOTS, STATEMENT_PEM};
 use serde_json::json;
@@ -30,18 +31,37 @@ pub(super) fn acceptor(certificate: &Arc<OwnCertificate>, bundle: TrustBundle) -
 /// Tells every agent what is trusted and what is revoked now. What is the same as before reaches nobody. One at a time: what
 /// was asked for first must not be said last. The roots are said even where the list cannot be signed.
 pub(super) async fn publish(server: &Arc<Server>) -> anyhow::Result<()> {
+    tell(server).await?.context("the list of revoked certificates cannot be signed")
+}
+
+/// Says what holds when the server starts. That no list can be signed does not keep it from serving: the one of before goes
+/// on.
+pub(super) async fn begin(server: &Arc<Server>) -> anyhow::Result<()> {
+    if let Err(error) = tell(server).await? {
+        tracing::error!(%error, "the list of revoked certificates cannot be signed: what is revoked from now on is taken by agents all the same");
+    }
+    Ok(())
+}
+
+/// Tells agents what is trusted, and which list is in force; the error within is about the list alone.
+async fn tell(server: &Arc<Server>) -> anyhow::Result<Result<(), Refusal>> {
     let _turn = server.publishing.lock().await;
     let ca = server.ca.clone();
-    let asking = move || anyhow::Ok((ca.bundle()?, ca.revocation_list(SystemTime::now())));
-    let (bundle, list) = tokio::task::spawn_blocking(asking).await??;
+    let asking = move || {
+        let (list, failed) = match ca.revocation_list(SystemTime::now()) {
+            Ok(list) => (list, Ok(())),
+            Err(error) => (ca.kept_revocation_list()?, Err(error)),
+        };
+        anyhow::Ok((ca.bundle()?, list, failed))
+    };
+    let (bundle, list, failed) = tokio::task::spawn_blocking(asking).await??;
     let roots = json!({ STATEMENT_PEM: bundle.to_pem() });
     // Who shows what is signed under a root is taken before anybody is told that there is such a root.
     server.tls.send_replace(acceptor(&server.certificate, bundle));
     server.control.say(ROOTS, Some(roots)).await?;
-    let list = list.context("the list of revoked certificates cannot be signed")?;
     server.control.say(REVOKED, list.map(|list| json!({ STATEMENT_PEM: list }))).await?;
     server.told.store(server.control.state_version(), Ordering::SeqCst);
-    Ok(())
+    Ok(failed)
 }
 
 /// Keeps the list to what has not ended, and has the next root sign when its time has come, for as long as the server
@@ -56,7 +76,7 @@ pub(super) async fn keep(server: Arc<Server>) {
         }
         if reminded.elapsed() >= REMIND {
             reminded = Instant::now();
-            server.ca.ending(SystemTime::now()).iter().for_each(|warning| tracing::warn!("{warning}"));
+            warnings(&server).iter().for_each(|warning| tracing::warn!("{warning}"));
         }
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
@@ -65,6 +85,12 @@ pub(super) async fn keep(server: Arc<Server>) {
             }
         }
     }
+}
+
+/// What of the authority, and of federated ones, an operator ought to look at.
+pub(super) fn warnings(server: &Server) -> Vec<String> {
+    let now = SystemTime::now();
+    server.ca.ending(now).into_iter().chain(server.federation.warnings(now)).collect()
 }
 
 async fn switch_if_due(server: &Arc<Server>) -> anyhow::Result<()> {

@@ -2,14 +2,20 @@
 
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
-use clap::{Args, Subcommand};
+use anyhow::{Context, bail};
+use baremesh_ca::authority::{AuthorityError, change_passphrase};
+use baremesh_ca::seal::Passphrase;
+use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
 use serde_json::{Value, json};
 
 use super::server::Remote;
-use super::{Global, block_on, values};
-use crate::control::report::{AuthorityReport, ChainOrder, DropOrder, Replaced, RequestAnswer, RotateOrder};
+use super::{Global, block_on, passphrase, values};
+use crate::control::lock;
+use crate::control::report::{
+    AuthorityReport, BundleAnswer, ChainOrder, DropOrder, FederatedReport, Replaced, RequestAnswer,
+    RotateOrder,
+};
 use crate::output::{Output, relative, remark, say, say_json, table};
 
 /// Show what signs the mesh's certificates, and replace it, on the control host
@@ -30,7 +36,10 @@ enum CaVerb {
     /// here
     Csr,
     InstallChain(InstallChain),
+    Bundle(Bundle),
     DropRoot(DropRoot),
+    Seal(Seal),
+    Unseal(Unseal),
 }
 
 /// Take the certificate that was signed for the request of `ca csr`, with its issuers
@@ -66,6 +75,47 @@ struct Rotate {
     within: Option<Duration>,
 }
 
+/// Print the roots of this trust domain, for another one that is to take its members
+#[derive(Debug, Args)]
+struct Bundle {
+    /// `pem`, or `spiffe` for a bundle as SPIFFE Federation serves it
+    #[arg(long, value_enum, default_value_t = BundleFormat::Pem)]
+    format: BundleFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BundleFormat {
+    Pem,
+    Spiffe,
+}
+
+const ABOUT_SEALING: &str = "\
+On the control host, while the control server is stopped. From then on it needs the passphrase to start: `baremesh control
+--ca-passphrase-file FILE`, or the credential `ca-passphrase` of systemd. Keys that it makes later are sealed by it, too.
+
+The files are PKCS#8 (PBES2, scrypt, AES-256), which `openssl pkcs8 -in root.key` opens. Who loses the passphrase loses the
+authority. A change that was cut short is done again in the same way.";
+
+/// Seal the authority's keys by a passphrase, or by another one than before
+#[derive(Debug, Args)]
+#[command(after_help = ABOUT_SEALING)]
+struct Seal {
+    /// A file with the passphrase (one line, 12 bytes at least, mode 0600); `-` is the standard input
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: String,
+    /// The one that seals them now, where they are sealed
+    #[arg(long, value_name = "FILE")]
+    old_passphrase_file: Option<String>,
+}
+
+/// Leave the authority's keys unsealed, for their owner alone to read
+#[derive(Debug, Args)]
+struct Unseal {
+    /// A file with the passphrase that seals them now; `-` is the standard input
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: String,
+}
+
 /// Trust a root no more: one of before, or one that is to sign next
 #[derive(Debug, Args)]
 struct DropRoot {
@@ -99,6 +149,23 @@ impl Ca {
                 let order = ChainOrder { chain, within_seconds: within.map(|within| within.as_secs()) };
                 shown(&block_on(server.post("/ca/chain", &order))?, global.output)
             }
+            Some(CaVerb::Bundle(Bundle { format })) => {
+                let answer: BundleAnswer = block_on(server.ask(Method::GET, "/ca/bundle"))?;
+                match (global.output, format) {
+                    (Output::Json, _) => say_json(&answer),
+                    (_, BundleFormat::Pem) => say(answer.pem.trim_end()),
+                    (_, BundleFormat::Spiffe) => say(answer.spiffe),
+                }
+            }
+            Some(CaVerb::Seal(Seal { passphrase_file, old_passphrase_file })) => {
+                let old = old_passphrase_file.map(|file| passphrase::read(&file)).transpose()?;
+                let sealed = change(global, old.as_ref(), Some(&passphrase::read(&passphrase_file)?))?;
+                changed(global.output, sealed, "sealed")
+            }
+            Some(CaVerb::Unseal(Unseal { passphrase_file })) => {
+                let unsealed = change(global, Some(&passphrase::read(&passphrase_file)?), None)?;
+                changed(global.output, unsealed, "unsealed")
+            }
             Some(CaVerb::DropRoot(DropRoot { fingerprint, force })) => {
                 let answer: Value =
                     block_on(server.post("/ca/drop-root", &DropOrder { fingerprint, force }))?;
@@ -111,6 +178,30 @@ impl Ca {
                 }
             }
         }
+    }
+}
+
+/// Changes what seals the keys of this host's authority.
+fn change(global: &Global, from: Option<&Passphrase>, to: Option<&Passphrase>) -> anyhow::Result<usize> {
+    let directories = global.directories();
+    // The server has the passphrase in its memory, and would go on to seal by it.
+    let _lock = lock(&directories.state).context("stop the control server first")?;
+    match change_passphrase(&directories.authority(), from, to) {
+        Err(AuthorityError::Sealed(path)) => {
+            bail!(
+                "{} is sealed by another passphrase: give that one with `--old-passphrase-file`",
+                path.display()
+            )
+        }
+        other => Ok(other?),
+    }
+}
+
+fn changed(output: Output, count: usize, how: &str) -> anyhow::Result<()> {
+    match output {
+        Output::Json => say_json(&json!({ how: count })),
+        _ if count == 0 => say(format_args!("the authority's keys are {how} already")),
+        _ => say(format_args!("{how}: {count} keys of the authority")),
     }
 }
 
@@ -138,6 +229,22 @@ fn shown(report: &AuthorityReport, output: Output) -> anyhow::Result<()> {
         "no root",
     ))?;
     say(format_args!("\nThe intermediate ends {}.", relative(report.intermediate_not_after, now)))?;
+    if !report.federated.is_empty() {
+        let row = |one: &FederatedReport| {
+            let short: Vec<_> = one.roots.iter().filter_map(|root| root.get(..8)).collect();
+            let ends = one.not_after.map_or_else(|| "-".to_owned(), |end| relative(end, now));
+            let read = one.read_at.map_or_else(|| "never".to_owned(), |at| relative(at, now));
+            vec![
+                one.trust_domain.clone(),
+                ends,
+                read,
+                short.join(" "),
+                one.failure.clone().unwrap_or_default(),
+            ]
+        };
+        let rows = report.federated.iter().map(row).collect();
+        say(format_args!("\n{}", table(&["FEDERATED", "ENDS", "READ", "ROOTS", "FAILURE"], rows, "")))?;
+    }
     if let Some(by) = report.switches_by {
         let by = relative(by, now);
         remark(format_args!(

@@ -7,8 +7,9 @@ use anyhow::Context;
 use baremesh_agent::privileges;
 use baremesh_ca::service::{NODE_LIFETIME, WORKLOAD_LIFETIME};
 use clap::Args;
+use ipnet::IpNet;
 
-use super::{Global, logging};
+use super::{Global, logging, passphrase, values};
 use crate::control::{ControlConfig, default_listeners, serve};
 
 const LONG_ABOUT: &str = "\
@@ -28,6 +29,14 @@ pub struct Control {
     /// Where hosts reach it; can be given several times [default: 0.0.0.0:15012 and [::]:15012]
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Vec<SocketAddr>,
+    /// The passphrase that seals the authority's keys, in a file of mode 0600; `-`: the standard input [default: what systemd
+    /// hands over as the credential `ca-passphrase`]
+    #[arg(long, value_name = "FILE")]
+    ca_passphrase_file: Option<String>,
+    /// An address or CIDR block of this host or its link at which roots of other trust domains may be fetched all the same;
+    /// can be given several times
+    #[arg(long = "federation-allow", value_name = "ADDRESS|CIDR", value_parser = values::block, hide_short_help = true)]
+    federation_allow: Vec<IpNet>,
     /// How long services' certificates are valid; they are renewed at half of it
     #[arg(long, value_name = "SECONDS", default_value_t = WORKLOAD_LIFETIME.as_secs(), value_parser = clap::value_parser!(u64).range(2..=WORKLOAD_LIFETIME.as_secs()), hide_short_help = true)]
     workload_lifetime: u64,
@@ -45,6 +54,8 @@ impl Control {
         let config = ControlConfig {
             directories: global.directories(),
             listen: if self.listen.is_empty() { default_listeners() } else { self.listen },
+            federation_allow: self.federation_allow,
+            ca_passphrase: passphrase::find(self.ca_passphrase_file.as_deref())?,
             workload_lifetime: Duration::from_secs(self.workload_lifetime),
             node_lifetime: Duration::from_secs(self.node_lifetime),
             lease: Duration::from_secs(self.lease),

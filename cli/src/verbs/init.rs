@@ -9,9 +9,9 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use baremesh_agent::config::Directories;
 use baremesh_agent::machine;
-use baremesh_ca::authority::Authority;
+use baremesh_ca::authority::{Authority, Place, ROOT_KEY};
 use baremesh_ca::client::CONTROL_PORT;
-use baremesh_ca::file::{PUBLIC, write_atomically};
+use baremesh_ca::file::{PUBLIC, SECRET, read_secret, write_atomically};
 use baremesh_ca::ledger::{Ledger, TokenHost};
 use baremesh_ca::service::{CaService, Settings, TOKEN_LIFETIME, TokenRequest};
 use baremesh_ca::token::Token;
@@ -24,9 +24,9 @@ use baremesh_registry::resource::mesh_config_key;
 use clap::Args;
 use serde_json::json;
 
-use super::Global;
 use super::aside::Aside;
 use super::server::Denied;
+use super::{Global, passphrase};
 use crate::control::{DATABASE, make_directory};
 use crate::output::{Output, remark, say, say_json};
 
@@ -36,14 +36,16 @@ beginning (mutual TLS everywhere, nobody is let in without), and a token with wh
 
 Names cannot be changed later without issuing every identity anew; the defaults serve a mesh that stands alone.
 
-The root's key is at STATE-DIR/ca/root.key. It signs an intermediate once a year and can be kept elsewhere meanwhile;
-the control server says in time when it is needed.";
+The root's key is at STATE-DIR/ca/root.key, or where --offline-root says. It signs an intermediate once a year and can be
+kept elsewhere meanwhile; the control server says in time when it is needed.";
 
 const EXAMPLES: &str = "\
 Examples:
   baremesh init
   baremesh init --trust-domain prod.example.com --domain prod.internal --address control.example.com:15012
   baremesh init --ca-cert chain.pem --ca-key ca.key --trust-domain prod.example.com
+  baremesh init --offline-root /media/safe/root.key --ca-passphrase-file /run/keys/passphrase
+  systemd-ask-password | baremesh init --ca-passphrase-file -
   baremesh init --service '*.shop'                      the first token lets its host run anything in `shop`";
 
 /// Make a mesh on this host
@@ -65,6 +67,13 @@ pub struct Init {
     /// The private key of that certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "ca_cert")]
     ca_key: Option<PathBuf>,
+    /// Seal the authority's keys by the passphrase in this file (one line, 12 bytes at least, mode 0600); `-` is the standard
+    /// input. It opens --ca-key as well
+    #[arg(long, value_name = "FILE")]
+    ca_passphrase_file: Option<String>,
+    /// Write the root's key to this file, on another medium for instance, and keep none here
+    #[arg(long, value_name = "FILE", conflicts_with = "ca_cert")]
+    offline_root: Option<PathBuf>,
     /// A service that the first host to join may run; can be given several times, `*` for any run of characters
     #[arg(long = "service", value_name = "NAME[.NAMESPACE]", value_parser = Grant::parse)]
     services: Vec<Grant>,
@@ -86,7 +95,12 @@ impl Init {
         make_directory(&directories.registry(), 0o755)?;
         let aside = Aside::new(&directories.state, ".init-")?;
         let token = self.make_authority(aside.path(), &config)?;
-        self.move_into_place(&directories, aside.path(), &texts)?;
+        let offline = self.take_root_away(aside.path())?;
+        if let Err(error) = self.move_into_place(&directories, aside.path(), &texts) {
+            // The key of a mesh that never was.
+            offline.iter().for_each(|path| _ = fs::remove_file(path));
+            return Err(error);
+        }
         let address = self.address.unwrap_or_else(|| format!("{}:{CONTROL_PORT}", machine::name()));
         match global.output {
             Output::Json => say_json(&json!({
@@ -95,7 +109,10 @@ impl Init {
                 "address": address,
                 "token": token.reveal(),
             })),
-            _ => say_next(&directories, &config, (&address, &token)),
+            _ => {
+                let root = offline.unwrap_or_else(|| directories.authority().join(ROOT_KEY));
+                say_next(&directories, &config, (&address, &token), &root)
+            }
         }
     }
 
@@ -154,10 +171,11 @@ impl Init {
     /// Makes the authority, the ledger and the first token below `aside`.
     fn make_authority(&self, aside: &Path, config: &MeshConfig) -> anyhow::Result<Token> {
         let now = SystemTime::now();
-        let (directory, domain) = (aside.join("ca"), &config.trust_domain);
+        let passphrase = self.ca_passphrase_file.as_deref().map(passphrase::read).transpose()?;
+        let (place, domain) = (Place::new(&aside.join("ca"), passphrase), &config.trust_domain);
         let authority = match (&self.ca_cert, &self.ca_key) {
-            (Some(certificates), Some(key)) => Authority::adopt(&directory, certificates, key, domain, now)?,
-            _ => Authority::create(&directory, domain, now)?,
+            (Some(certificates), Some(key)) => Authority::adopt(place, certificates, key, domain, now)?,
+            _ => Authority::create(place, domain, now)?,
         };
         let ledger = Ledger::open(&aside.join(DATABASE))?;
         let service = CaService::new(authority, ledger, Settings::default());
@@ -169,6 +187,19 @@ impl Init {
             who: "init".to_owned(),
         };
         Ok(service.create_token(request, now)?)
+    }
+
+    /// Puts the root's key where it is to be kept, and returns where.
+    fn take_root_away(&self, aside: &Path) -> anyhow::Result<Option<PathBuf>> {
+        let Some(path) = &self.offline_root else { return Ok(None) };
+        let key = aside.join("ca").join(ROOT_KEY);
+        // `link` and rename do not reach another medium; a file that is there may be another mesh's.
+        if path.symlink_metadata().is_ok() {
+            bail!("{} is there already: it may be the root's key of another mesh", path.display());
+        }
+        write_atomically(path, &read_secret(&key)?, SECRET)?;
+        fs::remove_file(&key).with_context(|| format!("{} cannot be removed", key.display()))?;
+        Ok(Some(path.clone()))
     }
 
     /// Moves everything into place. The authority makes the mesh exist, so it goes after the resources that it needs;
@@ -268,6 +299,7 @@ fn say_next(
     directories: &Directories,
     config: &MeshConfig,
     (address, token): (&str, &Token),
+    root: &Path,
 ) -> anyhow::Result<()> {
     say(format_args!(
         "The mesh {} is made (services under {}).\n\
@@ -286,7 +318,7 @@ fn say_next(
     ))?;
     remark(format_args!(
         "\nThe root's key is {}: it can be kept in a safe place until it is asked for.\nResources are in {}.",
-        directories.authority().join("root.key").display(),
+        root.display(),
         directories.registry().display()
     ));
     Ok(())

@@ -1,10 +1,12 @@
 //! How values on the command line are read. A message says what was expected; clap adds which option it was for.
 
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
 use baremesh_model::mesh::Kind;
 use baremesh_registry::resource::KINDS;
+use ipnet::IpNet;
 
 /// The longest duration that can be written: a century is a mistake, and sums with it must not overflow.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -23,6 +25,12 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     };
     let seconds = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     seconds.map(Duration::from_secs).filter(|duration| *duration <= LONGEST).ok_or_else(fault)
+}
+
+/// An address, or a block of them.
+pub fn block(text: &str) -> Result<IpNet, String> {
+    let single = |_| text.parse::<IpAddr>().map(IpNet::from);
+    text.parse().or_else(single).map_err(|_| format!("`{text}` is neither an address nor a CIDR block"))
 }
 
 /// A port as callers name it, and the one that the program listens on where it is another.

@@ -75,6 +75,9 @@ impl std::fmt::Display for Origin {
 /// Whether a registration can be an endpoint of a Service that a resource declares. What it does not state is
 /// the Service's.
 pub fn fits_declared(registration: &Registration, service: &Service) -> Result<(), Refusal> {
+    if let Some(identity) = &service.federated {
+        return Err(RegistrationError::Federated(identity.clone()).into());
+    }
     let origin = Origin::Declared(service.key.clone());
     let mut filled = registration.implicit_service();
     if registration.service_account.is_none() {

@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use baremesh_model::health::Health;
-use baremesh_model::identity::RESERVED_NAMESPACES;
+use baremesh_model::identity::{Identity, RESERVED_NAMESPACES};
 use baremesh_model::name::{Key, Label};
 use baremesh_model::service::{Protocol, Service, ServicePort};
 use baremesh_model::workload::{Labels, Locality, Tunnel, Workload};
@@ -88,6 +88,8 @@ pub enum RegistrationError {
     Unreachable(IpAddr),
     #[error("the weight must be at least 1")]
     Weight,
+    #[error("the Service of that name is another mesh's ({0}): choose another name")]
+    Federated(Identity),
     #[error(transparent)]
     NotOwn(#[from] NotOwn),
 }
@@ -196,6 +198,7 @@ impl Registration {
             selector: None,
             service_account: self.account().clone(),
             addresses: Vec::new(),
+            federated: None,
         }
     }
 

@@ -43,7 +43,8 @@ fn read_service(key: &Key, value: &Value) -> Result<Service, String> {
     let ports = vec![ServicePort { port, target_port: port, protocol: Default::default(), name: None }];
     let addresses = value["addresses"].as_array().into_iter().flatten();
     let addresses = addresses.filter_map(|address| address.as_str()?.parse().ok()).collect();
-    Ok(Service { key: key.clone(), ports, selector: None, service_account: key.name.clone(), addresses })
+    let service_account = key.name.clone();
+    Ok(Service { key: key.clone(), ports, selector: None, service_account, addresses, federated: None })
 }
 
 fn write_service(service: &Service) -> Value {

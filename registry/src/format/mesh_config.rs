@@ -11,10 +11,10 @@ use serde_json::{Value as Json, json};
 
 use super::decode::{At, Decoder, Fields, optional};
 use super::document::Metadata;
-use super::extension_provider;
 use super::fields::{Field, enforced, no_effect, refused};
 use super::peer_authentication::{mode_name, named_mode};
 use super::virtual_service::{decode_retries, encode_retries};
+use super::{extension_provider, federation};
 use crate::diagnostic::quote;
 
 const HTTP: &str = "not read yet: routes and DestinationRules say it";
@@ -52,6 +52,21 @@ pub(super) static FIELDS: &[Field] = &[
         "pathNormalization.normalization",
         "NONE, BASE (default; also DEFAULT), MERGE_SLASHES or DECODE_AND_MERGE_SLASHES",
     ),
+    enforced("federation", "other trust domains whose identities are taken (docs/federation.md)"),
+    enforced("federation[].trustDomain", "its name"),
+    enforced(
+        "federation[].bundleFile",
+        "its roots, in PEM or as a SPIFFE bundle: a file of the control host, by its absolute path",
+    ),
+    enforced("federation[].bundleUrl", "the same, from an `https` server"),
+    enforced(
+        "federation[].bundleAuthorities",
+        "a PEM file, on the control host, of the authorities that vouch for that server; the system's unless set",
+    ),
+    enforced(
+        "federation[].refresh",
+        "how often the roots are read anew, `10s` to `24h`; as the bundle itself says unless set, else `5m`",
+    ),
     no_effect(
         "outboundTrafficPolicy",
         "what is outside of the mesh is let through (ALLOW_ANY); REGISTRY_ONLY is not enforced yet",
@@ -63,7 +78,10 @@ pub(super) static FIELDS: &[Field] = &[
     no_effect("enableAutoMtls", "it is always on: endpoints with an agent are reached over mutual TLS"),
     no_effect("meshMTLS", "tunnels are TLS 1.3 always"),
     no_effect("tlsDefaults", "the mesh originates no other TLS yet"),
-    no_effect("trustDomainAliases", "identities of this trust domain alone are taken"),
+    no_effect(
+        "trustDomainAliases",
+        "identities of this trust domain are taken, and of those in `federation`",
+    ),
     no_effect("caCertificates", "the mesh's own root is the only one"),
     no_effect("certificates", CLUSTER),
     no_effect("h2UpgradePolicy", HTTP),
@@ -293,6 +311,8 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         optional(fields.take("normalization"), |at| normalization(d, &at))
     });
     let trusted_proxies = optional(spec.take("defaultConfig"), |at| trusted_proxies(d, &at));
+    let own = trust_domain.clone().flatten().unwrap_or_else(|| default.trust_domain.clone());
+    let federation = optional(spec.take("federation"), |at| federation::decode(d, &at, &own));
     let access_log = access_log(d, spec);
     let providers = optional(spec.take("extensionProviders"), |at| extension_provider::decode(d, &at));
     Some(MeshConfig {
@@ -307,6 +327,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         path_normalization: normalization?.flatten().unwrap_or_default(),
         extension_providers: providers?.unwrap_or_default(),
         trusted_proxies: trusted_proxies?.unwrap_or(default.trusted_proxies),
+        federation: federation?.unwrap_or_default(),
     })
 }
 
@@ -456,6 +477,9 @@ pub(super) fn encode(config: &MeshConfig) -> Json {
     if !config.extension_providers.is_empty() {
         let all = config.extension_providers.iter().map(|provider| extension_provider::encode(provider));
         json["extensionProviders"] = all.collect();
+    }
+    if !config.federation.is_empty() {
+        json["federation"] = federation::encode(&config.federation);
     }
     if let Some(retries) = &config.default_retries {
         json["defaultHttpRetryPolicy"] = encode_retries(retries);

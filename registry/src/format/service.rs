@@ -10,6 +10,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::decode::{At, Decoder, Fields, optional};
 use super::document::{Dialect, Metadata};
+use super::federation::alternative_name;
 use super::fields::{Field, enforced, no_effect, refused};
 use super::labels::is_port_name;
 use crate::diagnostic::{Code, quote};
@@ -40,6 +41,10 @@ pub(super) static FIELDS: &[Field] = &[
         "addresses",
         "virtual addresses within the mesh's ranges, at most one of each family; else from the name",
     ),
+    enforced(
+        "subjectAltNames",
+        "the identity that endpoints show which are another mesh's: one, of a trust domain in `federation` of MeshConfig",
+    ),
     no_effect("type", CLUSTER),
     no_effect("clusterIP", CLUSTER),
     no_effect("clusterIPs", CLUSTER),
@@ -69,12 +74,14 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
     let selector = optional(spec.take("selector"), |at| d.labels(&at));
     let account = optional(spec.take("serviceAccount"), |at| d.label(&at));
     let addresses = optional(spec.take("addresses"), |at| addresses(d, &at));
+    let federated = optional(spec.take("subjectAltNames"), |at| alternative_name(d, &at));
     Some(Service {
         key: metadata.key.clone(),
         ports: ports?,
         selector: selector?.filter(|labels| !labels.is_empty()),
         service_account: account?.unwrap_or_else(|| metadata.key.name.clone()),
         addresses: addresses?.unwrap_or_default(),
+        federated: federated?,
     })
 }
 
@@ -186,6 +193,9 @@ pub(super) fn encode(service: &Service) -> Json {
     if !service.addresses.is_empty() {
         let addresses: Vec<Json> = service.addresses.iter().map(|a| a.to_string().into()).collect();
         spec.insert("addresses".into(), addresses.into());
+    }
+    if let Some(identity) = &service.federated {
+        spec.insert("subjectAltNames".into(), json!([identity.to_string()]));
     }
     Json::Object(spec)
 }

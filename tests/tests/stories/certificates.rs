@@ -12,9 +12,12 @@ use baremesh_ca::tls::{Expected, client_config};
 use baremesh_tests::{Host, Load, Member, Mesh, exit, exit_code_of, output_of, wait_for_errors, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::{ClientConnection, StreamOwned};
+use time::OffsetDateTime;
 
 use crate::impostor::bundle_of;
+use crate::peer::{self, Tunnel, agent_of, authority};
 use crate::raw_peer::{Shows, service};
+use crate::signer::Signer;
 
 /// A caller and an echo, each a service of its own.
 pub fn two(mesh: &Mesh) -> (Member, Member) {
@@ -186,4 +189,31 @@ fn an_expired_certificate_on_disk_is_never_shown() {
         store.status().is_some_and(|status| status["not_ready"].to_string().contains("no certificate for"))
     });
     assert_ne!(exit_code_of(web.host.shop(["call", "--timeout", "5", "store", "80", "late"])), exit::DONE);
+}
+
+/// A certificate ends while its tunnel stands: what is open goes on, and no stream opens any more.
+#[test]
+fn no_stream_opens_in_a_tunnel_after_the_end_of_a_certificate() {
+    let mesh = Mesh::new("tunnel-end");
+    let (web, store) = two(&mesh);
+    let end = OffsetDateTime::now_utc() + Duration::from_secs(8);
+    let key = Signer::of_mesh(&mesh).sign(|leaf| leaf.not_after = end);
+    let config = peer::config(&mesh, key);
+    let name = "store.default.mesh.internal";
+    let tunnel =
+        Tunnel::open(&web.host, agent_of(&store.host), config.clone(), Some(name)).expect("a tunnel");
+    let target = authority(store.host.v4(), 7000);
+    let mut open = tunnel.connect(&target).expect("a stream");
+    assert_eq!(open.status, 200);
+    assert_eq!(tunnel.exchange(&mut open, "before\n").expect("carried"), "before\n");
+    wait_until("the certificate has ended", || OffsetDateTime::now_utc() > end + Duration::from_secs(1));
+    let late = tunnel.connect(&target).map(|stream| stream.status);
+    assert!(!matches!(late, Ok(200)), "{late:?}");
+    assert_eq!(tunnel.exchange(&mut open, "after\n").expect("carried on"), "after\n");
+    let again = Tunnel::open(&web.host, agent_of(&store.host), config, Some(name));
+    assert!(again.and_then(|tunnel| tunnel.connect(&target)).is_err(), "nor does a tunnel");
+    store.wait_for_log("why", |line| {
+        line["response_code_details"] == "handshake_failed"
+            && line["connection_termination_details"].to_string().contains("expired")
+    });
 }

@@ -18,7 +18,7 @@ fn snapshot(keys: &str) -> Arc<ArcSwap<Snapshot>> {
 
 fn keeper(snapshot: &Arc<ArcSwap<Snapshot>>, directory: &Path) -> (Keeper, watch::Sender<u64>) {
     let allow = vec!["127.0.0.0/8".parse().expect("a block")];
-    let fetcher = Fetcher { mark: Mark(None), allow, authorities: None };
+    let fetcher = Fetcher { mark: Mark(None), allow, allowed_by: "`jwks.allow`", authorities: None };
     let changed = watch::Sender::new(0);
     let states = (Arc::clone(snapshot), changed.subscribe());
     (Keeper::new(states, fetcher, directory.to_owned(), Metrics::new("m")), changed)
@@ -73,6 +73,20 @@ async fn keys_outlive_their_server_and_a_restart_but_not_a_day() {
     let (mut late, _changed) = keeper(&snapshot, scratch.path());
     late.load_stored();
     assert_eq!(ids(&slot), [""; 0], "nobody vouches for keys of the day before");
+}
+
+#[tokio::test]
+async fn what_a_server_serves_instead_of_keys_is_repeated_nowhere() {
+    let scratch = tempfile::tempdir().expect("a directory");
+    let (address, _serving) = serve(|_| ok("root:x:0:0")).await;
+    let snapshot = snapshot(&format!("jwksUri = \"http://{address}/keys\""));
+    let (keeper, _changed) = keeper(&snapshot, scratch.path());
+    let (ranges, patience) = (VirtualRanges::default(), Duration::from_secs(60));
+    let (source, directory) = (slot(&snapshot).source().clone(), scratch.path().to_owned());
+    let (_, read) = ask(source, Arc::clone(&keeper.fetcher), directory, (ranges, patience)).await;
+    let error = read.err().expect("no keys");
+    assert_eq!(error.reason(), "no_keys", "{error}");
+    assert!(!error.to_string().contains("root:"), "{error}");
 }
 
 #[tokio::test]

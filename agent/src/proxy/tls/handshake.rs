@@ -34,10 +34,10 @@ pub async fn connect(
     while !client_step(&mut connection, &mut wire).await? {
         wire.take_record().await?;
     }
-    let peer = leaf(&connection)?;
+    let (peer, issuers) = chain(&connection)?;
     let (secrets, keys) = connection.dangerous_into_kernel_connection().map_err(io::Error::other)?;
     let stream = wire.into_stream(&secrets, Rekey::Client(Box::new(keys)))?;
-    Ok((stream, Session { peer, server_name: None }))
+    Ok((stream, Session { peer, issuers, server_name: None }))
 }
 
 /// Is called: the listener's side of a handshake on an accepted socket.
@@ -52,17 +52,20 @@ pub async fn accept(config: &ServerConfig, socket: TcpStream) -> io::Result<(Tls
     while !server_step(&mut connection, &mut wire).await? {
         wire.take_record().await?;
     }
-    let peer = leaf(&connection)?;
+    let (peer, issuers) = chain(&connection)?;
     let (secrets, keys) = connection.dangerous_into_kernel_connection().map_err(io::Error::other)?;
     let stream = wire.into_stream(&secrets, Rekey::Server(Box::new(keys)))?;
     let server_name = asked.name.lock().unwrap_or_else(PoisonError::into_inner).take();
-    Ok((stream, Session { peer, server_name }))
+    Ok((stream, Session { peer, issuers, server_name }))
 }
 
-fn leaf(state: &CommonState) -> io::Result<CertificateDer<'static>> {
-    let leaf = state.peer_certificates().and_then(|chain| chain.first());
-    leaf.map(|leaf| leaf.clone().into_owned())
-        .ok_or_else(|| io::Error::other("the peer showed no certificate"))
+/// What the peer showed: its leaf, and the issuers behind it.
+fn chain(state: &CommonState) -> io::Result<(CertificateDer<'static>, Vec<CertificateDer<'static>>)> {
+    let owned = |certificate: &CertificateDer<'_>| certificate.clone().into_owned();
+    match state.peer_certificates() {
+        Some([leaf, issuers @ ..]) => Ok((owned(leaf), issuers.iter().map(owned).collect())),
+        Some([]) | None => Err(io::Error::other("the peer showed no certificate")),
+    }
 }
 
 /// Remembers the server name that the peer asked for: the connection does not tell it later.

@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use baremesh_ca::authority::{AuthorityError, Standing};
+use baremesh_ca::federation::to_spiffe;
 use baremesh_ca::service::Force;
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{blocking, told};
 use crate::control::report::{
-    AuthorityReport, ChainOrder, DropOrder, Replaced, RequestAnswer, RootReport, RotateOrder,
+    AuthorityReport, BundleAnswer, ChainOrder, DropOrder, Replaced, RequestAnswer, RootReport, RotateOrder,
 };
 use crate::control::socket::Denial;
 use crate::control::{Server, trust};
@@ -55,6 +56,17 @@ pub(super) fn show(server: &Server) -> Result<Value, Denial> {
             .collect(),
         intermediate_not_after: to_unix(report.issuing_not_after),
         switches_by: report.switches_by.map(to_unix),
+        federated: server.federation.report(),
+    })
+}
+
+/// The roots of this trust domain, for others.
+pub(super) fn bundle(server: &Server) -> Result<Value, Denial> {
+    let bundle = server.ca.bundle()?;
+    told(BundleAnswer {
+        trust_domain: bundle.trust_domain().to_string(),
+        pem: bundle.to_pem(),
+        spiffe: to_spiffe(bundle.roots()),
     })
 }
 

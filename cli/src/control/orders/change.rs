@@ -27,6 +27,8 @@ use crate::verbs::values;
 const IN_FORCE: Duration = Duration::from_secs(5);
 /// Who changed files without an order, as the audit has it.
 const BY_HAND: &str = "by hand";
+/// Who changed files while no server looked, or by an order that was cut off before it was written down.
+const FOUND_AT_START: &str = "found at start";
 /// Resources that the audit's line names; the difference beside it has all of them.
 const NAMED: usize = 8;
 
@@ -107,7 +109,7 @@ pub(super) fn changed<E: From<Refused> + Into<Denial> + ToString>(
     // Versions are in the order of the changes: nobody comes between a change and its version.
     let mut known = server.changing.lock().unwrap_or_else(PoisonError::into_inner);
     if mode == Mode::Change {
-        note_by_hand(server, &mut known);
+        note_unordered(server, &mut known, BY_HAND);
     }
     let Made { mut report, changes } = match make() {
         Ok(made) => made,
@@ -121,21 +123,53 @@ pub(super) fn changed<E: From<Refused> + Into<Denial> + ToString>(
     if mode == Mode::DryRun {
         return Ok(Changed { changes: report, wanted: None });
     }
-    report.version = keep(server, who, what, &changes);
     // Somebody else's change since may be at fault: then it is not in force, and `status` says why.
     let wanted = server.directory.load().ok();
-    if let Some(wanted) = &wanted {
-        *known = wanted.resources();
+    let resources = wanted.as_ref().map(Loaded::resources);
+    report.version = keep(server, (who, what), &changes, resources.as_deref());
+    if let Some(resources) = resources {
+        *known = resources;
     }
     Ok(Changed { changes: report, wanted })
 }
 
 /// Writes down what the directory holds otherwise than by orders. Who edits its files is not known.
 pub(in crate::control) fn note_changes_by_hand(server: &Server) {
-    note_by_hand(server, &mut server.changing.lock().unwrap_or_else(PoisonError::into_inner));
+    note_unordered(server, &mut server.changing.lock().unwrap_or_else(PoisonError::into_inner), BY_HAND);
 }
 
-fn note_by_hand(server: &Server, known: &mut Vec<Resource>) {
+/// Writes down in what the directory differs from what the audit knows of, when the server starts: what was changed while
+/// none ran, and what an order had changed when the server was killed before it could write that down.
+pub(in crate::control) fn note_found_at_start(server: &Server) {
+    let mut known = server.changing.lock().unwrap_or_else(PoisonError::into_inner);
+    let ledger = server.ca.ledger();
+    let recorded = ledger.recorded().map(|text| text.and_then(|text| recorded(&text)));
+    let begun = match recorded {
+        Ok(Some(recorded)) => {
+            *known = recorded;
+            note_unordered(server, &mut known, FOUND_AT_START);
+            return;
+        }
+        // The first start, or what an earlier version, or a later one, wrote.
+        Ok(None) => ledger.begin_recorded(&document(&known)),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = begun {
+        tracing::error!("what is changed while no server runs will not be noticed: {error}");
+    }
+}
+
+/// Resources as the ledger keeps them.
+fn document(resources: &[Resource]) -> String {
+    Value::Array(resources.iter().map(format::encode).collect()).to_string()
+}
+
+fn recorded(text: &str) -> Option<Vec<Resource>> {
+    let documents: Vec<Value> = serde_json::from_str(text).ok()?;
+    documents.iter().map(|document| format::decode(document).ok()).collect()
+}
+
+fn note_unordered(server: &Server, known: &mut Vec<Resource>, who: &str) {
     // A set that does not hold together changes nothing.
     let Ok(loaded) = server.directory.load() else { return };
     let resources = loaded.resources();
@@ -146,7 +180,7 @@ fn note_by_hand(server: &Server, known: &mut Vec<Resource>) {
     }
     let record = AuditRecord {
         at: SystemTime::now(),
-        who: BY_HAND.to_owned(),
+        who: who.to_owned(),
         what: format!(
             "files of the control host: {}",
             named(effects.iter().map(|(id, effect)| (id, *effect)))
@@ -155,7 +189,7 @@ fn note_by_hand(server: &Server, known: &mut Vec<Resource>) {
         reason: String::new(),
     };
     tracing::info!(who = record.who, what = record.what, "a change");
-    if let Err(error) = server.ca.ledger().audit_with(&record, &difference) {
+    if let Err(error) = server.ca.ledger().audit_with(&record, &difference, &document(known)) {
         tracing::error!("the change could not be recorded: {error}");
     }
 }
@@ -170,7 +204,12 @@ fn named<'a>(effects: impl ExactSizeIterator<Item = (&'a ResourceId, Effect)>) -
 }
 
 /// Writes a change down, and returns its version. That it cannot be must not undo what was done.
-fn keep(server: &Server, who: &Who, what: &str, changes: &[Change]) -> Option<i64> {
+fn keep(
+    server: &Server,
+    (who, what): (&Who, &str),
+    changes: &[Change],
+    resources: Option<&[Resource]>,
+) -> Option<i64> {
     let made: Vec<_> = changes.iter().filter(|change| change.effect != Effect::Unchanged).collect();
     if made.is_empty() {
         return None;
@@ -189,7 +228,9 @@ fn keep(server: &Server, who: &Who, what: &str, changes: &[Change]) -> Option<i6
         format!("{what}: {}", named(made.iter().map(|change| (&change.id, change.effect)))),
         None,
     );
-    let kept = server.ca.ledger().record_change(&record, &difference::of(changes), &files);
+    let resources = resources.map(document);
+    let kept =
+        server.ca.ledger().record_change(&record, &difference::of(changes), &files, resources.as_deref());
     kept.inspect_err(|error| tracing::error!("the change could not be recorded: {error}")).ok()
 }
 

@@ -338,3 +338,60 @@ async fn large_lists_and_long_orders_go_through_and_too_long_ones_do_not() {
     let (status, _) = ada.apply(&long).await.expect_err("too long");
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
 }
+
+/// Who sends orders slowly keeps nobody else from giving any.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_operator_does_not_hold_the_places_of_all() {
+    let host = Host::started().await;
+    let slow = Operator::add(&host, "slow", json!({ "role": "viewer" })).await;
+    let (client, _driver) = h2_client(host.address(), slow.tls()).await;
+    let path = format!("{ORDERS_PATH}/analyze");
+    let mut held = Vec::new();
+    // As many as a connection has streams; those of them that are refused are answered at once.
+    for _ in 0..8 {
+        held.push(begin(client.clone(), Method::POST, &path).await);
+    }
+    let mut refused = 0;
+    for (response, _) in &mut held {
+        let answered = tokio::time::timeout(Duration::from_secs(1), response).await;
+        refused +=
+            usize::from(answered.is_ok_and(|response| {
+                response.expect("a response").status() == StatusCode::TOO_MANY_REQUESTS
+            }));
+    }
+    assert!((1..8).contains(&refused), "{refused} of 8 are refused, and the others wait for their bodies");
+    let eve = Operator::editor(&host, "eve").await;
+    assert!(eve.apply(&service("shop", "tea", 80)).await.is_ok());
+}
+
+/// A virtual address that was assigned is taken by nobody, in another namespace or in the same; and the order is refused
+/// rather than a set left behind that nothing can come into force after.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_is_assigned_is_not_taken_by_stating_it() {
+    let host = Host::started().await;
+    let follower = host.join("h1", &[]).await.follow(host.address(), Vec::new());
+    let address = async |key: &str| {
+        let published = follower.value(&format!("Service/{key}")).await;
+        published["spec"]["addresses"][0].as_str().expect("an address").to_owned()
+    };
+    host.apply(&service("billing", "till", 60), "t.toml").await.expect("applied");
+    let eve = Operator::editor(&host, "eve").await;
+    eve.apply(&service("shop", "tea", 80)).await.expect("applied");
+    let stating =
+        |name: &str, address: &str| service("shop", name, 80) + &format!("addresses = [\"{address}\"]\n");
+    let (till, tea) = (address("billing/till").await, address("shop/tea").await);
+    for (name, taken, by) in
+        [("milk", &till, "billing/till"), ("tea", &till, "billing/till"), ("milk", &tea, "shop/tea")]
+    {
+        let (status, fault) = eve.apply(&stating(name, taken)).await.expect_err("refused");
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{}", fault.error);
+        let said = by.split('/').all(|part| fault.error.contains(part));
+        assert!(said && fault.error.contains(taken.as_str()), "{name}: {}", fault.error);
+    }
+    let order = json!({ "text": stating("milk", &till), "name": "x.toml", "dryRun": true });
+    assert!(eve.order::<Changes>(Method::POST, "/apply", order).await.is_err(), "a plan says so, too");
+    // One's own may be stated, and one that nobody has; and everything that comes after is in force.
+    assert!(eve.apply(&stating("tea", &tea)).await.expect("its own").in_force);
+    assert!(eve.apply(&service("shop", "honey", 70)).await.expect("applied").in_force);
+    assert_eq!(address("billing/till").await, till);
+}

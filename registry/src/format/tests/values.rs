@@ -9,13 +9,16 @@ use std::time::Duration;
 use baremesh_model::access_log::{AccessLogFormat, TextFormat};
 use baremesh_model::authorization::*;
 use baremesh_model::external_authorization::*;
+use baremesh_model::federation::{BundleSource, Federated};
 use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::health::Health;
 use baremesh_model::http::PathNormalization;
+use baremesh_model::identity::Identity;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Domain, Key, Label};
 use baremesh_model::pattern::{Match, Pattern};
 use baremesh_model::peer_authentication::{MtlsMode, PeerAuthentication};
+use baremesh_model::request_authentication::KeyUrl;
 use baremesh_model::service::{Protocol, Service, ServicePort};
 use baremesh_model::virtual_address::VirtualRanges;
 use baremesh_model::workload::{Labels, Locality, Tunnel, Workload};
@@ -281,11 +284,13 @@ fn any_service() -> impl Strategy<Value = Service> {
         ports.into_iter().map(port).collect::<Vec<_>>()
     });
     let addresses = (option::of(any::<std::net::Ipv4Addr>()), option::of(any::<std::net::Ipv6Addr>()));
-    (any_key(), ports, option::of(any_labels()), any_label(), addresses).prop_map(
-        |(key, ports, selector, service_account, (v4, v6))| {
+    let federated =
+        option::of(Just(Identity::parse("spiffe://a.test/ns/shop/sa/orders").expect("an identity")));
+    (any_key(), ports, option::of(any_labels()), any_label(), addresses, federated).prop_map(
+        |(key, ports, selector, service_account, (v4, v6), federated)| {
             let v6 = v6.filter(|v6| v6.to_ipv4_mapped().is_none());
             let addresses = v4.map(IpAddr::V4).into_iter().chain(v6.map(IpAddr::V6)).collect();
-            Service { key, ports, selector, service_account, addresses }
+            Service { key, ports, selector, service_account, addresses, federated }
         },
     )
 }
@@ -341,7 +346,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
     let retries = option::of(any_retries());
     use PathNormalization::*;
     let normalization = prop_oneof![Just(None), Just(Base), Just(MergeSlashes), Just(DecodeAndMergeSlashes)];
-    let settings = (retries, any_access_log(), normalization, any_providers(), 0..4_u32);
+    let settings = (retries, any_access_log(), normalization, any_providers(), 0..4_u32, any_federation());
     (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6, settings).prop_map(
         |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6, settings)| MeshConfig {
             name,
@@ -355,8 +360,26 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
             path_normalization: settings.2,
             extension_providers: settings.3,
             trusted_proxies: settings.4,
+            federation: settings.5,
         },
     )
+}
+
+fn any_federation() -> impl Strategy<Value = Vec<Federated>> {
+    let url =
+        |authorities| BundleSource::url(KeyUrl::new("https://a.test/bundle").expect("a URL"), authorities);
+    let source = prop_oneof![
+        Just(BundleSource::file("/etc/a.pem").expect("a file")),
+        Just(url(None).expect("a server")),
+        Just(url(Some("/etc/ca.pem")).expect("a server")),
+    ];
+    let refresh = option::of((10..86_400_u64).prop_map(Duration::from_secs));
+    // A name that no domain of the strategy has: it is not the mesh's own.
+    let one = (source, refresh).prop_map(|(source, refresh)| {
+        let domain = Domain::new("federated.example-of-another.test").expect("a domain");
+        Federated::new(domain, source, refresh).expect("a federation")
+    });
+    vec(one, 0..2)
 }
 
 fn any_access_log() -> impl Strategy<Value = AccessLogFormat> {

@@ -1,7 +1,7 @@
-//! Fetching a set of keys from its server. Whoever may write a rule may name a URL, and the agent may reach more than he
-//! may: so no address of this host or of its link is connected to unless the host's configuration allows it, the address
-//! that was judged is the one that is connected to, redirections are few and judged anew, and what is served is bounded, and
-//! repeated nowhere.
+//! Fetching what a resource names a URL of: keys of issuers, roots of other trust domains. Whoever may write the resource
+//! may name a URL, and this process may reach more than he may: so no address of this host or of its link is connected to
+//! unless whoever runs it allows it, the address that was judged is the one that is connected to, redirections are few and
+//! judged anew, and what is served is bounded, and repeated nowhere.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,10 +19,11 @@ use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::jwt::keys::{KeySet, KeySetError, MAX_SET};
 use crate::originate::{self, OriginationError};
 use crate::proxy::socket::{self, Mark};
 
+/// The largest answer, in bytes.
+pub const MAX_BODY: usize = 512 * 1024;
 /// The most redirections that are followed.
 const MAX_REDIRECTS: usize = 3;
 /// The most addresses of one name that are tried.
@@ -30,13 +31,11 @@ const MAX_ADDRESSES: usize = 4;
 /// The largest head of an answer.
 const MAX_HEAD: usize = 16 * 1024;
 
-/// Why there are no keys from a server. Nothing of what it served is in it.
+/// Why nothing came from a server. Nothing of what it served is in it.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The name has an address that is not connected to.
-    #[error(
-        "{host} is at {address}, {why}: allow it with `jwks.allow` in this host's agent.toml if that is meant"
-    )]
+    #[error("{host} is at {address}, {why}: allow it with {by} if that is meant")]
     Blocked {
         /// The name, or the address as it was written.
         host: String,
@@ -44,6 +43,8 @@ pub enum FetchError {
         address: IpAddr,
         /// What it is.
         why: &'static str,
+        /// What allows it.
+        by: &'static str,
     },
     /// It has no address.
     #[error("{host} has no address: {source}")]
@@ -84,15 +85,15 @@ pub enum FetchError {
     /// One redirection after another.
     #[error("more than {MAX_REDIRECTS} redirections")]
     Redirects,
-    /// A body beyond `MAX_SET`.
+    /// A body beyond `MAX_BODY`.
     #[error("the answer is larger than 512 KiB")]
     TooLarge,
     /// It took longer than the rule lets it.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// It is no set of keys.
-    #[error("the answer {0}")]
-    Keys(#[from] KeySetError),
+    /// It is no text.
+    #[error("the answer is no text")]
+    NoText,
 }
 
 impl FetchError {
@@ -108,7 +109,7 @@ impl FetchError {
             Self::Redirect(_) | Self::Redirects => "redirect",
             Self::TooLarge => "too_large",
             Self::Timeout(_) => "timeout",
-            Self::Keys(_) => "no_keys",
+            Self::NoText => "no_text",
         }
     }
 }
@@ -120,6 +121,8 @@ pub struct Fetcher {
     pub mark: Mark,
     /// Addresses that are connected to although they are this host's or its link's.
     pub allow: Vec<IpNet>,
+    /// What whoever runs this process says which with, for messages.
+    pub allowed_by: &'static str,
     /// A PEM file of authorities; the system's without.
     pub authorities: Option<PathBuf>,
 }
@@ -131,18 +134,17 @@ enum Answer {
 }
 
 impl Fetcher {
-    /// The keys that a URL serves, and their text.
+    /// The text that a URL serves.
     pub async fn fetch(
         &self,
         url: &KeyUrl,
         virtual_ranges: &VirtualRanges,
         timeout: Duration,
-    ) -> Result<(KeySet, String), FetchError> {
+    ) -> Result<String, FetchError> {
         let fetching = Box::pin(self.follow(url.clone(), virtual_ranges, timeout));
         let body =
             tokio::time::timeout(timeout, fetching).await.map_err(|_| FetchError::Timeout(timeout))??;
-        let text = String::from_utf8(body.into()).map_err(|_| KeySetError::Form)?;
-        Ok((KeySet::parse(&text)?, text))
+        String::from_utf8(body.into()).map_err(|_| FetchError::NoText)
     }
 
     async fn follow(
@@ -202,13 +204,14 @@ impl Fetcher {
             if let Some(why) = kept_from(ip, virtual_ranges)
                 && !is_allowed(ip)
             {
-                failed = FetchError::Blocked { host: host(), address: ip, why };
+                failed = FetchError::Blocked { host: host(), address: ip, why, by: self.allowed_by };
                 continue;
             }
             match socket::connect(address, self.mark, timeout).await {
                 // An address of this host's own is spoken to from itself.
                 Ok(stream) if stream.local_addr().is_ok_and(|own| own.ip() == ip) && !is_allowed(ip) => {
-                    failed = FetchError::Blocked { host: host(), address: ip, why: "this host itself" };
+                    let (why, by) = ("this host itself", self.allowed_by);
+                    failed = FetchError::Blocked { host: host(), address: ip, why, by };
                 }
                 Ok(stream) => return Ok(stream),
                 Err(source) => failed = FetchError::Connect { address, source },
@@ -275,7 +278,7 @@ where
 {
     let request = Request::get(url.target())
         .header(HOST, url.authority())
-        .header(ACCEPT, "application/jwk-set+json, application/json")
+        .header(ACCEPT, "application/jwk-set+json, application/json, */*;q=0.1")
         .header(USER_AGENT, concat!("baremesh/", env!("CARGO_PKG_VERSION")))
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
@@ -295,7 +298,7 @@ where
             }
             status => return Err(FetchError::Status(status.as_u16())),
         }
-        let body = Limited::new(answer.into_body(), MAX_SET).collect().await.map_err(|error| {
+        let body = Limited::new(answer.into_body(), MAX_BODY).collect().await.map_err(|error| {
             if error.is::<LengthLimitError>() {
                 FetchError::TooLarge
             } else {
