@@ -108,6 +108,8 @@ fn requests_with_two_readings_are_refused_and_the_program_sees_no_byte() {
         ("an unknown version", head("GET /cover HTTP/2.1"), 505),
         ("another protocol", head("GET /cover SIP/2.0"), 400),
         ("CONNECT", head("CONNECT shop:80 HTTP/1.1"), 405),
+        ("CONNECT to somebody else", head("CONNECT 169.254.169.254:80 HTTP/1.1"), 405),
+        ("CONNECT to a port of the agent's own", head("CONNECT 127.0.0.1:15020 HTTP/1.1"), 405),
         // Paths that are read in two ways.
         ("a NUL in the path", head("GET /a%00.html HTTP/1.1"), 400),
         ("a fragment", head("GET /a#b HTTP/1.1"), 400),
