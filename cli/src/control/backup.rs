@@ -16,6 +16,7 @@ use baremesh_ca::ledger::Ledger;
 use serde::{Deserialize, Serialize};
 
 use super::DATABASE;
+pub use super::federation::DIRECTORY as FEDERATION;
 pub use super::last_good::FILE as LAST_GOOD;
 use crate::output::to_unix;
 
@@ -136,6 +137,11 @@ fn read_all(directories: &Directories) -> anyhow::Result<Tree> {
     let mut tree = Tree::new();
     read_below(&authority, AUTHORITY, &mut tree)?;
     read_below(&directories.registry(), RESOURCES, &mut tree)?;
+    // Roots of other trust domains as they were read last, where there are any.
+    let federation = directories.state.join(FEDERATION);
+    if federation.exists() {
+        read_below(&federation, FEDERATION, &mut tree)?;
+    }
     if let Ok(bytes) = fs::read(directories.state.join(LAST_GOOD)) {
         tree.insert(LAST_GOOD.to_owned(), (PUBLIC, bytes));
     }
@@ -207,7 +213,7 @@ fn place(path: &str, state: &Path, resources: &Path) -> Option<PathBuf> {
         .map(|part| if let Component::Normal(part) = part { part.to_str() } else { None })
         .collect();
     match parts?.as_slice() {
-        [AUTHORITY, _, ..] => Some(state.join(path)),
+        [AUTHORITY | FEDERATION, _, ..] => Some(state.join(path)),
         [RESOURCES, _, ..] => Some(resources.join(path)),
         [file] if [DATABASE, LAST_GOOD].contains(file) => Some(state.join(path)),
         _ => None,

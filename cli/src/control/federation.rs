@@ -30,7 +30,7 @@ use super::{Server, make_directory};
 use crate::output::{in_words, to_unix};
 
 /// The directory of what is kept, in the state directory.
-const DIRECTORY: &str = "federation";
+pub const DIRECTORY: &str = "federation";
 /// How long a server may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often files are read of which nobody says how often.

@@ -21,8 +21,9 @@ const LONG_ABOUT: &str = "\
 Write the state of the control server to one file: the certificate authority, control.db (hosts, operators, assigned
 addresses, revocations, versions and audit) and the resources. On the control host, which may be serving.
 
-The file holds the authority's private keys as they lie on this host: keep it as you keep those. A root's key that was
-taken away, and keys that come from credentials of systemd, are not in it. Hosts keep keys of their own and need no backup.";
+The file holds the authority's private keys as they lie on this host, sealed ones sealed: keep it as you keep those. A
+root's key that was taken away, keys that come from credentials of systemd, and files outside that resources name
+(`bundleFile`, `jwksFile`) are not in it. Hosts keep keys of their own and need no backup.";
 
 const LONG_ABOUT_RESTORE: &str = "\
 Put a backup in place, on a host that is to be the control host: `baremesh control` then serves the mesh as it was. Nothing
@@ -139,8 +140,11 @@ fn existing(directories: &Directories) -> Vec<PathBuf> {
     // A journal of the old database must not be taken for one of the new.
     let of_database = ["-wal", "-shm", ""].map(|end| directories.state.join(format!("{DATABASE}{end}")));
     let resources = has_entries.then_some(registry);
-    let rest =
-        of_database.into_iter().chain([directories.state.join(backup::LAST_GOOD), directories.authority()]);
+    let rest = of_database.into_iter().chain([
+        directories.state.join(backup::LAST_GOOD),
+        directories.state.join(backup::FEDERATION),
+        directories.authority(),
+    ]);
     resources.into_iter().chain(rest.filter(|path| path.exists())).collect()
 }
 
@@ -180,7 +184,7 @@ fn put_in_place(
     }
     moves.push((registry.to_owned(), directories.registry()));
     // The authority makes the mesh exist, so it goes last.
-    for name in [backup::LAST_GOOD, DATABASE, "ca"] {
+    for name in [backup::LAST_GOOD, backup::FEDERATION, DATABASE, "ca"] {
         let from = state.join(name);
         if from.exists() {
             moves.push((from, directories.state.join(name)));
