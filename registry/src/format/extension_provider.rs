@@ -196,7 +196,7 @@ fn prefix(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Arc<str>> {
 
 /// Names of fields that are shown.
 fn seen(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<Pattern>> {
-    bound(d, at, |d, at| name(d, at))
+    bound(d, at, name)
 }
 
 /// Names of fields that the provider sets.
