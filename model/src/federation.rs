@@ -119,15 +119,15 @@ mod tests {
         let domain = |name: &str| TrustDomain::new(name).expect("a domain");
         let file = || BundleSource::file("/etc/baremesh/partner.pem").expect("a source");
         let one = |name: &str| Federated::new(domain(name), file(), None).expect("a federation");
-        let check = |names: &[&str], expected: Result<(), FederationError>| {
+        let expect = |names: &[&str], expected: Result<(), FederationError>| {
             let all: Vec<_> = names.iter().map(|name| one(name)).collect();
             assert_eq!(check(&all, &domain("own.test")), expected, "{names:?}");
         };
-        check(&[], Ok(()));
-        check(&["a.test", "b.test"], Ok(()));
-        check(&["a.test", "own.test"], Err(FederationError::Own(domain("own.test"))));
-        check(&["a.test", "b.test", "a.test"], Err(FederationError::Twice(domain("a.test"))));
-        check(&["a.test"; MAX_FEDERATED + 1], Err(FederationError::TooMany(MAX_FEDERATED + 1)));
+        expect(&[], Ok(()));
+        expect(&["a.test", "b.test"], Ok(()));
+        expect(&["a.test", "own.test"], Err(FederationError::Own(domain("own.test"))));
+        expect(&["a.test", "b.test", "a.test"], Err(FederationError::Twice(domain("a.test"))));
+        expect(&["a.test"; MAX_FEDERATED + 1], Err(FederationError::TooMany(MAX_FEDERATED + 1)));
         let url = |text: &str| KeyUrl::new(text).expect("a URL");
         assert!(BundleSource::url(url("https://a.test/bundle"), None).is_ok());
         assert_eq!(BundleSource::url(url("http://a.test/bundle"), None), Err(FederationError::NotHttps));
