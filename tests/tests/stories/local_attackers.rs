@@ -9,7 +9,7 @@ const STRANGER: u32 = 4711;
 
 /// Speaks TLS without a certificate, and HTTP/2 in it, as a user who can read no key; says what came of it.
 const TUNNEL: &str = r#"
-import os, socket, ssl, sys
+import encodings.idna, os, socket, ssl, sys
 os.setgroups([]); os.setgid(4711); os.setuid(4711)
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -26,7 +26,7 @@ for address in sys.argv[1:]:
 
 /// Connects, speaks and is gone before anybody could ask who it was: in good order, with a reset, or by its end.
 const GONE: &str = r#"
-import os, socket, struct, sys
+import encodings.idna, os, socket, struct, sys
 os.setgroups([]); os.setgid(4711); os.setuid(4711)
 for number in range(200):
     child = os.fork()
