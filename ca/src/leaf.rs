@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(peer_identity(&with_names(&[uri(good), uri(good)])), Err(LeafError::UriNames(2)));
         assert_eq!(peer_identity(&with_names(&[uri(good), uri("https://x")])), Err(LeafError::UriNames(2)));
         let ip = SanType::IpAddress([192, 0, 2, 7].into());
-        assert_eq!(peer_identity(&with_names(&[ip.clone()])), Err(LeafError::UriNames(0)));
+        assert_eq!(peer_identity(&with_names(std::slice::from_ref(&ip))), Err(LeafError::UriNames(0)));
         assert!(peer_identity(&with_names(&[ip, uri(good)])).is_ok(), "names of other kinds say nothing");
     }
 

@@ -281,7 +281,7 @@ fn a_provider_keeps_what_it_said_until_it_or_its_policies_change() {
     let same = state(&grpc_provider("p", ", cache = { ttl = \"10s\" }"), &rule, Some(&first));
     assert!(Arc::ptr_eq(&provider, &of(&same)));
     for (config, rule) in [
-        (grpc_provider("p", ", cache = { ttl = \"11s\" }"), rule.clone()),
+        (grpc_provider("p", ", cache = { ttl = \"11s\" }"), rule),
         (
             grpc_provider("p", ", cache = { ttl = \"10s\" }"),
             policy("a", "p", "{ to = [{ operation = { paths = [\"/\"] } }] }"),

@@ -146,9 +146,12 @@ fn drop_intruders(parts: &mut Parts, registrations: &[Arc<LocalService>], host: 
     });
 }
 
+/// What the services of this host are made of: registrations, the rules for tokens of each, and who may be asked.
+type Given<'a> = (&'a [Arc<LocalService>], &'a [Option<Arc<TokenRules>>], &'a Arc<Providers>);
+
 fn local_endpoints(
     mesh: &Mesh,
-    (registrations, tokens, providers): (&[Arc<LocalService>], &[Option<Arc<TokenRules>>], &Arc<Providers>),
+    (registrations, tokens, providers): Given<'_>,
     host: &Host,
     previous: Option<&Snapshot>,
 ) -> Vec<Arc<LocalEndpoint>> {
