@@ -159,7 +159,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
         let domain = TrustDomain::new("td").expect("a domain");
-        let authority = Authority::create(&place.path().join("ca"), &domain, now).expect("an authority");
+        let authority = Authority::create(place.path().join("ca"), &domain, now).expect("an authority");
         let bundle = Arc::new(authority.bundle().expect("a bundle"));
         let (host, grants) =
             (Label::new("h1").expect("a label"), vec![Grant::parse("*.*").expect("a grant")]);

@@ -382,7 +382,7 @@ mod tests {
     /// The rotation of a host that was granted the namespace `shop`, in `directory`.
     fn rotating(directory: &std::path::Path, wanted: watch::Receiver<Vec<Identity>>) -> Rotating {
         let domain = TrustDomain::new("td").expect("a domain");
-        let authority = Authority::create(&directory.join("ca"), &domain, SystemTime::now());
+        let authority = Authority::create(directory.join("ca"), &domain, SystemTime::now());
         let authority = authority.expect("an authority");
         let bundle = Arc::new(authority.bundle().expect("a bundle"));
         let grants = vec![Grant::parse("*.shop").expect("a grant")];

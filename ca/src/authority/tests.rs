@@ -178,7 +178,7 @@ fn adopt(place: &Place, chain: &[CertificateDer<'static>], key: &str) -> Result<
     let (certificates, key_path) = (place.path("given.crt"), place.path("given.key"));
     fs::write(&certificates, chain_to_pem(chain)).expect("written");
     write_atomically(&key_path, key.as_bytes(), SECRET).expect("written");
-    Authority::adopt(&place.path("ca"), &certificates, &key_path, &domain(), now())
+    Authority::adopt(place.path("ca"), &certificates, &key_path, &domain(), now())
 }
 
 fn check_adopted(chain: &[&Forger], above_leaf: usize) {
@@ -190,7 +190,7 @@ fn check_adopted(chain: &[&Forger], above_leaf: usize) {
     assert!(verified(&authority, &leaf, now()).is_ok());
     assert_eq!(authority.root(), certificates.last().expect("a root"));
     assert!(!place.path("ca").join("root.key").exists(), "the given key is not kept as the root's");
-    Authority::open(&place.path("ca"), now()).expect("opened again");
+    Authority::open(place.path("ca"), now()).expect("opened again");
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn refuses_to_adopt_what_would_not_work() {
 
 /// The same files, as a start of the control server finds them.
 fn reopened(place: &Place) -> Authority {
-    Authority::open(&place.path("ca"), now()).expect("opened")
+    Authority::open(place.path("ca"), now()).expect("opened")
 }
 
 /// Whether somebody who trusts these roots alone takes the leaf.

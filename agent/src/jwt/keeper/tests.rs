@@ -84,7 +84,7 @@ async fn what_a_server_serves_instead_of_keys_is_repeated_nowhere() {
     let (ranges, patience) = (VirtualRanges::default(), Duration::from_secs(60));
     let (source, directory) = (slot(&snapshot).source().clone(), scratch.path().to_owned());
     let (_, read) = ask(source, Arc::clone(&keeper.fetcher), directory, (ranges, patience)).await;
-    let error = read.err().expect("no keys");
+    let Err(error) = read else { panic!("no keys were served") };
     assert_eq!(error.reason(), "no_keys", "{error}");
     assert!(!error.to_string().contains("root:"), "{error}");
 }

@@ -21,7 +21,7 @@ fn credentials() -> Arc<Credentials> {
     let directory = tempfile::tempdir().expect("a directory");
     let domain = TrustDomain::new("td").expect("a domain");
     let authority =
-        Authority::create(&directory.path().join("ca"), &domain, SystemTime::now()).expect("an authority");
+        Authority::create(directory.path().join("ca"), &domain, SystemTime::now()).expect("an authority");
     let bundle = Arc::new(authority.bundle().expect("a bundle"));
     let grants = vec![Grant::parse("*.*").expect("a grant")];
     let host = Label::new("h1").expect("a label");
