@@ -123,7 +123,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
         let domain = TrustDomain::new("mesh.test").expect("a domain");
-        let authority = Authority::create(&place.path().join("ca"), &domain, now).expect("an authority");
+        let authority = Authority::create(place.path().join("ca"), &domain, now).expect("an authority");
         let ledger = Ledger::open(&place.path().join("control.db")).expect("a ledger");
         let settings = Settings { workload_lifetime: 4 * hour, ..Settings::default() };
         let held = Held::obtain(&CaService::new(authority, ledger, settings), now).expect("issued");

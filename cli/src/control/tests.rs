@@ -65,7 +65,7 @@ impl Host {
         std::fs::create_dir_all(&directories.state).expect("a directory");
         std::fs::write(directories.registry().join("mesh.toml"), MESH).expect("written");
         let domain = TrustDomain::new("mesh.test").expect("a domain");
-        Authority::create(&directories.authority(), &domain, SystemTime::now()).expect("an authority");
+        Authority::create(directories.authority(), &domain, SystemTime::now()).expect("an authority");
         host
     }
 

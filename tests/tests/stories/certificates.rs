@@ -142,7 +142,7 @@ fn a_clock_that_is_a_minute_ahead_does_no_harm_and_beyond_the_log_names_the_cloc
 fn certificate(mesh: &Mesh, ahead: Duration) -> Issued {
     let now = SystemTime::now() + ahead;
     let authority =
-        Authority::open(&mesh.control.path("/var/lib/baremesh/ca"), now).expect("the mesh's authority");
+        Authority::open(mesh.control.path("/var/lib/baremesh/ca"), now).expect("the mesh's authority");
     let key = PrivateKey::generate().expect("a key");
     let signed =
         authority.sign(&key.public(), &service("web"), Duration::from_secs(3600), now).expect("signed");

@@ -60,7 +60,7 @@ fn makes_a_mesh_once() {
     assert_eq!(loaded.warnings, []);
     let policy = &loaded.mesh.peer_authentications[0];
     assert_eq!(policy.mode, Some(baremesh_model::peer_authentication::MtlsMode::Strict));
-    let authority = Authority::open(&directories.authority(), SystemTime::now()).expect("an authority");
+    let authority = Authority::open(directories.authority(), SystemTime::now()).expect("an authority");
     assert_eq!(authority.trust_domain().as_str(), "mesh.test");
     let tokens = Ledger::open(&directories.state.join(DATABASE)).expect("a ledger").tokens().expect("tokens");
     assert_eq!(tokens[0].invitation.grants, [Grant::parse("orders.shop").expect("a grant")]);
