@@ -82,8 +82,8 @@ def resources_text(server, services):
 def many_policies():
     """1,000 AuthorizationPolicies of 20 rules each, all for every workload of the namespace. Six tenths allow and the
     others deny. Callers, paths, hosts and ports are those of tenants that nobody of the bench is, but for the last rule,
-    which lets the loaders in. A hundred rules, one in every tenth policy, name nothing that a rule can be found by (ends
-    of paths), and so are compared with every request.
+    which lets the loaders in. Each rule names something that it is found by. One that names nothing of that kind (only
+    starts of a field's value, say) is compared with every request, for 35 to 80 ns.
     """
     text = []
     for policy in range(POLICIES):
