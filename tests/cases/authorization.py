@@ -20,6 +20,9 @@ PROTOCOLS = {"http": "http", "http2": "http2", "grpc": "grpc"}
 # `response_code_details` of a connection that policy ended, by the caller.
 REFUSALS = {"denied", "plaintext_refused"}
 
+# The set whose keys cannot be had.
+WITHOUT_KEYS = "invalid-jwks"
+
 # What refused callers are told: by policies, by rules for tokens, by providers.
 REFUSED = ("RBAC: access denied", "Audiences in Jwt are not allowed", providers.REFUSED)
 
@@ -58,7 +61,7 @@ def run(report, cases, binary, scratch):
     asked = providers.named(suite["policy_sets"][case["set"]] for case in runnable)
     with Town(binary, scratch / "authorization", suite["fixture"], (runnable, asked)) as town:
         for name in dict.fromkeys(case["set"] for case in runnable):
-            town.run_set(report, suite["policy_sets"][name], [case for case in runnable if case["set"] == name])
+            town.run_set(report, name, suite["policy_sets"][name], [case for case in runnable if case["set"] == name])
 
 
 def fields_not_yet(report, binary, name, policies):
@@ -150,11 +153,13 @@ class Town:
                 host.close()
         self.mesh.__exit__()
 
-    def run_set(self, report, policies, cases):
+    def run_set(self, report, name, policies, cases):
         labels = {case["id"]: f"{case['id']} ({case['set']})" for case in cases}
         policies = signing.with_addresses(policies)
         try:
             self.mesh.apply(policies)
+            if name != WITHOUT_KEYS:
+                self.wait_for_keys({case["to"] for case in cases})
             for case in cases:
                 fault = self.fault(case)
                 report.check(labels.pop(case["id"]), fault)
@@ -162,6 +167,12 @@ class Town:
         except CommandFailed as error:
             for label in labels.values() or [f"{cases[0]['set']}, afterwards"]:
                 report.failed(label, error)
+
+    def wait_for_keys(self, names):
+        """Keys are fetched in the background, once there are rules for them."""
+        for name in names & self.members.keys():
+            mesh.wait_until(f"{name} has the keys of every issuer",
+                            lambda: self.members[name].metric("baremesh_token_key_sources_without_keys") == 0)
 
     def take_back(self, policies):
         """Leaves the mesh as it was before the set."""

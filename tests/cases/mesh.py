@@ -38,6 +38,12 @@ async def main():
 asyncio.run(main())
 """
 
+# Prints what Prometheus would be told.
+METRICS = """
+import urllib.request
+print(urllib.request.urlopen("http://127.0.0.1:15020/metrics", timeout=10).read().decode())
+"""
+
 # Says how a connection went, as its client sees it.
 CALL = """
 import socket, sys
@@ -213,6 +219,11 @@ class Member:
     def ask(self, path):
         """What the agent's socket answers; None while it does not."""
         return ask(self.place / "run/agent.sock", path)
+
+    def metric(self, name):
+        """A metric without labels, as Prometheus is told; None while it is not."""
+        text = self.host.run(sys.executable, "-c", METRICS)
+        return next((float(line.split(" ")[1]) for line in text.splitlines() if line.startswith(f"{name} ")), None)
 
     def log(self):
         """The lines of the access log."""

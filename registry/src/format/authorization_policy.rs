@@ -52,7 +52,7 @@ pub(super) static FIELDS: &[Field] = &[
     enforced("rules[].from[].source.notRequestPrincipals", "none of these; `*`: there is no verified token"),
     enforced(
         "rules[].from[].source.remoteIpBlocks",
-        "addresses or CIDR blocks that the request comes from; no forwarding field is believed, so as `ipBlocks`",
+        "addresses or CIDR blocks that the request comes from: the connection's, or what trusted proxies say (`numTrustedProxies` of MeshConfig)",
     ),
     enforced("rules[].from[].source.notRemoteIpBlocks", "none of these"),
     enforced("rules[].to", "any of these operations"),

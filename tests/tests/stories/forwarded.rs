@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use baremesh_tests::{Member, wait_until};
+use baremesh_tests::{Member, Refusal, wait_until};
 
 use crate::attack::{End, Line, Target, status_of};
 use crate::pair::virtual_addresses;
@@ -45,7 +45,10 @@ fn where_a_request_comes_from_is_what_trusted_proxies_say_and_nobody_else() {
     // The program is told by the agent alone, and a rule goes by what it is told.
     let check = |line: Line<'_>, fields: &str, expected: Option<&str>| {
         target.program.forget();
-        let status = ask(line, fields);
+        let by_policy = ["rbac_access_denied_matched_policy[none]"];
+        let refusal = Refusal::of_request("destination", "403", &by_policy);
+        let times = usize::from(expected.is_none());
+        let status = target.pair.store.refuses(&refusal, times, || ask(line, fields));
         assert_eq!(status, Some(if expected.is_some() { 200 } else { 403 }), "{fields}");
         let heard = target.program.heard();
         let told: Vec<_> = heard
@@ -81,9 +84,6 @@ fn where_a_request_comes_from_is_what_trusted_proxies_say_and_nobody_else() {
     check(target.enter(&tunnel), "X-Forwarded-For: 192.0.2.7\r\nConnection: x-forwarded-for\r\n", Some(WEB));
     check(target.enter(&tunnel), "X-Forwarded-For: unknown\r\n", Some(WEB));
     check(target.enter(&tunnel), forged, None);
-    target.pair.store.wait_for_log("who was refused", |line| {
-        line["response_code_details"] == "rbac_access_denied_matched_policy[none]"
-    });
 }
 
 #[test]
