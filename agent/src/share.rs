@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Debug)]
 pub struct Shares<K>(Arc<Mutex<HashMap<K, usize>>>);
 
-/// One that a holder has, until this is dropped.
+/// What a holder has taken, until this is dropped.
 #[derive(Debug)]
 pub struct Share<K: Eq + Hash> {
     holder: K,
+    count: usize,
     held: Arc<Mutex<HashMap<K, usize>>>,
 }
 
@@ -26,13 +27,16 @@ impl<K> Default for Shares<K> {
 impl<K: Clone + Eq + Hash> Shares<K> {
     /// One more for `holder`, unless it has `most` already.
     pub fn take(&self, holder: K, most: usize) -> Option<Share<K>> {
+        self.take_many(holder, 1, most)
+    }
+
+    /// So many more for `holder`, unless it would have more than `most` then.
+    pub fn take_many(&self, holder: K, count: usize, most: usize) -> Option<Share<K>> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = held.get(&holder).copied().unwrap_or_default();
-        if before >= most {
-            return None;
-        }
-        held.insert(holder.clone(), before + 1);
-        Some(Share { holder, held: Arc::clone(&self.0) })
+        let after = before.checked_add(count).filter(|after| *after <= most)?;
+        held.insert(holder.clone(), after);
+        Some(Share { holder, count, held: Arc::clone(&self.0) })
     }
 }
 
@@ -40,7 +44,7 @@ impl<K: Eq + Hash> Drop for Share<K> {
     fn drop(&mut self) {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let left = held.get_mut(&self.holder).map(|count| {
-            *count -= 1;
+            *count -= self.count;
             *count
         });
         if left == Some(0) {

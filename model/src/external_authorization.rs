@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use changes::{Changes, FieldAction, FieldChange, may_be_set};
+pub use changes::{Changes, FieldAction, FieldChange, Vouched, may_be_set};
 pub use circuit::{Circuit, FAILURES, PAUSE};
 pub use http_check::HttpCheck;
 

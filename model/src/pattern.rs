@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::http::headers::may_be_read_as;
+
 /// One value of a policy's list.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Pattern {
@@ -39,6 +41,22 @@ impl Pattern {
             Self::Prefix(prefix) => bytes.starts_with(prefix.as_bytes()),
             Self::Suffix(suffix) => bytes.ends_with(suffix.as_bytes()),
             Self::Present => !bytes.is_empty(),
+        }
+    }
+
+    /// Whether some program takes a field `name` for one that matches, where both are in lower case.
+    pub fn may_be_read_in(&self, name: &str) -> bool {
+        let name = name.as_bytes();
+        let cut = |length: usize| name.len().checked_sub(length);
+        match self {
+            Self::Exact(exact) => may_be_read_as(name, exact),
+            Self::Prefix(prefix) => {
+                cut(prefix.len()).is_some_and(|_| may_be_read_as(&name[..prefix.len()], prefix))
+            }
+            Self::Suffix(suffix) => {
+                cut(suffix.len()).is_some_and(|start| may_be_read_as(&name[start..], suffix))
+            }
+            Self::Present => !name.is_empty(),
         }
     }
 

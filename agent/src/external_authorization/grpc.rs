@@ -106,12 +106,12 @@ fn http(Shown { head, body, length }: Shown<'_>, packing: Packing, is_kept: bool
         let text = || head.headers.text(name).unwrap_or_default().into_owned();
         headers.entry(name.to_owned()).or_insert_with(text);
     }
-    if let Some(body) = body {
-        headers.insert(PARTIAL_BODY.to_owned(), body.is_cut.to_string());
+    if let Some((_, is_cut)) = body {
+        headers.insert(PARTIAL_BODY.to_owned(), is_cut.to_string());
     }
     let (text, raw_body) = match (body, packing) {
-        (Some(body), Packing::Text) => (String::from_utf8_lossy(body.bytes).into_owned(), Bytes::new()),
-        (Some(body), Packing::Bytes) => (String::new(), Bytes::copy_from_slice(body.bytes)),
+        (Some((bytes, _)), Packing::Text) => (String::from_utf8_lossy(bytes).into_owned(), Bytes::new()),
+        (Some((bytes, _)), Packing::Bytes) => (String::new(), bytes.clone()),
         (None, _) => (String::new(), Bytes::new()),
     };
     let id = head.headers.text("x-request-id").filter(|_| !is_kept);

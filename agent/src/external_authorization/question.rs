@@ -32,8 +32,8 @@ pub struct Peers<'a> {
 pub struct Shown<'a> {
     /// Its head.
     pub head: &'a RequestHead,
-    /// As much of its body as the provider is to see.
-    pub body: Option<ShownBody<'a>>,
+    /// As much of its body as the provider is to see, and whether there is more.
+    pub body: Option<&'a (Bytes, bool)>,
     /// How many bytes the body has, where that is known.
     pub length: Option<u64>,
 }
@@ -57,8 +57,9 @@ impl Question {
     ) -> Self {
         match &provider.protocol {
             CheckProtocol::Http(check) => {
-                let mut head = check.head(shown.head, shown.body);
-                let body = Bytes::copy_from_slice(shown.body.map_or(&[], |body| body.bytes));
+                let body = shown.body.map(|(bytes, is_cut)| ShownBody { bytes, is_cut: *is_cut });
+                let mut head = check.head(shown.head, body);
+                let body = shown.body.map(|(bytes, _)| bytes.clone()).unwrap_or_default();
                 // A number may stand in a field.
                 let _ = head.headers.set("content-length", body.len().to_string().as_bytes());
                 Self::Http(Box::new(head), body)

@@ -255,21 +255,20 @@ async fn judge_and_deliver(
 ) -> Result<Carried, ProxyError> {
     let snapshot = worker.shared.snapshot.load_full();
     let entered = worker.enter();
-    let judged = match entered {
-        Some(_) => judge(worker, tunnel, &snapshot, &request, record).await,
-        None => Err(ProxyError::Overloaded("max_connections")),
-    };
-    let delivered = match judged {
-        Ok((local, allowed_by)) => {
-            // A stream that its peer resets meanwhile leaves no connect behind.
-            let reset = poll_fn(|cx| respond.poll_reset(cx));
-            let delivered = tokio::select! {
-                delivered = worker.deliver(&local, record) => delivered,
-                _ = reset => Err(ProxyError::ClientBroke(std::io::ErrorKind::ConnectionReset.into())),
-            };
-            delivered.map(|upstream| (local, allowed_by, upstream))
+    let delivering = async {
+        if entered.is_none() {
+            return Err(ProxyError::Overloaded("max_connections"));
         }
-        Err(error) => Err(error),
+        let (local, allowed_by) = judge(worker, tunnel, &snapshot, &request, record).await?;
+        let upstream = worker.deliver(&local, record).await?;
+        Ok((local, allowed_by, upstream))
+    };
+    // A stream that its peer resets meanwhile leaves neither a question nor a connect behind.
+    let reset = poll_fn(|cx| respond.poll_reset(cx));
+    let delivered = tokio::select! {
+        biased;
+        delivered = delivering => delivered,
+        _ = reset => Err(ProxyError::ClientBroke(std::io::ErrorKind::ConnectionReset.into())),
     };
     let (local, allowed_by, mut upstream) = match delivered {
         Ok(delivered) => delivered,

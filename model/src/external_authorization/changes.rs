@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use super::query;
+use crate::http::headers::may_be_read_as;
 use crate::http::{Headers, RequestHead};
+use crate::pattern::Pattern;
 
 /// Fields that a message is framed, addressed or vouched for by: no provider sets or removes any. Of the first, two readers
 /// would see two messages; the last says whose certificate the caller showed.
@@ -23,10 +25,9 @@ const KEPT: [&str; 13] = [
     "x-forwarded-client-cert",
 ];
 
-/// Whether a provider may set, or remove, the field of this name. `_` counts as `-`: some programs read both alike.
+/// Whether a provider may set, or remove, the field of this name: none that some program takes for one of those.
 pub fn may_be_set(name: &str) -> bool {
-    let plain = name.to_ascii_lowercase().replace('_', "-");
-    !name.starts_with(':') && !KEPT.contains(&&*plain)
+    !name.starts_with(':') && !KEPT.iter().any(|kept| may_be_read_as(name.as_bytes(), kept))
 }
 
 /// What becomes of a field that may be there already (`HeaderValueOption.HeaderAppendAction`).
@@ -68,10 +69,56 @@ pub struct Changes {
     pub answer: Vec<FieldChange>,
 }
 
+/// Fields of a request that are its providers' to say: those that they have set or removed, and those that they might have.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Vouched {
+    /// In lower case.
+    names: Vec<Box<str>>,
+    patterns: Vec<Pattern>,
+}
+
+impl Vouched {
+    /// Adds what another provider says, or might have said.
+    pub fn add(&mut self, patterns: &[Pattern], changes: &Changes) {
+        self.patterns.extend_from_slice(patterns);
+        self.names.extend(changes.names().map(|name| name.to_ascii_lowercase().into()));
+    }
+
+    /// Takes out of trailers what a program that merges them into the head would take for what a provider has said.
+    pub fn strip_trailers(&self, trailers: &mut Headers) {
+        let is_vouched = |name: &str| {
+            self.names.iter().any(|vouched| may_be_read_as(name.as_bytes(), vouched))
+                || self.patterns.iter().any(|pattern| pattern.may_be_read_in(name))
+        };
+        trailers.retain(|name| !is_vouched(name));
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.patterns.is_empty()
+    }
+}
+
 impl Changes {
+    /// The names of the request's fields that are set or go, where a provider may do that.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let set = self.request.iter().map(|field| &*field.name);
+        set.chain(self.removed.iter().map(|name| &**name)).filter(|name| may_be_set(name))
+    }
+
+    /// Takes out what a program could take for a field that is set or goes, and has another name.
+    fn strip(&self, headers: &mut Headers) {
+        let names: Vec<String> = self.names().map(str::to_ascii_lowercase).collect();
+        headers.retain(|name| {
+            names.iter().any(|changed| changed == name)
+                || !names.iter().any(|changed| may_be_read_as(name.as_bytes(), changed))
+        });
+    }
+
     /// Changes a request. Gives back the names that no provider may set.
     pub fn apply<'a>(&'a self, head: &mut RequestHead) -> Vec<&'a str> {
         let mut refused = Vec::new();
+        self.strip(&mut head.headers);
         for field in &self.request {
             if !field.apply(&mut head.headers) {
                 refused.push(&*field.name);
@@ -183,6 +230,8 @@ mod tests {
             "X-Forwarded-Client-Cert",
             "x_forwarded_client_cert",
             "Content_Length",
+            "content.length",
+            "x~forwarded.client-cert",
             "a b",
             "x\r\ny",
         ] {
@@ -208,6 +257,60 @@ mod tests {
         };
         assert_eq!(split.apply(&mut changed), ["x-a"]);
         assert!(changed.headers.is_empty());
+    }
+
+    #[test]
+    fn a_field_that_is_set_or_goes_has_no_other_spelling() {
+        let forged =
+            [("x_user", "admin"), ("x.user", "admin"), ("x-user", "bob"), ("xuser", "1"), ("x-users", "2")];
+        let check = |changes: Changes, expected: Option<&str>| {
+            let mut changed = head(&forged);
+            assert!(changes.apply(&mut changed).is_empty());
+            let others: Vec<_> = changed.headers.iter().map(|(name, _)| name.to_owned()).collect();
+            assert!(!others.iter().any(|name| name == "x_user" || name == "x.user"), "{others:?}");
+            assert!(changed.headers.contains("xuser") && changed.headers.contains("x-users"));
+            assert_eq!(changed.headers.text("x-user").as_deref(), expected, "{changes:?}");
+        };
+        let set = |action, name| Changes { request: vec![change(action, name, "eve")], ..Changes::default() };
+        check(set(FieldAction::Overwrite, "X-User"), Some("eve"));
+        check(set(FieldAction::Append, "x-user"), Some("bob,eve"));
+        check(set(FieldAction::AddIfAbsent, "x-user"), Some("bob"));
+        check(set(FieldAction::OverwriteIfExists, "x-user"), Some("eve"));
+        check(Changes { removed: vec!["X-User".into()], ..Changes::default() }, None);
+        // What a provider itself says by two names stands by both.
+        let mut both = set(FieldAction::Overwrite, "x-user");
+        both.request.push(change(FieldAction::Overwrite, "x_user", "eve"));
+        let mut changed = head(&[("x.user", "admin")]);
+        assert!(both.apply(&mut changed).is_empty());
+        assert_eq!(changed.headers, head(&[("x-user", "eve"), ("x_user", "eve")]).headers);
+    }
+
+    #[test]
+    fn trailers_say_nothing_that_is_the_providers_to_say() {
+        let mut vouched = Vouched::default();
+        assert!(vouched.is_empty());
+        let changes = Changes {
+            request: vec![
+                change(FieldAction::Append, "X-User", "eve"),
+                change(FieldAction::Append, "te", "a"),
+            ],
+            removed: vec!["x-gone".into()],
+            ..Changes::default()
+        };
+        vouched.add(&[Pattern::new("x-role-*"), Pattern::new("*-claim")], &changes);
+        assert!(!vouched.is_empty());
+        let mut trailers = head(&[
+            ("x-user", "admin"),
+            ("x_user", "admin"),
+            ("x.gone", "1"),
+            ("x_role_a", "root"),
+            ("any_claim", "root"),
+            ("x-role", "kept"),
+            ("grpc-status", "0"),
+        ])
+        .headers;
+        vouched.strip_trailers(&mut trailers);
+        assert_eq!(trailers, head(&[("x-role", "kept"), ("grpc-status", "0")]).headers);
     }
 
     #[test]

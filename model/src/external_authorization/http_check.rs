@@ -81,9 +81,13 @@ impl HttpCheck {
     }
 
     /// Takes out of a request what would reach the program as if the provider had set it: fields that it may set and did not
-    /// see. What it saw and let be is the caller's to send.
+    /// see, whatever they are spelled like. What it saw and let be is the caller's to send.
     pub fn strip(&self, headers: &mut Headers) {
-        headers.retain(|name| !names(&self.to_upstream, name) || self.shows(name) || !may_be_set(name));
+        let is_its = |name: &str| self.to_upstream.iter().any(|pattern| pattern.may_be_read_in(name));
+        // It was sent another value than the caller's.
+        let is_added = |name: &str| self.added_fields.iter().any(|(added, _)| **added == *name);
+        let is_seen = |name: &str| self.shows(name) && !is_added(name) && name != PARTIAL_BODY;
+        headers.retain(|name| !is_its(name) || is_seen(name) || !may_be_set(name));
     }
 
     fn changes(&self, answer: &Headers) -> Changes {
@@ -231,8 +235,9 @@ mod tests {
     #[test]
     fn fields_of_an_answer_take_the_place_of_what_the_caller_sent() {
         let check = HttpCheck {
-            request_fields: patterns(&["x-seen"]),
-            to_upstream: patterns(&["x-user", "x-role-*", "x-seen", "authorization"]),
+            request_fields: patterns(&["x-seen", "x-added"]),
+            added_fields: vec![("x-added".into(), "the mesh's".into())],
+            to_upstream: patterns(&["x-user", "x-role-*", "x-seen", "x-added", "authorization"]),
             to_caller_on_allow: patterns(&["set-cookie"]),
             ..HttpCheck::default()
         };
@@ -242,6 +247,10 @@ mod tests {
                 ("x-user", "admin"),
                 ("x-role-a", "root"),
                 ("x-role-b", "root"),
+                ("x_user", "admin"),
+                ("x.role.b", "root"),
+                ("x_seen", "2"),
+                ("x-added", "mine"),
                 ("x-seen", "1"),
                 ("authorization", "Bearer a"),
                 ("x-other", "2"),

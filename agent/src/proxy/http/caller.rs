@@ -62,6 +62,11 @@ impl Caller {
         Self { authority: Authority::SaysNothing, ..self }
     }
 
+    /// Whether its requests are checks of CUSTOM policies: nobody is asked about those, and nobody has copies of them.
+    fn checks(&self) -> bool {
+        self.authority == Authority::SaysNothing
+    }
+
     /// The two ends of the connection.
     pub fn peers(&self) -> &Record {
         &self.peers

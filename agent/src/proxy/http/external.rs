@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 
 use baremesh_model::authorization::{Carried, Hello, Request};
 use baremesh_model::external_authorization::{
-    BodyInCheck, Changes, CheckAnswer, CheckProtocol, LongerBody, OnFailure, ShownBody,
+    BodyInCheck, Changes, CheckAnswer, CheckProtocol, LongerBody, OnFailure,
 };
 use baremesh_model::http::{RequestHead, ResponseHead};
 use baremesh_model::identity::Identity;
@@ -20,7 +20,7 @@ use bytes::Bytes;
 use super::body::{Answer, BodyError};
 use super::downstream::Exchange;
 use super::reply::Reply;
-use super::upload::Upload;
+use super::upload::{RoomAhead, UnreadAhead, Upload};
 use crate::external_authorization::question::{Peers, Question, Shown};
 use crate::external_authorization::{Provider, Tally};
 use crate::proxy::Worker;
@@ -83,12 +83,14 @@ impl Worker {
                     return Err(Box::new(Reply::not_answered_for(FORBIDDEN)));
                 };
                 let shown = match provider.definition.body {
-                    Some(wanted) => Some(self.show(&provider, wanted, (head, upload, answer)).await?),
+                    Some(wanted) => {
+                        let exchange = (&mut **head, &mut *upload, &mut *answer);
+                        Some(self.show((&provider, client.ip()), wanted, exchange).await?)
+                    }
                     None => None,
                 };
                 // A request without a body has none to show, as Envoy sees it.
                 let shown = shown.as_ref().filter(|(bytes, is_cut)| *is_cut || !bytes.is_empty());
-                let shown = shown.map(|(bytes, is_cut)| ShownBody { bytes, is_cut: *is_cut });
                 let asked = Shown { head, body: shown, length: upload.length() };
                 let question = Question::of_request(&provider.definition, peers, asked, SystemTime::now());
                 let gone = async {
@@ -102,7 +104,7 @@ impl Worker {
                     said = self.ask(&provider, peers, question) => said,
                     () = gone => return Err(Box::new(Reply::caller_gone())),
                 };
-                self.go_by(&provider, &said, (head, record), &mut admitted)?;
+                self.go_by(&provider, &said, (head, upload, record), &mut admitted)?;
             }
         })
     }
@@ -112,7 +114,7 @@ impl Worker {
         &self,
         provider: &Provider,
         said: &CheckAnswer,
-        (head, record): (&mut RequestHead, &mut RequestRecord),
+        (head, upload, record): (&mut RequestHead, &mut Upload<'_>, &mut RequestRecord),
         admitted: &mut Admitted,
     ) -> Result<(), Box<Reply>> {
         let (tally, definition) = (&provider.tally, &provider.definition);
@@ -144,9 +146,14 @@ impl Worker {
             }
         };
         // Whether it answered or not: what only it may say, the caller has not said.
-        if let CheckProtocol::Http(check) = &definition.protocol {
-            check.strip(&mut head.headers);
-        }
+        let patterns = match &definition.protocol {
+            CheckProtocol::Http(check) => {
+                check.strip(&mut head.headers);
+                &*check.to_upstream
+            }
+            CheckProtocol::Grpc => &[],
+        };
+        upload.vouched_for(patterns, changes);
         let refused = changes.apply(head).len();
         if refused > 0 {
             let words = format!("the provider {}: {refused} fields that are not its to set", definition.name);
@@ -159,29 +166,36 @@ impl Worker {
     /// As much of a request's body as a provider is to see, and whether there is more.
     async fn show(
         &self,
-        provider: &Provider,
+        (provider, host): (&Provider, IpAddr),
         wanted: BodyInCheck,
         (head, upload, answer): (&mut RequestHead, &mut Upload<'_>, &mut Answer<'_>),
     ) -> Result<(Bytes, bool), Box<Reply>> {
         let most = wanted.max_bytes as usize;
         if !upload.is_whole() {
-            let failed = || Box::new(Reply::overflow());
-            let _held = provider.bodies.try_acquire_many(wanted.max_bytes).map_err(|_| failed())?;
             // Who waits for this to send the body would wait for what is asked about the body.
             if head.headers.lists("expect", "100-continue") {
                 head.headers.remove("expect");
                 let interim = ResponseHead { status: 100, ..ResponseHead::default() };
                 answer.interim(&interim).await.map_err(|_| Box::new(Reply::caller_gone()))?;
             }
-            let reading = tokio::time::timeout(self.shared.limits.body_timeout, upload.read_ahead(most));
+            // A message of gRPC holds the body as well.
+            let times = if provider.definition.protocol == CheckProtocol::Grpc { 2 } else { 1 };
+            let room = RoomAhead { room: &provider.room, host, times };
+            let reading =
+                tokio::time::timeout(self.shared.limits.body_timeout, upload.read_ahead(most, room));
             let read = tokio::select! {
                 read = reading => read,
                 () = answer.gone() => return Err(Box::new(Reply::caller_gone())),
             };
             match read {
                 Ok(Ok(())) => {}
-                Ok(Err(BodyError::Broken(_))) => return Err(Box::new(Reply::caller_gone())),
-                Ok(Err(BodyError::Malformed(why))) => return Err(Box::new(Reply::malformed(400, why))),
+                Ok(Err(UnreadAhead::NoRoom)) => return Err(Box::new(Reply::overflow())),
+                Ok(Err(UnreadAhead::Body(BodyError::Broken(_)))) => {
+                    return Err(Box::new(Reply::caller_gone()));
+                }
+                Ok(Err(UnreadAhead::Body(BodyError::Malformed(why)))) => {
+                    return Err(Box::new(Reply::malformed(400, why)));
+                }
                 Err(_) => {
                     return Err(Box::new(Reply::new(408, "stream timeout", "SI", "request_body_timeout")));
                 }

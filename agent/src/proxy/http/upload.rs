@@ -2,13 +2,16 @@
 //! it can be sent again.
 
 use std::future::{pending, poll_fn};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use baremesh_model::external_authorization::{Changes, Vouched};
 use baremesh_model::http::Headers;
+use baremesh_model::pattern::Pattern;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::Notify;
 
@@ -16,6 +19,7 @@ use super::attempt::Failure;
 use super::body::{BodyError, Sink, Source};
 use super::grpc::MessageCount;
 use super::h1::{Frame, Framing, Hop, Persistence};
+use crate::external_authorization::{Held, Room};
 use crate::jwt::TokenRules;
 use crate::proxy::relay::Meter;
 
@@ -49,11 +53,15 @@ pub struct Upload<'a> {
     stall: Option<Stall>,
     /// A copy: parts of read buffers would keep the whole of each.
     kept: BytesMut,
+    /// All of it, where the agent itself sends it.
+    own: Option<Bytes>,
     /// What was read of it before anything was sent on.
     ahead: Ahead,
     trailers: Option<Headers>,
     /// The rules for tokens of the service of this host that it is sent to.
     rules: Option<Arc<TokenRules>>,
+    /// What its providers say of it, and no trailer.
+    vouched: Vouched,
     /// When all of it had come; time limits count from there.
     whole_at: Option<Instant>,
     /// Bytes that came from the caller.
@@ -65,7 +73,12 @@ pub struct Upload<'a> {
 /// What was read of a body before anything of it was sent on.
 #[derive(Default)]
 struct Ahead {
+    /// What was shown to somebody.
+    shown: Bytes,
+    /// What came after that.
     data: BytesMut,
+    /// The room that both take.
+    held: Vec<Held>,
     trailers: Option<Headers>,
     is_over: bool,
 }
@@ -73,24 +86,65 @@ struct Ahead {
 impl Ahead {
     /// The next frame of what was read; nothing where the caller is to be heard again.
     fn next(&mut self) -> Option<Option<Frame>> {
+        if !self.shown.is_empty() {
+            return Some(Some(Frame::Data(std::mem::take(&mut self.shown))));
+        }
         if !self.data.is_empty() {
             return Some(Some(Frame::Data(self.data.split().freeze())));
         }
+        // What went last was taken.
+        self.held = Vec::new();
         if let Some(trailers) = self.trailers.take() {
             return Some(Some(Frame::Trailers(trailers)));
         }
         self.is_over.then_some(None)
     }
+
+    fn len(&self) -> usize {
+        self.shown.len() + self.data.len()
+    }
+
+    /// Takes room for more, in steps: who sends little holds little.
+    fn hold(&mut self, length: usize, room: &RoomAhead<'_>) -> Result<(), UnreadAhead> {
+        let mut wanted = length * room.times;
+        if let Some(last) = self.held.last_mut() {
+            wanted -= last.use_up(wanted);
+        }
+        if wanted > 0 {
+            self.held.push(room.room.take(room.host, wanted).ok_or(UnreadAhead::NoRoom)?);
+        }
+        Ok(())
+    }
+}
+
+/// Where a body that is read ahead takes its place.
+#[derive(Clone, Copy)]
+pub(super) struct RoomAhead<'a> {
+    /// The provider's.
+    pub(super) room: &'a Room,
+    /// Where the body comes from.
+    pub(super) host: IpAddr,
+    /// How many times it is held.
+    pub(super) times: usize,
+}
+
+/// Why a body was not read ahead.
+#[derive(Debug)]
+pub(super) enum UnreadAhead {
+    /// There is no room for it.
+    NoRoom,
+    /// It ended otherwise than it should.
+    Body(BodyError),
 }
 
 impl Upload<'static> {
     /// A body that the agent itself sends.
-    pub fn own(body: &[u8]) -> Self {
+    pub fn own(body: Bytes) -> Self {
         let framing = Framing::Length(body.len() as u64);
         Self {
-            kept: BytesMut::from(body),
             whole_at: Some(Instant::now()),
             bytes: body.len() as u64,
+            own: Some(body),
             ..Self::new(Source::Over, Hop { framing, persistence: Persistence::Keep, upgrade: false })
         }
     }
@@ -105,9 +159,11 @@ impl<'a> Upload<'a> {
             hop,
             stall: None,
             kept: BytesMut::new(),
+            own: None,
             ahead: Ahead::default(),
             trailers: None,
             rules: None,
+            vouched: Vouched::default(),
             whole_at: is_whole.then(Instant::now),
             bytes: 0,
             messages: None,
@@ -119,15 +175,28 @@ impl<'a> Upload<'a> {
         Self { stall: Some(stall), ..self }
     }
 
-    /// The next attempt goes to a service of this host with these rules for tokens, or to one without.
+    /// The next attempt goes to a service of this host with these rules for tokens, or to one without. Nobody has vouched for
+    /// anything yet.
     pub fn hold_to(&mut self, rules: Option<&Arc<TokenRules>>) {
         self.rules = rules.cloned();
+        self.vouched = Vouched::default();
+    }
+
+    /// What a provider says of the request, or might have said, is no trailer's to say.
+    pub(super) fn vouched_for(&mut self, patterns: &[Pattern], changes: &Changes) {
+        self.vouched.add(patterns, changes);
     }
 
     /// The trailers as they may be sent on, where some are to be changed.
     fn stripped_trailers(&self) -> Option<Headers> {
-        let (rules, mut trailers) = (self.rules.as_ref()?, self.trailers.clone()?);
-        rules.strip_trailers(&mut trailers);
+        if self.rules.is_none() && self.vouched.is_empty() {
+            return None;
+        }
+        let mut trailers = self.trailers.clone()?;
+        if let Some(rules) = &self.rules {
+            rules.strip_trailers(&mut trailers);
+        }
+        self.vouched.strip_trailers(&mut trailers);
         Some(trailers)
     }
 
@@ -138,12 +207,12 @@ impl<'a> Upload<'a> {
 
     /// Whether the request can be sent again from its start.
     pub fn can_replay(&self) -> bool {
-        self.kept.len() as u64 == self.bytes
+        self.own.is_some() || self.kept.len() as u64 == self.bytes
     }
 
     /// Whether there is neither a body nor trailers.
     pub(super) fn is_bare(&self) -> bool {
-        self.is_whole() && self.kept.is_empty() && self.trailers.is_none()
+        self.is_whole() && self.bytes == 0 && self.trailers.is_none()
     }
 
     /// Whether all of the body has come.
@@ -163,9 +232,11 @@ impl<'a> Upload<'a> {
             hop: Hop { upgrade: false, ..self.hop },
             stall: None,
             kept: self.kept.clone(),
+            own: self.own.clone(),
             ahead: Ahead::default(),
             trailers: self.trailers.clone(),
             rules: None,
+            vouched: Vouched::default(),
             whole_at: self.whole_at,
             bytes: self.bytes,
             messages: None,
@@ -173,10 +244,13 @@ impl<'a> Upload<'a> {
     }
 
     /// Reads the body until more than `most` bytes of it are there, or all of it is. What follows an upgrade is no body.
-    pub(super) async fn read_ahead(&mut self, most: usize) -> Result<(), BodyError> {
-        while !self.hop.upgrade && !self.has_come() && self.kept.len() + self.ahead.data.len() <= most {
-            match self.source.frame().await? {
-                Some(Frame::Data(data)) => self.ahead.data.extend_from_slice(&data),
+    pub(super) async fn read_ahead(&mut self, most: usize, room: RoomAhead<'_>) -> Result<(), UnreadAhead> {
+        while !self.hop.upgrade && !self.has_come() && self.kept.len() + self.ahead.len() <= most {
+            match self.source.frame().await.map_err(UnreadAhead::Body)? {
+                Some(Frame::Data(data)) => {
+                    self.ahead.hold(data.len(), &room)?;
+                    self.ahead.data.extend_from_slice(&data);
+                }
                 Some(Frame::Trailers(trailers)) => self.ahead.trailers = Some(trailers),
                 None => self.ahead.is_over = true,
             }
@@ -185,12 +259,22 @@ impl<'a> Upload<'a> {
     }
 
     /// As much of the body as was read, `most` bytes at most, and whether that is not all.
-    pub(super) fn start(&self, most: usize) -> (Bytes, bool) {
-        let mut start = BytesMut::from(&self.kept[..]);
-        start.extend_from_slice(&self.ahead.data);
+    pub(super) fn start(&mut self, most: usize) -> (Bytes, bool) {
+        let Ahead { shown, data, .. } = &mut self.ahead;
+        if shown.is_empty() {
+            *shown = data.split().freeze();
+        } else if !data.is_empty() {
+            *shown = [&**shown, &**data].concat().into();
+            *data = BytesMut::new();
+        }
+        // Not copied: it is the agent's to hold until the program has it. What was sent once already is short.
+        let mut start = match self.kept.is_empty() {
+            true => shown.clone(),
+            false => [&*self.kept, &**shown].concat().into(),
+        };
         let is_cut = start.len() > most || !(self.has_come() || self.hop.upgrade);
         start.truncate(most);
-        (start.freeze(), is_cut)
+        (start, is_cut)
     }
 
     /// How many bytes it has, where that is known.
@@ -198,7 +282,7 @@ impl<'a> Upload<'a> {
         match self.hop.framing {
             Framing::None => Some(0),
             Framing::Length(length) => Some(length),
-            _ if self.has_come() => Some((self.kept.len() + self.ahead.data.len()) as u64),
+            _ if self.has_come() => Some((self.kept.len() + self.ahead.len()) as u64),
             _ => None,
         }
     }
@@ -237,8 +321,9 @@ impl<'a> Upload<'a> {
             self.source.upgrade();
             self.whole_at = None;
         }
-        if !self.kept.is_empty()
-            && let Err(failure) = sink.data(self.kept.clone().freeze()).await.map_err(closed)
+        let again = self.own.clone().unwrap_or_else(|| self.kept.clone().freeze());
+        if !again.is_empty()
+            && let Err(failure) = sink.data(again).await.map_err(closed)
         {
             return failure;
         }

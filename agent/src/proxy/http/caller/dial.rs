@@ -30,6 +30,9 @@ use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, Snapshot, Transport};
 use crate::telemetry::request_record::RequestRecord;
 use crate::telemetry::{Record, Security};
 
+/// What a check is told that nobody answers.
+const UNAVAILABLE: u16 = 503;
+
 /// Both directions to an endpoint, with the place in the tunnel that they take.
 pub struct Dialled {
     /// What comes back.
@@ -118,10 +121,32 @@ impl Caller {
         match self.local(target) {
             Some(local) if local.may_ask() => {
                 let from = (Some(&self.identity), remote_ip);
+                if self.checks() {
+                    return self.ask_about_check(local, (exchange.head, remote_ip), record);
+                }
                 let asking = self.worker.ask_about_request(local, from, exchange, record);
                 asking.await.map_err(Miss::Refused)
             }
             _ => Ok(Admitted::default()),
+        }
+    }
+
+    /// A check that a route leads to a service whose own calls are checked gets no answer: it would have to be asked about in
+    /// its turn, and so without end.
+    fn ask_about_check(
+        &self,
+        local: &LocalEndpoint,
+        (head, remote_ip): (&RequestHead, IpAddr),
+        record: &mut RequestRecord,
+    ) -> Result<Admitted, Miss> {
+        let asked = Request { head, token: None, remote_ip, allowed_by: &[] };
+        let from = (Some(&self.identity), self.peers.client.ip());
+        match local.asks(from, (Carried::Request(&asked), &Hello::Unread), &[]) {
+            None => Ok(Admitted::default()),
+            Some(asks) => {
+                record.fault = Some(format!("{asks}, and nobody is asked about a check"));
+                Err(Miss::Refused(Box::new(Reply::not_answered_for(UNAVAILABLE))))
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use baremesh_model::authorization::Request;
 use baremesh_model::http::RequestHead;
 use baremesh_model::virtual_service::{Destination, RouteOptions};
 
@@ -32,6 +33,10 @@ pub(super) struct Copies {
 impl Caller {
     /// The copies that the route asks for, of a request as the original's service sees it.
     pub(super) fn copies(&self, options: &RouteOptions, head: &RequestHead) -> Option<Copies> {
+        // A copy would be checked in its turn, and might never end.
+        if self.checks() {
+            return None;
+        }
         let drawn = options.mirrors.iter().filter(|mirror| mirror.percentage.takes(rand::random()));
         let to: Vec<Destination> = drawn.map(|mirror| mirror.destination.clone()).collect();
         if to.is_empty() {
@@ -66,7 +71,9 @@ impl Caller {
             let (to, head) = (to.clone(), copies.head.clone());
             let snapshot = self.worker.shared.snapshot.load_full();
             tokio::spawn(async move {
-                caller.send_copy(&snapshot, &to, head, upload).await;
+                let sent = caller.send_copy(&snapshot, &to, head, upload);
+                // What it is answered is for nobody.
+                let _ = tokio::time::timeout(COPY_TIMEOUT, sent).await;
                 drop(place);
             });
         }
@@ -74,7 +81,7 @@ impl Caller {
 
     async fn send_copy(
         self,
-        snapshot: &Snapshot,
+        snapshot: &Arc<Snapshot>,
         to: &Destination,
         mut head: RequestHead,
         mut upload: Upload<'static>,
@@ -89,18 +96,22 @@ impl Caller {
         let mut exchange = Exchange { head: &mut head, upload, answer: Answer::Nobody };
         let Ok(external) = self.ask(&target, (&mut exchange, remote_ip), &mut record).await else { return };
         let Exchange { head, mut upload, .. } = exchange;
-        if self.admit(&target, (head, &external.by), remote_ip, &mut record).is_err() {
+        let admitted = self.admit(&target, (head, &external.by), remote_ip, &mut record);
+        let Ok(token) = admitted else { return };
+        let watched = self.watch(&target, snapshot);
+        let request = Request { head, token: token.as_ref(), remote_ip, allowed_by: &external.by };
+        // While a provider was asked, another state may have come into force.
+        if watched
+            .as_ref()
+            .is_some_and(|watched| watched.is_forbidden(snapshot, &request, &self.worker.shared.snapshot))
+        {
             return;
         }
-        let sent = async {
-            let Ok(dialled) = self.dial(&target, &mut record.peers).await else { return };
-            let mut connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, None));
-            let order = Order::unlimited(head, COPY_TIMEOUT);
-            let (leg, mut answer) = (Leg::Http1(&mut connection), Answer::Nobody);
-            let mut judge = |_: &mut _, _| Verdict::Relay;
-            // What it is answered is for nobody.
-            let _ = attempt(leg, order, &mut upload, &mut answer, &mut Download::default(), &mut judge).await;
-        };
-        let _ = tokio::time::timeout(COPY_TIMEOUT, sent).await;
+        let Ok(dialled) = self.dial(&target, &mut record.peers).await else { return };
+        let mut connection = Connection::new(dialled.reader, dialled.writer, (dialled.place, None));
+        let order = Order::unlimited(head, COPY_TIMEOUT);
+        let (leg, mut answer) = (Leg::Http1(&mut connection), Answer::Nobody);
+        let mut judge = |_: &mut _, _| Verdict::Relay;
+        let _ = attempt(leg, order, &mut upload, &mut answer, &mut Download::default(), &mut judge).await;
     }
 }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ::bytes::{Bytes, BytesMut};
 use baremesh_model::external_authorization::{CheckAnswer, CheckProtocol};
@@ -14,6 +14,7 @@ use baremesh_model::name::Key;
 use super::own_address;
 use crate::external_authorization::question::Question;
 use crate::external_authorization::{MAX_ANSWER, Provider, grpc};
+use crate::fetch::is_nobodys;
 use crate::proxy::Worker;
 use crate::proxy::http::attempt::{Attempt, Download, Failure, Leg, Order, Verdict, attempt};
 use crate::proxy::http::body::{Answer, Kept};
@@ -127,7 +128,7 @@ impl Worker {
         let caller =
             Caller::new(Arc::clone(self), local.identity.clone(), (service, port), record).to_dialled();
         let mut kept = Kept::new(MAX_ANSWER);
-        let upload = Upload::own(&check.body);
+        let upload = Upload::own(check.body.clone());
         let exchange = Exchange { head: &mut check.head, upload, answer: Answer::Kept(&mut kept) };
         // However it ended is in what was kept.
         let _ = caller.carry(exchange).await;
@@ -146,6 +147,10 @@ impl Worker {
         for address in addresses.iter().take(MAX_ADDRESSES) {
             if self.is_own(snapshot, *address) || snapshot.mesh.config.virtual_ranges.contains(address.ip()) {
                 last = format!("{address} is the mesh's own: name the service that is meant");
+                continue;
+            }
+            if let Some(why) = is_nobodys(address.ip()) {
+                last = format!("{address} is {why}");
                 continue;
             }
             let key = UpstreamKey {
@@ -234,7 +239,7 @@ impl Worker {
 /// Sends a check on one connection, and keeps what comes back.
 async fn exchanged(leg: Leg<'_>, check: &Check) -> (Attempt, Kept, Download) {
     let (mut kept, mut download) = (Kept::new(MAX_ANSWER), Download::default());
-    let mut upload = Upload::own(&check.body);
+    let mut upload = Upload::own(check.body.clone());
     let ended = {
         let mut judge = |_: &mut _, _| Verdict::Relay;
         let order = Order::unlimited(&check.head, IDLE);
@@ -257,12 +262,11 @@ async fn addresses(provider: &Provider) -> Result<Arc<[SocketAddr]>, String> {
     if let Some(address) = definition.address() {
         return Ok([SocketAddr::new(address, definition.port)].into());
     }
-    if let Some(known) = provider.resolved(Instant::now()) {
-        return Ok(known);
-    }
-    let found = tokio::net::lookup_host((&*definition.host, definition.port)).await;
-    let found = found.map_err(|error| format!("{} has no address: {error}", definition.host))?;
-    let found: Arc<[SocketAddr]> = found.map(socket::canonical).collect();
-    provider.resolves_to(Arc::clone(&found), Instant::now());
-    Ok(found)
+    let wanted = Arc::clone(definition);
+    let look_up = async move || {
+        let found = tokio::net::lookup_host((&*wanted.host, wanted.port)).await;
+        let found = found.map_err(|error| format!("{} has no address: {error}", wanted.host))?;
+        Ok(found.map(socket::canonical).collect())
+    };
+    provider.resolved(look_up).await.map_err(|why| why.to_string())
 }
