@@ -74,6 +74,11 @@ mod tests {
         drop(held);
         assert!(shares.0.lock().expect("not poisoned").is_empty(), "who holds nothing is forgotten");
         assert!(shares.take("a", 2).is_some());
+        let many = shares.take_many("c", 3, 4);
+        assert!(many.is_some() && shares.take_many("c", 2, 4).is_none());
+        assert!(shares.take_many("c", usize::MAX, usize::MAX).is_none());
+        drop(many);
+        assert!(shares.take_many("c", 4, 4).is_some());
     }
 
     #[test]

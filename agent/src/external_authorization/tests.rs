@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use baremesh_model::external_authorization::{
-    Changes, CheckAnswer, Denial, FieldAction, FieldChange, PARTIAL_BODY, ShownBody,
+    Changes, CheckAnswer, Denial, FieldAction, FieldChange, PARTIAL_BODY,
 };
 use baremesh_model::http::{Headers, RequestHead, Version};
 use baremesh_model::identity::Identity;
@@ -60,7 +60,7 @@ fn peers<'a>(local: &'a LocalEndpoint, source: Option<&'a Identity>, port: u16) 
     Peers { local, source, client, server_name: Some("orders.default.mesh.internal") }
 }
 
-fn shown<'a>(head: &'a RequestHead, body: Option<ShownBody<'a>>) -> Shown<'a> {
+fn shown<'a>(head: &'a RequestHead, body: Option<&'a (Bytes, bool)>) -> Shown<'a> {
     Shown { head, body, length: Some(5) }
 }
 
@@ -81,12 +81,12 @@ fn a_question_says_who_calls_whom_with_what() {
     let (local, web) = (local(&snapshot), web());
     let provider = snapshot.providers.get("p").expect("a provider");
     let fields = [("x-a", "1"), ("x-a", "2"), ("x-request-id", "id"), ("content-length", "5")];
-    let body = ShownBody { bytes: b"abc", is_cut: true };
+    let body = (Bytes::from_static(b"abc"), true);
     let now = SystemTime::UNIX_EPOCH + Duration::new(7, 8);
     let question = Question::of_request(
         &provider.definition,
         peers(&local, Some(&web), 5),
-        shown(&head(&fields), Some(body)),
+        shown(&head(&fields), Some(&body)),
         now,
     );
     let attributes = read(&question).attributes.expect("attributes");
@@ -161,8 +161,8 @@ fn parts_of_a_question_over_http_are_not_taken_for_each_other() {
     let provider = &snapshot.providers.get("p").expect("a provider").definition;
     let peers = peers(&local, None, 1);
     let key = |fields: &[(&str, &str)], body: &[u8]| {
-        let body = Some(ShownBody { bytes: body, is_cut: false });
-        Question::of_request(provider, peers, shown(&head(fields), body), SystemTime::now()).key(peers)
+        let body = (Bytes::copy_from_slice(body), false);
+        Question::of_request(provider, peers, shown(&head(fields), Some(&body)), SystemTime::now()).key(peers)
     };
     let keys = [
         key(&[("x-a", "1")], b""),
@@ -351,4 +351,43 @@ fn nobody_is_asked_about_who_is_asked() {
     assert_eq!(asks(&grpc_provider("p", "")).as_deref(), Some(expected));
     assert_eq!(asks(at_orders), None);
     assert_eq!(asks(&at_orders.replace("7000", "7001")).as_deref(), Some(expected), "another port of it");
+}
+
+#[test]
+fn room_is_taken_in_steps_and_no_host_takes_all_of_it() {
+    let host = |last| IpAddr::from([10, 0, 0, last]);
+    let room = Room::default();
+    let mut step = room.take(host(1), 5).expect("room");
+    assert_eq!((step.use_up(HELD_STEP), step.use_up(1)), (HELD_STEP - 5, 0));
+    assert!(room.take(host(1), MAX_HELD_OF_HOST).is_none(), "with what it has that is too much");
+    drop(step);
+    let half = room.take(host(1), MAX_HELD_OF_HOST).expect("it was given back");
+    assert!(room.take(host(1), 1).is_none());
+    let other = room.take(host(2), MAX_HELD_OF_HOST).expect("others have theirs");
+    assert!(room.take(host(3), 1).is_none(), "there is no more of it");
+    drop((half, other));
+    assert!(room.take(host(3), 1).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_looked_up_once_for_all_and_to_its_end() {
+    let snapshot = state(&grpc_provider("p", ""), "", None);
+    let provider = Arc::clone(snapshot.providers.get("p").expect("a provider"));
+    let (looked, open) = (Arc::new(AtomicU64::new(0)), Arc::new(Semaphore::new(0)));
+    let look_up = |found: Result<Arc<[SocketAddr]>, Arc<str>>| {
+        let (looked, open) = (Arc::clone(&looked), Arc::clone(&open));
+        async move || {
+            looked.fetch_add(1, Ordering::Relaxed);
+            let _open = open.acquire().await;
+            found
+        }
+    };
+    let none = || Err::<Arc<[SocketAddr]>, Arc<str>>("no such name".into());
+    let waited = tokio::time::timeout(Duration::from_millis(1), provider.resolved(look_up(none()))).await;
+    assert!(waited.is_err(), "who gives up waiting");
+    let waited = tokio::time::timeout(Duration::from_millis(1), provider.resolved(look_up(none()))).await;
+    assert!(waited.is_err() && looked.load(Ordering::Relaxed) == 1, "leaves the one lookup under way");
+    open.add_permits(1);
+    assert_eq!(provider.resolved(look_up(none())).await, none());
+    assert_eq!(looked.load(Ordering::Relaxed), 1, "what was not found is known for a moment");
 }

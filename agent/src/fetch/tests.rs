@@ -21,6 +21,26 @@ async fn fetch(fetcher: &Fetcher, url: &str, timeout: Duration) -> Result<usize,
 }
 
 #[test]
+fn loopback_is_somebodys_and_metadata_is_nobodys() {
+    for (address, is_called) in [
+        ("127.0.0.1", true),
+        ("::1", true),
+        ("10.0.0.1", true),
+        ("fd00::1", true),
+        ("169.254.169.254", false),
+        ("::ffff:169.254.169.254", false),
+        ("64:ff9b::169.254.169.254", false),
+        ("fe80::1", false),
+        ("fd00:ec2::254", false),
+        ("100.100.100.200", false),
+        ("224.0.0.1", false),
+    ] {
+        let found = is_nobodys(address.parse().expect("an address"));
+        assert_eq!(found.is_none(), is_called, "{address} {found:?}");
+    }
+}
+
+#[test]
 fn addresses_of_this_host_its_link_and_the_mesh_are_kept_from() {
     let check = |address: &str, expected: bool| {
         let found = kept_from(address.parse().expect("an address"), &VirtualRanges::default());

@@ -1,8 +1,10 @@
 //! A request's body on its way: pulled from the caller as the upstream takes it, and kept as long as it is small, so that
 //! it can be sent again.
 
+/// What is read of one before anything is sent.
+mod ahead;
+
 use std::future::{pending, poll_fn};
-use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,9 +21,10 @@ use super::attempt::Failure;
 use super::body::{BodyError, Sink, Source};
 use super::grpc::MessageCount;
 use super::h1::{Frame, Framing, Hop, Persistence};
-use crate::external_authorization::{Held, Room};
 use crate::jwt::TokenRules;
 use crate::proxy::relay::Meter;
+use ahead::Ahead;
+pub(super) use ahead::{RoomAhead, UnreadAhead};
 
 /// The most of a request's body that is kept to be sent again; a longer one is sent once.
 pub const REPLAY_LIMIT: usize = 64 * 1024;
@@ -68,73 +71,6 @@ pub struct Upload<'a> {
     pub bytes: u64,
     /// gRPC messages among them, where it is gRPC.
     pub messages: Option<MessageCount>,
-}
-
-/// What was read of a body before anything of it was sent on.
-#[derive(Default)]
-struct Ahead {
-    /// What was shown to somebody.
-    shown: Bytes,
-    /// What came after that.
-    data: BytesMut,
-    /// The room that both take.
-    held: Vec<Held>,
-    trailers: Option<Headers>,
-    is_over: bool,
-}
-
-impl Ahead {
-    /// The next frame of what was read; nothing where the caller is to be heard again.
-    fn next(&mut self) -> Option<Option<Frame>> {
-        if !self.shown.is_empty() {
-            return Some(Some(Frame::Data(std::mem::take(&mut self.shown))));
-        }
-        if !self.data.is_empty() {
-            return Some(Some(Frame::Data(self.data.split().freeze())));
-        }
-        // What went last was taken.
-        self.held = Vec::new();
-        if let Some(trailers) = self.trailers.take() {
-            return Some(Some(Frame::Trailers(trailers)));
-        }
-        self.is_over.then_some(None)
-    }
-
-    fn len(&self) -> usize {
-        self.shown.len() + self.data.len()
-    }
-
-    /// Takes room for more, in steps: who sends little holds little.
-    fn hold(&mut self, length: usize, room: &RoomAhead<'_>) -> Result<(), UnreadAhead> {
-        let mut wanted = length * room.times;
-        if let Some(last) = self.held.last_mut() {
-            wanted -= last.use_up(wanted);
-        }
-        if wanted > 0 {
-            self.held.push(room.room.take(room.host, wanted).ok_or(UnreadAhead::NoRoom)?);
-        }
-        Ok(())
-    }
-}
-
-/// Where a body that is read ahead takes its place.
-#[derive(Clone, Copy)]
-pub(super) struct RoomAhead<'a> {
-    /// The provider's.
-    pub(super) room: &'a Room,
-    /// Where the body comes from.
-    pub(super) host: IpAddr,
-    /// How many times it is held.
-    pub(super) times: usize,
-}
-
-/// Why a body was not read ahead.
-#[derive(Debug)]
-pub(super) enum UnreadAhead {
-    /// There is no room for it.
-    NoRoom,
-    /// It ended otherwise than it should.
-    Body(BodyError),
 }
 
 impl Upload<'static> {
@@ -449,3 +385,6 @@ impl Progress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
