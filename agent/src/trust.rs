@@ -113,17 +113,28 @@ fn of_state(entries: &BTreeMap<String, Value>, before: &TrustBundle) -> Result<T
     Ok(trusted.refusing(revoked))
 }
 
-/// The roots of other trust domains. One that cannot be read refuses all of the state: who is trusted is never guessed.
+/// The roots of other trust domains. One whose roots cannot be read is trusted in nothing, and keeps neither what is
+/// revoked nor the others from being taken: who is trusted is never guessed.
 fn federated(value: &Value) -> Result<FederatedRoots, String> {
     let unreadable =
         |what: &dyn std::fmt::Display| format!("the roots of federated trust domains are not taken: {what}");
     let all = value.as_object().ok_or_else(|| unreadable(&"they are no object"))?;
     let read = |(name, pem): (&String, &Value)| {
-        let domain = TrustDomain::new(name).map_err(|error| unreadable(&error))?;
+        let domain = TrustDomain::new(name).map_err(|error| error.to_string())?;
         let roots = chain_from_pem(pem.as_str().unwrap_or_default().as_bytes());
-        Ok((domain, roots.ok_or_else(|| unreadable(&format_args!("those of {name} are no certificates")))?))
+        let roots = roots.ok_or_else(|| "they are no certificates".to_owned())?;
+        // Whether peers can be verified against them.
+        TrustBundle::new(domain.clone(), roots.clone()).map_err(|error| error.to_string())?;
+        Ok((domain, roots))
     };
-    all.iter().map(read).collect()
+    let one = |entry: (&String, &Value)| {
+        let taken: Result<_, String> = read(entry);
+        let unusable = |error: &String| {
+            tracing::error!(trust_domain = ?entry.0, "nobody of a federated trust domain is trusted: its roots cannot be read: {error}");
+        };
+        taken.inspect_err(unusable).ok()
+    };
+    Ok(all.iter().filter_map(one).collect())
 }
 
 /// Whether an entry of a state is about trust, and no resource.
@@ -213,6 +224,24 @@ mod tests {
             state.insert(REVOKED.to_owned(), json!({ STATEMENT_PEM: list }));
         }
         state
+    }
+
+    #[test]
+    fn a_federated_domain_that_cannot_be_read_keeps_nothing_else_from_being_taken() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (ours, theirs) = (authority(&place.path().join("ours")), authority(&place.path().join("theirs")));
+        let trust = Trust::new(Arc::new(ours.bundle().expect("a bundle")), None);
+        let good = theirs.bundle().expect("a bundle").to_pem();
+        let junk = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+        let mut pushed = state(&ours, &["ab"]);
+        let federated = json!({ "good": good, "junk": junk, "none": "", "Not A Domain": good, "odd": 7 });
+        pushed.insert(FEDERATED.to_owned(), federated);
+        trust.take(&pushed).expect("taken");
+        assert!(trust.now().revoked().contains("ab"));
+        let taken: Vec<_> = trust.now().federated().map(ToString::to_string).collect();
+        assert_eq!(taken, ["good"]);
+        pushed.insert(FEDERATED.to_owned(), json!("no object"));
+        assert!(trust.take(&pushed).is_err());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rustls_pki_types::CertificateDer;
 use serde_json::{Value, json};
+use webpki::anchor_from_trusted_cert;
 use x509_parser::public_key::PublicKey;
 
 use crate::clock::from_unix;
@@ -47,7 +48,9 @@ pub enum BundleFormatError {
     TooMany(usize),
     #[error("a root of it is larger than {MAX_ROOT} bytes")]
     TooLarge,
-    #[error("a certificate of it is no authority: its basicConstraints do not say CA")]
+    #[error(
+        "a certificate of it is no authority: its basicConstraints do not say CA, or it is not of a form that is verified against"
+    )]
     NoAuthority,
     #[error("all roots of it have ended")]
     Ended,
@@ -66,7 +69,8 @@ impl Bundle {
                 return Err(BundleFormatError::TooLarge);
             }
             let parsed = parse(&root).map_err(|_| BundleFormatError::NoAuthority)?;
-            if !parsed.is_ca() {
+            // What verifies peers is stricter about forms than what shows them: what passes here, agents take.
+            if !parsed.is_ca() || anchor_from_trusted_cert(&root).is_err() {
                 return Err(BundleFormatError::NoAuthority);
             }
             let has_ended = from_unix(parsed.validity().not_after.timestamp()) <= now;
@@ -204,5 +208,24 @@ mod tests {
         assert_eq!(read(&chain_to_pem(&leaf)), Err(BundleFormatError::NoAuthority));
         let later = now() + crate::authority::ROOT_LIFETIME + DAY;
         assert_eq!(Bundle::read(&pem, later), Err(BundleFormatError::Ended));
+    }
+
+    /// A root that is well formed enough to be shown, and that no peer is verified against.
+    #[test]
+    fn a_root_that_agents_cannot_verify_against_is_none() {
+        let mut params = Forger::params("twice", Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        let usage = rcgen::CustomExtension::from_oid_content(&[2, 5, 29, 15], vec![3, 2, 2, 4]);
+        params.custom_extensions = vec![usage.clone(), usage];
+        let key = KeyPair::generate().expect("a key");
+        let root: CertificateDer<'static> = params.self_signed(&key).expect("a root").into();
+        assert!(parse(&root).is_ok_and(|parsed| parsed.is_ca()), "it is shown as an authority");
+        let good = Place::new().authority().root().clone();
+        for roots in [vec![root.clone()], vec![good, root]] {
+            assert_eq!(read(&chain_to_pem(&roots)), Err(BundleFormatError::NoAuthority));
+            let x5c = |root: &CertificateDer<'_>| json!({ "use": USE, "x5c": [STANDARD.encode(root)] });
+            let keys: Vec<_> = roots.iter().map(x5c).collect();
+            assert_eq!(read(&json!({ "keys": keys }).to_string()), Err(BundleFormatError::NoAuthority));
+        }
     }
 }

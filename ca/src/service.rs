@@ -139,19 +139,24 @@ impl CaService {
         Ok(token)
     }
 
-    /// Puts the grants of `HostGrant` resources in force, all at once. They count from the next request on.
+    /// Puts the grants of `HostGrant` resources in force, all at once. They count from the next request on; what was asked for
+    /// before is recorded when this returns.
     pub fn set_grants(&self, grants: BTreeMap<Label, Vec<Grant>>) {
         *self.resource_grants.write().unwrap_or_else(PoisonError::into_inner) = grants;
     }
 
     /// What a joined host may be: its token's grants and those of resources.
-    pub fn grants_of(&self, host: &Label) -> Result<Vec<Grant>, Refusal> {
-        let mut grants = self.ledger.host(host)?.map(|record| record.grants).unwrap_or_default();
-        let resources = self.resource_grants.read().unwrap_or_else(PoisonError::into_inner);
-        grants.extend(resources.get(host).into_iter().flatten().cloned());
+    fn grants_of(host: &HostRecord, resources: &BTreeMap<Label, Vec<Grant>>) -> Vec<Grant> {
+        let mut grants = host.grants.clone();
+        grants.extend(resources.get(&host.name).into_iter().flatten().cloned());
         grants.sort();
         grants.dedup();
-        Ok(grants)
+        grants
+    }
+
+    /// Other grants are put in force when nobody holds this.
+    fn resource_grants(&self) -> RwLockReadGuard<'_, BTreeMap<Label, Vec<Grant>>> {
+        self.resource_grants.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which host a verified node credential stands for, if it still does: the host must have joined, not be

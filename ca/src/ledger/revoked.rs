@@ -16,6 +16,13 @@ pub enum Which {
     Host(String),
     /// All of one identity, as its URI, on whichever host.
     Identity(String),
+    /// All of one identity, as its URI, that a host was issued.
+    IdentityOnHost {
+        /// The identity.
+        identity: String,
+        /// The host.
+        host: String,
+    },
     /// One, by its serial number in hexadecimal.
     Serial(String),
 }
@@ -54,10 +61,11 @@ pub(super) fn good_until() -> String {
 impl Ledger {
     /// Takes certificates back that were issued and have not ended, and forgets those that have.
     pub fn revoke_certificates(&self, which: &Which, now: SystemTime) -> Result<Revocation, LedgerError> {
-        let (column, value) = match which {
-            Which::Host(host) => ("host", host),
-            Which::Identity(identity) => ("identity", identity),
-            Which::Serial(serial) => ("serial", serial),
+        let (column, value, on) = match which {
+            Which::Host(host) => ("host", host, None),
+            Which::Identity(identity) => ("identity", identity, None),
+            Which::IdentityOnHost { identity, host } => ("identity", identity, Some(host)),
+            Which::Serial(serial) => ("serial", serial, None),
         };
         let at = to_unix(now);
         // The transaction ends without effect where too many would be revoked.
@@ -66,11 +74,11 @@ impl Ledger {
             connection.execute(&format!("DELETE FROM revoked WHERE {good_until} < ?1"), [at])?;
             let news = {
                 let select = format!(
-                    "SELECT serial, identity, host, ?3 AS revoked_at, not_after FROM issued WHERE {column} = ?1 AND {good_until} >= ?2
+                    "SELECT serial, identity, host, ?3 AS revoked_at, not_after FROM issued WHERE {column} = ?1 AND host = ifnull(?4, host) AND {good_until} >= ?2
                      AND serial NOT IN (SELECT serial FROM revoked) ORDER BY not_after"
                 );
                 let mut statement = connection.prepare_cached(&select)?;
-                let rows = statement.query_map(params![value, at, at], read)?;
+                let rows = statement.query_map(params![value, at, at, on], read)?;
                 rows.collect::<Result<Vec<_>, _>>()?
             };
             let before: i64 = connection
@@ -104,6 +112,17 @@ impl Ledger {
             good_until()
         ))?;
         let rows = statement.query_map([to_unix(now)], read)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// Which identities which hosts hold certificates of that are valid at `now` and are not revoked, as URIs and names.
+    pub(crate) fn held(&self, now: SystemTime) -> Result<Vec<(String, String)>, LedgerError> {
+        let connection = self.lock();
+        let mut statement = connection.prepare_cached(
+            "SELECT DISTINCT host, identity FROM issued
+             WHERE not_after >= ?1 AND serial NOT IN (SELECT serial FROM revoked) ORDER BY host, identity",
+        )?;
+        let rows = statement.query_map([to_unix(now)], |row| Ok((row.get(0)?, row.get(1)?)))?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 

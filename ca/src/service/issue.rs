@@ -69,10 +69,13 @@ impl CaService {
         let node = admitted.inspect_err(|refusal| {
             self.note_refusal(&node.identity.principal(), "issue", refusal, now);
         })?;
-        let grants = self.grants_of(&node.name)?;
+        // Held until it is recorded: who takes back what is granted no longer finds it there.
+        let resources = self.resource_grants();
+        let grants = Self::grants_of(&node, &resources);
         let answers: Vec<_> =
             request.items.iter().map(|item| self.issue_one(&node, &grants, item, now)).collect();
         self.record(&node, request, &answers, now)?;
+        drop(resources);
         Ok(answers)
     }
 

@@ -1,21 +1,32 @@
 //! Taking certificates back: which they are stands in the ledger, and the list of them is signed when it changes. It
 //! is kept, so that a restart of the control server changes nothing for those who have it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use baremesh_model::identity::Identity;
+use baremesh_model::name::Label;
 
-use super::{CaService, Refusal};
+use super::{CaService, Refusal, authorise};
 use crate::ledger::{AuditRecord, Outcome, Revocation, RevokedRecord, Which};
 use crate::revocation::Revoked;
 
 impl CaService {
     /// Takes certificates back. Those of a host may be none: it is shut out by `Ledger::revoke_host`.
     pub fn revoke(&self, which: &Which, who: &str, now: SystemTime) -> Result<Vec<RevokedRecord>, Refusal> {
+        self.revoke_because(which, (who, ""), now)
+    }
+
+    fn revoke_because(
+        &self,
+        which: &Which,
+        (who, why): (&str, &str),
+        now: SystemTime,
+    ) -> Result<Vec<RevokedRecord>, Refusal> {
         let what = match which {
             Which::Host(host) => format!("the certificates of host {host}"),
             Which::Identity(identity) => identity.clone(),
+            Which::IdentityOnHost { identity, host } => format!("{identity} of host {host}"),
             Which::Serial(serial) => format!("serial number {serial}"),
         };
         let outcome = match self.ledger.revoke_certificates(which, now)? {
@@ -29,13 +40,36 @@ impl CaService {
             Ok(revoked) => self.ledger.audit(&AuditRecord {
                 at: now,
                 who: who.to_owned(),
-                what: format!("revoke {what}: {} certificates", revoked.len()),
+                what: format!("revoke {what}: {} certificates{why}", revoked.len()),
                 outcome: Outcome::Granted,
                 reason: String::new(),
             })?,
             Err(refusal) => self.note_refusal(who, &format!("revoke {what}"), refusal, now),
         }
         outcome
+    }
+
+    /// Takes back what members hold of identities that the grants in force do not give them, and says how many
+    /// certificates that were; the audit has `why` at each. Each host's own identities, and operators' credentials, need no grant.
+    pub fn revoke_ungranted(&self, (who, why): (&str, &str), now: SystemTime) -> Result<usize, Refusal> {
+        let domain = self.trust_domain();
+        let mut members = BTreeMap::new();
+        for record in self.ledger.hosts()?.into_iter().filter(|record| !record.revoked) {
+            let grants = Self::grants_of(&record, &self.resource_grants());
+            members.insert(record.name, grants);
+        }
+        let mut count = 0;
+        for (host, identity) in self.ledger.held(now)? {
+            let (Ok(name), Ok(parsed)) = (Label::new(&host), Identity::parse(&identity)) else { continue };
+            let Some(grants) = members.get(&name) else { continue };
+            if !matches!(authorise(&name, grants, &domain, &parsed), Err(Refusal::NotGranted { .. })) {
+                continue;
+            }
+            tracing::info!(%host, identity, "certificates are taken back: they are granted no longer");
+            let which = Which::IdentityOnHost { identity, host };
+            count += self.revoke_because(&which, (who, why), now)?.len();
+        }
+        Ok(count)
     }
 
     /// The signed list of what is revoked, for members; `None` where nothing is. Node credentials are not in it: they

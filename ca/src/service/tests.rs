@@ -132,6 +132,42 @@ fn issues_what_token_and_resources_grant_and_records_the_rest() {
 }
 
 #[test]
+fn what_is_granted_no_longer_is_taken_back_and_nothing_else() {
+    let place = Place::new();
+    let service = place.service();
+    let (h1, h2) =
+        (joined(&service, "h1", &["orders.shop"], now()), joined(&service, "h2", &["payments.shop"], now()));
+    let own = ["ns/shop/sa/orders", "ns/hosts/sa/h1", "ns/nodes/sa/h1"];
+    let payments = "ns/shop/sa/payments";
+    service.set_grants(BTreeMap::from([(label("h1"), crate::testing::grants(&["payments.shop"]))]));
+    assert_eq!(ask(&service, &h1, &own), ["ok"; 3]);
+    assert_eq!(ask(&service, &h1, &[payments, payments]), ["ok"; 2]);
+    assert_eq!(ask(&service, &h2, &[payments]), ["ok"]);
+    let sweep = || service.revoke_ungranted(("HostGrants", ", why"), now()).expect("swept");
+    assert_eq!(sweep(), 0, "all of it is granted");
+    service.set_grants(BTreeMap::new());
+    assert_eq!(sweep(), 2);
+    assert_eq!(sweep(), 0, "once");
+    let revoked = service.ledger().revoked(now()).expect("revoked");
+    let of_h1 = identity(payments).to_string();
+    assert!(revoked.iter().all(|one| one.host == "h1" && one.identity == of_h1), "{revoked:?}");
+    let audit = service.ledger().audit_records(1).expect("audit").remove(0);
+    assert_eq!((&*audit.who, audit.outcome), ("HostGrants", Outcome::Granted));
+    assert_eq!(audit.what, format!("revoke {of_h1} of host h1: 2 certificates, why"));
+    let listed = service.revocation_list(now()).expect("a list").expect("not empty");
+    assert_eq!(crate::revocation::Revoked::read(&listed, &service.roots()).expect("read").len(), 2);
+    // A grant that comes back gives others, and not the former.
+    service.set_grants(BTreeMap::from([(label("h1"), crate::testing::grants(&["*.shop"]))]));
+    assert_eq!(ask(&service, &h1, &[payments]), ["ok"]);
+    assert_eq!((sweep(), service.ledger().revoked(now()).expect("revoked").len()), (0, 2));
+    // A host that was shut out is none of it, and what has ended needs no list.
+    service.set_grants(BTreeMap::new());
+    assert_eq!(service.revoke_ungranted(("", ""), now() + 2 * DAY).expect("swept"), 0);
+    service.ledger().revoke_host(&label("h1")).expect("shut out");
+    assert_eq!(sweep(), 0);
+}
+
+#[test]
 fn refuses_identities_of_another_trust_domain_and_requests_that_prove_nothing() {
     let place = Place::new();
     let service = place.service();

@@ -4,20 +4,27 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use baremesh_ca::ledger::LedgerError;
-use baremesh_ca::service::CaService;
+use baremesh_ca::service::{CaService, Refusal};
 use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Label;
 use baremesh_registry::resource::HostGrant;
+
+/// Who takes certificates back that are granted no longer, in the audit.
+const TAKEN_BACK_BY: &str = "HostGrants";
 
 /// The grants of all hosts that are members.
 pub(super) struct GrantBook {
     ca: Arc<CaService>,
     resources: Mutex<Vec<HostGrant>>,
     hosts: RwLock<BTreeMap<Label, Granted>>,
+    /// Whether certificates may be out there that the grants of now do not give: after a change, and at a start.
+    owing: AtomicBool,
 }
 
 /// What one host may have.
@@ -40,7 +47,7 @@ impl Granted {
 
 impl GrantBook {
     pub(super) fn new(ca: Arc<CaService>) -> Self {
-        Self { ca, resources: Mutex::default(), hosts: RwLock::default() }
+        Self { ca, resources: Mutex::default(), hosts: RwLock::default(), owing: AtomicBool::new(true) }
     }
 
     /// Takes the `HostGrant`s of a set, and returns those before. Blocks on the ledger.
@@ -48,12 +55,31 @@ impl GrantBook {
         let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(&mut *resources, grants);
         match self.renew(&resources) {
-            Ok(()) => Ok(before),
+            Ok(()) => {
+                self.owing.fetch_or(*resources != before, Ordering::SeqCst);
+                Ok(before)
+            }
             Err(error) => {
                 *resources = before;
                 Err(error)
             }
         }
+    }
+
+    /// Whether `take_back` has anything to look at.
+    pub(super) fn is_owing(&self) -> bool {
+        self.owing.load(Ordering::SeqCst)
+    }
+
+    /// Revokes the certificates of what is granted no longer, for the grants of a set that is in force, and says how many. Of
+    /// grants that cannot be read, none is taken for gone. Blocks on the ledger.
+    pub(super) fn take_back(&self, found: &str) -> Result<usize, Refusal> {
+        let resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+        self.renew(&resources)?;
+        let why = format!(", which the host is no longer granted{found}");
+        let count = self.ca.revoke_ungranted((TAKEN_BACK_BY, &why), SystemTime::now())?;
+        self.owing.store(false, Ordering::SeqCst);
+        Ok(count)
     }
 
     /// Takes up who has joined, or was shut out. Blocks on the ledger.

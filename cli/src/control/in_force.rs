@@ -15,10 +15,12 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::resources::unservable;
-use super::{Server, orders};
+use super::{Server, orders, trust};
 
 /// How long after a failure (a full disk, say) the set is tried again.
 const AGAIN: Duration = Duration::from_secs(5);
+/// How long after a failure to revoke what is granted no longer that is tried again.
+const REVOKE_AGAIN: Duration = Duration::from_secs(60);
 
 /// What is in force, and why it is not what the files say, where it is not.
 #[derive(Debug, Clone)]
@@ -65,7 +67,7 @@ impl Following {
     /// Puts the first set in force: before that, nothing is to be pushed.
     pub(super) async fn begin(mut self) -> anyhow::Result<Self> {
         let first = self.files.current.borrow_and_update().clone();
-        self.take(first)
+        self.take(first, ": found at start")
             .await
             .map_err(|reason| anyhow::anyhow!("the resources cannot be put in force: {reason}"))?;
         Ok(self)
@@ -78,16 +80,20 @@ impl Following {
             tokio::select! {
                 changed = self.files.current.changed() => if changed.is_err() { return },
                 () = sleep(AGAIN), if failed => {}
+                () = sleep(REVOKE_AGAIN), if !failed && self.server.grants.is_owing() => {
+                    self.take_back("").await;
+                    continue;
+                }
             }
             let wanted = self.files.current.borrow_and_update().clone();
-            if let Err(reason) = self.take(wanted).await {
+            if let Err(reason) = self.take(wanted, "").await {
                 tracing::error!("the resources stay as they were: {reason}");
                 self.out.send_modify(|in_force| in_force.refused = Some(reason));
             }
         }
     }
 
-    async fn take(&self, wanted: Arc<Loaded>) -> Result<(), String> {
+    async fn take(&self, wanted: Arc<Loaded>, found: &'static str) -> Result<(), String> {
         check(&wanted, &self.server.trust_domain)?;
         let before = self.set_grants(wanted.grants.clone()).await?;
         let config = wanted.mesh.config.clone();
@@ -97,6 +103,9 @@ impl Following {
                 tracing::error!("the former grants cannot be put back: {second}");
             }
             return Err(error.to_string());
+        }
+        if self.server.grants.is_owing() {
+            self.take_back(found).await;
         }
         let (state, saved) = (self.state.clone(), wanted.clone());
         let saving = tokio::task::spawn_blocking(move || super::last_good::save(&state, &saved)).await;
@@ -108,6 +117,21 @@ impl Following {
         // A panic there is nothing that keeps a set from being in force.
         let _ = tokio::task::spawn_blocking(move || orders::note_changes_by_hand(&server)).await;
         Ok(())
+    }
+
+    /// Revokes what is granted no longer, and tells every agent. What fails is tried again.
+    async fn take_back(&self, found: &'static str) {
+        let grants = self.server.grants.clone();
+        let revoked = match tokio::task::spawn_blocking(move || grants.take_back(found)).await {
+            Ok(Ok(0)) | Err(_) => return,
+            Ok(revoked) => revoked,
+        };
+        if let Err(error) = revoked {
+            tracing::error!("certificates of what is granted no longer are not all revoked: {error}");
+        }
+        if let Err(error) = trust::publish(&self.server).await {
+            tracing::error!("agents are not told what is revoked: {error:#}");
+        }
     }
 
     async fn set_grants(&self, wanted: Vec<HostGrant>) -> Result<Vec<HostGrant>, String> {

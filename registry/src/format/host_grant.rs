@@ -15,7 +15,7 @@ pub(super) static FIELDS: &[Field] = &[
     enforced(
         "services",
         "what they may be: `orders.shop`, `web-*.shop`, `*.shop`; without a namespace it means `default`. \
-         The namespaces control, nodes and hosts are never granted",
+         The namespaces control, nodes, hosts and operators are never granted",
     ),
     enforced(
         "addresses",

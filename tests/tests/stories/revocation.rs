@@ -1,16 +1,19 @@
 //! Certificates that are taken back before they end.
 
-use std::io::{Read as _, Write as _};
-use std::net::Ipv4Addr;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
-use baremesh_tests::{Member, Mesh, exit, exit_code_of, output_of, wait_until};
+use baremesh_tests::{Answer, Member, Mesh, Requests, WAIT_BOUND, exit, exit_code_of, output_of, wait_until};
 use serde_json::Value;
 
-use crate::pair::{Pair, because, is_cut};
+use crate::pair::{Pair, because, is_cut, virtual_addresses};
 use crate::peer::{self, Tunnel, agent_of, authority};
 
 /// The name of the service that is called.
 const SNI: &str = "echo.default.mesh.internal";
+/// Within how long after a command what it forbids is closed, on a machine under load.
+const CLOSED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Revokes, and returns what the command says was revoked.
 #[track_caller]
@@ -144,4 +147,125 @@ fn a_revoked_identity_is_issued_anew_and_callers_leave_what_they_had_open() {
     assert_eq!(revoke(&pair.mesh, ["--serial", &now.to_uppercase()]).len(), 1);
     let unknown = pair.mesh.control.baremesh(["certs", "revoke", "--serial", "abcdef"]);
     assert_eq!(exit_code_of(unknown), 1, "nothing of that number was issued");
+}
+
+/// Both ends of a connection to the service `echo` of `listener`'s host, in the test's own hands.
+#[track_caller]
+fn open_to_echo(of: &Member, listener: &TcpListener) -> [TcpStream; 2] {
+    let caller =
+        of.host.connect((virtual_addresses(of, "echo")[0], 7000)).expect("a connection to the agent");
+    let (called, _) = listener.accept().expect("the agent delivers");
+    let mut ends = [caller, called];
+    for end in &ends {
+        end.set_read_timeout(Some(WAIT_BOUND)).expect("a timeout");
+    }
+    assert!(is_carried(&mut ends));
+    ends
+}
+
+/// Whether what one end says is heard at the other.
+fn is_carried([caller, called]: &mut [TcpStream; 2]) -> bool {
+    let mut heard = [0; 5];
+    caller.write_all(b"hello").is_ok() && called.read_exact(&mut heard).is_ok() && &heard == b"hello"
+}
+
+/// Waits until an end is closed, and says how long after `since` that was: it is to be within a second of reaching the
+/// agent, and on this machine within this many.
+#[track_caller]
+fn closed_soon(what: &str, end: &mut TcpStream, since: Instant) {
+    let heard = end.read(&mut [0; 1]);
+    assert!(
+        matches!(&heard, Ok(0))
+            || heard.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset),
+        "{what}: {heard:?}"
+    );
+    let elapsed = since.elapsed();
+    println!("{what}: closed {elapsed:?} after the command had returned");
+    assert!(elapsed < CLOSED_WITHIN, "{what}: {elapsed:?}");
+}
+
+/// A host has its identity by a HostGrant, and another the same one by its token. The grant goes: what the first has open
+/// is closed by those whom it calls, whatever its own agent does; the second notices nothing.
+#[test]
+fn a_grant_that_is_taken_away_takes_what_was_issued_and_what_is_open() {
+    let mesh = Mesh::new("ungrant");
+    let grant = "[[HostGrant]]\nname = \"web\"\nhost = \"web\"\nservices = [\"web\"]\n";
+    mesh.apply(grant);
+    let (web, own, store) =
+        (mesh.member("web", 1, &[]), mesh.member("own", 2, &["web"]), mesh.member("store", 3, &["*"]));
+    for member in [&web, &own] {
+        member.register("web", ["--port", "80", "--user", "0"]);
+    }
+    let listener = store.host.listen((Ipv4Addr::LOCALHOST, 7000));
+    store.register("echo", ["--port", "7000"]);
+    let reviews = store.web("reviews", "v1", &[]);
+    for member in [&web, &own] {
+        member.wait_for_endpoints("echo.default", 1);
+        member.wait_for_endpoints("reviews.default", 1);
+        member.wait_for_endpoints("web.default", 2);
+    }
+    let (mut taken, mut left) = (open_to_echo(&web, &listener), open_to_echo(&own, &listener));
+    let calls = [&web, &own].map(|of| Requests::start(&of.host, &["--keep"], "http://reviews"));
+    let kept = serial_of(&own, "web").expect("a certificate");
+
+    // Its own agent would end the tunnels as well, and first now and then.
+    signal(&web, "-STOP");
+    output_of(mesh.control.baremesh(["delete", "HostGrant", "web"]));
+    closed_soon("a grant that was taken away", &mut taken[1], Instant::now());
+    store.wait_for_log("what was open is closed", because("certificate_revoked"));
+    signal(&web, "-CONT");
+    own.wait_for_endpoints("web.default", 1);
+    wait_until("the calls of its programs are refused", || {
+        calls[0].answers().last().is_some_and(|answer| !answer.is_ok())
+    });
+    assert!(!web.host.get(&[], "http://reviews").is_ok());
+    assert!(is_cut(web.host.shop(["call", "echo", "7000", "anew"])));
+    assert!(is_carried(&mut left), "who has it by its token goes on");
+    calls[1].wait_for_more(5);
+    assert_eq!(serial_of(&own, "web"), Some(kept), "with what it had");
+    let audit = output_of(mesh.control.baremesh(["audit"]));
+    assert!(audit.contains("of host web") && audit.contains("no longer granted"), "{audit}");
+
+    mesh.apply(grant);
+    wait_until("it is issued anew, and served", || web.host.get(&[], "http://reviews").is_ok());
+    own.wait_for_endpoints("web.default", 2);
+    open_to_echo(&web, &listener);
+    let [_, of_own] = calls.map(Requests::stop);
+    assert!(of_own.iter().all(Answer::is_ok), "{of_own:?}");
+    drop(reviews);
+}
+
+/// A service is deregistered. What is open to it is closed on its side, with that as the reason, whoever opened it; what
+/// is open to its neighbour on the host is not.
+#[test]
+fn a_service_that_is_removed_closes_what_is_open_to_it_and_nothing_of_its_neighbours() {
+    let pair = Pair::new("remove");
+    let (listener, neighbours) = (
+        pair.store.host.listen((Ipv4Addr::LOCALHOST, 7000)),
+        pair.store.host.listen((Ipv4Addr::LOCALHOST, 7001)),
+    );
+    pair.register("echo", 7000);
+    pair.register("tea", 7001);
+    let mut open: [TcpStream; 2] = pair.both_ends("echo", &listener).into();
+    let mut left: [TcpStream; 2] = pair.both_ends("tea", &neighbours).into();
+    assert!(is_carried(&mut open) && is_carried(&mut left));
+    // A stream of HTTP/2 from a peer that is no agent, and so closes nothing by itself.
+    let config = peer::config(&pair.mesh, peer::stolen(&pair.web, "web"));
+    let tunnel =
+        Tunnel::open(&pair.web.host, agent_of(&pair.store.host), config, Some(SNI)).expect("a member");
+    let mut stream = tunnel.connect(&authority(pair.store.host.v4(), 7000)).expect("a stream");
+    let (mut of_stream, _) = listener.accept().expect("delivered");
+    of_stream.set_read_timeout(Some(WAIT_BOUND)).expect("a timeout");
+
+    output_of(pair.store.host.baremesh(["service", "deregister", "echo"]));
+    let since = Instant::now();
+    closed_soon("a service that was removed", &mut open[1], since);
+    closed_soon("its stream of a peer of its own", &mut of_stream, since);
+    assert!(tunnel.hear(&mut stream).is_err(), "a reset, and no end that looks whole");
+    let removed = |line: &Value| {
+        line["connection_termination_details"].to_string().contains("is no longer registered here")
+    };
+    pair.store.wait_for_log("what was open is closed", removed);
+    wait_until("both are", || pair.store.log().iter().filter(|line| removed(line)).count() == 2);
+    assert!(is_carried(&mut left), "its neighbour on the host goes on");
 }

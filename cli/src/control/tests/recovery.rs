@@ -4,7 +4,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsage
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use super::super::report::AuditReport;
+use super::super::report::{AuditReport, RevokedReport};
 use super::*;
 
 /// Lines of the audit of that name.
@@ -41,6 +41,60 @@ async fn what_changed_while_no_server_looked_is_on_record_once() {
     std::fs::remove_file(registry.join("broken.toml")).expect("removed");
     host.start().await;
     assert_eq!(lines(&host, "found at start").await.len(), 1, "and nothing is found twice");
+}
+
+/// Identities of certificates that are revoked.
+async fn revoked(host: &Host) -> Vec<String> {
+    let revoked: Vec<RevokedReport> = host.read("/certificates/revoked").await;
+    revoked.into_iter().map(|one| one.identity).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_granted_no_longer_is_revoked_at_once_and_at_a_start() {
+    let mut host = Host::started().await;
+    let member = host.join("web-1", &["own.shop"]).await;
+    let grant = |services: &str| {
+        format!("[[HostGrant]]\nname = \"web\"\nhost = \"web-*\"\nservices = [{services}]\n")
+    };
+    host.apply(&grant("\"orders.shop\", \"tea.shop\", \"own.shop\""), "grant.toml").await.expect("applied");
+    let [own, orders, tea] = ["ns/shop/sa/own", "ns/shop/sa/orders", "ns/shop/sa/tea"].map(identity);
+    let wanted = [own.clone(), orders.clone(), tea.clone()];
+    assert!(member.issue(&host, &wanted).await.expect("answers").iter().all(Result::is_ok));
+    host.apply(POLICY, "policy.toml").await.expect("applied");
+    assert!(revoked(&host).await.is_empty(), "what is granted stays");
+    // While no server runs; and what cannot be read grants what was granted last.
+    host.stop().await;
+    let registry = host.directories().registry();
+    std::fs::write(file_with(&registry, "HostGrant"), grant("\"orders.shop\"")).expect("written");
+    std::fs::write(registry.join("broken.toml"), "[[HostGrant]]\nname = ").expect("written");
+    host.start().await;
+    assert!(revoked(&host).await.is_empty(), "nothing is known to be gone");
+    host.stop().await;
+    std::fs::remove_file(registry.join("broken.toml")).expect("removed");
+    host.start().await;
+    assert_eq!(revoked(&host).await, [tea.to_string()]);
+    let audit = lines(&host, "HostGrants").await;
+    assert_eq!(audit.len(), 1, "{audit:?}");
+    assert!(audit[0].what.contains("sa/tea of host web-1: 1 cert"), "{audit:?}");
+    assert!(audit[0].what.ends_with("no longer granted: found at start"), "{audit:?}");
+    // By hand, while it serves: it is broken first, and then gone.
+    let file = file_with(&registry, "HostGrant");
+    std::fs::write(&file, "[[HostGrant]]\nname = ").expect("written");
+    wait_until("the set is refused", async || {
+        let status: StatusReport = host.read("/status").await;
+        status.resources_refused.is_some()
+    })
+    .await;
+    assert_eq!(revoked(&host).await.len(), 1);
+    std::fs::remove_file(&file).expect("removed");
+    wait_until("it is revoked", async || revoked(&host).await.contains(&orders.to_string())).await;
+    assert!(!revoked(&host).await.contains(&own.to_string()), "the token's grants stay");
+    let follower = member.follow(host.address(), Vec::new());
+    let list = follower.value(baremesh_registry::control::REVOKED).await;
+    assert!(list.to_string().contains("CRL"), "{list}");
+    let answers = member.issue(&host, &[own, orders]).await.expect("answers");
+    assert!(answers[0].is_ok() && answers[1].is_err());
+    assert_eq!(lines(&host, "HostGrants").await.len(), 2, "and once");
 }
 
 /// The file that holds a resource of a kind.
