@@ -18,6 +18,7 @@ mod hosts;
 mod http;
 mod load;
 mod mesh;
+mod refusals;
 mod root_only;
 
 pub use baremesh::demo::hosts::{Pcap, Privilege, WAIT_BOUND};
@@ -26,6 +27,7 @@ pub use hosts::{Capture, Host, Net, Process};
 pub use http::{Answer, Instance, Requests, told_by};
 pub use load::{Load, errors_of, wait_for_errors};
 pub use mesh::{Member, Mesh};
+pub use refusals::Refusal;
 pub use root_only::is_left_out;
 
 /// Names the binary that the stories are about, if it is not the one that was built beside them.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use baremesh_tests::{Instance, WAIT_BOUND, wait_until};
+use baremesh_tests::{Instance, Member, Refusal, WAIT_BOUND, wait_until};
 use http::{Request, StatusCode};
 use serde_json::Value;
 
@@ -116,7 +116,27 @@ fn thief(town: &Town) -> (Tunnel, String) {
     (tunnel, authority(store.v4(), 8080))
 }
 
-/// Sends a request as it stands to the called side's agent, with no calling agent before.
+/// Sends a request as it stands to the called side's agent, with no calling agent before. What is refused is in that
+/// agent's log with its reason, and counted.
+fn judged(
+    store: &Member,
+    (tunnel, authority): (&Tunnel, &str),
+    head: &str,
+    program: &Instance<'_>,
+    expected: &Fate,
+) {
+    let send = || assert_eq!(&sent(tunnel, authority, head, program), expected, "{head}");
+    match expected {
+        Fate::Refused => {
+            let by_policy = ["rbac_access_denied_matched_policy["];
+            store.refuses(&Refusal::of_request("destination", "403", &by_policy), 1, send);
+        }
+        Fate::Malformed => store.refuses(&Refusal::of_request("destination", "400", &["http1."]), 1, send),
+        Fate::Seen(_) => send(),
+    }
+}
+
+/// The same, and says what became of it.
 fn sent(tunnel: &Tunnel, authority: &str, head: &str, program: &Instance<'_>) -> Fate {
     let before = program.requests().len();
     let mut stream = tunnel.connect(authority).expect("a stream");
@@ -139,7 +159,7 @@ fn no_spelling_goes_past_a_policy() {
     let [v1] = town.open();
     let (tunnel, authority) = thief(&town);
     let check = |head: &str, expected: Fate| {
-        assert_eq!(sent(&tunnel, &authority, head, &v1), expected, "{head}");
+        judged(&town.hosts[0], (&tunnel, &authority), head, &v1, &expected);
     };
     let get = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: reviews\r\n");
     let seen = |path: &str| Fate::Seen(path.to_owned());
@@ -209,7 +229,7 @@ fn what_a_caller_says_of_itself_opens_nothing() {
     let [v1] = town.open();
     let (tunnel, authority) = thief(&town);
     let check = |head: &str, expected: Fate| {
-        assert_eq!(sent(&tunnel, &authority, head, &v1), expected, "{head}");
+        judged(&town.hosts[0], (&tunnel, &authority), head, &v1, &expected);
     };
     let request = |host: &str, fields: &str| format!("GET / HTTP/1.1\r\nHost: {host}\r\n{fields}");
     let seen = || Fate::Seen("/".to_owned());

@@ -1,7 +1,7 @@
 //! Who calls is what the kernel says of the calling process, and nothing else; who is called is what the callee's
 //! certificate says.
 
-use baremesh_tests::{Host, Process, needs_root, output_of};
+use baremesh_tests::{Host, Process, Refusal, needs_root, output_of};
 use serde_json::Value;
 
 use crate::pair::{Pair, WEB_ID, because, connections_of, is_cut, real_addresses, shop_as};
@@ -105,13 +105,11 @@ fn an_authority_of_anything_else_is_refused() {
     refused.extend(["127.0.0.1:7000", "[::1]:7000", "127.0.0.1:22", "169.254.169.254:80"].map(str::to_owned));
     refused.extend([authority(web, 80), authority(web, 22), "other.default.mesh.internal:7001".to_owned()]);
     for wrong in &refused {
-        let status = tunnel.connect(wrong).expect("an answer").status;
-        assert_eq!(status, 503, "{wrong}");
+        let refusal = Refusal::of_connection("destination", &"not_registered");
+        let answer = pair.store.refuses(&refusal, 1, || tunnel.connect(wrong).expect("an answer"));
+        assert_eq!(answer.status, 503, "{wrong}");
     }
     assert!(others.iter().all(|other| connections_of(other) == 0), "none of them was reached");
-    pair.store.wait_for_log("every refusal", |_| {
-        pair.store.log().iter().filter(|line| because("not_registered")(line)).count() >= refused.len()
-    });
     assert!(tunnel.echoes(&own).expect("the tunnel stands"));
     assert_eq!(connections_of(&echo), 2);
 }

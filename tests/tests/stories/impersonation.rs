@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use baremesh_tests::{Host, Member, Mesh, errors_of, exit, exit_code_of, needs_root, output_of, run};
 
 use crate::impostor::{bundle_of, stolen};
+use crate::pair::{because, counted};
 use crate::raw_peer;
 
 const STRANGER: u32 = 4711;
@@ -138,7 +139,8 @@ fn administration_cannot_be_reached_through_the_mesh() {
     }
     let deliver = ["service", "register", "back-door", "--port", "82", "--deliver", "127.0.0.1:15020"];
     assert_eq!(run(store.host.baremesh(deliver)).status.code(), Some(1));
-    store.wait_for_log("the refusal", |line| line["response_code_details"] == "not_registered");
+    store.wait_for_log("the refusal", because("not_registered"));
+    assert!(counted(&store, "not_registered") > 0, "it is counted");
 }
 
 #[test]

@@ -83,7 +83,12 @@ fn who_is_gone_before_it_is_known_is_taken_for_nobody_else() {
     let address = crate::pair::virtual_addresses(&pair.web, "echo")[0].to_string();
     python.args(["-c", GONE, &address]);
     output_of(python);
-    pair.web.wait_for_log("who could not be told any more", because("caller_unknown"));
+    let unknown = || pair.web.log().iter().filter(|line| because("caller_unknown")(line)).count();
+    wait_until("who could not be told any more is in the log, and counted", || {
+        let reason = [("reporter", "source"), ("reason", "caller_unknown")];
+        let counted = pair.web.counted("baremesh_connection_failures_total", &reason);
+        counted > 0 && counted == unknown()
+    });
     assert_eq!(exit_code_of(pair.call("echo", 7000, "hello")), exit::DONE, "who is known is let in");
     pair.store.wait_for_log("the call", |line| line["source_principal"] == WEB_ID);
     assert_eq!(connections_of(&echo), 1, "nobody else was: {}", echo.stdout());

@@ -109,10 +109,7 @@ pub fn because(reason: &str) -> impl Fn(&Value) -> bool + '_ {
 /// How many connections the called side of a member counts as not carried for this reason.
 #[track_caller]
 pub fn counted(member: &Member, reason: &str) -> usize {
-    let (metrics, label) = (member.metrics(), format!("reason=\"{reason}\""));
-    let lines = metrics.lines().filter(|line| line.starts_with("baremesh_connection_failures_total{"));
-    let lines = lines.filter(|line| line.contains(&label) && line.contains("reporter=\"destination\""));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).sum()
+    member.counted("baremesh_connection_failures_total", &[("reporter", "destination"), ("reason", reason)])
 }
 
 /// A program of `host` that runs as `uid`.

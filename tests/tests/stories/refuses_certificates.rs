@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use baremesh_ca::issued::chain_to_pem;
-use baremesh_tests::{output_of, wait_until};
+use baremesh_tests::{Refusal, output_of, wait_until};
 use rcgen::{
     BasicConstraints, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType, SubjectPublicKeyInfo,
 };
@@ -171,7 +171,9 @@ fn sessions_are_not_resumed_and_old_tls_is_refused() {
             .with_root_certificates(roots)
             .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(stolen)));
     old.alpn_protocols = vec![b"h2".to_vec()];
-    let refused = open(old).err().expect("TLS 1.2 is refused").to_string();
+    let refusal = Refusal::of_connection("destination", &"handshake_failed");
+    let refused =
+        pair.store.refuses(&refusal, 1, || open(old).err().expect("TLS 1.2 is refused").to_string());
     assert!(refused.contains("ProtocolVersion"), "{refused}");
 }
 
@@ -238,6 +240,7 @@ fn a_weak_key_is_no_members_even_under_a_certificate_that_is_right() {
     let weak = SubjectPublicKeyInfo::from_pem(WEAK_PUBLIC_KEY).expect("a key");
     let weak = leaf(|_| ()).signed_by(&weak, &mesh.issuer).expect("a certificate");
     let weak = [vec![weak.into()], mesh.chain.clone()].concat();
-    assert!(shown(WEAK_KEY, &weak).starts_with("refused"), "1024 bits");
-    pair.store.wait_for_log("the refusal", because("handshake_failed"));
+    let refusal = Refusal::of_connection("destination", &"handshake_failed");
+    let said = pair.store.refuses(&refusal, 1, || shown(WEAK_KEY, &weak));
+    assert!(said.starts_with("refused"), "1024 bits: {said}");
 }

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use baremesh_tests::wait_until;
+use baremesh_tests::{Member, Refusal, wait_until};
 use socket2::SockRef;
 
 use crate::attack::{Answers, End, Line, Sent, Target, answers_each, status_of};
@@ -26,23 +26,39 @@ fn chunked(body: &str) -> String {
     format!("POST /cover HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\n\r\n{body}")
 }
 
-/// Both places where an attacker may stand.
-fn from_both_sides(target: &Target, check: impl Fn(&str, &dyn Fn() -> Line<'static>)) {
-    check("a program", &|| target.dial());
+/// Both places where an attacker may stand, and which agent hears it first.
+fn from_both_sides(target: &Target, check: impl Fn(&str, (&Member, &str), &dyn Fn() -> Line<'static>)) {
+    check("a program", (&target.pair.web, "source"), &|| target.dial());
     // The tunnel outlives the test: each line borrows it.
     let tunnel: &'static _ = Box::leak(Box::new(target.tunnel()));
-    check("a member", &|| target.enter(tunnel));
+    check("a member", (&target.pair.store, "destination"), &|| target.enter(tunnel));
 }
 
-/// Says each, and checks that it is answered with its status, that the connection ends, and that the program hears
-/// nothing, or nothing whole.
+/// What the log may give as the reason for a status.
+fn reasons(status: u16) -> &'static [&'static str] {
+    match status {
+        405 => &["http1.connect_not_allowed"],
+        414 => &["http1.url_too_long"],
+        431 => &["http1.headers_too_large", "http1.too_many_headers"],
+        501 => &["http1.invalid_transfer_encoding"],
+        505 => &["http1.unsupported_version"],
+        _ => &["http1."],
+    }
+}
+
+/// Says each, and checks that it is answered with its status, that the connection ends, that the program hears nothing, or
+/// nothing whole, and that the agent logs it with its reason and counts it.
 fn refused(target: &Target, cases: &[(&str, String, u16)], heard: fn(&str) -> bool) {
-    from_both_sides(target, |who, line| {
+    from_both_sides(target, |who, (agent, reporter), line| {
         for (name, bytes, status) in cases {
             target.program.forget();
-            let mut line = line();
-            line.say(bytes.as_bytes());
-            let (answer, end) = line.hear_to_the_end();
+            let code = status.to_string();
+            let refusal = Refusal::of_request(reporter, &code, reasons(*status));
+            let (answer, end) = agent.refuses(&refusal, 1, || {
+                let mut line = line();
+                line.say(bytes.as_bytes());
+                line.hear_to_the_end()
+            });
             assert_eq!(status_of(&answer), Some(*status), "{who}, {name}: {answer:?}");
             assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{who}, {name}: one answer: {answer:?}");
             assert_ne!(end, End::Open, "{who}, {name}");
@@ -169,7 +185,7 @@ fn chunks_with_two_readings_never_end_a_body() {
 fn paths_hosts_and_codings_are_passed_on_as_they_were_matched() {
     let target = Target::new("as-matched");
     // What policies and routes see is the path in its one form, and so is what the program gets.
-    from_both_sides(&target, |who, line| {
+    from_both_sides(&target, |who, _, line| {
         for (path, seen) in [
             ("/%2e%2e/admin", "/admin"),
             ("/a/../admin", "/admin"),
@@ -247,7 +263,7 @@ fn answers_twice(stream: &mut TcpStream, sent: &Sent) -> io::Result<()> {
 #[test]
 fn what_was_left_of_one_exchange_is_never_taken_for_the_next() {
     let early = Target::with(Pair::new("early"), answers_early);
-    from_both_sides(&early, |who, line| {
+    from_both_sides(&early, |who, _, line| {
         for fields in ["Content-Length: 50", "Content-Length: 50\r\nExpect: 100-continue"] {
             early.program.forget();
             let mut first = line();
@@ -268,7 +284,7 @@ fn what_was_left_of_one_exchange_is_never_taken_for_the_next() {
         }
     });
     let twice = Target::with(Pair::new("twice"), answers_twice);
-    from_both_sides(&twice, |who, line| {
+    from_both_sides(&twice, |who, _, line| {
         let mut line = line();
         for number in 0..10 {
             line.say(format!("GET /{number} HTTP/1.1\r\nHost: shop\r\n\r\n").as_bytes());
@@ -306,7 +322,7 @@ fn bytes_behind_an_upgrade_are_held_until_it_is_granted() {
     let target = Target::with(Pair::new("upgrade"), switches_late);
     let upgrade =
         "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    from_both_sides(&target, |who, line| {
+    from_both_sides(&target, |who, _, line| {
         let ask = |path: &str, fields: &str| {
             target.program.forget();
             let mut line = line();
@@ -410,9 +426,12 @@ fn requests_of_http2_are_never_more_than_one_of_http1() {
             Some("GET / HTTP/1.1\r\n\r\n"),
         ),
     ];
-    from_both_sides(&target, |who, line| {
+    from_both_sides(&target, |who, (agent, reporter), line| {
+        // What the codec takes for no request (PROTOCOL_ERROR) has no line and no count: only what is answered is one.
+        let answered = ["400", "405"].map(|code| Refusal::of_request(reporter, code, &["http1.", "http2."]));
         for (name, block, body) in &cases {
             target.program.forget();
+            let before = answered.map(|refusal| agent.noted(&refusal));
             let mut client = Client::start(line(), &[]);
             let stream = client.stream();
             let flags = END_HEADERS | if body.is_none() { END_STREAM } else { 0 };
@@ -428,6 +447,10 @@ fn requests_of_http2_are_never_more_than_one_of_http1() {
                 Outcome::Status(405),
             ];
             assert!(expected.contains(&outcome), "{who}, {name}: {outcome:?}");
+            if let Outcome::Status(status) = outcome {
+                let at = usize::from(status == 405);
+                agent.wait_until_noted(&answered[at], before[at], 1);
+            }
             let heard = target.program.heard();
             // One whose body turns out to be none may have begun; no other ever does.
             let begun = heard.matches(" HTTP/1.1\r\n").count();

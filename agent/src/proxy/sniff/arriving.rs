@@ -115,14 +115,19 @@ impl Reading {
             match self.acceptor.accept() {
                 Ok(None) => {}
                 Ok(Some(accepted)) => {
-                    let name = accepted.client_hello().server_name().map(str::to_ascii_lowercase);
-                    return Some(name.map_or(Hello::Nameless, |name| Hello::Named(name.into())));
+                    return Some(accepted.client_hello().server_name().map_or(Hello::Nameless, named));
                 }
                 Err(_) => return Some(Hello::Unread),
             }
         }
         (bytes.len() >= HELLO).then_some(Hello::Unread)
     }
+}
+
+/// A client's server name as rules write it: in lower case, and without the dot at the end of a name from the root, which
+/// is the same name to most servers though RFC 6066, section 3, has none.
+fn named(name: &str) -> Hello {
+    Hello::Named(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase().into())
 }
 
 /// Whether a program that speaks first begins as a server of HTTP does. Ends when it has said enough, or has ended or broken
@@ -265,6 +270,33 @@ mod tests {
             assert_eq!(greeting(said), expected, "{said:?}");
         }
     }
+
+    #[test]
+    fn a_name_from_the_root_is_the_name_that_rules_have() {
+        let hello = |wanted: &'static str, sent: &str| {
+            let roots = rustls::RootCertStore::empty();
+            let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let config = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let name = wanted.try_into().expect("a server name");
+            let mut client = rustls::ClientConnection::new(config.into(), name).expect("a client");
+            let mut bytes = Vec::new();
+            client.write_tls(&mut bytes).expect("a hello");
+            // A client that leaves the dot out cannot be told to send one.
+            let at =
+                bytes.windows(wanted.len()).position(|part| part == wanted.as_bytes()).expect("its name");
+            bytes[at..at + sent.len()].copy_from_slice(sent.as_bytes());
+            let mut reading = Reading { acceptor: Acceptor::default(), fed: 0, otherwise: Hello::Absent };
+            reading.told(&bytes)
+        };
+        assert_eq!(hello("bank.example", "bank.example"), Some(Hello::Named("bank.example".into())));
+        assert_eq!(hello("bank.examplex", "Bank.Example."), Some(Hello::Named("bank.example".into())));
+        assert_ne!(hello("bank.examplexx", "bank.example.."), Some(Hello::Named("bank.example".into())));
+    }
+
     use crate::proxy::http::bytes::tests::sockets;
 
     #[test]
