@@ -135,6 +135,10 @@ fn a_provider_of_the_mesh_is_asked_over_http_and_what_it_says_is_done() {
                 "--header",
                 "x-role-a: root",
                 "--header",
+                "x_user: admin",
+                "--header",
+                "x.role.a: root",
+                "--header",
                 "x-drop: 1",
                 "--header",
                 "authorization: Bearer t",
@@ -146,7 +150,7 @@ fn a_provider_of_the_mesh_is_asked_over_http_and_what_it_says_is_done() {
             assert_eq!(
                 [
                     saw(&answer, "x-user"),
-                    saw(&answer, "x-role-a"),
+                    saw(&answer, "x-role-a") + &saw(&answer, "x_user") + &saw(&answer, "x.role.a"),
                     saw(&answer, "x-drop"),
                     saw(&answer, "authorization")
                 ],
@@ -469,4 +473,29 @@ fn nobody_is_asked_about_the_provider_itself() {
     town.mesh.enforce(closed);
     assert_eq!(call(&town.web, "allow", &[], "/").status, Some(403));
     assert_eq!((provider.asked().len(), v1.seen("/")), (1, 1));
+}
+
+#[test]
+fn nobody_is_asked_about_a_check_and_nobody_has_a_copy_of_one() {
+    let town = Town::new("ext-circle", 1);
+    let [v1] = town.open();
+    let provider = Provider::start(&town.hosts[0].host);
+    town.hosts[0].register("authz", ["--port", "80:9100", "--protocol", "http"]);
+    town.hosts[0].wait_for_endpoints("authz.default", 1);
+    let led = |http: &str| {
+        format!("[[VirtualService]]\nname = \"authz\"\nhosts = [\"authz\"]\nhttp = [{{ {http} }}]\n")
+    };
+    let (own, other) = ("{ destination = { host = \"authz\" } }", "{ destination = { host = \"reviews\" } }");
+    let policy = || over_http("authz", 80, "") + &ask(ALL);
+    // What is checked itself answers no check.
+    town.mesh.enforce(&(policy() + &led(&format!("route = [{other}]"))));
+    assert_eq!(call(&town.web, "allow", &[], "/led").status, Some(403));
+    assert_eq!((provider.asked().len(), v1.seen("/led"), outcome(&town.hosts[0], "failed")), (0, 0, 1));
+    // A copy would have a check of its own, and that one a copy.
+    let mirrored = led(&format!("route = [{own}], mirrors = [{other}]"));
+    town.mesh.enforce(&(policy() + &mirrored));
+    for number in 1..=5 {
+        assert!(call(&town.web, "allow", &[], "/copied").is_ok());
+        assert_eq!((provider.asked().len(), v1.seen("/copied")), (number, number));
+    }
 }

@@ -43,10 +43,10 @@ fn where_a_request_comes_from_is_what_trusted_proxies_say_and_nobody_else() {
     let tunnel = target.tunnel();
     let forged = "X-Forwarded-For: 6.6.6.6\r\nx_forwarded_for: 6.6.6.7\r\nX-Forwarded-For: 192.0.2.7\r\n";
     // The program is told by the agent alone, and a rule goes by what it is told.
-    let check = |line: Line<'_>, fields: &str, expected: Option<&str>| {
+    let check_at = |reporter: &str, line: Line<'_>, fields: &str, expected: Option<&str>| {
         target.program.forget();
         let by_policy = ["rbac_access_denied_matched_policy[none]"];
-        let refusal = Refusal::of_request("destination", "403", &by_policy);
+        let refusal = Refusal::of_request(reporter, "403", &by_policy);
         let times = usize::from(expected.is_none());
         let status = target.pair.store.refuses(&refusal, times, || ask(line, fields));
         assert_eq!(status, Some(if expected.is_some() { 200 } else { 403 }), "{fields}");
@@ -57,6 +57,9 @@ fn where_a_request_comes_from_is_what_trusted_proxies_say_and_nobody_else() {
             .collect();
         let expected: Vec<_> = expected.iter().map(|list| format!("x-forwarded-for: {list}")).collect();
         assert_eq!(told, expected, "{fields}");
+    };
+    let check = |line: Line<'_>, fields: &str, expected: Option<&str>| {
+        check_at("destination", line, fields, expected);
     };
     target.pair.mesh.enforce(&settings(0, "rules = [{}]"));
     for line in [target.enter(&tunnel), target.dial()] {
@@ -69,7 +72,8 @@ fn where_a_request_comes_from_is_what_trusted_proxies_say_and_nobody_else() {
     target.pair.mesh.enforce(&settings(0, &from("192.0.2.7")));
     check(target.enter(&tunnel), forged, None);
     check(target.dial(), forged, None);
-    check(dial(&target.pair.store), forged, None);
+    // Within a host its agent is the caller's.
+    check_at("source", dial(&target.pair.store), forged, None);
     // One proxy is believed: what it wrote last, and not what it was given before.
     target.pair.mesh.enforce(&settings(1, &from("192.0.2.7")));
     check(target.enter(&tunnel), forged, Some("192.0.2.7, 10.77.0.1"));

@@ -169,8 +169,8 @@ fn is_carried([caller, called]: &mut [TcpStream; 2]) -> bool {
     caller.write_all(b"hello").is_ok() && called.read_exact(&mut heard).is_ok() && &heard == b"hello"
 }
 
-/// Waits until an end is closed, and says how long after `since` that was: it is to be within a second of reaching the
-/// agent, and on this machine within this many.
+/// Waits until an end is closed, which is to be soon after `since`: within a second of reaching the agent, and on a machine
+/// that is busy within more.
 #[track_caller]
 fn closed_soon(what: &str, end: &mut TcpStream, since: Instant) {
     let heard = end.read(&mut [0; 1]);
@@ -180,7 +180,6 @@ fn closed_soon(what: &str, end: &mut TcpStream, since: Instant) {
         "{what}: {heard:?}"
     );
     let elapsed = since.elapsed();
-    println!("{what}: closed {elapsed:?} after the command had returned");
     assert!(elapsed < CLOSED_WITHIN, "{what}: {elapsed:?}");
 }
 
