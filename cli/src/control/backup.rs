@@ -74,11 +74,12 @@ pub fn write(directories: &Directories, aside: &Path, out: impl Write) -> anyhow
     let mut files: BTreeMap<_, _> = tree
         .iter()
         .map(|(path, (mode, bytes))| {
-            (path.clone(), Member { bytes: bytes.len() as u64, mode: *mode, sha256: sha256(bytes) })
+            let member = Member { bytes: bytes.len() as u64, mode: *mode, sha256: hash(&**bytes)? };
+            Ok((path.clone(), member))
         })
-        .collect();
+        .collect::<anyhow::Result<_>>()?;
     let bytes = fs::metadata(&copy)?.len();
-    let member = Member { bytes, mode: SECRET, sha256: hash(&mut File::open(&copy)?)? };
+    let member = Member { bytes, mode: SECRET, sha256: hash(File::open(&copy)?)? };
     files.insert(DATABASE.to_owned(), member);
     let version = env!("CARGO_PKG_VERSION").to_owned();
     let manifest = Manifest { format: FORMAT, version, created: to_unix(SystemTime::now()), files };
@@ -226,7 +227,7 @@ fn unpack(entry: &mut impl Read, to: &Path, member: &Member) -> anyhow::Result<(
     let copied = std::io::copy(&mut entry.take(member.bytes + 1), &mut file)?;
     file.set_permissions(fs::Permissions::from_mode(member.mode & 0o777))?;
     file.sync_all()?;
-    let found = hash(&mut File::open(to)?)?;
+    let found = hash(File::open(to)?)?;
     ensure!(
         copied == member.bytes && found == member.sha256,
         "its {} bytes are not those that were written",
@@ -235,20 +236,14 @@ fn unpack(entry: &mut impl Read, to: &Path, member: &Member) -> anyhow::Result<(
     Ok(())
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    in_hexadecimal(digest::digest(&digest::SHA256, bytes).as_ref())
-}
-
-fn hash(file: &mut File) -> std::io::Result<String> {
+/// The SHA-256, in hexadecimal.
+fn hash(mut from: impl Read) -> std::io::Result<String> {
     let (mut context, mut buffer) = (digest::Context::new(&digest::SHA256), vec![0; 1 << 16]);
     loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(in_hexadecimal(context.finish().as_ref())),
+        match from.read(&mut buffer)? {
+            0 => break,
             read => context.update(&buffer[..read]),
         }
     }
-}
-
-fn in_hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
 }

@@ -208,8 +208,7 @@ impl RuleIndex {
             lines.filter_map(|line| values.get(line)).for_each(|list| take(list));
         }
         if let Some(token) = request.token.filter(|_| !self.request_principals.is_empty()) {
-            let name = format!("{}/{}", token.issuer, token.subject);
-            self.request_principals.get(&*name).into_iter().for_each(|list| take(list));
+            self.request_principals.get(&*token.principal()).into_iter().for_each(|list| take(list));
         }
     }
 
