@@ -14,18 +14,36 @@ pub fn own() -> io::Result<Vec<IpAddr>> {
     Ok(get_if_addrs()?.iter().filter(|interface| is_usable(interface)).map(Interface::ip).collect())
 }
 
-/// The addresses of the interface that leads to `towards`, IPv4 first. Without such a route, those of the first
-/// interface that has any.
-pub fn detect(towards: Option<SocketAddr>) -> io::Result<Vec<IpAddr>> {
+/// Addresses, and why it is these.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Detected {
+    /// The preferred one first.
+    pub addresses: Vec<IpAddr>,
+    /// In words, for operators.
+    pub why: String,
+}
+
+/// The addresses of the interface that leads to `towards`, IPv4 first. Without such a route, those of the interface of the
+/// default route, and without that those of the first interface that has any.
+pub fn detect(towards: Option<SocketAddr>) -> io::Result<Detected> {
     let interfaces: Vec<Interface> = get_if_addrs()?.into_iter().filter(is_usable).collect();
-    let preferred = towards.into_iter().chain([ELSEWHERE]).find_map(source_towards);
+    let to_control = towards.and_then(source_towards);
+    let preferred = to_control.or_else(|| source_towards(ELSEWHERE));
     let of_preferred = interfaces.iter().find(|interface| Some(interface.ip()) == preferred);
-    let Some(chosen) = of_preferred.or_else(|| interfaces.first()) else { return Ok(Vec::new()) };
+    let Some(chosen) = of_preferred.or_else(|| interfaces.first()) else {
+        return Ok(Detected { addresses: Vec::new(), why: "no interface has one".to_owned() });
+    };
+    let why = match (of_preferred, to_control, towards) {
+        (Some(_), Some(_), Some(control)) => format!("leads to the control server at {}", control.ip()),
+        (Some(_), ..) => "has the default route".to_owned(),
+        (None, ..) => "is the first that has an address: there is no default route".to_owned(),
+    };
+    let why = format!("of {}, which {why}", chosen.name);
     let mut addresses: Vec<IpAddr> =
         interfaces.iter().filter(|interface| interface.name == chosen.name).map(Interface::ip).collect();
     addresses.sort_by_key(|address| (address.is_ipv6(), Some(*address) != preferred));
     addresses.dedup();
-    Ok(addresses)
+    Ok(Detected { addresses, why })
 }
 
 fn is_usable(interface: &Interface) -> bool {

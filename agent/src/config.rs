@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::capture::Outbound;
 use crate::proxy::{Limits, Ports};
+use crate::snapshot::{HostNetwork, NetworkRole};
 
 /// The directories that the agent and the control server keep their files in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +106,8 @@ pub struct AgentConfig {
     pub host: Option<Label>,
     /// Addresses at which other hosts reach this one; the first is preferred. Found out unless stated.
     pub addresses: Vec<IpAddr>,
+    /// The network that the host is in, and what it does for it.
+    pub network: Option<HostNetwork>,
     /// Where resources come from.
     pub source: SourceConfig,
     /// Directories.
@@ -175,6 +178,7 @@ pub enum ConfigError {
 struct RawConfig {
     host: Option<String>,
     addresses: Vec<IpAddr>,
+    network: RawNetwork,
     registry: RawRegistry,
     ports: RawPorts,
     proxy: RawProxy,
@@ -183,6 +187,29 @@ struct RawConfig {
     telemetry: RawTelemetry,
     jwks: JwksConfig,
     drain_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawNetwork {
+    name: Option<String>,
+    gateway: bool,
+}
+
+impl RawNetwork {
+    fn network(&self) -> Result<Option<HostNetwork>, String> {
+        let role = if self.gateway { NetworkRole::Gateway } else { NetworkRole::Member };
+        match &self.name {
+            Some(name) => {
+                let name = Label::new(name).map_err(|error| format!("network.name: {error}"))?;
+                Ok(Some(HostNetwork { name, role }))
+            }
+            None if self.gateway => {
+                Err("network.gateway: a gateway of which network? Set network.name too".to_owned())
+            }
+            None => Ok(None),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -338,6 +365,7 @@ impl RawConfig {
         Ok(AgentConfig {
             host: host.map_err(|error| format!("host: {error}"))?,
             addresses: self.addresses,
+            network: self.network.network()?,
             source: self.registry.source(&directories),
             ports: self.ports.ports(),
             metrics: self.telemetry.metrics.unwrap_or(any(15020)),

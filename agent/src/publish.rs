@@ -265,7 +265,12 @@ mod tests {
     #[test]
     fn the_version_is_the_source_s_where_nothing_changed_too() {
         let mesh = Mesh::assemble(Parts::default()).expect("a mesh");
-        let host = Host { name: Label::new("h1").expect("a label"), addresses: Vec::new() };
+        let host = Host {
+            name: Label::new("h1").expect("a label"),
+            addresses: Vec::new(),
+            why: "".into(),
+            network: None,
+        };
         let metrics = Metrics::new("mesh");
         let originations = Arc::new(Originations::new("/nowhere".into()));
         let publisher = Publisher::new((mesh, 57), Vec::new(), (host, 15008), originations, metrics.clone());

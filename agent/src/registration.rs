@@ -19,6 +19,7 @@ use baremesh_model::workload::{Labels, Locality, Workload};
 
 use self::check::Check;
 use crate::attribution::Matcher;
+use crate::snapshot::Host;
 
 /// What happens to a service's connections while the agent is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -136,17 +137,18 @@ impl LocalService {
     }
 
     /// The workload that this registration makes on `host`, or `None` where the host has no address.
-    pub fn workload(&self, host: &Label, host_addresses: &[IpAddr]) -> Option<Workload> {
-        let (address, other_addresses) = self.addresses(host_addresses).split_first()?;
+    pub fn workload(&self, host: &Host) -> Option<Workload> {
+        let (address, other_addresses) = self.addresses(&host.addresses).split_first()?;
         let named = |port: &LocalPort| Some((port.name.clone()?, port.target_port));
         Some(Workload {
-            key: Key::new(self.key.namespace.clone(), workload_name(&self.key.name, host)),
+            key: Key::new(self.key.namespace.clone(), workload_name(&self.key.name, &host.name)),
             address: *address,
             other_addresses: other_addresses.to_vec(),
             service: Some(self.key.name.clone()),
-            host: Some(host.clone()),
+            host: Some(host.name.clone()),
             ports: self.ports.iter().filter_map(named).collect::<BTreeMap<_, _>>(),
             labels: self.labels(),
+            network: host.network_name().cloned(),
             locality: self.locality.clone().unwrap_or_default(),
             weight: self.weight,
             service_account: Some(self.service_account.clone()),

@@ -4,6 +4,10 @@
 
 /// Compiling a snapshot.
 mod build;
+/// This host.
+mod host;
+/// How hosts of other networks are reached.
+mod ways;
 /// Ports and subsets as callers of this host call them.
 pub mod cluster;
 /// Endpoints and what is known of them.
@@ -17,14 +21,14 @@ pub mod rate_limit;
 /// The capture plan that a snapshot comes to.
 pub mod plan;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
-use baremesh_model::name::{Key, Label};
+use baremesh_model::name::Key;
 use baremesh_model::service::Protocol;
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::Labels;
@@ -40,17 +44,10 @@ use crate::telemetry::metrics::Party;
 pub use build::BuildError;
 pub use cluster::{Cluster, NoEndpoint};
 pub use endpoint::{Endpoint, EndpointState, Transport};
+pub use host::{Host, HostNetwork, NetworkRole};
 pub use local::{From, LocalEndpoint};
 use rate_limit::RateLimits;
-
-/// This host, as the mesh knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
-    /// Its name, unique in the mesh.
-    pub name: Label,
-    /// The addresses at which other hosts reach its agent, the preferred one first.
-    pub addresses: Vec<IpAddr>,
-}
+pub use ways::OutOfReach;
 
 /// One service, with what callers need of it.
 #[derive(Debug)]
@@ -65,6 +62,8 @@ pub struct ServiceEntry {
     pub addresses: Vec<IpAddr>,
     /// Declared ports.
     pub ports: Vec<PortEntry>,
+    /// Endpoints of other networks that no gateway leads to.
+    pub out_of_reach: Vec<OutOfReach>,
     /// How it is called, by kinds of callers of this host.
     views: Views,
 }
@@ -195,6 +194,8 @@ pub struct Snapshot {
     captured: HashMap<SocketAddr, Arc<LocalEndpoint>>,
     captured_ports: HashMap<u16, Arc<LocalEndpoint>>,
     unnamed: HashMap<IpAddr, Identity>,
+    /// The agents of this host's network, where this host takes connections to them from outside.
+    agents: HashSet<IpAddr>,
 }
 
 /// Where a captured connection goes.
@@ -347,6 +348,13 @@ impl Snapshot {
     /// The full name behind a virtual address.
     pub fn find_address(&self, address: IpAddr) -> Option<String> {
         self.virtual_addresses.get(&address).map(|service| service.host.to_string())
+    }
+
+    /// Whether this host, as a gateway of its network, leads to the agent at `address` for somebody at `client`. Who is within
+    /// the network dials it himself, so that no connection goes round by gateways without end.
+    pub fn leads_to(&self, address: IpAddr, client: IpAddr) -> bool {
+        let within = self.is_here(client) || self.agents.contains(&client);
+        !within && self.agents.contains(&address)
     }
 
     /// Whether a service of this host is reached at that port, at whichever address.

@@ -34,6 +34,8 @@ pub mod mesh_config;
 pub mod federation;
 /// RFC 1123 labels, trust domains, service names and the forms in which people write them.
 pub mod name;
+/// Networks, and the gateways between them.
+pub mod network;
 /// Operators: roles, and what each may do.
 pub mod operator;
 /// Leaving out endpoints that fail.

@@ -12,6 +12,7 @@ use crate::federation::Federated;
 use crate::identity::{Identity, RESERVED_NAMESPACES};
 use crate::mesh_config::MeshConfig;
 use crate::name::{Key, Label};
+use crate::network::may_meet;
 use crate::peer_authentication::PeerAuthentication;
 use crate::rate_limit::RateLimit;
 use crate::request_authentication::RequestAuthentication;
@@ -228,8 +229,11 @@ fn check_services(parts: &Parts, errors: &mut Vec<MeshError>) {
     }
 }
 
+/// Whose an address and port are, in which network.
+type Owner<'a> = (Option<&'a Label>, &'a Service);
+
 fn check_workloads(parts: &Parts, errors: &mut Vec<MeshError>) {
-    let mut owners: BTreeMap<(IpAddr, u16), &Service> = BTreeMap::new();
+    let mut owners: BTreeMap<(IpAddr, u16), Vec<Owner<'_>>> = BTreeMap::new();
     // One pass a namespace keeps this linear in what can match at all.
     for workload in parts.workloads.values() {
         let mut fault = |fault| {
@@ -264,8 +268,10 @@ fn check_workloads(parts: &Parts, errors: &mut Vec<MeshError>) {
             }
             for address in service.ports.iter().flat_map(|port| workload.endpoints(port)) {
                 let at = (address.ip(), address.port());
-                if let Some(other) = owners.insert(at, service).filter(|other| !same_identity(other, service))
-                {
+                let there = owners.entry(at).or_default();
+                let mut others =
+                    there.iter().filter(|(network, _)| may_meet(*network, workload.network.as_ref()));
+                if let Some((_, other)) = others.find(|(_, other)| !same_identity(other, service)) {
                     fault(MeshFault::EndpointTaken {
                         address: at.0,
                         port: at.1,
@@ -273,6 +279,7 @@ fn check_workloads(parts: &Parts, errors: &mut Vec<MeshError>) {
                         other: other.key.clone(),
                     });
                 }
+                there.push((workload.network.as_ref(), service));
             }
         }
     }
@@ -324,6 +331,7 @@ mod tests {
             host: None,
             ports: BTreeMap::new(),
             labels: BTreeMap::new(),
+            network: None,
             locality: Locality::default(),
             weight: 1,
             service_account: None,
@@ -358,6 +366,20 @@ mod tests {
         check(
             vec![service("a.x"), service("b.x")],
             vec![workload("a-1.x", "a", "10.0.0.1"), workload("b-1.x", "b", "10.0.0.1")],
+            &["cannot share"],
+        );
+        let of = |network: &str, workload: Workload| Workload {
+            network: Some(Label::new(network).expect("a label")),
+            ..workload
+        };
+        check(
+            vec![service("a.x"), service("b.x")],
+            vec![of("eu", workload("a-1.x", "a", "10.0.0.1")), of("us", workload("b-1.x", "b", "10.0.0.1"))],
+            &[],
+        );
+        check(
+            vec![service("a.x"), service("b.x")],
+            vec![of("eu", workload("a-1.x", "a", "10.0.0.1")), workload("b-1.x", "b", "10.0.0.1")],
             &["cannot share"],
         );
         let mut disagreeing = workload("a-1.x", "a", "10.0.0.1");

@@ -7,6 +7,7 @@ use crate::external_authorization::ExtensionProvider;
 use crate::federation::Federated;
 use crate::http::PathNormalization;
 use crate::name::{Domain, Key, Label, TrustDomain};
+use crate::network::Network;
 use crate::peer_authentication::MtlsMode;
 use crate::virtual_address::VirtualRanges;
 use crate::virtual_service::RetryPolicy;
@@ -39,9 +40,16 @@ pub struct MeshConfig {
     pub extension_providers: Vec<Arc<ExtensionProvider>>,
     /// Other trust domains whose identities are taken.
     pub federation: Vec<Federated>,
+    /// Networks that are reached through gateways, by name.
+    pub networks: Vec<Network>,
 }
 
 impl MeshConfig {
+    /// The network of that name, where gateways lead to it.
+    pub fn network(&self, name: &Label) -> Option<&Network> {
+        self.networks.iter().find(|network| network.name == *name)
+    }
+
     /// Whether somebody who is asked by CUSTOM policies is asked at this port of a service. Nobody is asked about that.
     pub fn is_provider(&self, service: &Key, port: u16) -> bool {
         let is_there = |provider: &Arc<ExtensionProvider>| {
@@ -66,6 +74,7 @@ impl Default for MeshConfig {
             extension_providers: Vec::new(),
             trusted_proxies: 0,
             federation: Vec::new(),
+            networks: Vec::new(),
         }
     }
 }

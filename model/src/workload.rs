@@ -77,6 +77,8 @@ pub struct Workload {
     pub ports: BTreeMap<Arc<str>, NonZeroU16>,
     /// Labels, for selectors and subsets.
     pub labels: Labels,
+    /// The network whose hosts reach its addresses; without one they are reached from everywhere.
+    pub network: Option<Label>,
     /// Where it stands.
     pub locality: Locality,
     /// Share of the connections, relative to the other endpoints; at least 1.

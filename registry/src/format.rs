@@ -12,6 +12,8 @@ mod decode;
 mod document;
 /// Other trust domains.
 mod federation;
+/// Networks and their gateways.
+mod networks;
 /// The table of fields.
 pub mod fields;
 /// The findings of one source.

@@ -113,6 +113,8 @@ mod malformed_requests;
 mod meets_envoy;
 #[path = "stories/names.rs"]
 mod names;
+#[path = "stories/networks.rs"]
+mod networks;
 #[path = "stories/operators.rs"]
 mod operators;
 #[path = "stories/policies.rs"]

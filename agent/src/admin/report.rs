@@ -18,6 +18,15 @@ pub struct StatusReport {
     pub host: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
+    /// Why it is these, in words.
+    #[serde(default)]
+    pub addresses_why: String,
+    /// The network that it is in, where it says so.
+    #[serde(default)]
+    pub network: Option<String>,
+    /// Whether it takes connections from outside to the agents of that network.
+    #[serde(default)]
+    pub network_gateway: bool,
     /// The trust domain.
     pub trust_domain: String,
     /// Whether everything that serving needs is in place.
@@ -65,6 +74,9 @@ pub struct LocalServiceReport {
     pub identity: String,
     /// Where it is advertised.
     pub advertised: Vec<SocketAddr>,
+    /// Whether that is at addresses of its registration's own, and not the host's.
+    #[serde(default)]
+    pub own_addresses: bool,
     /// Where it is delivered.
     pub deliver: Vec<SocketAddr>,
     /// STRICT, PERMISSIVE or DISABLE.

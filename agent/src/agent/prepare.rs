@@ -14,7 +14,7 @@ use baremesh_model::mesh::{Mesh, Parts};
 use baremesh_model::name::Label;
 
 use super::{AgentError, doing};
-use crate::addresses;
+use crate::addresses::{self, Detected};
 use crate::capture::{AGENT_MARK, AgentPorts, Capture, DnsCapture};
 use crate::config::{AgentConfig, DnsMode, SourceConfig};
 use crate::flows::Flows;
@@ -205,14 +205,14 @@ pub fn capture(config: &AgentConfig) -> Result<Option<Capture>, AgentError> {
 }
 
 fn host(config: &AgentConfig, name: Label, towards: Option<SocketAddr>) -> Result<Host, AgentError> {
-    let addresses = match &config.addresses[..] {
+    let Detected { addresses, why } = match &config.addresses[..] {
         [] => addresses::detect(towards).map_err(doing("finding this host's addresses"))?,
-        given => given.to_vec(),
+        given => Detected { addresses: given.to_vec(), why: "`addresses` of agent.toml".to_owned() },
     };
     if addresses.is_empty() {
         tracing::warn!("this host has no address that others could reach: set `addresses` in agent.toml");
     }
-    Ok(Host { name, addresses })
+    Ok(Host { name, addresses, why: why.into(), network: config.network.clone() })
 }
 
 fn resolve(control: &str) -> Option<SocketAddr> {

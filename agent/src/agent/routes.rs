@@ -214,6 +214,9 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: snapshot.host.name.to_string(),
             addresses: snapshot.host.addresses.clone(),
+            addresses_why: snapshot.host.why.to_string(),
+            network: snapshot.host.network_name().map(ToString::to_string),
+            network_gateway: snapshot.host.is_gateway(),
             trust_domain: snapshot.mesh.config.trust_domain.to_string(),
             ready: not_ready.is_empty(),
             not_ready,
@@ -253,6 +256,7 @@ impl Agent {
                 service: registered.key.to_string(),
                 identity: first.identity.to_string(),
                 advertised,
+                own_addresses: registered.addresses.is_some(),
                 deliver,
                 mtls: match first.mode {
                     MtlsMode::Disable => "DISABLE",

@@ -103,7 +103,12 @@ pub fn in_set(mesh: &Mesh, named: &Named) -> Result<(Snapshot, Caller), ExplainE
     };
     let registrations: Vec<_> = if host_name.is_some() { vec![] } else { vec![Arc::new(registration)] };
     // No address: nothing of the set is taken to be on this host.
-    let host = Host { name: host_name.unwrap_or_else(|| key.name.clone()), addresses: Vec::new() };
+    let host = Host {
+        name: host_name.unwrap_or_else(|| key.name.clone()),
+        addresses: Vec::new(),
+        why: "".into(),
+        network: None,
+    };
     let hbone = crate::proxy::Ports::default().hbone;
     let snapshot = Snapshot::build(mesh, &registrations, &host, hbone, None)
         .map_err(|error| ExplainError::Set(error.to_string()))?;

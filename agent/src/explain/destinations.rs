@@ -51,7 +51,8 @@ fn report(
     let mut candidates = endpoints.iter().filter(|endpoint| endpoint.share > 0.0).peekable();
     let fault = match candidates.peek() {
         Some(_) => None,
-        None if endpoints.is_empty() => Some("there is no endpoint"),
+        None if endpoints.is_empty() && service.out_of_reach.is_empty() => Some("there is no endpoint"),
+        None if endpoints.is_empty() => Some("no endpoint is in reach"),
         None => Some("every endpoint is unhealthy or left out at the moment"),
     };
     let takes =
@@ -63,6 +64,7 @@ fn report(
         share,
         passes: fault.is_none() && candidates.all(takes),
         fault: fault.map(str::to_owned),
+        out_of_reach: service.out_of_reach.iter().map(ToString::to_string).collect(),
         destination_rules: cluster.name.rules.iter().map(policies::slashed).collect(),
         balancer: Some(words::of_balancer(&cluster.policy.load_balancer.algorithm)),
         hashed_to,
@@ -81,6 +83,7 @@ pub(super) fn missing(to: &Destination, share: f64) -> DestinationReport {
         share,
         passes: false,
         fault: Some("there is no such service, port or subset".to_owned()),
+        out_of_reach: Vec::new(),
         destination_rules: Vec::new(),
         balancer: None,
         hashed_to: None,
@@ -117,9 +120,10 @@ fn endpoint(
         }
         .to_owned(),
         agent: match endpoint.transport {
-            Transport::Hbone(agent) => Some(agent),
+            Transport::Hbone(ref agent) => Some(agent.address),
             Transport::Plain | Transport::Local(_) => None,
         },
+        network: endpoint.network().map(ToString::to_string),
         locality: endpoint.locality.to_string(),
         priority: standing.priority,
         weight: endpoint.weight,

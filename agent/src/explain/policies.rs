@@ -26,7 +26,7 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
     if let Some(local) = case.snapshot.here(endpoint) {
         return decide_here(case, local);
     }
-    let Transport::Hbone(agent) = endpoint.transport else {
+    let Transport::Hbone(agent) = &endpoint.transport else {
         return DecisionReport {
             by: "nobody".to_owned(),
             allowed: true,
@@ -54,7 +54,9 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
     let number = port.map_or(endpoint.address.port(), |port| port.port.get());
     let protocol = port.map_or(Protocol::Auto, |port| port.protocol);
     let names = server_names(&service.host, &service.key, number);
-    let source_ip = case.address_towards(agent.ip()).unwrap_or(UNKNOWN);
+    // Behind a gateway it is the gateway's, whichever that is.
+    let near = agent.beyond.is_none().then(|| case.address_towards(agent.address.ip()));
+    let source_ip = near.flatten().unwrap_or(UNKNOWN);
     let (workload, advertised) = ((namespace, &labels), endpoint.address.port());
     as_carried(case, (protocol, workload, advertised), source_ip, |carried| {
         let source = Some(&case.caller.identity);

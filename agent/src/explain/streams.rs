@@ -144,6 +144,7 @@ pub(super) fn explain_local(case: &Case<'_>, local: &LocalEndpoint, explanation:
         share: 100.0,
         passes: decision.allowed,
         fault: None,
+        out_of_reach: Vec::new(),
         destination_rules: Vec::new(),
         balancer: None,
         hashed_to: None,

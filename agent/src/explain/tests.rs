@@ -281,9 +281,13 @@ rules = [{}]
 fn decisions_are_those_of_the_called_side() {
     let orders = "name = \"orders\"\nports = [{ port = 7000 }, { port = 7001 }]\nuser = 7\nlabels = { tier = \"back\" }\n";
     let orders = registration(orders);
-    let called =
-        Host { name: Label::new("h2").expect("a label"), addresses: vec![IpAddr::from([10, 0, 0, 2])] };
-    let workload = orders.workload(&called.name, &called.addresses).expect("a workload");
+    let called = Host {
+        name: Label::new("h2").expect("a label"),
+        addresses: vec![IpAddr::from([10, 0, 0, 2])],
+        why: "".into(),
+        network: None,
+    };
+    let workload = orders.workload(&called).expect("a workload");
     let mut parts = mesh(POLICIES).into_parts();
     let at_home = baremesh_model::mesh::Mesh::assemble(parts.clone()).expect("a mesh");
     let at_home =

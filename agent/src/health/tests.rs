@@ -48,7 +48,8 @@ impl Run {
         parts.config.virtual_ranges.v4 = "240.0.0.0/8".parse().expect("a range");
         let mesh = Mesh::assemble(parts).expect("a mesh");
         let addresses = vec!["10.0.0.1".parse().expect("an address")];
-        let host = Host { name: Label::new("h1").expect("a label"), addresses };
+        let host =
+            Host { name: Label::new("h1").expect("a label"), addresses, why: "".into(), network: None };
         let metrics = Metrics::new("mesh");
         let originations = Arc::new(Originations::new("/nowhere".into()));
         let publisher =

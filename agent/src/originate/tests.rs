@@ -94,7 +94,12 @@ impl Files {
         }
         let mesh: Mesh = baremesh_registry::set::assemble(resources, Vec::new()).expect("a mesh").mesh;
         assert_ne!(*mesh, Parts::default());
-        let host = Host { name: Label::new("h1").expect("a label"), addresses: vec![] };
+        let host = Host {
+            name: Label::new("h1").expect("a label"),
+            addresses: vec![],
+            why: "".into(),
+            network: None,
+        };
         Snapshot::build(&mesh, &[], &host, 15008, None).expect("a snapshot")
     }
 

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 
 use baremesh_model::name::Key;
 
+use crate::snapshot::OutOfReach;
+
 /// Whose fault a failure is, which is whom an operator should look at first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
@@ -58,6 +60,14 @@ pub enum ProxyError {
     /// The service has no endpoint at all.
     #[error("{0} has no endpoint: is it registered on a host that is up?")]
     NoEndpoint(Key),
+    /// All endpoints are of other networks, and no gateway leads there.
+    #[error("every endpoint of {service} is out of reach: {first}")]
+    OutOfReach {
+        /// The service.
+        service: Key,
+        /// One of the endpoints.
+        first: OutOfReach,
+    },
     /// Outlier detection has left out every endpoint.
     #[error(
         "every endpoint of {0} is left out by outlier detection: `baremesh status` shows why and until when"
@@ -211,7 +221,7 @@ impl ProxyError {
             Self::NotMeshed(_) => Reason::NotMeshed,
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
-            Self::NoEndpoint(_) => Reason::NoEndpoint,
+            Self::NoEndpoint(_) | Self::OutOfReach { .. } => Reason::NoEndpoint,
             Self::AllEjected(_) => Reason::AllEjected,
             Self::AllUnhealthy(_) => Reason::AllUnhealthy,
             Self::OverLimit(_) => Reason::OverLimit,

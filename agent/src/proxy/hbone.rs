@@ -104,13 +104,16 @@ fn is_host_name(text: &str) -> bool {
         && labels.into_iter().all(|label| !label.is_empty() && label.bytes().all(is_allowed))
 }
 
-/// The request that asks the agent of `authority`'s host for a connection to it.
-pub fn connect_request(authority: SocketAddr, forwarded_for: SocketAddr) -> Result<Request<()>, http::Error> {
-    Request::builder()
-        .method(Method::CONNECT)
-        .uri(authority.to_string())
-        .header(http::header::FORWARDED, format!("for=\"{forwarded_for}\""))
-        .body(())
+/// The request that asks the agent of `authority`'s host, or a gateway, for a connection to it.
+pub fn connect_request(
+    authority: SocketAddr,
+    forwarded_for: Option<SocketAddr>,
+) -> Result<Request<()>, http::Error> {
+    let mut request = Request::builder().method(Method::CONNECT).uri(authority.to_string());
+    if let Some(client) = forwarded_for {
+        request = request.header(http::header::FORWARDED, format!("for=\"{client}\""));
+    }
+    request.body(())
 }
 
 /// Policy refused. HBONE says 401 where HTTP itself would say 403.
@@ -176,8 +179,7 @@ mod tests {
     #[test]
     fn writes_what_it_reads() {
         let authority = "[fd00::1]:8080".parse().expect("an address");
-        let request =
-            connect_request(authority, "10.0.0.9:1234".parse().expect("an address")).expect("a request");
+        let request = connect_request(authority, "10.0.0.9:1234".parse().ok()).expect("a request");
         assert_eq!(read_request(&request), Ok(Target::Address(authority)));
     }
 }

@@ -3,6 +3,8 @@
 
 /// A tunnel's streams, and its end.
 mod streams;
+/// To the agents of this host's network, for callers of others.
+mod gateway;
 
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
@@ -254,6 +256,9 @@ async fn judge_and_deliver(
     counted: &mut Option<Arc<Counted>>,
 ) -> Result<Carried, ProxyError> {
     let snapshot = worker.shared.snapshot.load_full();
+    if tunnel.shown.identity == snapshot.host_identity {
+        return gateway::carry(worker, (tunnel, &snapshot), (request, respond), (record, counted)).await;
+    }
     let entered = worker.enter();
     let delivering = async {
         if entered.is_none() {

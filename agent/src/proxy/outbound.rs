@@ -336,7 +336,10 @@ async fn any_endpoint(
 }
 
 fn no_endpoint(service: &ServiceEntry) -> ProxyError {
-    ProxyError::NoEndpoint(service.key.clone())
+    match service.out_of_reach.first() {
+        Some(first) => ProxyError::OutOfReach { service: service.key.clone(), first: first.clone() },
+        None => ProxyError::NoEndpoint(service.key.clone()),
+    }
 }
 
 /// Connects to the endpoint that was dialled by its own address: the limits of its service hold there too.

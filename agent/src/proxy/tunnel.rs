@@ -3,6 +3,8 @@
 
 /// What ends a tunnel that its peer does not.
 mod ends;
+/// Tunnels to other networks, within tunnels to their gateways.
+mod gateway;
 
 use std::collections::HashMap;
 use std::io;
@@ -17,6 +19,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::StatusCode;
 use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 pub use self::ends::until_dead;
@@ -26,8 +29,9 @@ use super::flood::{Alarm, Flooded, MAX_RESETS_SENT, Starts, Watched};
 use super::hbone::{self, DENIED};
 use super::relay::TunnelStream;
 use super::socket::{self, Mark};
-use super::tls;
+use super::tls::{self, Session};
 use crate::credentials::{Credential, Credentials};
+use crate::snapshot::endpoint::Agent;
 use crate::trust::{Ends, Stranger, until_untrusted};
 
 /// How long a tunnel that stood before may take to answer a CONNECT. One whose peer has vanished looks like any other
@@ -42,7 +46,7 @@ const FRESH_ANSWER: Duration = Duration::from_secs(15);
 struct PoolKey {
     source: Identity,
     destination: Identity,
-    agent: SocketAddr,
+    agent: Agent,
 }
 
 /// What a tunnel is opened with.
@@ -55,7 +59,7 @@ pub struct Peer<'a> {
     /// The identity that the peer must show.
     pub destination: &'a Identity,
     /// The peer's agent.
-    pub agent: SocketAddr,
+    pub agent: &'a Agent,
 }
 
 /// The tunnels of one worker.
@@ -160,19 +164,19 @@ impl Pool {
         &self,
         peer: Peer<'_>,
         authority: SocketAddr,
-        client: SocketAddr,
+        client: Option<SocketAddr>,
     ) -> Result<(TunnelStream, Place), ProxyError> {
         let slot = self.slot(&peer);
         loop {
             let (place, age) = self.place(&slot, &peer).await?;
-            let asked = request(&place, peer.agent, authority, client);
+            let asked = request(&place, peer.agent.address, authority, client);
             let limit = match age {
                 Age::Fresh => FRESH_ANSWER,
                 Age::Kept => KEPT_ANSWER,
             };
             let answered = tokio::time::timeout(limit, asked).await.unwrap_or_else(|_| {
                 place.0.over.store(true, Ordering::Relaxed);
-                Err(ProxyError::Tunnel { address: peer.agent, source: h2::Reason::CANCEL.into() })
+                Err(ProxyError::Tunnel { address: peer.agent.address, source: h2::Reason::CANCEL.into() })
             });
             match answered {
                 // A kept tunnel may have gone while nobody looked. Nothing was sent: another one may be tried, and
@@ -210,7 +214,7 @@ impl Pool {
         let key = PoolKey {
             source: peer.source.identity.clone(),
             destination: peer.destination.clone(),
-            agent: peer.agent,
+            agent: peer.agent.clone(),
         };
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(slots.entry(key).or_default())
@@ -235,24 +239,45 @@ impl Pool {
     }
 
     async fn connect(&self, peer: &Peer<'_>) -> Result<Arc<Tunnel>, ProxyError> {
-        let address = peer.agent;
+        if let Some(network) = &peer.agent.beyond {
+            return gateway::connect(self, *peer, network).await;
+        }
+        let address = peer.agent.address;
         let connected = socket::connect(address, self.mark, self.connect_timeout).await;
         let stream = connected.map_err(|source| ProxyError::Connect { address, source })?;
         let config = peer.credentials.caller(peer.source, peer.destination);
-        // A name that is no DNS name cannot be sent; the peer then shows what it shows the unnamed.
-        let name = ServerName::try_from(peer.destination.server_name())
-            .unwrap_or_else(|_| placeholder_server_name());
-        let handshake_error = |source: io::Error| ProxyError::Handshake {
+        let handshake = tls::connect(config, server_name(peer.destination), stream);
+        let (tls, session) = self.in_time(address, handshake).await?;
+        self.stand(peer, (tls, session), None).await
+    }
+
+    /// What a handshake comes to, within its time.
+    async fn in_time<T>(
+        &self,
+        address: SocketAddr,
+        handshake: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, ProxyError> {
+        let failed = |source: io::Error| ProxyError::Handshake {
             address,
             source: io::Error::new(source.kind(), describe_io(&source)),
         };
-        let handshake = tokio::time::timeout(self.connect_timeout, tls::connect(config, name, stream));
-        let (tls, session) = handshake
-            .await
-            .map_err(|_| handshake_error(io::ErrorKind::TimedOut.into()))?
-            .map_err(handshake_error)?;
-        let facts =
-            peer_leaf_facts(&session.peer).map_err(|error| handshake_error(io::Error::other(error)))?;
+        let within = tokio::time::timeout(self.connect_timeout, handshake).await;
+        within.map_err(|_| failed(io::ErrorKind::TimedOut.into()))?.map_err(failed)
+    }
+
+    /// Makes a tunnel of a stream whose handshake is done. What it runs `within` is held for as long as it stands.
+    async fn stand<T>(
+        &self,
+        peer: &Peer<'_>,
+        (tls, session): (T, Session),
+        within: Option<Place>,
+    ) -> Result<Arc<Tunnel>, ProxyError>
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let address = peer.agent.address;
+        let facts = peer_leaf_facts(&session.peer)
+            .map_err(|error| ProxyError::Handshake { address, source: io::Error::other(error) })?;
         let (tls, alarm) = Watched::new(tls, Starts::We);
         let (sender, connection) = builder()
             .handshake::<_, Bytes>(tls)
@@ -278,9 +303,18 @@ impl Pool {
                 peer.credentials.bundle(),
             ),
         });
-        tokio::spawn(drive((connection, alarm), Arc::clone(&tunnel), address, self.trust.clone()));
+        let (trust, driven) = (self.trust.clone(), Arc::clone(&tunnel));
+        tokio::spawn(async move {
+            drive((connection, alarm), driven, address, trust).await;
+            drop(within);
+        });
         Ok(tunnel)
     }
+}
+
+/// The name that is asked for. One that is no DNS name cannot be sent; the peer then shows what it shows the unnamed.
+fn server_name(destination: &Identity) -> ServerName<'static> {
+    ServerName::try_from(destination.server_name()).unwrap_or_else(|_| placeholder_server_name())
 }
 
 impl Slot {
@@ -332,7 +366,7 @@ async fn request(
     place: &Place,
     address: SocketAddr,
     authority: SocketAddr,
-    client: SocketAddr,
+    client: Option<SocketAddr>,
 ) -> Result<TunnelStream, ProxyError> {
     let broken = |source| ProxyError::Tunnel { address, source };
     let head = hbone::connect_request(authority, client)
@@ -354,7 +388,7 @@ async fn drive<T>(
     address: SocketAddr,
     mut trust: watch::Receiver<Arc<TrustBundle>>,
 ) where
-    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
 {
     let ping = connection.ping_pong();
     let ends =

@@ -1,23 +1,27 @@
 //! From a whole mesh and this host's registrations to a snapshot. What is registered here holds whatever the
 //! registry says of it: a service of this host is delivered to with no registry in reach.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use baremesh_model::authorization::{PolicySet, server_names};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::{Mesh, MeshError, Parts};
-use baremesh_model::name::TrustDomain;
+use baremesh_model::name::{Label, TrustDomain};
+use baremesh_model::network::may_meet;
 use baremesh_model::peer_authentication::mode_of;
 use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Labels, Tunnel, Workload};
 
+use super::endpoint::Agent;
 use super::rate_limit::RateLimits;
 use super::views;
+use super::ways::{Way, Ways, agents_of};
 use super::{
-    Endpoint, EndpointState, Host, LocalEndpoint, PortEntry, ServiceEntry, Snapshot, Source, Transport,
+    Endpoint, EndpointState, Host, HostNetwork, LocalEndpoint, NetworkRole, PortEntry, ServiceEntry,
+    Snapshot, Source, Transport,
 };
 use crate::attribution::CallerTable;
 use crate::external_authorization::Providers;
@@ -54,8 +58,9 @@ impl Snapshot {
             local.iter().map(|local| (local.advertised, Arc::clone(local))).collect();
         let known = KnownStates::of(previous);
         let callers = views::Callers::new(&mesh, registrations, host, previous);
+        let ways = Ways::new(&mesh, host, hbone_port);
         let compile = |service: &Service| {
-            Arc::new(service_entry((&mesh, &callers), service, &advertised, hbone_port, &known))
+            Arc::new(service_entry((&mesh, &callers), service, &advertised, &ways, &known))
         };
         let services: HashMap<_, _> =
             mesh.services.values().map(|service| (service.key.clone(), compile(service))).collect();
@@ -70,7 +75,7 @@ impl Snapshot {
             host_identity: Identity::host(config.trust_domain.clone(), host.name.clone()),
             callers: CallerTable::new(matched),
             virtual_addresses: services.values().flat_map(of_addresses).collect(),
-            endpoints: dialled_directly(&mesh, &services),
+            endpoints: dialled_directly(&mesh, &services, &ways),
             captured: captured(&local),
             captured_ports: captured_ports(&local),
             unnamed: unnamed(registrations, &local, host),
@@ -89,6 +94,10 @@ impl Snapshot {
                 registrations,
                 previous.map(|previous| &previous.rate_limits),
             ),
+            agents: match &host.network {
+                Some(HostNetwork { role: NetworkRole::Gateway, name }) => agents_of(&mesh, name),
+                Some(HostNetwork { role: NetworkRole::Member, .. }) | None => HashSet::new(),
+            },
             services,
             advertised,
             mesh: Arc::new(mesh),
@@ -106,7 +115,7 @@ fn with_registrations(
     drop_intruders(&mut parts, registrations, host);
     for local in registrations {
         parts.services.entry(local.key.clone()).or_insert_with(|| local.implied_service());
-        if let Some(workload) = local.workload(&host.name, &host.addresses) {
+        if let Some(workload) = local.workload(host) {
             parts.workloads.insert(workload.key.clone(), workload);
         }
     }
@@ -132,7 +141,8 @@ fn drop_intruders(parts: &mut Parts, registrations: &[Arc<LocalService>], host: 
     let Parts { services, workloads, .. } = parts;
     workloads.retain(|key, workload| {
         let here = std::iter::once(&workload.address).chain(&workload.other_addresses);
-        if workload.tunnel == Tunnel::Plain || !here.into_iter().any(|at| ours.keys().any(|own| own.ip() == *at)) {
+        let met = may_meet(workload.network.as_ref(), host.network_name());
+        if workload.tunnel == Tunnel::Plain || !met || !here.into_iter().any(|at| ours.keys().any(|own| own.ip() == *at)) {
             return true;
         }
         let intrudes = services.values().filter(|service| workload.serves(service)).any(|service| {
@@ -214,8 +224,8 @@ fn source(local: &LocalService, trust_domain: &TrustDomain, tokens: Option<Arc<T
     Source { identity, labels, party, tokens }
 }
 
-/// The states that the previous snapshot's endpoints had, by service and address.
-struct KnownStates<'a>(HashMap<(&'a str, SocketAddr), &'a Arc<EndpointState>>);
+/// The states that the previous snapshot's endpoints had, by service and place.
+struct KnownStates<'a>(HashMap<(&'a str, Spot<'a>), &'a Arc<EndpointState>>);
 
 impl<'a> KnownStates<'a> {
     fn of(previous: Option<&'a Snapshot>) -> Self {
@@ -224,11 +234,11 @@ impl<'a> KnownStates<'a> {
             let of_port = |port: &'a PortEntry| port.endpoints.iter();
             service.ports.iter().flat_map(of_port).map(move |endpoint| (&*service.host, endpoint))
         });
-        Self(endpoints.map(|(host, endpoint)| ((host, endpoint.address), &endpoint.state)).collect())
+        Self(endpoints.map(|(host, endpoint)| ((host, endpoint.place()), &endpoint.state)).collect())
     }
 
-    fn state(&self, host: &str, address: SocketAddr) -> Arc<EndpointState> {
-        self.0.get(&(host, address)).map(|state| Arc::clone(state)).unwrap_or_default()
+    fn state(&self, host: &str, spot: Spot<'_>) -> Arc<EndpointState> {
+        self.0.get(&(host, spot)).map(|state| Arc::clone(state)).unwrap_or_default()
     }
 }
 
@@ -236,19 +246,35 @@ fn service_entry(
     (mesh, callers): (&Mesh, &views::Callers<'_>),
     service: &Service,
     advertised: &HashMap<SocketAddr, Arc<LocalEndpoint>>,
-    hbone_port: u16,
+    ways: &Ways<'_>,
     known: &KnownStates<'_>,
 ) -> ServiceEntry {
     let host: Arc<str> = service.key.host(&mesh.config.domain).into();
-    let workloads: Vec<&Workload> = mesh.workloads_of(service).collect();
-    let endpoint = |workload: &Workload, port: &ServicePort| {
+    let (mut workloads, mut out_of_reach) = (Vec::new(), Vec::new());
+    for workload in mesh.workloads_of(service) {
+        match ways.to(workload) {
+            Ok(way) => workloads.push((workload, way)),
+            Err(fault) => out_of_reach.push(fault),
+        }
+    }
+    let endpoint = |(workload, way): &(&Workload, Way), port: &ServicePort| {
         let address = workload.endpoint(port);
-        let transport = match (advertised.get(&address), workload.tunnel) {
-            (Some(local), _) => Transport::Local(Arc::clone(local)),
-            (None, Tunnel::Hbone) => Transport::Hbone(SocketAddr::new(address.ip(), hbone_port)),
-            (None, Tunnel::Plain) => Transport::Plain,
+        let transport = match (way, advertised.get(&address), workload.tunnel) {
+            (Way::Direct, Some(local), _) => Transport::Local(Arc::clone(local)),
+            (way, _, Tunnel::Hbone) => {
+                let beyond = match way {
+                    Way::Direct => None,
+                    Way::Through(network) => Some(Arc::clone(network)),
+                };
+                Transport::Hbone(Agent { address: SocketAddr::new(address.ip(), ways.hbone_port), beyond })
+            }
+            (_, None | Some(_), Tunnel::Plain) => Transport::Plain,
         };
-        let state = known.state(&host, address);
+        let beyond = match &transport {
+            Transport::Hbone(agent) => agent.beyond.as_ref().map(|network| &network.name),
+            Transport::Plain | Transport::Local(_) => None,
+        };
+        let state = known.state(&host, (address, beyond));
         Arc::new(Endpoint {
             address,
             transport,
@@ -261,12 +287,12 @@ fn service_entry(
         })
     };
     let port = |port: &ServicePort| {
-        let mut endpoints: Vec<_> = workloads.iter().map(|workload| endpoint(workload, port)).collect();
+        let mut endpoints: Vec<_> = workloads.iter().map(|reached| endpoint(reached, port)).collect();
         // A hand-written entry and a registration may name the same place: it is one endpoint, and healthy if neither
         // says otherwise.
-        endpoints.sort_by_key(|endpoint| endpoint.address);
+        endpoints.sort_by(|one, other| one.place().cmp(&other.place()));
         endpoints.dedup_by(|other, kept| {
-            let same = other.address == kept.address;
+            let same = other.place() == kept.place();
             if same && !other.health.is_healthy() {
                 *kept = Arc::new(Endpoint { health: other.health, ..Endpoint::clone(kept) });
             }
@@ -280,24 +306,33 @@ fn service_entry(
         ports,
         identity: mesh.identity_of(service),
         addresses: service.addresses.clone(),
+        out_of_reach,
         key: service.key.clone(),
         host,
     }
 }
+
+/// What tells endpoints of a service apart.
+type Spot<'a> = (SocketAddr, Option<&'a Label>);
 
 /// Endpoints that are captured when they are dialled by their own address: those that an agent serves, under each
 /// of their addresses.
 fn dialled_directly(
     mesh: &Mesh,
     services: &HashMap<baremesh_model::name::Key, Arc<ServiceEntry>>,
+    ways: &Ways<'_>,
 ) -> HashMap<SocketAddr, (Arc<ServiceEntry>, u16, Arc<Endpoint>)> {
     let mut all = HashMap::new();
     for service in mesh.services.values() {
         let Some(entry) = services.get(&service.key) else { continue };
-        for workload in mesh.workloads_of(service).filter(|workload| workload.tunnel == Tunnel::Hbone) {
+        // An address of another network is another host's here, or nobody's.
+        let near = |workload: &&Workload| matches!(ways.to(workload), Ok(Way::Direct));
+        let hbone = mesh.workloads_of(service).filter(|workload| workload.tunnel == Tunnel::Hbone);
+        for workload in hbone.filter(near) {
             for (port, compiled) in service.ports.iter().zip(&entry.ports) {
                 let preferred = workload.endpoint(port);
-                let Some(known) = compiled.endpoints.iter().find(|known| known.address == preferred) else {
+                let at = |known: &&Arc<Endpoint>| known.place() == (preferred, None);
+                let Some(known) = compiled.endpoints.iter().find(at) else {
                     continue;
                 };
                 for address in workload.endpoints(port) {
@@ -314,7 +349,9 @@ fn dialled_directly(
 fn at_address(known: &Arc<Endpoint>, address: SocketAddr) -> Arc<Endpoint> {
     let transport = match &known.transport {
         _ if known.address == address => return Arc::clone(known),
-        Transport::Hbone(agent) => Transport::Hbone(SocketAddr::new(address.ip(), agent.port())),
+        Transport::Hbone(agent) => {
+            Transport::Hbone(Agent::direct(SocketAddr::new(address.ip(), agent.address.port())))
+        }
         other => other.clone(),
     };
     Arc::new(Endpoint {

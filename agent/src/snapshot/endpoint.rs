@@ -7,6 +7,8 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use baremesh_model::health::Health;
+use baremesh_model::name::Label;
+use baremesh_model::network::Network;
 use baremesh_model::outlier::{Cause, Ejections, Outcome, OutlierDetection, Streaks};
 use baremesh_model::workload::{Labels, Locality};
 
@@ -20,12 +22,28 @@ const MAX_EJECTION: Duration = Duration::from_secs(60);
 /// How an endpoint is reached.
 #[derive(Debug, Clone)]
 pub enum Transport {
-    /// Over mutual TLS, by the agent at this address.
-    Hbone(SocketAddr),
+    /// Over mutual TLS, by this agent.
+    Hbone(Agent),
     /// As it is: no agent is there.
     Plain,
     /// On this host, without a wire.
     Local(Arc<LocalEndpoint>),
+}
+
+/// The agent of an endpoint, and the way to it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Agent {
+    /// Where it takes tunnels, in its own network.
+    pub address: SocketAddr,
+    /// The network, where it is another one than this host's: its gateways lead there.
+    pub beyond: Option<Arc<Network>>,
+}
+
+impl Agent {
+    /// One that this host reaches by itself.
+    pub fn direct(address: SocketAddr) -> Self {
+        Self { address, beyond: None }
+    }
 }
 
 /// One place where a service's connections can go.
@@ -47,6 +65,21 @@ pub struct Endpoint {
     pub health: Health,
     /// What was learnt of it.
     pub state: Arc<EndpointState>,
+}
+
+impl Endpoint {
+    /// The network that it is in, where that is another one than this host's.
+    pub fn network(&self) -> Option<&Label> {
+        match &self.transport {
+            Transport::Hbone(agent) => agent.beyond.as_ref().map(|network| &network.name),
+            Transport::Plain | Transport::Local(_) => None,
+        }
+    }
+
+    /// What tells it from the others of its service: one address is two hosts in two networks.
+    pub fn place(&self) -> (SocketAddr, Option<&Label>) {
+        (self.address, self.network())
+    }
 }
 
 /// What was learnt of an endpoint. Counts and times only, so that every thread reads and writes it freely.

@@ -57,6 +57,8 @@ pub(crate) fn host() -> Host {
     Host {
         name: Label::new("h1").expect("a label"),
         addresses: ["10.0.0.1", "fd00::1"].iter().map(|text| text.parse().expect("an address")).collect(),
+        why: "".into(),
+        network: None,
     }
 }
 
@@ -69,7 +71,7 @@ fn routed(snapshot: &Snapshot, destination: &str) -> String {
     match snapshot.route(destination.parse().expect("an address")) {
         Ok(Route::Service(service, port)) => format!("service {} {}", service.key, service.ports[port].port),
         Ok(Route::Endpoint(service, port, endpoint)) => match endpoint.transport {
-            Transport::Hbone(agent) => format!("endpoint {} {port} by {agent}", service.key),
+            Transport::Hbone(agent) => format!("endpoint {} {port} by {}", service.key, agent.address),
             _ => format!("endpoint {} {port}", service.key),
         },
         Ok(Route::Local(local)) => format!("local {} at {}", local.service, local.deliver),

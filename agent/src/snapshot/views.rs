@@ -2,7 +2,6 @@
 //! and so which clusters each has. Callers for whom nothing differs share one view.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use baremesh_model::balance::locality::{self, Place};
@@ -176,14 +175,14 @@ fn place_counts(rule: &MergedRule) -> bool {
 
 /// The endpoints with a record of their own on who is left out: another cluster may judge them by other rules.
 fn judged_apart(endpoints: Vec<Arc<Endpoint>>, known: &[&Arc<Cluster>]) -> Vec<Arc<Endpoint>> {
-    let known: HashMap<SocketAddr, &Arc<Endpoint>> = known
+    let known: HashMap<_, &Arc<Endpoint>> = known
         .iter()
         .rev()
         .filter(|known| known.policy.outlier.is_some())
-        .flat_map(|known| known.endpoints().iter().map(|endpoint| (endpoint.address, endpoint)))
+        .flat_map(|known| known.endpoints().iter().map(|endpoint| (endpoint.place(), endpoint)))
         .collect();
     let apart = |endpoint: Arc<Endpoint>| {
-        let state = match known.get(&endpoint.address) {
+        let state = match known.get(&endpoint.place()) {
             Some(known) => Arc::clone(&known.state),
             None => Arc::new(endpoint.state.beside()),
         };

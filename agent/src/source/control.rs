@@ -38,6 +38,7 @@ use crate::membership::Membership;
 use crate::proxy::socket::Mark;
 use crate::publish::Publisher;
 use crate::registration::LocalService;
+use crate::snapshot::Host;
 use crate::telemetry::metrics::Metrics;
 use crate::trust::{Trust, is_about_trust};
 
@@ -108,7 +109,7 @@ impl ControlSource {
     ) {
         let (say_goodbye, shutdown) = watch::channel(false);
         // Complete from the beginning: what is missing when a session begins counts as deregistered.
-        let host = publisher.snapshot().load().host.addresses.clone();
+        let host = publisher.snapshot().load().host.clone();
         let mut registered = publisher.registered();
         let first = registrations_of(&registered.borrow_and_update(), &host);
         let (tell, registrations) = watch::channel(first);
@@ -262,7 +263,7 @@ async fn register(
     (showing, tell): (&Showing, &watch::Sender<Vec<Registration>>),
 ) {
     while local.changed().await.is_ok() {
-        let host = snapshot.load().host.addresses.clone();
+        let host = snapshot.load().host.clone();
         let registrations = registrations_of(&local.borrow_and_update(), &host);
         // Most changes are of health, which is not to wait for a question about addresses.
         let addresses = |all: &[Registration]| all.iter().flat_map(|one| one.addresses.clone()).collect();
@@ -276,12 +277,12 @@ async fn register(
     std::future::pending::<()>().await;
 }
 
-fn registrations_of(services: &[Arc<LocalService>], host: &[std::net::IpAddr]) -> Vec<Registration> {
+fn registrations_of(services: &[Arc<LocalService>], host: &Host) -> Vec<Registration> {
     services.iter().filter_map(|service| registration(service, host)).collect()
 }
 
-fn registration(service: &LocalService, host: &[std::net::IpAddr]) -> Option<Registration> {
-    let addresses = service.addresses(host).to_vec();
+fn registration(service: &LocalService, host: &Host) -> Option<Registration> {
+    let addresses = service.addresses(&host.addresses).to_vec();
     let port = |port: &crate::registration::LocalPort| Port {
         port: port.port,
         target_port: port.target_port,
@@ -293,6 +294,7 @@ fn registration(service: &LocalService, host: &[std::net::IpAddr]) -> Option<Reg
         ports: service.ports.iter().map(port).collect(),
         addresses,
         labels: service.labels(),
+        network: host.network_name().cloned(),
         locality: service.locality.clone().unwrap_or_default(),
         weight: service.weight,
         service_account: Some(service.service_account.clone()),

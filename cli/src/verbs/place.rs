@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use baremesh_agent::config::{AgentConfig, Directories, SourceConfig};
 use baremesh_agent::registration::{LocalService, file};
+use baremesh_agent::snapshot::Host;
 use baremesh_model::mesh::ResourceId;
 use baremesh_model::name::Label;
 use baremesh_registry::diagnostic::{Code, Diagnostic};
@@ -180,9 +181,14 @@ impl Place {
 
 /// What this host registered, as it is in the mesh that it is by itself. Where its workloads are is nobody's question here.
 fn beside(local: &[Arc<LocalService>]) -> Beside<'static> {
-    let host = Label::new("localhost").expect("a label");
+    let host = Host {
+        name: Label::new("localhost").expect("a label"),
+        addresses: vec![Ipv4Addr::LOCALHOST.into()],
+        why: "".into(),
+        network: None,
+    };
     let resources = local.iter().flat_map(|local| {
-        let workload = local.workload(&host, &[Ipv4Addr::LOCALHOST.into()]);
+        let workload = local.workload(&host);
         let workload = workload.map(|workload| Resource::Workload(workload.into()));
         workload.into_iter().chain([Resource::Service(local.implied_service().into())])
     });

@@ -107,6 +107,13 @@ fn say_agent(agent: &AgentStatus) -> anyhow::Result<()> {
     for reason in &agent.not_ready {
         text.push_str(&format!("                {reason}\n"));
     }
+    if !agent.addresses_why.is_empty() {
+        text.push_str(&format!("  addresses     {}\n", agent.addresses_why));
+    }
+    if let Some(network) = &agent.network {
+        let role = if agent.network_gateway { ", and this host is a gateway of it" } else { "" };
+        text.push_str(&format!("  network       {network}{role}\n"));
+    }
     text.push_str(&format!("  resources     {}, {reach}, version {}\n", source.name, source.version));
     if let Some(error) = &source.last_error {
         text.push_str(&format!("                the last state was refused: {error}\n"));
@@ -125,7 +132,10 @@ fn say_agent(agent: &AgentStatus) -> anyhow::Result<()> {
         let certificate = if service.certificate { "yes" } else { "none" };
         vec![
             service.service.clone(),
-            list(&service.advertised),
+            match service.own_addresses {
+                true => format!("{} (registered so)", list(&service.advertised)),
+                false => list(&service.advertised),
+            },
             list(&service.deliver),
             service.mtls.clone(),
             certificate.to_owned(),

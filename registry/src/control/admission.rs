@@ -142,6 +142,8 @@ pub struct Claim {
     pub account: Label,
     /// The host that registered it.
     pub host: Label,
+    /// The network that the host is in, where it says so.
+    pub network: Option<Label>,
 }
 
 impl Claim {
@@ -151,7 +153,7 @@ impl Claim {
     }
 }
 
-/// The claims by address and port.
+/// The claims by address and port, whatever the network.
 #[derive(Debug, Clone, Default)]
 pub struct Claims(BTreeMap<(IpAddr, u16), BTreeSet<Claim>>);
 

@@ -222,7 +222,8 @@ impl Catalog {
         if registered.held.is_none() {
             let declared = self.declared.services.get(&key).map(|service| &service.service_account);
             let account = declared.unwrap_or_else(|| registration.account()).clone();
-            let claim = Claim { service: key.clone(), account, host: host.clone() };
+            let network = registration.network.clone();
+            let claim = Claim { service: key.clone(), account, host: host.clone(), network };
             self.claims.add(&claim, registration);
         }
         let name = Key::new(key.namespace.clone(), registered.workload.clone());

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use baremesh_model::health::Health;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::{Key, Label};
+use baremesh_model::network::may_meet;
 use baremesh_model::service::Service;
 use baremesh_model::workload::{Tunnel, Workload};
 
@@ -153,7 +154,8 @@ impl Catalog {
         if !(round.allowed)(host, &identity) {
             return Err(Refusal::NotGranted { host: host.clone(), identity });
         }
-        let claim = Claim { service: key.clone(), account, host: host.clone() };
+        let network = registration.network.clone();
+        let claim = Claim { service: key.clone(), account, host: host.clone(), network };
         self.fits_claims(&claim, registration, &round.claims, &mut superseded)?;
         let workload = self.name_workload(host, key, round)?;
         let stated =
@@ -207,10 +209,12 @@ impl Catalog {
                 let place = (place.ip(), place.port());
                 let others = self.claims.at(place).filter(|claim| {
                     (claim.host != *host || claim.service != service.key)
+                        && may_meet(claim.network.as_ref(), workload.network.as_ref())
                         && !claim.same_identity(namespace, expected)
                 });
                 let other = others.map(|claim| claim.service.clone()).next();
-                if let Some(other) = other.or_else(|| self.declared_at(place, namespace, expected)) {
+                let at = (place.0, place.1, workload.network.as_ref());
+                if let Some(other) = other.or_else(|| self.declared_at(at, namespace, expected)) {
                     return Err(Refusal::EndpointTaken { address: place.0, port: place.1, other });
                 }
             }
@@ -232,7 +236,10 @@ impl Catalog {
                 port: place.1,
                 other: other.clone(),
             };
-            let differs = |other: &&Claim| !other.same_identity(namespace, &claim.account);
+            let differs = |other: &&Claim| {
+                may_meet(other.network.as_ref(), claim.network.as_ref())
+                    && !other.same_identity(namespace, &claim.account)
+            };
             if let Some(other) = own.at(place).find(differs) {
                 return Err(taken(&other.service));
             }
@@ -242,7 +249,8 @@ impl Catalog {
                 }
                 superseded.insert((other.host.clone(), other.service.clone()));
             }
-            if let Some(other) = self.declared_at(place, namespace, &claim.account) {
+            let at = (place.0, place.1, claim.network.as_ref());
+            if let Some(other) = self.declared_at(at, namespace, &claim.account) {
                 return Err(taken(&other));
             }
         }
@@ -250,10 +258,17 @@ impl Catalog {
     }
 
     /// The service that a hand-written mesh endpoint at that place serves under another identity.
-    fn declared_at(&self, (address, port): (IpAddr, u16), namespace: &Label, account: &Label) -> Option<Key> {
+    fn declared_at(
+        &self,
+        (address, port, network): (IpAddr, u16, Option<&Label>),
+        namespace: &Label,
+        account: &Label,
+    ) -> Option<Key> {
         let at = |workload: &&Workload| {
             let mut addresses = std::iter::once(&workload.address).chain(&workload.other_addresses);
-            workload.tunnel == Tunnel::Hbone && addresses.any(|found| *found == address)
+            workload.tunnel == Tunnel::Hbone
+                && may_meet(workload.network.as_ref(), network)
+                && addresses.any(|found| *found == address)
         };
         for workload in self.declared.workloads.values().filter(at) {
             for key in self.services().into_iter().filter(|key| key.namespace == workload.key.namespace) {

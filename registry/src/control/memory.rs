@@ -137,6 +137,11 @@ impl Core {
         }
     }
 
+    /// Notes which network a host says it is in.
+    pub(super) fn place(&mut self, host: &Label, network: Option<&Label>) {
+        self.speakers.place(host, network);
+    }
+
     pub(super) fn end(&mut self, host: &Label, session: u64) {
         if self.is_current(host, session) {
             self.agent(host).session = None;

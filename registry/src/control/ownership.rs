@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use baremesh_model::name::Label;
+use baremesh_model::network::may_meet;
 use serde::{Deserialize, Serialize};
 
 use super::registration::{Registration, RegistrationError};
@@ -70,6 +71,8 @@ impl NotOwn {
 /// From where a host was heard.
 #[derive(Debug, Default)]
 struct Heard {
+    /// The network that it says it is in.
+    network: Option<Label>,
     /// What its open session stands for; empty while there is none.
     session: BTreeSet<IpAddr>,
     /// What else it showed, and when.
@@ -126,6 +129,14 @@ impl Speakers {
         self.hosts.remove(host);
     }
 
+    /// A host says which network it is in. An address that was granted to it there is not that of a host of another
+    /// network which speaks from the same one.
+    pub fn place(&mut self, host: &Label, network: Option<&Label>) {
+        if let Some(heard) = self.hosts.get_mut(host) {
+            heard.network = network.cloned();
+        }
+    }
+
     /// Whether an address is taken for the host's. Who speaks from it comes first, then who was granted it.
     pub fn check(
         &self,
@@ -149,10 +160,12 @@ impl Speakers {
         Err(NotOwn::NotShown { address, host: host.clone(), seen })
     }
 
-    /// Another host that is connected and speaks from the address.
+    /// Another host that is connected and speaks from the address, in a network where that is the same address.
     pub fn another(&self, host: &Label, address: IpAddr) -> Option<&Label> {
+        let network = self.hosts.get(host).and_then(|heard| heard.network.as_ref());
+        let meets = |heard: &Heard| !heard.session.is_empty() && may_meet(heard.network.as_ref(), network);
         let mut speakers = self.by_address.get(&address)?.iter().filter(|other| *other != host);
-        speakers.find(|other| self.hosts.get(*other).is_some_and(|heard| !heard.session.is_empty()))
+        speakers.find(|other| self.hosts.get(*other).is_some_and(meets))
     }
 
     /// An address that a host showed once and another shows now has moved. Two sessions from one address are two hosts
@@ -249,6 +262,14 @@ mod tests {
         check(&speakers, "h1", "10.9.0.9", "an address of host h2");
         speakers.end(&label("h2"));
         check(&speakers, "h1", "10.9.0.9", "");
+        // Unless it is in another network, where the address is another one.
+        speakers.begin(&label("h2"), &[address("10.9.0.9")], now);
+        speakers.place(&label("h1"), Some(&label("us")));
+        check(&speakers, "h1", "10.9.0.9", "an address of host h2");
+        speakers.place(&label("h2"), Some(&label("eu")));
+        check(&speakers, "h1", "10.9.0.9", "");
+        check(&speakers, "h1", "10.0.0.9", "speaks from 10.0.0.1: if it is");
+        speakers.end(&label("h2"));
         speakers.forget(&label("h1"));
         check(&speakers, "h1", "10.0.0.1", "nowhere");
         check(&speakers, "h2", "10.0.0.1", "nowhere");

@@ -54,6 +54,8 @@ pub struct Registration {
     pub addresses: Vec<IpAddr>,
     /// Labels of the workload.
     pub labels: Labels,
+    /// The network whose hosts reach it at its addresses; none: everybody does.
+    pub network: Option<Label>,
     /// Where it stands.
     pub locality: Locality,
     /// Share of the connections; at least 1.
@@ -103,6 +105,8 @@ struct Raw {
     addresses: Vec<IpAddr>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    network: Option<String>,
     #[serde(default)]
     locality: String,
     #[serde(default = "one")]
@@ -151,6 +155,7 @@ impl Registration {
             ports: read_ports(&raw.ports)?,
             addresses: read_addresses(raw.addresses)?,
             labels: read_labels(&raw.labels)?,
+            network: raw.network.as_deref().map(|name| label("the network", name)).transpose()?,
             locality: Locality::parse(text("locality", &raw.locality)?),
             weight: raw.weight,
             service_account: service_account.transpose()?,
@@ -171,6 +176,7 @@ impl Registration {
             ports: self.ports.iter().map(port).collect(),
             addresses: self.addresses.clone(),
             labels: self.labels.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+            network: self.network.as_ref().map(ToString::to_string),
             locality: self.locality.to_string(),
             weight: self.weight,
             service_account: self.service_account.as_ref().map(ToString::to_string),
@@ -217,6 +223,7 @@ impl Registration {
             host: Some(host),
             ports: mapped.collect(),
             labels: self.labels.clone(),
+            network: self.network.clone(),
             locality: self.locality.clone(),
             weight: self.weight,
             service_account: self.service_account.clone(),

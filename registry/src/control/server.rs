@@ -282,6 +282,8 @@ impl Control {
     ) -> Result<Vec<Result<Vec<NotOwn>, Refusal>>, ControlError> {
         self.take_turn(move |shared| {
             let allowed = &*shared.settings.allowed;
+            let network = list.iter().flatten().find_map(|registration| registration.network.as_ref());
+            shared.core().place(&host, network);
             let named = list.iter().flatten().flat_map(|registration| registration.addresses.iter().copied());
             let checked = shared.check(&host, named.collect());
             let check = |address: IpAddr| checked.get(&address).cloned().unwrap_or(Ok(()));

@@ -61,6 +61,7 @@ fn read_workload(key: &Key, value: &Value) -> Result<Workload, String> {
         host: None,
         ports: BTreeMap::new(),
         labels: [("app".into(), app.into())].into(),
+        network: None,
         locality: Locality::default(),
         weight: 1,
         service_account: None,

@@ -13,7 +13,7 @@ use super::decode::{At, Decoder, Fields, optional};
 use super::document::Metadata;
 use super::peer_authentication::{mode_name, named_mode};
 use super::virtual_service::{decode_retries, encode_retries};
-use super::{extension_provider, federation};
+use super::{extension_provider, federation, networks};
 use crate::diagnostic::quote;
 
 /// The table of fields.
@@ -37,6 +37,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
     let trusted_proxies = optional(spec.take("defaultConfig"), |at| trusted_proxies(d, &at));
     let own = trust_domain.clone().flatten().unwrap_or_else(|| default.trust_domain.clone());
     let federation = optional(spec.take("federation"), |at| federation::decode(d, &at, &own));
+    let networks = optional(spec.take("networks"), |at| networks::decode(d, &at));
     let access_log = access_log(d, spec);
     let providers = optional(spec.take("extensionProviders"), |at| extension_provider::decode(d, &at));
     Some(MeshConfig {
@@ -52,6 +53,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         extension_providers: providers?.unwrap_or_default(),
         trusted_proxies: trusted_proxies?.unwrap_or(default.trusted_proxies),
         federation: federation?.unwrap_or_default(),
+        networks: networks?.unwrap_or_default(),
     })
 }
 
@@ -204,6 +206,9 @@ pub(super) fn encode(config: &MeshConfig) -> Json {
     }
     if !config.federation.is_empty() {
         json["federation"] = federation::encode(&config.federation);
+    }
+    if !config.networks.is_empty() {
+        json["networks"] = networks::encode(&config.networks);
     }
     if let Some(retries) = &config.default_retries {
         json["defaultHttpRetryPolicy"] = encode_retries(retries);

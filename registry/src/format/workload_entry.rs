@@ -11,7 +11,7 @@ use serde_json::{Map, Value as Json};
 
 use super::decode::{At, Decoder, Fields, optional};
 use super::document::Metadata;
-use super::fields::{Field, enforced, no_effect};
+use super::fields::{Field, enforced};
 use super::labels::is_port_name;
 use crate::diagnostic::{Code, quote};
 
@@ -31,7 +31,10 @@ pub(super) static FIELDS: &[Field] = &[
         "health",
         "healthy (default) or unhealthy, which takes no calls; the host that registered it says so",
     ),
-    no_effect("network", "every workload is taken to be reachable at its address"),
+    enforced(
+        "network",
+        "the network whose hosts reach its address; from others a gateway of `networks` in MeshConfig leads there. Without it the address is reached from everywhere",
+    ),
 ];
 
 pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields<'_>) -> Option<Workload> {
@@ -42,6 +45,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
     let ports = optional(spec.take("ports"), |at| ports(d, &at));
     let labels = optional(spec.take("labels"), |at| d.labels(&at));
     let metadata_labels = optional(metadata.labels.clone(), |at| d.labels(&at));
+    let network = optional(spec.take("network"), |at| d.label(&at));
     let locality = optional(spec.take("locality"), |at| d.text(&at).map(Locality::parse));
     let weight = optional(spec.take("weight"), |at| weight(d, &at));
     let account = optional(spec.take("serviceAccount"), |at| d.label(&at));
@@ -57,6 +61,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         host: host?,
         ports: ports?.unwrap_or_default(),
         labels,
+        network: network?,
         locality: locality?.unwrap_or_default(),
         weight: weight?.unwrap_or(1),
         service_account: account?,
@@ -168,6 +173,7 @@ pub(super) fn encode(workload: &Workload) -> Json {
         ("service", &workload.service),
         ("host", &workload.host),
         ("serviceAccount", &workload.service_account),
+        ("network", &workload.network),
     ] {
         if let Some(label) = label {
             put(key, label.as_str().into());

@@ -170,6 +170,9 @@ pub struct DestinationReport {
     pub passes: bool,
     /// Why nothing can be sent there, where that is so.
     pub fault: Option<String>,
+    /// Endpoints that are not called from here, with the reason.
+    #[serde(default)]
+    pub out_of_reach: Vec<String>,
     /// The DestinationRules by which it is called, `namespace/name`.
     pub destination_rules: Vec<String>,
     /// How an endpoint is chosen.
@@ -193,6 +196,9 @@ pub struct EndpointStandingReport {
     pub address: SocketAddr,
     /// `hbone`, `plain` or `local`.
     pub transport: String,
+    /// The network whose gateways lead there, where that is another one than this host's.
+    #[serde(default)]
+    pub network: Option<String>,
     /// The agent that is dialled, over HBONE.
     pub agent: Option<SocketAddr>,
     /// `region/zone/subzone`.

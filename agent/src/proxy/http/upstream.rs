@@ -20,6 +20,7 @@ use super::h1::{self, HttpLimits};
 use crate::proxy::tunnel::Place;
 use crate::snapshot::Cluster;
 use crate::snapshot::cluster::{Held, Offer, Spare};
+use crate::snapshot::endpoint::Agent;
 
 use kept::KeptSocket;
 pub use kept::KeptSockets;
@@ -45,8 +46,8 @@ pub struct UpstreamKey {
 /// How an endpoint is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Via {
-    /// By the agent at this address.
-    Tunnel(SocketAddr),
+    /// By this agent.
+    Tunnel(Agent),
     /// By a socket, in the TLS that the rule asks for.
     Socket(Option<ClientTls>),
     /// On this host, at this address.

@@ -17,6 +17,7 @@ use crate::proxy::error::ProxyError;
 use crate::proxy::open::Delivered;
 use crate::proxy::tunnel::Peer;
 use crate::proxy::{Worker, relay, socket};
+use crate::snapshot::endpoint::Agent;
 use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, ServiceEntry, Snapshot, Transport};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::{Record, Security};
@@ -36,7 +37,7 @@ pub(super) async fn one_endpoint(
     let connecting = async {
         let mut upstream = match &endpoint.transport {
             Transport::Hbone(agent) => {
-                over_tunnel(call, (*agent, endpoint.address), &service.identity, record).await?
+                over_tunnel(call, (agent, endpoint.address), &service.identity, record).await?
             }
             Transport::Plain => without_agent(call, cluster, endpoint.address, record).await?,
             Transport::Local(local) => this_host(call, local, record).await?,
@@ -63,7 +64,7 @@ pub(super) async fn one_endpoint(
 
 async fn over_tunnel(
     Call { worker, caller, .. }: &Call<'_>,
-    (agent, authority): (SocketAddr, SocketAddr),
+    (agent, authority): (&Agent, SocketAddr),
     callee: &Identity,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
@@ -73,7 +74,7 @@ async fn over_tunnel(
         .ok_or_else(|| ProxyError::NoCertificate(caller.to_string()))?;
     record.security = Security::MutualTls;
     let peer = Peer { credentials: &credentials, source, destination: callee, agent };
-    let (stream, place) = worker.pool.open(peer, authority, record.client).await?;
+    let (stream, place) = worker.pool.open(peer, authority, Some(record.client)).await?;
     record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
     Ok(Upstream::on(Leg::Tunnel(stream, place)))
 }

@@ -112,6 +112,9 @@ fn destination(destination: &DestinationReport, text: &mut String) {
     if let Some(fault) = &destination.fault {
         line(text, 2, fault);
     }
+    for endpoint in &destination.out_of_reach {
+        line(text, 2, &format!("out of reach: {endpoint}"));
+    }
     effects(&destination.effects, 2, text);
     let decisions = destination.decisions.len();
     if !destination.endpoints.is_empty() {
@@ -147,7 +150,10 @@ fn row(endpoint: &EndpointStandingReport, decisions: usize) -> Vec<String> {
         percent(endpoint.share),
         endpoint.workload.clone(),
         endpoint.address.to_string(),
-        endpoint.transport.clone(),
+        match &endpoint.network {
+            Some(network) => format!("{} through {network}", endpoint.transport),
+            None => endpoint.transport.clone(),
+        },
         state,
         priority,
         endpoint.weight.to_string(),

@@ -52,6 +52,15 @@ pub(in crate::format) static FIELDS: &[Field] = &[
         "federation[].refresh",
         "how often the roots are read anew, `10s` to `24h`; as the bundle itself says unless set, else `5m`",
     ),
+    enforced("networks", "networks whose hosts others reach through gateways (docs/networks.md)"),
+    enforced("networks[].name", "its name, as agents and workloads say it"),
+    enforced("networks[].gateways", "hosts of it that take connections from outside to the agents in it"),
+    enforced(
+        "networks[].gateways[].host",
+        "the host's name in the mesh: what it shows is that host's identity",
+    ),
+    enforced("networks[].gateways[].address", "where it is reached from other networks"),
+    enforced("networks[].gateways[].port", "at which port; 15008 unless set"),
     no_effect(
         "outboundTrafficPolicy",
         "what is outside of the mesh is let through (ALLOW_ANY); REGISTRY_ONLY is not enforced yet",

@@ -98,6 +98,7 @@ const ENDS: &[(&str, Shape)] = &[
     ("bundleUrl", Like(&["https://partner.example/bundle.json"])),
     ("bundleAuthorities", Text),
     ("refresh", Duration),
+    ("network", Text),
     ("targetPort", PORT),
     ("name", Text),
     ("namespace", Text),

@@ -16,6 +16,7 @@ use baremesh_model::http::PathNormalization;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Domain, Key, Label};
+use baremesh_model::network::{Gateway, Network};
 use baremesh_model::pattern::{Match, Pattern};
 use baremesh_model::peer_authentication::{MtlsMode, PeerAuthentication};
 use baremesh_model::request_authentication::KeyUrl;
@@ -299,7 +300,8 @@ fn any_workload() -> impl Strategy<Value = Workload> {
     let ports = btree_map("[a-zA-Z0-9]([a-zA-Z0-9-]{0,8}[a-zA-Z0-9])?", any_port(), 0..3);
     let locality = ("[a-z0-9-]{0,5}", "[a-z0-9-]{0,5}", "[a-z0-9/-]{0,5}");
     let labels = option::of(any_labels()).prop_map(Option::unwrap_or_default);
-    let names = (option::of(any_label()), option::of(any_label()), option::of(any_label()));
+    let of_one = || option::of(any_label());
+    let names = (of_one(), of_one(), of_one(), of_one());
     let any_bool = proptest::bool::ANY;
     let reach = (any_address(), vec(any_address(), 0..3), (any_bool, any_bool), 1..=u32::MAX);
     (any_key(), reach, names, ports, labels, locality).prop_map(
@@ -320,6 +322,7 @@ fn any_workload() -> impl Strategy<Value = Workload> {
                 host: names.1,
                 ports: ports.into_iter().map(|(name, port)| (name.as_str().into(), port)).collect(),
                 labels,
+                network: names.3,
                 locality: Locality::parse(text.trim_end_matches('/')),
                 weight,
                 service_account: names.2,
@@ -346,7 +349,8 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
     let retries = option::of(any_retries());
     use PathNormalization::*;
     let normalization = prop_oneof![Just(None), Just(Base), Just(MergeSlashes), Just(DecodeAndMergeSlashes)];
-    let settings = (retries, any_access_log(), normalization, any_providers(), 0..4_u32, any_federation());
+    let elsewhere = (any_federation(), any_networks());
+    let settings = (retries, any_access_log(), normalization, any_providers(), 0..4_u32, elsewhere);
     (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6, settings).prop_map(
         |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6, settings)| MeshConfig {
             name,
@@ -360,9 +364,20 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
             path_normalization: settings.2,
             extension_providers: settings.3,
             trusted_proxies: settings.4,
-            federation: settings.5,
+            federation: settings.5.0,
+            networks: settings.5.1,
         },
     )
+}
+
+fn any_networks() -> impl Strategy<Value = Vec<Network>> {
+    let gateway = (any_label(), any_address(), 1..=u16::MAX).prop_filter("reached", |(_, address, _)| {
+        !(address.is_unspecified() || address.is_multicast() || address.is_loopback())
+    });
+    let gateway = gateway.prop_map(|(host, address, port)| Gateway { host, address: (address, port).into() });
+    btree_map(any_label(), vec(gateway, 1..3), 0..3).prop_map(|networks| {
+        networks.into_iter().map(|(name, gateways)| Network { name, gateways }).collect()
+    })
 }
 
 fn any_federation() -> impl Strategy<Value = Vec<Federated>> {

@@ -26,6 +26,7 @@ use crate::proxy::http::upstream::{UpstreamKey, Via};
 use crate::proxy::open::{Delivered, Entry, RequestWatch};
 use crate::proxy::socket;
 use crate::proxy::tunnel::{Peer, Place};
+use crate::snapshot::endpoint::Agent;
 use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, Snapshot, Transport};
 use crate::telemetry::request_record::RequestRecord;
 use crate::telemetry::{Record, Security};
@@ -104,7 +105,7 @@ impl Caller {
             address: target.endpoint.address,
             via: match (&target.endpoint.transport, self.local(target)) {
                 (_, Some(local)) => Via::Local(local.deliver),
-                (Transport::Hbone(agent), None) => Via::Tunnel(*agent),
+                (Transport::Hbone(agent), None) => Via::Tunnel(agent.clone()),
                 (Transport::Plain | Transport::Local(_), None) => Via::Socket(target.cluster.tls().cloned()),
             },
         }
@@ -237,7 +238,7 @@ impl Caller {
         if let Some(local) = self.local(target) {
             return Ok(Dialled::socket(self.worker.deliver(local, record).await?));
         }
-        match target.endpoint.transport {
+        match &target.endpoint.transport {
             Transport::Hbone(agent) => self.over_tunnel(target, (agent, address), record).await,
             Transport::Plain | Transport::Local(_) => self.in_plaintext(target, address).await,
         }
@@ -246,7 +247,7 @@ impl Caller {
     async fn over_tunnel(
         &self,
         target: &Target<'_>,
-        (agent, authority): (SocketAddr, SocketAddr),
+        (agent, authority): (&Agent, SocketAddr),
         record: &mut Record,
     ) -> Result<Dialled, ProxyError> {
         let credentials = self.worker.shared.credentials.load_full();
@@ -254,7 +255,7 @@ impl Caller {
             .of(&self.identity, SystemTime::now())
             .ok_or_else(|| ProxyError::NoCertificate(self.identity.to_string()))?;
         let peer = Peer { credentials: &credentials, source, destination: target.identity, agent };
-        let (stream, place) = self.worker.pool.open(peer, authority, self.peers.client).await?;
+        let (stream, place) = self.worker.pool.open(peer, authority, Some(self.peers.client)).await?;
         record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
         let (reader, writer) = bytes::of_tunnel(stream);
         Ok(Dialled { reader, writer, place: Some(place) })

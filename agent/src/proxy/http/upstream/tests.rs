@@ -11,6 +11,7 @@ use super::*;
 use crate::proxy::http::bytes::tests::sockets;
 use crate::proxy::http::bytes::{Joined, of_socket};
 use crate::snapshot::Snapshot;
+use crate::snapshot::endpoint::Agent;
 use crate::snapshot::tests::{host, mesh};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -139,7 +140,7 @@ async fn what_is_reached_otherwise_or_by_another_is_another_connection() {
         UpstreamKey { via: Via::Socket(Some(ClientTls::Disable)), ..key() },
         UpstreamKey { via: Via::Local(key().address), ..key() },
         UpstreamKey { via: Via::Local(elsewhere), ..key() },
-        UpstreamKey { via: Via::Tunnel(elsewhere), ..key() },
+        UpstreamKey { via: Via::Tunnel(Agent::direct(elsewhere)), ..key() },
         UpstreamKey { address: elsewhere, ..key() },
         UpstreamKey { source, ..key() },
     ] {
