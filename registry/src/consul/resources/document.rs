@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(third.deletable(), [format!("{id}/{}", hash('1'))]);
         let same = second.with(&[(id.clone(), Some(hash('2')))].into());
         assert_eq!(same.retired, second.retired);
-        let gone = second.with(&[(id.clone(), None)].into());
+        let gone = second.with(&[(id, None)].into());
         assert_eq!(gone.retired.len(), 2);
         assert_eq!(Index::read(&gone.write()), Ok(gone));
     }
