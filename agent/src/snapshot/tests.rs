@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use baremesh_model::mesh::{Mesh, Parts};
+use baremesh_model::name::Label;
 use baremesh_registry::format::toml::parse;
 use baremesh_registry::set::assemble;
 
@@ -70,7 +71,7 @@ fn snapshot(toml: &str, registrations: &[&str]) -> Snapshot {
 fn routed(snapshot: &Snapshot, destination: &str) -> String {
     match snapshot.route(destination.parse().expect("an address")) {
         Ok(Route::Service(service, port)) => format!("service {} {}", service.key, service.ports[port].port),
-        Ok(Route::Endpoint(service, port, endpoint)) => match endpoint.transport {
+        Ok(Route::Endpoint(service, port, endpoint)) => match &endpoint.transport {
             Transport::Hbone(agent) => format!("endpoint {} {port} by {}", service.key, agent.address),
             _ => format!("endpoint {} {port}", service.key),
         },
