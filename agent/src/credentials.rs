@@ -50,8 +50,8 @@ impl Credential {
 pub struct Credentials {
     bundle: Arc<TrustBundle>,
     by_identity: HashMap<Identity, Arc<Credential>>,
-    /// Listener configurations by the identity that peers without a server name reach. A few at most.
-    listeners: Mutex<HashMap<Option<Identity>, Arc<ServerConfig>>>,
+    /// Listener configurations by who is reached there. A few at most.
+    listeners: Mutex<HashMap<Listening, Arc<ServerConfig>>>,
 }
 
 impl Credentials {
@@ -82,22 +82,21 @@ impl Credentials {
         &self.bundle
     }
 
-    /// The listener's configuration where peers that send no server name reach `unnamed`.
-    pub fn listener(self: &Arc<Self>, unnamed: Option<&Identity>) -> Arc<ServerConfig> {
+    /// The listener's configuration.
+    pub fn listener(self: &Arc<Self>, listening: &Listening) -> Arc<ServerConfig> {
         let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || {
-            let resolver =
-                ByServerName::new(self, unnamed.and_then(|identity| self.by_identity.get(identity)));
+            let resolver = ByServerName::new(self, listening);
             Arc::new(server_config(Arc::new(resolver), Arc::clone(&self.bundle)))
         };
-        Arc::clone(listeners.entry(unnamed.cloned()).or_insert_with(make))
+        Arc::clone(listeners.entry(listening.clone()).or_insert_with(make))
     }
 
     /// The certificate that the listener showed to a peer which sent `server_name`.
-    pub fn shown(&self, server_name: Option<&str>, unnamed: Option<&Identity>) -> Option<&Arc<Credential>> {
+    pub fn shown(&self, server_name: Option<&str>, listening: &Listening) -> Option<&Arc<Credential>> {
         match server_name {
-            Some(name) => self.services().find(|held| held.identity.server_name() == name),
-            None => self.by_identity.get(unnamed?),
+            Some(name) => self.listening(listening).find(|held| held.identity.server_name() == name),
+            None => self.by_identity.get(listening.unnamed.as_ref()?),
         }
     }
 
@@ -107,10 +106,25 @@ impl Credentials {
         client_config(resolver, Arc::clone(&self.bundle), Expected::exactly(destination.clone()))
     }
 
-    /// What listens: services. The host's own identity only calls.
-    fn services(&self) -> impl Iterator<Item = &Arc<Credential>> {
-        self.by_identity.values().filter(|held| !held.identity.is_reserved())
+    /// What listens: services, and a gateway's own identity. That of any other host only calls.
+    fn listening<'a, 'l>(
+        &'a self,
+        listening: &'l Listening,
+    ) -> impl Iterator<Item = &'a Arc<Credential>> + use<'a, 'l> {
+        let listens = |identity: &Identity| {
+            !identity.is_reserved() || listening.gateway.as_ref().is_some_and(|gateway| gateway == identity)
+        };
+        self.by_identity.values().filter(move |held| listens(&held.identity))
     }
+}
+
+/// Who is reached at a listener besides the services of the host, which are by their names.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Listening {
+    /// Whom peers reach that send no server name.
+    pub unnamed: Option<Identity>,
+    /// The host itself, where it is a gateway of its network.
+    pub gateway: Option<Identity>,
 }
 
 /// Chooses the certificate by the name that the peer asks for. The name selects and never authorises: what may
@@ -122,9 +136,10 @@ struct ByServerName {
 }
 
 impl ByServerName {
-    fn new(credentials: &Credentials, unnamed: Option<&Arc<Credential>>) -> Self {
+    fn new(credentials: &Credentials, listening: &Listening) -> Self {
         let named = |held: &Arc<Credential>| (held.identity.server_name(), Arc::clone(held));
-        Self { named: credentials.services().map(named).collect(), unnamed: unnamed.cloned() }
+        let unnamed = listening.unnamed.as_ref().and_then(|identity| credentials.by_identity.get(identity));
+        Self { named: credentials.listening(listening).map(named).collect(), unnamed: unnamed.cloned() }
     }
 
     /// What a peer is shown that asks for `name`, or for nobody in particular: never what has ended, or has not begun.
@@ -169,8 +184,9 @@ mod tests {
         let held = Arc::new(Credential::new(&issued).expect("a credential"));
         let credentials = Credentials::new(bundle, [held.clone()]);
         let name = web.server_name();
+        let named = Listening { unnamed: Some(web.clone()), gateway: None };
         let (with, without) =
-            (ByServerName::new(&credentials, Some(&held)), ByServerName::new(&credentials, None));
+            (ByServerName::new(&credentials, &named), ByServerName::new(&credentials, &Listening::default()));
         for (at, valid) in [(now, true), (now + 2 * hour, false), (now - hour, false)] {
             assert_eq!(with.choose(Some(&name), at).is_some(), valid, "named, {at:?}");
             assert_eq!(with.choose(None, at).is_some(), valid, "unnamed, {at:?}");

@@ -35,7 +35,7 @@ use super::relay::{self, TunnelStream};
 use super::sniff::First;
 use super::socket;
 use super::tls::{self, TlsStream};
-use crate::credentials::Credential;
+use crate::credentials::{Credential, Listening};
 use crate::share::{Share, host_of};
 use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::{Counted, Record, Reporter, Security};
@@ -120,8 +120,11 @@ async fn handshake(
     let local = socket::canonical(stream.local_addr().map_err(failed)?);
     let credentials = worker.shared.credentials.load_full();
     let snapshot = worker.shared.snapshot.load_full();
-    let unnamed = snapshot.unnamed(local.ip());
-    let config = credentials.listener(unnamed);
+    let listening = Listening {
+        unnamed: snapshot.unnamed(local.ip()).cloned(),
+        gateway: snapshot.host.is_gateway().then(|| snapshot.host_identity.clone()),
+    };
+    let config = credentials.listener(&listening);
     let (tls, session) =
         tokio::time::timeout(worker.shared.limits.handshake_timeout, tls::accept(&config, stream))
             .await
@@ -129,7 +132,7 @@ async fn handshake(
             .map_err(|error| failed(std::io::Error::new(error.kind(), describe_io(&error))))?;
     let peer = peer_leaf_facts(&session.peer).map_err(|error| failed(std::io::Error::other(error)))?;
     let shown = credentials
-        .shown(session.server_name.as_deref(), unnamed)
+        .shown(session.server_name.as_deref(), &listening)
         .cloned()
         .ok_or_else(|| ProxyError::NoCertificate("the name that the peer asked for".to_owned()))?;
     let stranger = Stranger::of(

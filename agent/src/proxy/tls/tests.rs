@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::credentials::{Credential, Credentials};
+use crate::credentials::{Credential, Credentials, Listening};
 
 /// A mesh of two identities, `web` and `orders`.
 fn credentials() -> Arc<Credentials> {
@@ -82,7 +82,7 @@ async fn echo(stream: &mut (impl AsyncReadExt + AsyncWriteExt + Unpin)) {
 async fn carries_data_both_ways_through_key_updates() {
     let credentials = credentials();
     let (client, server) = sockets().await;
-    let listener = credentials.listener(None);
+    let listener = credentials.listener(&Listening::default());
     let serving = tokio::spawn(async move {
         let (mut stream, session) = accept(&listener, server).await.expect("accepted");
         assert_eq!(session.server_name.as_deref(), Some("orders.default.td"));
@@ -105,7 +105,7 @@ async fn carries_data_both_ways_through_key_updates() {
 async fn speaks_with_rustls_as_caller_and_as_callee() {
     let credentials = credentials();
     let (client, server) = sockets().await;
-    let acceptor = tokio_rustls::TlsAcceptor::from(credentials.listener(None));
+    let acceptor = tokio_rustls::TlsAcceptor::from(credentials.listener(&Listening::default()));
     tokio::spawn(async move { echo(&mut acceptor.accept(server).await.expect("accepted")).await });
     let (mut stream, session) =
         connect(caller(&credentials, "orders"), name(), client).await.expect("connected");
@@ -113,7 +113,7 @@ async fn speaks_with_rustls_as_caller_and_as_callee() {
     exchange(&mut stream, 7).await;
 
     let (client, server) = sockets().await;
-    let listener = credentials.listener(None);
+    let listener = credentials.listener(&Listening::default());
     tokio::spawn(async move { echo(&mut accept(&listener, server).await.expect("accepted").0).await });
     let connector = tokio_rustls::TlsConnector::from(Arc::new(caller(&credentials, "orders")));
     let mut stream = connector.connect(name(), client).await.expect("connected");
@@ -126,7 +126,7 @@ async fn an_end_without_a_word_is_an_error_and_one_with_a_word_is_not() {
     let credentials = credentials();
     for orderly in [true, false] {
         let (client, server) = sockets().await;
-        let listener = credentials.listener(None);
+        let listener = credentials.listener(&Listening::default());
         let serving = tokio::spawn(async move { accept(&listener, server).await.expect("accepted").0 });
         let (mut ours, _) = connect(caller(&credentials, "orders"), name(), client).await.expect("connected");
         let mut theirs = serving.await.expect("served");
@@ -146,7 +146,7 @@ async fn an_end_without_a_word_is_an_error_and_one_with_a_word_is_not() {
 async fn a_peer_of_another_identity_is_refused_and_told_why() {
     let credentials = credentials();
     let (client, server) = sockets().await;
-    let listener = credentials.listener(None);
+    let listener = credentials.listener(&Listening::default());
     let serving = tokio::spawn(async move { accept(&listener, server).await.err().expect("refused") });
     // The name leads to `orders`, and the caller takes `web` alone.
     let refused = connect(caller(&credentials, "web"), name(), client).await.err().expect("refused");
@@ -162,7 +162,7 @@ async fn garbage_is_refused_without_a_wait() {
         [&b"GET / HTTP/1.1\r\n\r\n"[..], &[22, 3, 1, 0xff, 0xff, 0], &[0; 64], &[22, 3, 3, 0, 1, 0]]
     {
         let (mut client, server) = sockets().await;
-        let listener = credentials.listener(None);
+        let listener = credentials.listener(&Listening::default());
         let serving = tokio::spawn(async move { accept(&listener, server).await.is_err() });
         client.write_all(garbage).await.expect("written");
         client.shutdown().await.expect("closed");
