@@ -1,6 +1,11 @@
 //! The agent's configuration file, `/etc/baremesh/agent.toml`. Everything in it has a default: on a host that has
 //! joined a mesh the file may be missing.
 
+/// Directories.
+mod directories;
+
+pub use directories::Directories;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -8,65 +13,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use baremesh_model::name::Label;
+use baremesh_registry::consul;
 use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::capture::Outbound;
 use crate::proxy::{Limits, Ports};
 use crate::snapshot::{HostNetwork, NetworkRole};
-
-/// The directories that the agent and the control server keep their files in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Directories {
-    /// Configuration: `agent.toml`, `services/`, `registry/`.
-    pub config: PathBuf,
-    /// State that lasts: keys, certificates, the last good state, `control.db`.
-    pub state: PathBuf,
-    /// State of this run: sockets, the rules for a gone agent.
-    pub runtime: PathBuf,
-}
-
-impl Default for Directories {
-    fn default() -> Self {
-        Self {
-            config: "/etc/baremesh".into(),
-            state: "/var/lib/baremesh".into(),
-            runtime: "/run/baremesh".into(),
-        }
-    }
-}
-
-impl Directories {
-    /// Registrations of this host's services.
-    pub fn services(&self) -> PathBuf {
-        self.config.join("services")
-    }
-
-    /// Resource files.
-    pub fn registry(&self) -> PathBuf {
-        self.config.join("registry")
-    }
-
-    /// The certificate authority's keys, on the control host, or on a host that is its own mesh.
-    pub fn authority(&self) -> PathBuf {
-        self.state.join("ca")
-    }
-
-    /// What joining left: the node credential and what the host trusts.
-    pub fn node(&self) -> PathBuf {
-        self.state.join("node")
-    }
-
-    /// The agent's administration socket.
-    pub fn agent_socket(&self) -> PathBuf {
-        self.runtime.join("agent.sock")
-    }
-
-    /// The control server's administration socket.
-    pub fn control_socket(&self) -> PathBuf {
-        self.runtime.join("control.sock")
-    }
-}
 
 /// Where resources and endpoints come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +28,8 @@ pub enum SourceConfig {
     Control,
     /// A directory of resource files on this host.
     Files(PathBuf),
+    /// Consul.
+    Consul(Box<consul::Settings>),
 }
 
 /// How names of the mesh are answered.
@@ -180,6 +135,7 @@ struct RawConfig {
     addresses: Vec<IpAddr>,
     network: RawNetwork,
     registry: RawRegistry,
+    consul: Option<consul::Settings>,
     ports: RawPorts,
     proxy: RawProxy,
     capture: RawCapture,
@@ -225,14 +181,23 @@ enum RawSource {
     #[default]
     Control,
     Files,
+    Consul,
 }
 
 impl RawRegistry {
-    fn source(self, directories: &Directories) -> SourceConfig {
-        match self.source {
+    fn source(
+        self,
+        consul: Option<consul::Settings>,
+        directories: &Directories,
+    ) -> Result<SourceConfig, String> {
+        if consul.is_some() && !matches!(self.source, RawSource::Consul) {
+            return Err("[consul] is there, and [registry] does not say source = \"consul\"".to_owned());
+        }
+        Ok(match self.source {
             RawSource::Control => SourceConfig::Control,
             RawSource::Files => SourceConfig::Files(self.directory.unwrap_or_else(|| directories.registry())),
-        }
+            RawSource::Consul => SourceConfig::Consul(Box::new(consul.unwrap_or_default())),
+        })
     }
 }
 
@@ -366,7 +331,7 @@ impl RawConfig {
             host: host.map_err(|error| format!("host: {error}"))?,
             addresses: self.addresses,
             network: self.network.network()?,
-            source: self.registry.source(&directories),
+            source: self.registry.source(self.consul, &directories)?,
             ports: self.ports.ports(),
             metrics: self.telemetry.metrics.unwrap_or(any(15020)),
             ready: self.telemetry.ready.unwrap_or(any(15021)),

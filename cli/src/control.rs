@@ -23,6 +23,8 @@ mod trust;
 mod federation;
 /// Resources coming into force.
 mod in_force;
+/// Resources, trust and addresses in Consul.
+mod consul;
 /// Connections of hosts.
 mod listener;
 /// What hosts ask for.
@@ -66,6 +68,7 @@ use baremesh_ca::ledger::Ledger;
 use baremesh_ca::seal::Passphrase;
 use baremesh_ca::service::{CaService, Settings as CaSettings};
 use baremesh_model::name::TrustDomain;
+use baremesh_registry::consul::Settings as ConsulSettings;
 use baremesh_registry::control::server::{Control, Format, Settings};
 use baremesh_registry::control::store::Store;
 use baremesh_registry::files::{ResourceDirectory, Status as FilesStatus};
@@ -75,18 +78,20 @@ use baremesh_registry::set::Refused;
 use ipnet::IpNet;
 use sd_notify::NotifyState;
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use certificate::OwnCertificate;
+use consul::ConsulSide;
 use federation::Federation;
 use flows::FlowBook;
 use grants::GrantBook;
 use in_force::InForce;
 use limits::Limits;
+
+pub use consul::{FILE as CONTROL_FILE, settings as consul_settings, settings_of as consul_settings_of};
 
 /// How long calls and connections have to end when the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -112,6 +117,8 @@ pub struct ControlConfig {
     pub node_lifetime: Duration,
     /// How long a silent host's endpoints are kept.
     pub lease: Duration,
+    /// Where Consul is, where it is the registry; a directory of files is without.
+    pub consul: Option<ConsulSettings>,
 }
 
 /// Every address of this machine, in both families.
@@ -131,6 +138,8 @@ struct Server {
     control: Control,
     grants: Arc<GrantBook>,
     directory: ResourceDirectory,
+    /// The way to Consul, where the directory mirrors what is there.
+    consul: Option<Arc<ConsulSide>>,
     in_force: watch::Receiver<InForce>,
     /// How reading the resource files goes.
     files: watch::Receiver<FilesStatus>,
@@ -216,7 +225,14 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
         );
     }
     let trust_domain = authority.trust_domain().clone();
-    let directory = ResourceDirectory::new(&directories.registry());
+    let consul = match &config.consul {
+        Some(settings) => Some(Box::pin(ConsulSide::begin(settings.clone(), directories)).await?),
+        None => None,
+    };
+    let directory = match &consul {
+        Some(consul) => consul.directory(),
+        None => ResourceDirectory::new(&directories.registry()),
+    };
     let files = directory
         .watch(last_good::load(&directories.state, &trust_domain))
         .map_err(|refused| findings(&refused))?;
@@ -238,7 +254,7 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     let mut listeners = Vec::new();
     let mut addresses = Vec::new();
     for address in &config.listen {
-        if let Some(listener) = bind(*address, config.listen.len())? {
+        if let Some(listener) = listener::bind(*address, config.listen.len())? {
             addresses.push(listener.local_addr()?);
             listeners.push(listener);
         }
@@ -251,6 +267,7 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
         control: control.clone(),
         grants,
         directory,
+        consul: consul.clone(),
         in_force,
         files: files.status.clone(),
         certificate: certificate.clone(),
@@ -284,6 +301,9 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     tasks.spawn(following.run());
     tasks.spawn(trust::keep(server.clone()));
     tasks.spawn(federation::keep(server.clone()));
+    if let Some(consul) = consul {
+        consul.keep(&server, &mut tasks);
+    }
     tasks.spawn(serve_socket(administration, socket::Administration(server.clone())));
     for listener in listeners {
         connections.spawn(listener::serve(server.clone(), listener));
@@ -382,36 +402,4 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> anyhow::Result<()> {
 fn findings(refused: &Refused) -> anyhow::Error {
     let text: Vec<_> = refused.0.iter().map(ToString::to_string).collect();
     anyhow::anyhow!("the resources are refused, and there is no earlier set to serve:\n{}", text.join("\n"))
-}
-
-/// Binds a listener. A host without IPv6 serves on IPv4 alone.
-fn bind(address: SocketAddr, of: usize) -> anyhow::Result<Option<TcpListener>> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let open = || -> std::io::Result<TcpListener> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // Of an earlier run connections may still be waiting for their end.
-        socket.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            // The IPv4 address has a listener of its own.
-            socket.set_only_v6(true)?;
-        }
-        socket.bind(&address.into())?;
-        socket.listen(limits::BACKLOG)?;
-        socket.set_nonblocking(true)?;
-        TcpListener::from_std(socket.into())
-    };
-    match open() {
-        Ok(listener) => Ok(Some(listener)),
-        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && of > 1 && is_without_ipv6(&error) => {
-            tracing::info!("this machine has no IPv6: hosts reach the control server over IPv4 alone");
-            Ok(None)
-        }
-        Err(error) => Err(error).with_context(|| format!("{address} cannot be listened on")),
-    }
-}
-
-fn is_without_ipv6(error: &std::io::Error) -> bool {
-    let code = error.raw_os_error();
-    let none = [rustix::io::Errno::AFNOSUPPORT, rustix::io::Errno::ADDRNOTAVAIL];
-    none.iter().any(|errno| code == Some(errno.raw_os_error()))
 }

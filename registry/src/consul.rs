@@ -25,6 +25,10 @@ pub mod resources;
 pub mod mark;
 /// What an instance in the catalog comes to.
 pub mod instance;
+/// What all of it comes to: the entries of a mesh.
+pub mod state;
+/// Losses of many at once, which are not believed at once.
+pub mod damping;
 
 pub use client::Client;
 pub use error::ConsulError;

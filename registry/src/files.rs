@@ -13,6 +13,8 @@ use crate::set::{Loaded, Refused, assemble};
 mod change;
 /// Line by line, what a change does to a file.
 mod diff;
+/// A directory as keyed documents.
+mod documents;
 /// The files of a directory, read within bounds.
 mod read;
 /// Putting files back to what they were.
@@ -23,6 +25,7 @@ mod watch;
 mod write;
 
 pub use change::{Applied, Change, Effect};
+pub use documents::{Documents, document_after, document_key, set_of};
 pub use read::{MAX_FILE_BYTES, MAX_FILES, MAX_TOTAL_BYTES};
 pub use restore::{Restoring, Wanted};
 pub use watch::{POLL_INTERVAL, Status, Watch};

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
+use crate::consul::{Consul, host_with_consul};
 use crate::{Host, Net, Process, net, output_of, wait_until};
 
 /// The index of the control host, and so the last part of its addresses.
@@ -50,6 +51,33 @@ impl Mesh {
         let server = RefCell::new(Some(control.spawn("control", command)));
         let mesh = Self { net: Rc::new(net), control, arguments: Vec::new(), server };
         mesh.wait_for_control();
+        mesh
+    }
+
+    /// A mesh whose registry is a Consul server on a host of its own.
+    #[track_caller]
+    pub fn in_consul(name: &str) -> (Self, Host, Consul) {
+        let net = Rc::new(net(name));
+        let (host, consul) = host_with_consul(&net, "consul", CONTROL_INDEX + 2);
+        let mesh = Self::of_consul(net, &consul);
+        (mesh, host, consul)
+    }
+
+    /// A mesh whose registry is `consul`.
+    #[track_caller]
+    pub fn of_consul(net: Rc<Net>, consul: &Consul) -> Self {
+        Self::with_registry(net, |_| consul.config())
+    }
+
+    /// A mesh whose control server's `control.toml` says what `prepare` says of its host.
+    #[track_caller]
+    pub fn with_registry(net: Rc<Net>, prepare: impl FnOnce(&Host) -> String) -> Self {
+        let control = net.host("control", CONTROL_INDEX);
+        output_of(control.baremesh(["init"]));
+        let config = prepare(&control);
+        fs::write(control.path("/etc/baremesh/control.toml"), config).expect("written");
+        let mesh = Self { net, control, arguments: Vec::new(), server: RefCell::new(None) };
+        mesh.start_control();
         mesh
     }
 
@@ -116,14 +144,19 @@ impl Mesh {
     /// As `member`, with further lines for `agent.toml`.
     #[track_caller]
     pub fn member_with(&self, name: &str, index: u8, services: &[&str], config: &str) -> Member {
-        let host = self.net.host(name, index);
-        host.set_nameserver(NO_NAME_SERVER);
-        let address = self.control.v4().to_string();
-        output_of(host.baremesh(["join", &address, "--token", &self.token(services), "--host", name]));
-        let member = Member { host, agent: RefCell::new(None) };
+        let member = self.join(self.net.host(name, index), name, services);
         member.configure(config);
         member.start();
         member
+    }
+
+    /// A host that is there already, as one that has joined; its agent does not run yet.
+    #[track_caller]
+    pub fn join(&self, host: Host, name: &str, services: &[&str]) -> Member {
+        host.set_nameserver(NO_NAME_SERVER);
+        let address = self.control.v4().to_string();
+        output_of(host.baremesh(["join", &address, "--token", &self.token(services), "--host", name]));
+        Member { host, agent: RefCell::new(None) }
     }
 
     /// Puts resources in force, and returns what the command said.

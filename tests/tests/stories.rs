@@ -39,6 +39,10 @@ mod capture_rules;
 mod certificates;
 #[path = "stories/command_line.rs"]
 mod command_line;
+#[path = "stories/consul.rs"]
+mod consul;
+#[path = "stories/consul_secured.rs"]
+mod consul_secured;
 #[path = "stories/containers.rs"]
 mod containers;
 #[path = "stories/control_attacked.rs"]

@@ -12,6 +12,7 @@ use baremesh_ca::service::WORKLOAD_LIFETIME;
 use baremesh_model::grant::Grant;
 use baremesh_model::mesh::{Mesh, Parts};
 use baremesh_model::name::Label;
+use tokio::sync::watch;
 
 use super::{AgentError, doing};
 use crate::addresses::{self, Detected};
@@ -26,6 +27,7 @@ use crate::proxy::socket::{self, Mark};
 use crate::registration::{LocalService, file};
 use crate::snapshot::Host;
 use crate::snapshot::plan::CaptureSettings;
+use crate::source::consul::ConsulSource;
 use crate::source::control::ControlSource;
 use crate::source::files::FileSource;
 use crate::trust::Trust;
@@ -36,14 +38,24 @@ pub enum Source {
     Files(FileSource),
     /// The control server.
     Control(Box<ControlSource>),
+    /// Consul.
+    Consul(Box<ConsulSource>),
 }
 
 impl Source {
     /// Tells a control server who came to this host's services.
     pub fn telling(self, flows: Arc<Flows>) -> Self {
         match self {
-            Self::Files(source) => Self::Files(source),
+            Self::Files(_) | Self::Consul(_) => self,
             Self::Control(source) => Self::Control(Box::new(source.telling(flows))),
+        }
+    }
+
+    /// What operators ought to know of it, in words, as it changes.
+    pub fn notes(&self) -> watch::Receiver<Vec<String>> {
+        match self {
+            Self::Files(_) | Self::Control(_) => watch::Sender::default().subscribe(),
+            Self::Consul(source) => source.notes(),
         }
     }
 }
@@ -93,6 +105,15 @@ pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
             let prepared = member(config, membership, trust, registrations, (initial, source));
             Ok(Prepared { version, ..prepared.await? })
         }
+        (SourceConfig::Consul(settings), Ok(membership)) => {
+            let trust = Trust::new(Arc::clone(&membership.bundle), Some(config.directories.node()));
+            let state = &config.directories.state;
+            let source = ConsulSource::open(settings.as_ref().clone(), state, &membership, &trust);
+            let (initial, version) = source.last_good(&membership)?;
+            let source = Source::Consul(Box::new(source));
+            let prepared = member(config, membership, trust, registrations, (initial, source));
+            Ok(Prepared { version, ..prepared.await? })
+        }
     }
 }
 
@@ -115,6 +136,7 @@ async fn member(
         Source::Control(control) => {
             Source::Control(Box::new(control.with(Arc::clone(&credential) as _, mark(config))))
         }
+        Source::Consul(consul) => Source::Consul(Box::new(consul.with(mark(config)))),
         files @ Source::Files(_) => files,
     };
     let name = config.host.clone().unwrap_or_else(|| membership.host.clone());

@@ -56,6 +56,8 @@ pub struct Agent {
     pub steward: Option<Arc<Steward>>,
     pub checks: Arc<Checks>,
     pub connected: watch::Receiver<bool>,
+    /// What is to be said of the source.
+    pub source_notes: watch::Receiver<Vec<String>>,
     pub metrics: Arc<Metrics>,
     pub dns: Option<Arc<DnsCounters>>,
     pub log: Arc<Tally>,
@@ -188,14 +190,21 @@ impl Agent {
             }
         }
         if self.never_heard_of_the_mesh() {
-            missing.push("no state of the mesh yet: the control server has not been reached".to_owned());
+            missing.push(match self.config.source {
+                SourceConfig::Consul(_) => {
+                    "no state of the mesh yet: Consul has not been reached, or has no resources".to_owned()
+                }
+                SourceConfig::Control | SourceConfig::Files(_) => {
+                    "no state of the mesh yet: the control server has not been reached".to_owned()
+                }
+            });
         }
         missing
     }
 
     /// A member that has neither a state on disk nor one from its control server serves nothing it could know.
     fn never_heard_of_the_mesh(&self) -> bool {
-        self.config.source == SourceConfig::Control && self.publisher.published().version == 0
+        !matches!(self.config.source, SourceConfig::Files(_)) && self.publisher.published().version == 0
     }
 
     async fn status(&self) -> StatusReport {
@@ -208,6 +217,10 @@ impl Agent {
         };
         let name = match &self.config.source {
             SourceConfig::Control => "control".to_owned(),
+            SourceConfig::Consul(settings) => {
+                let all: Vec<_> = settings.addresses.iter().map(ToString::to_string).collect();
+                format!("consul {}", all.join(" "))
+            }
             SourceConfig::Files(directory) => format!("files {}", directory.display()),
         };
         StatusReport {
@@ -230,7 +243,7 @@ impl Agent {
             capture,
             privileges: privileges::in_words(),
             services: self.local_services(&snapshot),
-            warnings: [warnings(&snapshot), self.ending()].concat(),
+            warnings: [warnings(&snapshot), self.ending(), self.source_notes.borrow().clone()].concat(),
             open_connections: self.metrics.open_connections.get(),
             tunnels: self.metrics.tunnels.get(),
         }

@@ -112,6 +112,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     let checks = Checks::new(Arc::clone(&publisher), prober, Arc::clone(&metrics));
     others.push(tokio::spawn(Arc::clone(&checks).run()));
     let source = prepared.source.telling(Arc::clone(&shared.flows));
+    let source_notes = source.notes();
     let (connected, source) = start_source(source, &publisher, &checks, &metrics, phase.subscribe());
     let agent = Arc::new(routes::Agent {
         config,
@@ -121,6 +122,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         steward,
         checks,
         connected,
+        source_notes,
         metrics,
         dns,
         log: tally,
@@ -300,6 +302,11 @@ fn start_source(
                 // What the control server is told first is what others are to go by.
                 checks.first_results().await;
                 control.follow(publisher, connected, metrics, until(leaving, Phase::Draining)).await;
+            }
+            Source::Consul(consul) => {
+                // What is registered at first is what others are to go by.
+                checks.first_results().await;
+                consul.follow(publisher, connected, metrics, until(leaving, Phase::Draining)).await;
             }
         }
     });

@@ -38,6 +38,11 @@ fn refuses_what_it_does_not_know_and_says_where() {
         ("addresses = [\"127.0.0.1\"]", "127.0.0.1"),
         ("[proxy]\nidle_timeout_seconds = 0", "timeout of 0"),
         ("[telemetry]\naccess_log = \"yes\"", "access_log"),
+        ("[consul]\nprefix = \"x\"", "source = \"consul\""),
+        (
+            "[registry]\nsource = \"consul\"\n[consul]\naddresses = [\"http://10.0.0.1:8500\"]",
+            "allow_plaintext",
+        ),
     ] {
         let error = parse(text).expect_err(text);
         assert!(error.starts_with("agent.toml: ") && error.contains(part), "{text}: {error}");

@@ -232,7 +232,10 @@ impl ControlSource {
 }
 
 /// The resources of a state, put together into one mesh of the trust domain that this host is a member of.
-fn mesh_of(values: &BTreeMap<String, Value>, bundle: &baremesh_ca::tls::TrustBundle) -> Result<Mesh, String> {
+pub(super) fn mesh_of(
+    values: &BTreeMap<String, Value>,
+    bundle: &baremesh_ca::tls::TrustBundle,
+) -> Result<Mesh, String> {
     let mut resources = Vec::new();
     let mut findings = Vec::new();
     for (key, value) in values.iter().filter(|(key, _)| !is_about_trust(key)) {
@@ -277,7 +280,8 @@ async fn register(
     std::future::pending::<()>().await;
 }
 
-fn registrations_of(services: &[Arc<LocalService>], host: &Host) -> Vec<Registration> {
+/// What this host registers of its services.
+pub(super) fn registrations_of(services: &[Arc<LocalService>], host: &Host) -> Vec<Registration> {
     services.iter().filter_map(|service| registration(service, host)).collect()
 }
 

@@ -1,10 +1,11 @@
 //! Connections of hosts: accepted within limits, TLS, and HTTP/2 on it. A connection with a node credential lasts as
 //! long as the host is a member and the credential valid; any other is for joining, and short.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context;
 use baremesh_ca::tls::{LeafFacts, describe_io, peer_leaf_facts};
 use baremesh_model::name::Label;
 use bytes::Bytes;
@@ -18,8 +19,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::limits::{
-    HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, MAX_HEADER, MAX_STREAMS, Place, RECHECK, SEND_BUFFER, STRANGER_LIFETIME,
-    STREAM_WINDOW,
+    BACKLOG, HANDSHAKE_TIMEOUT, IDLE_TIMEOUT, MAX_HEADER, MAX_STREAMS, Place, RECHECK, SEND_BUFFER,
+    STRANGER_LIFETIME, STREAM_WINDOW,
 };
 use super::{Server, calls, remote, stopped};
 
@@ -235,4 +236,36 @@ async fn recheck(membership: &mut watch::Receiver<u64>) {
             std::future::pending::<()>().await;
         },
     }
+}
+
+/// Binds a listener. A host without IPv6 serves on IPv4 alone.
+pub(super) fn bind(address: SocketAddr, of: usize) -> anyhow::Result<Option<TcpListener>> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let open = || -> std::io::Result<TcpListener> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // Of an earlier run connections may still be waiting for their end.
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            // The IPv4 address has a listener of its own.
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        socket.set_nonblocking(true)?;
+        TcpListener::from_std(socket.into())
+    };
+    match open() {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && of > 1 && is_without_ipv6(&error) => {
+            tracing::info!("this machine has no IPv6: hosts reach the control server over IPv4 alone");
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("{address} cannot be listened on")),
+    }
+}
+
+fn is_without_ipv6(error: &std::io::Error) -> bool {
+    let code = error.raw_os_error();
+    let none = [rustix::io::Errno::AFNOSUPPORT, rustix::io::Errno::ADDRNOTAVAIL];
+    none.iter().any(|errno| code == Some(errno.raw_os_error()))
 }

@@ -307,7 +307,10 @@ fn status(server: &Server) -> Result<Value, Denial> {
         certificate_not_after: to_unix(server.certificate.not_after()),
         resources: in_force.loaded.places.len(),
         resources_refused: unread.or(in_force.refused),
-        warnings: trust::warnings(server),
+        warnings: {
+            let consul = server.consul.as_ref().map(|consul| consul.warnings());
+            [trust::warnings(server), consul.unwrap_or_default()].concat()
+        },
         alarm: server.control.alarm().map(|alarm| {
             let since = in_words(alarm.since.elapsed());
             format!(

@@ -82,6 +82,7 @@ impl Host {
 
     fn config(&self) -> ControlConfig {
         ControlConfig {
+            consul: None,
             directories: self.directories(),
             listen: vec![(Ipv4Addr::LOCALHOST, 0).into()],
             ca_passphrase: None,

@@ -95,7 +95,12 @@ pub(super) fn warnings(server: &Server) -> Vec<String> {
 
 async fn switch_if_due(server: &Arc<Server>) -> anyhow::Result<()> {
     let Some(by) = server.ca.switches_by() else { return Ok(()) };
-    let why = match (server.control.all_have(server.told.load(Ordering::SeqCst)), SystemTime::now() >= by) {
+    // Who reads what is trusted in Consul is not heard of: the time alone says that all have it.
+    let all_are_heard = server.consul.is_none();
+    let why = match (
+        all_are_heard && server.control.all_have(server.told.load(Ordering::SeqCst)),
+        SystemTime::now() >= by,
+    ) {
         (true, _) => "every host that is there knows it",
         (false, true) => "its time has come, though not every host that is there knows it",
         (false, false) => return Ok(()),

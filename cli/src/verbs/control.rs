@@ -10,7 +10,7 @@ use clap::Args;
 use ipnet::IpNet;
 
 use super::{Global, logging, passphrase, values};
-use crate::control::{ControlConfig, default_listeners, serve};
+use crate::control::{ControlConfig, consul_settings, default_listeners, serve};
 
 const LONG_ABOUT: &str = "\
 Serve the mesh: let hosts in, issue certificates, and push resources and endpoints to the agents. `baremesh init` makes
@@ -51,7 +51,9 @@ pub struct Control {
 impl Control {
     pub(super) fn run(self, global: &Global) -> anyhow::Result<()> {
         logging::start();
+        let consul = consul_settings(&global.directories().config)?;
         let config = ControlConfig {
+            consul,
             directories: global.directories(),
             listen: if self.listen.is_empty() { default_listeners() } else { self.listen },
             federation_allow: self.federation_allow,

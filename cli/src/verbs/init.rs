@@ -27,7 +27,7 @@ use serde_json::json;
 use super::aside::Aside;
 use super::server::Denied;
 use super::{Global, passphrase};
-use crate::control::{DATABASE, make_directory};
+use crate::control::{CONTROL_FILE, DATABASE, consul_settings_of, make_directory};
 use crate::output::{Output, remark, say, say_json};
 
 const LONG_ABOUT: &str = "\
@@ -81,6 +81,10 @@ pub struct Init {
     /// there (NAT, a container); can be given several times
     #[arg(long = "grant-address", value_name = "ADDRESS|CIDR", value_parser = AddressGrant::parse)]
     granted_addresses: Vec<AddressGrant>,
+    /// Have Consul as the registry, at this address (such as http://127.0.0.1:8500); can be given several times. CONFIG-DIR/control.toml
+    /// is written, and takes what else is to be said of it: token, certificates
+    #[arg(long, value_name = "URL")]
+    consul: Vec<String>,
     /// Where hosts reach this one, for the line that is printed [default: this machine's name, port 15012]
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
@@ -139,6 +143,9 @@ impl Init {
         if mesh_wide.next().is_none() {
             let key = Key::new(root.clone(), Label::new("default")?);
             texts.push((free(registry.join("mtls.toml"))?, strict_text(&key)));
+        }
+        if !self.consul.is_empty() {
+            texts.push((free(directories.config.join(CONTROL_FILE))?, consul_text(&self.consul)?));
         }
         Ok((config, texts))
     }
@@ -255,6 +262,17 @@ fn refuse_over_existing(directories: &Directories) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// The control server's configuration with Consul at these addresses.
+fn consul_text(addresses: &[String]) -> anyhow::Result<String> {
+    let shown: Vec<_> = addresses.iter().map(|address| format!("{address:?}")).collect();
+    let text = format!(
+        "[registry]\nsource = \"consul\"\n\n# token_file, ca_certificates, certificate, key, datacenter, prefix: docs/consul.md\n[consul]\naddresses = [{}]\n",
+        shown.join(", ")
+    );
+    consul_settings_of(&text).context("--consul")?;
+    Ok(text)
 }
 
 /// A path that no file has yet.

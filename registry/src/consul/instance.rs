@@ -116,7 +116,7 @@ pub fn is_at_its_node(instance: &Instance) -> bool {
 fn labels(service: &Key, instance: &Instance) -> Labels {
     let registered = &instance.service;
     let meta = registered.meta.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-    let tags = registered.tags.iter().map(|tag| tag.split_once('=').unwrap_or((TAG_LABEL, tag)));
+    let tags = registered.tags.iter().map(|tag| tag.split_once('=').unwrap_or((TAG_LABEL, tag.as_str())));
     let place = [
         (NODE_LABEL, instance.node.node.as_str()),
         (DATACENTER_LABEL, instance.node.datacenter.as_str()),

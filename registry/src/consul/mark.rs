@@ -80,7 +80,6 @@ pub fn registration(host: &Label, of: &Registration) -> Result<local::Registrati
         ));
     }
     let id = id(host, &of.service);
-    let (status, _) = told(of.health);
     Ok(local::Registration {
         id: id.clone(),
         name: consul_name(&of.service),
@@ -94,17 +93,22 @@ pub fn registration(host: &Label, of: &Registration) -> Result<local::Registrati
             id,
             name: "as its baremesh agent finds it".to_owned(),
             ttl: format!("{TTL_SECONDS}s"),
-            status,
+            status: status(of.health),
             deregister_critical_service_after: FORGOTTEN_AFTER.to_owned(),
         },
     })
 }
 
-/// What a check is told.
-pub fn told(health: Health) -> (Status, &'static str) {
-    match health.is_healthy() {
-        true => (Status::Passing, "baremesh finds it healthy"),
-        false => (Status::Critical, ILL),
+/// What a check is told of a service's health.
+pub fn status(health: Health) -> Status {
+    if health.is_healthy() { Status::Passing } else { Status::Critical }
+}
+
+/// The words that go with it.
+pub fn words(status: Status) -> &'static str {
+    match status {
+        Status::Passing => "baremesh finds it healthy",
+        Status::Warning | Status::Critical => ILL,
     }
 }
 

@@ -68,7 +68,12 @@ pub struct Answer<T> {
 
 /// The place in a sequence of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Place(u64);
+pub struct Place {
+    /// What is waited beyond.
+    index: u64,
+    /// Where the last answer stood, also after it was begun anew.
+    last: u64,
+}
 
 /// What an answer's index says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,27 +89,25 @@ pub enum Step {
 impl Place {
     /// How to ask from here.
     pub fn read(self, consistency: Consistency, wait: Duration) -> Read {
-        Read { consistency, index: self.0, wait }
+        Read { consistency, index: self.index, wait }
     }
 
     /// Moves to where an answer stands.
     pub fn advance(&mut self, index: u64) -> Step {
-        let before = std::mem::replace(&mut self.0, index);
-        match () {
+        let (waited, last) = (self.index, self.last);
+        (self.index, self.last) = (index, index);
+        if index == 0 || index < last {
             // With an index of 0 the next question would be answered at once, and so would each after it: the pause between
             // questions is the caller's.
-            () if index == 0 || index < before => {
-                self.0 = 0;
-                Step::Reset
-            }
-            () if index == before => Step::Same,
-            () => Step::Changed,
+            self.index = 0;
+            return Step::Reset;
         }
+        if index == waited { Step::Same } else { Step::Changed }
     }
 
-    /// From the beginning.
+    /// From the beginning, after a failure. That the index went back meanwhile is noticed all the same.
     pub fn reset(&mut self) {
-        self.0 = 0;
+        self.index = 0;
     }
 }
 
@@ -115,8 +118,8 @@ mod tests {
     #[test]
     fn an_index_that_goes_back_or_is_none_is_begun_anew() {
         let check = |before: u64, got: u64, expected: Step, next: u64| {
-            let mut place = Place(before);
-            assert_eq!((place.advance(got), place), (expected, Place(next)), "{before} -> {got}");
+            let mut place = Place { index: before, last: before };
+            assert_eq!((place.advance(got), place.index), (expected, next), "{before} -> {got}");
         };
         check(0, 7, Step::Changed, 7);
         check(7, 9, Step::Changed, 9);
@@ -124,6 +127,11 @@ mod tests {
         check(7, 6, Step::Reset, 0);
         check(7, 0, Step::Reset, 0);
         check(0, 0, Step::Reset, 0);
+        let mut place = Place { index: 7, last: 7 };
+        place.reset();
+        assert_eq!(place.advance(7), Step::Changed, "asked from the beginning, nothing is the same");
+        place.reset();
+        assert_eq!(place.advance(3), Step::Reset, "a failure in between hides no new beginning");
     }
 
     #[test]

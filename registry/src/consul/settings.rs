@@ -1,9 +1,13 @@
 //! Where Consul is, and with which credentials it is asked: the table `[consul]` of `agent.toml` and of `control.toml`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use baremesh_model::name::Key;
 use serde::Deserialize;
+
+use super::mark::service_of;
 
 /// Addresses that are tried, at most.
 const MAX_ADDRESSES: usize = 16;
@@ -26,6 +30,7 @@ struct RawSettings {
     datacenter: Option<String>,
     prefix: String,
     allow_plaintext: bool,
+    plain: Vec<String>,
 }
 
 impl Default for RawSettings {
@@ -41,6 +46,7 @@ impl Default for RawSettings {
             datacenter: None,
             prefix: DEFAULT_PREFIX.to_owned(),
             allow_plaintext: false,
+            plain: Vec::new(),
         }
     }
 }
@@ -130,6 +136,8 @@ pub struct Settings {
     pub datacenter: Option<String>,
     /// What the mesh's keys begin with, with a slash at the end.
     pub prefix: String,
+    /// Meshed services whose instances without an agent are taken all the same, in plaintext.
+    pub plain: BTreeSet<Key>,
 }
 
 impl Default for Settings {
@@ -186,6 +194,7 @@ impl TryFrom<RawSettings> for Settings {
             server_name: raw.server_name,
             datacenter: raw.datacenter,
             prefix: prefix(&raw.prefix)?,
+            plain: raw.plain.iter().map(|name| plain(name)).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -201,6 +210,10 @@ impl Settings {
 fn is_datacenter(text: &str) -> bool {
     (1..=64).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+}
+
+fn plain(name: &str) -> Result<Key, String> {
+    service_of(name).ok_or_else(|| format!("plain: `{name}` is no service: write name or name.namespace"))
 }
 
 fn prefix(text: &str) -> Result<String, String> {
@@ -251,6 +264,7 @@ mod tests {
         check("datacenter = \"dc 1\"", Err("datacenter"));
         check("prefix = \"a b\"", Err("prefix"));
         check("prefix = \"/\"", Err("prefix"));
+        check("plain = [\"A\"]", Err("plain"));
         check("adresses = []", Err("adresses"));
     }
 }

@@ -2,6 +2,14 @@
 //! digest agrees. The last state that could be put in force is kept in one file, from which an agent starts when
 //! no control server is in reach.
 
+/// A difference as it comes.
+mod staged;
+/// States that are handed over whole.
+mod whole;
+
+pub(super) use staged::Staged;
+pub use whole::WholeError;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,7 +23,7 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 
 use super::digest::Digest;
-use super::message::{Complete, Outcome, Resume, Upsert};
+use super::message::{Complete, Outcome, Resume};
 use super::subscription::Subscription;
 
 /// Most bytes of a state, in memory and in its file.
@@ -72,40 +80,6 @@ pub struct Link {
 struct Entry {
     text: Box<RawValue>,
     digest: Digest,
-}
-
-/// A difference that is not complete yet.
-#[derive(Default)]
-pub(super) struct Staged {
-    changes: BTreeMap<String, Option<Box<RawValue>>>,
-    size: usize,
-}
-
-impl Staged {
-    pub(super) fn upsert(&mut self, upsert: Upsert) -> Result<(), FollowedError> {
-        self.grow(upsert.key.len() + upsert.value.get().len())?;
-        self.changes.insert(upsert.key, Some(upsert.value));
-        Ok(())
-    }
-
-    pub(super) fn delete(&mut self, key: String) -> Result<(), FollowedError> {
-        self.grow(key.len())?;
-        self.changes.insert(key, None);
-        Ok(())
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.changes.is_empty()
-    }
-
-    fn grow(&mut self, size: usize) -> Result<(), FollowedError> {
-        self.size += size;
-        if self.size > MAX_STATE {
-            return Err(FollowedError::TooLarge);
-        }
-        // A difference may replace every entry with another.
-        if self.changes.len() > 2 * MAX_ENTRIES { Err(FollowedError::TooMany) } else { Ok(()) }
-    }
 }
 
 /// What a difference changed, as it was before: the entries' texts, and `None` for those that were not there.

@@ -249,7 +249,7 @@ fn alone(file: &FileRead, old: &Located<Resource>, id: &ResourceId) -> Result<()
 }
 
 /// The name of a resource's own file. Names and namespaces are labels, so that it needs no escaping.
-fn file_name(id: &ResourceId, form: Form) -> String {
+pub(super) fn file_name(id: &ResourceId, form: Form) -> String {
     let kind = id.kind.name().to_lowercase();
     match id.kind {
         Kind::MeshConfig => format!("{kind}.{}", form.ending()),

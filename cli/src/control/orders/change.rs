@@ -27,6 +27,8 @@ use crate::verbs::values;
 const IN_FORCE: Duration = Duration::from_secs(5);
 /// Who changed files without an order, as the audit has it.
 const BY_HAND: &str = "by hand";
+/// Who changed resources in Consul without an order of this server's.
+const BY_OTHERS: &str = "by way of Consul";
 /// Who changed files while no server looked, or by an order that was cut off before it was written down.
 const FOUND_AT_START: &str = "found at start";
 /// Resources that the audit's line names; the difference beside it has all of them.
@@ -40,7 +42,10 @@ pub(super) async fn apply(server: Arc<Server>, request: ApplyRequest, who: Who) 
         let judge = |located: &Located<Resource>| permission::refusal(who.role(), &located.value, &config);
         permit(server, &who, &what, &written.resources.iter().filter_map(judge).collect::<Vec<_>>())?;
         let beside = Beside { served: Some(&server.trust_domain), registered: registered(server) };
-        changed(server, (&who, &what), mode, || resources::apply(&server.directory, &request, beside))
+        changed(server, (&who, &what), mode, |mode| {
+            let request = ApplyRequest { dry_run: mode == Mode::DryRun, ..request };
+            resources::apply(&server.directory, &request, beside)
+        })
     };
     let changed = blocking(server.clone(), changing).await?;
     settled(&server, changed).await
@@ -56,7 +61,7 @@ pub(super) async fn delete(server: Arc<Server>, request: DeleteRequest, who: Who
         let config = server.in_force.borrow().loaded.mesh.config.clone();
         let refusal = permission::refusal_of_id(who.role(), &id, &config);
         permit(server, &who, &what, refusal.as_slice())?;
-        changed(server, (&who, &what), mode, || resources::delete(&server.directory, &id, mode))
+        changed(server, (&who, &what), mode, |mode| resources::delete(&server.directory, &id, mode))
     };
     let changed = blocking(server.clone(), changing).await?;
     settled(&server, changed).await
@@ -104,14 +109,22 @@ pub(super) fn changed<E: From<Refused> + Into<Denial> + ToString>(
     server: &Server,
     (who, what): (&Who, &str),
     mode: Mode,
-    make: impl FnOnce() -> Result<Made, E>,
+    make: impl FnOnce(Mode) -> Result<Made, E>,
 ) -> Result<Changed, Denial> {
     // Versions are in the order of the changes: nobody comes between a change and its version.
     let mut known = server.changing.lock().unwrap_or_else(PoisonError::into_inner);
     if mode == Mode::Change {
-        note_unordered(server, &mut known, BY_HAND);
+        note_unordered(server, &mut known, unordered(server));
     }
-    let Made { mut report, changes } = match make() {
+    let made = match &server.consul {
+        // Planned against the mirror, written there, and then mirrored.
+        Some(consul) if mode == Mode::Change => make(Mode::DryRun).and_then(|made| {
+            consul.commit(&tokio::runtime::Handle::current(), &made.changes)?;
+            Ok(made)
+        }),
+        _ => make(mode),
+    };
+    let Made { mut report, changes } = match made {
         Ok(made) => made,
         Err(refused) => {
             if mode == Mode::Change {
@@ -135,7 +148,13 @@ pub(super) fn changed<E: From<Refused> + Into<Denial> + ToString>(
 
 /// Writes down what the directory holds otherwise than by orders. Who edits its files is not known.
 pub(in crate::control) fn note_changes_by_hand(server: &Server) {
-    note_unordered(server, &mut server.changing.lock().unwrap_or_else(PoisonError::into_inner), BY_HAND);
+    let who = unordered(server);
+    note_unordered(server, &mut server.changing.lock().unwrap_or_else(PoisonError::into_inner), who);
+}
+
+/// Who it is that changes the directory without an order.
+fn unordered(server: &Server) -> &'static str {
+    if server.consul.is_some() { BY_OTHERS } else { BY_HAND }
 }
 
 /// Writes down in what the directory differs from what the audit knows of, when the server starts: what was changed while
@@ -182,7 +201,8 @@ fn note_unordered(server: &Server, known: &mut Vec<Resource>, who: &str) {
         at: SystemTime::now(),
         who: who.to_owned(),
         what: format!(
-            "files of the control host: {}",
+            "{}: {}",
+            if server.consul.is_some() { "resources in Consul" } else { "files of the control host" },
             named(effects.iter().map(|(id, effect)| (id, *effect)))
         ),
         outcome: Outcome::Granted,

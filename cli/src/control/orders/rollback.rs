@@ -80,7 +80,7 @@ pub(super) async fn roll_back(
             Target::Before(version) => format!("rollback {version}"),
             Target::To(version) => format!("rollback --to {version}"),
         };
-        changed(server, (&who, &what), mode, || restore(server, target, &request, &who))
+        changed(server, (&who, &what), mode, |mode| restore(server, target, (&request, mode), &who))
     };
     let changed = blocking(server.clone(), changing).await?;
     settled(&server, changed).await
@@ -115,11 +115,16 @@ impl Target {
     }
 }
 
-fn restore(server: &Server, target: Target, request: &RollbackRequest, who: &Who) -> Result<Made, Against> {
+fn restore(
+    server: &Server,
+    target: Target,
+    (request, mode): (&RollbackRequest, Mode),
+    who: &Who,
+) -> Result<Made, Against> {
     let undone = undone(server, target).map_err(Against::Order)?;
     let Undone { wanted, expected } = texts(&undone).map_err(Against::Order)?;
     let config = server.in_force.borrow().loaded.mesh.config.clone();
-    let restoring = if request.dry_run { Restoring::Plan } else { Restoring::Write };
+    let restoring = if mode == Mode::DryRun { Restoring::Plan } else { Restoring::Write };
     let changes = server.directory.restore(&wanted, restoring, |changes| {
         let altered = changes.iter().filter(|change| change.effect != Effect::Unchanged);
         let refusals: Vec<_> = altered.filter_map(|change| refusal(who, change, &config)).collect();

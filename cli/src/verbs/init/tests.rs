@@ -107,3 +107,14 @@ fn does_not_write_over_files_nor_over_a_ledger() {
     fs::write(place.directories().state.join(DATABASE), "").expect("written");
     assert!(place.init("").expect_err("a ledger").contains("gone"));
 }
+
+#[test]
+fn a_mesh_in_consul_has_its_control_server_told_so() {
+    let place = Place::new();
+    let refused = place.init("--consul http://10.0.0.1:8500").expect_err("in plaintext over a network");
+    assert!(refused.contains("allow_plaintext"), "{refused}");
+    assert!(!place.directories().authority().exists());
+    place.init("--consul http://127.0.0.1:8500").expect("made");
+    let settings = crate::control::consul_settings(&place.directories().config).expect("read");
+    assert_eq!(settings, Some(baremesh_registry::consul::Settings::default()));
+}

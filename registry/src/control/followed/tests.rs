@@ -1,5 +1,6 @@
 use std::fs;
 
+use super::super::message::Upsert;
 use super::*;
 
 fn raw(text: &str) -> Box<RawValue> {

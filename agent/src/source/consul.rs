@@ -1,0 +1,249 @@
+//! Consul as source: policy, trust and virtual addresses from its key-value store, endpoints from its catalog. This host's
+//! own services are registered at the Consul agent beside it. What is known is kept on the disk, and an agent starts from
+//! it with Consul dead; while Consul is away, the last good state serves.
+
+/// Following the key-value store.
+mod store;
+/// Following the catalog.
+mod catalog;
+/// Which services are waited for, and which are read in turn.
+mod choice;
+/// Registering this host's services.
+mod registering;
+/// What is known, and what is published of it.
+mod known;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use baremesh_model::mesh::Mesh;
+use baremesh_model::name::Label;
+use baremesh_registry::consul::{Client, Settings};
+use baremesh_registry::control::client::backoff;
+use baremesh_registry::control::followed::{Followed, WholeError};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use self::known::Known;
+use super::control::mesh_of;
+use crate::agent::{AgentError, empty_mesh};
+use crate::membership::Membership;
+use crate::proxy::socket::{self, Mark};
+use crate::publish::Publisher;
+use crate::telemetry::metrics::Metrics;
+use crate::trust::Trust;
+
+/// The file of the last good state.
+const STATE_FILE: &str = "last-good-consul.state";
+/// How long connecting to Consul may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long what is heard is gathered before it is published as one.
+const GATHER: Duration = Duration::from_millis(200);
+/// How much may be heard that is not yet looked at.
+const HEARD: usize = 256;
+/// How often it is looked at what is held although the catalog lacks it.
+const LOOK: Duration = Duration::from_secs(30);
+/// The longest wait for something new.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// A part of what is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Resources,
+    Trust,
+    Addresses,
+    Catalog,
+    Registrations,
+}
+
+impl Part {
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Resources => "resources",
+            Self::Trust => "what is trusted",
+            Self::Addresses => "virtual addresses",
+            Self::Catalog => "the catalog",
+            Self::Registrations => "this host's registrations",
+        }
+    }
+}
+
+/// What a follower tells.
+#[derive(Debug)]
+enum Heard {
+    /// Something is known now.
+    Known(known::News),
+    /// A part is in reach.
+    Fine(Part),
+    /// A part is not, and why.
+    Failed(Part, String),
+}
+
+/// Consul to follow.
+pub struct ConsulSource {
+    settings: Settings,
+    followed: Followed,
+    file: PathBuf,
+    trust: Arc<Trust>,
+    mark: Mark,
+    host: Label,
+    notes: watch::Sender<Vec<String>>,
+}
+
+impl ConsulSource {
+    /// With the last good state of the state directory. What that says of trust is in force from here on.
+    pub fn open(settings: Settings, state: &Path, membership: &Membership, trust: &Arc<Trust>) -> Self {
+        let file = state.join(STATE_FILE);
+        let followed = Followed::load(&file).unwrap_or_else(|error| {
+            tracing::error!(%error, "the last good state cannot be used; Consul is asked for a new one");
+            Followed::new(Some(file.clone()))
+        });
+        if let Err(reason) = trust.take(followed.values()) {
+            tracing::error!(file = %file.display(), reason, "what the last good state says of trust cannot be used");
+        }
+        let (trust, host) = (Arc::clone(trust), membership.host.clone());
+        Self { settings, followed, file, trust, mark: Mark(None), host, notes: watch::Sender::default() }
+    }
+
+    /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
+    pub fn last_good(&self, membership: &Membership) -> Result<(Mesh, u64), AgentError> {
+        if self.followed.values().is_empty() {
+            return Ok((empty_mesh(membership)?, 0));
+        }
+        let derived = baremesh_registry::consul::state::derive(self.followed.values(), &self.settings.plain);
+        match mesh_of(&derived.entries, &self.trust.now()) {
+            Ok(mesh) => Ok((mesh, self.followed.version())),
+            Err(reason) => {
+                tracing::error!(file = %self.file.display(), reason, "the last good state cannot be used");
+                Ok((empty_mesh(membership)?, 0))
+            }
+        }
+    }
+
+    /// Connects over sockets that no rule captures from now on.
+    pub fn with(self, mark: Mark) -> Self {
+        Self { mark, ..self }
+    }
+
+    /// What operators ought to know of it, in words.
+    pub fn notes(&self) -> watch::Receiver<Vec<String>> {
+        self.notes.subscribe()
+    }
+
+    /// Follows Consul until `leaving`, and takes this host's services out of it then.
+    pub async fn follow(
+        self,
+        publisher: Arc<Publisher>,
+        connected: watch::Sender<bool>,
+        metrics: Arc<Metrics>,
+        leaving: impl Future<Output = ()>,
+    ) {
+        let (tell, heard) = mpsc::channel(HEARD);
+        let mark = self.mark;
+        let dial = move || -> Arc<baremesh_ca::client::Dial> {
+            Arc::new(move |to| Box::pin(socket::connect(to, mark, CONNECT_TIMEOUT)))
+        };
+        let client = Client::new(self.settings.clone(), dial());
+        let beside = Client::new(self.settings.of_agent(), dial());
+        let registering = registering::Registering::new(beside, self.host.clone(), Arc::clone(&publisher));
+        // They end with this function.
+        let mut followers = JoinSet::new();
+        followers.spawn(store::resources(client.clone(), tell.clone()));
+        followers.spawn(store::trust(client.clone(), tell.clone()));
+        followers.spawn(store::addresses(client.clone(), tell.clone()));
+        followers.spawn(catalog::follow(client, tell.clone()));
+        let goodbye = registering.clone();
+        followers.spawn(registering.keep(tell));
+        tokio::select! {
+            () = Box::pin(self.take_all(heard, &publisher, &connected, &metrics)) => {}
+            () = leaving => {}
+        }
+        // Nothing is registered again behind the goodbye.
+        followers.shutdown().await;
+        goodbye.say().await;
+    }
+
+    async fn take_all(
+        self,
+        mut heard: mpsc::Receiver<Heard>,
+        publisher: &Publisher,
+        connected: &watch::Sender<bool>,
+        metrics: &Metrics,
+    ) {
+        let Self { settings, mut followed, trust, notes, .. } = self;
+        let mut known = Known::new(&followed, Instant::now());
+        let mut attempt = 0;
+        let (mut again, mut took) = (None, GATHER);
+        loop {
+            let mut looked = false;
+            tokio::select! {
+                first = heard.recv() => match first {
+                    Some(first) => known.take(first),
+                    None => return,
+                },
+                () = tokio::time::sleep(again.unwrap_or(LOOK)) => looked = true,
+            }
+            // Publishing takes half of the time at most, however large the mesh is.
+            tokio::time::sleep(took.max(GATHER)).await;
+            while let Ok(more) = heard.try_recv() {
+                known.take(more);
+            }
+            let is_connected = known.is_connected();
+            connected.send_replace(is_connected);
+            metrics.registry_connected.set(i64::from(is_connected));
+            if known.is_changed() || looked {
+                let began = Instant::now();
+                again = match publish(&mut known, &mut followed, (&settings, &trust), publisher) {
+                    Ok(()) => {
+                        attempt = 0;
+                        None
+                    }
+                    // A refused state stays refused until something is heard; a full disk may have room again.
+                    Err(WholeError::Unsaved(error)) => {
+                        tracing::error!(%error, "the state in force is not on the disk");
+                        attempt += 1;
+                        Some(backoff(attempt, rand::random()).max(GATHER))
+                    }
+                    Err(WholeError::Refused(_) | WholeError::Bounds(_)) => None,
+                };
+                took = began.elapsed();
+            }
+            let said = known.notes();
+            notes.send_if_modified(|notes| {
+                let changed = *notes != said;
+                *notes = said;
+                changed
+            });
+        }
+    }
+}
+
+/// Publishes what is known, where there is a whole set of resources, and keeps it.
+fn publish(
+    known: &mut Known,
+    followed: &mut Followed,
+    (settings, trust): (&Settings, &Trust),
+    publisher: &Publisher,
+) -> Result<(), WholeError> {
+    let Some((inputs, version)) = known.inputs(Instant::now()) else { return Ok(()) };
+    if inputs == *followed.values() && followed.version() == version && !known.is_unsaved() {
+        return Ok(());
+    }
+    // Not put off by anything that this agent cannot take.
+    if let Err(reason) = trust.take(&inputs) {
+        publisher.refuse(reason.clone());
+        return Err(WholeError::Refused(reason));
+    }
+    let derived = baremesh_registry::consul::state::derive(&inputs, &settings.plain);
+    let put = followed.put_in_force(&inputs, version, || {
+        let mesh =
+            mesh_of(&derived.entries, &trust.now()).inspect_err(|reason| publisher.refuse(reason.clone()))?;
+        publisher.take_mesh(mesh, version)
+    });
+    if let Err(WholeError::Bounds(error)) = &put {
+        publisher.refuse(error.to_string());
+    }
+    known.published(&put, derived.report);
+    put
+}

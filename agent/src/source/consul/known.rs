@@ -1,0 +1,238 @@
+//! What is known of Consul, and what is published of it: whole, and damped where much is lost at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Instant, SystemTime};
+
+use baremesh_registry::consul::catalog::Instance;
+use baremesh_registry::consul::damping::{At, Damper};
+use baremesh_registry::consul::resources::Set;
+use baremesh_registry::consul::state::{
+    ADDRESS, AddressRecord, INSTANCES, MESHED, Report, is_input, remember,
+};
+use baremesh_registry::control::followed::{Followed, WholeError};
+use serde::Deserialize as _;
+use serde_json::Value;
+
+use super::{Heard, Part};
+use crate::trust::is_about_trust;
+
+/// Something that is known now.
+#[derive(Debug)]
+pub(super) enum News {
+    /// A whole set of resources.
+    Resources(Set),
+    /// There are none in Consul.
+    NoResources,
+    /// What is said of trust, by the names of statements.
+    Trust(BTreeMap<String, Value>),
+    /// Whose each virtual address is.
+    Addresses(BTreeMap<IpAddr, AddressRecord>),
+    /// The names in the catalog.
+    Names(BTreeSet<String>),
+    /// The instances of a service.
+    Instances(String, Vec<Instance>),
+    /// The catalog is another than before.
+    BeganAnew,
+    /// So many services of the catalog are read in turn, and not followed one by one.
+    InTurn(usize),
+}
+
+/// All of it.
+pub(super) struct Known {
+    resources: BTreeMap<String, Value>,
+    version: u64,
+    trust: BTreeMap<String, Value>,
+    addresses: BTreeMap<String, Value>,
+    meshed: BTreeMap<String, Value>,
+    seen: BTreeMap<At, Instance>,
+    damper: Damper,
+    /// How each part stands; a part that nothing was heard of yet is not there.
+    parts: BTreeMap<Part, Option<String>>,
+    missing: Option<&'static str>,
+    in_turn: usize,
+    changed: bool,
+    unsaved: bool,
+    report: Report,
+}
+
+impl Known {
+    /// What an agent begins with: the state that was in force last.
+    pub(super) fn new(followed: &Followed, now: Instant) -> Self {
+        let values = followed.values();
+        let with = |prefix: &str| {
+            let some = values.iter().filter(|(key, _)| key.starts_with(prefix));
+            some.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>()
+        };
+        let (trust, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = values
+            .clone()
+            .into_iter()
+            .filter(|(key, _)| !is_input(key))
+            .partition(|(key, _)| is_about_trust(key));
+        let mut seen = BTreeMap::new();
+        for (key, value) in with(INSTANCES) {
+            let instances = Vec::<Instance>::deserialize(&value).unwrap_or_default();
+            seen.extend(instances.into_iter().map(|one| (at(&key[INSTANCES.len()..], &one), one)));
+        }
+        Self {
+            resources: rest,
+            version: followed.version(),
+            trust,
+            addresses: with(ADDRESS),
+            meshed: with(MESHED),
+            damper: Damper::new(seen.clone(), now),
+            seen,
+            parts: BTreeMap::new(),
+            missing: None,
+            in_turn: 0,
+            changed: false,
+            unsaved: false,
+            report: Report::default(),
+        }
+    }
+
+    /// Takes what was heard.
+    pub(super) fn take(&mut self, heard: Heard) {
+        match heard {
+            Heard::Fine(part) => {
+                if let Some(Some(reason)) = self.parts.insert(part, None) {
+                    tracing::info!(part = part.in_words(), reason, "Consul is in reach again");
+                }
+            }
+            Heard::Failed(part, reason) => {
+                let before = self.parts.insert(part, Some(reason.clone()));
+                if before.flatten().as_ref() != Some(&reason) {
+                    tracing::warn!(
+                        part = part.in_words(),
+                        reason,
+                        "Consul is not in reach; what was known holds"
+                    );
+                }
+            }
+            Heard::Known(news) => self.learn(news),
+        }
+    }
+
+    fn learn(&mut self, news: News) {
+        self.changed = true;
+        match news {
+            News::Resources(set) if set.values.is_empty() && !self.resources.is_empty() => {
+                self.missing = Some("the index in Consul names no resource");
+            }
+            News::Resources(set) => {
+                if set.version < self.version {
+                    tracing::warn!(
+                        version = set.version,
+                        before = self.version,
+                        "the resources in Consul begin anew"
+                    );
+                }
+                (self.resources, self.version, self.missing) = (set.values, set.version, None);
+            }
+            News::NoResources => self.missing = Some("there are no resources in Consul"),
+            // Who is trusted and what is revoked is never forgotten for an answer that says nothing.
+            News::Trust(said) => self.trust.extend(said),
+            News::Addresses(all) if all.is_empty() => {}
+            News::Addresses(all) => {
+                let record = |record| serde_json::to_value(record).expect("plain fields");
+                let all = all.into_iter().map(|(address, of)| (format!("{ADDRESS}{address}"), record(of)));
+                self.addresses = all.collect();
+            }
+            News::Names(names) => self.seen.retain(|(name, _, _), _| names.contains(name)),
+            News::Instances(name, instances) => {
+                self.seen.retain(|(of, _, _), _| *of != name);
+                self.seen.extend(instances.into_iter().map(|one| (at(&name, &one), one)));
+            }
+            News::BeganAnew => {
+                tracing::warn!("Consul's catalog began anew: what it lacks is kept for a while");
+                self.damper.began_anew(Instant::now());
+            }
+            News::InTurn(count) => self.in_turn = count,
+        }
+    }
+
+    /// Whether something was heard since the last look at the inputs.
+    pub(super) fn is_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Whether what is in force has still to be written.
+    pub(super) fn is_unsaved(&self) -> bool {
+        self.unsaved
+    }
+
+    /// Whether every part was in reach when it was asked last.
+    pub(super) fn is_connected(&self) -> bool {
+        let needed = [Part::Resources, Part::Trust, Part::Addresses, Part::Catalog, Part::Registrations];
+        needed.iter().all(|part| self.parts.get(part) == Some(&None)) && self.missing.is_none()
+    }
+
+    /// What the mesh is made of now, with its version; nothing as long as no resources are known.
+    pub(super) fn inputs(&mut self, now: Instant) -> Option<(BTreeMap<String, Value>, u64)> {
+        self.changed = false;
+        let held = self.damper.take(self.seen.clone(), now);
+        if self.resources.is_empty() {
+            return None;
+        }
+        let mut by_name: BTreeMap<String, Vec<Instance>> = BTreeMap::new();
+        for ((name, _, _), instance) in held {
+            by_name.entry(format!("{INSTANCES}{name}")).or_default().push(instance);
+        }
+        let mut inputs = self.resources.clone();
+        inputs.extend(self.trust.clone());
+        inputs.extend(self.addresses.clone());
+        inputs.extend(self.meshed.clone());
+        let value = |all| serde_json::to_value(all).expect("plain fields");
+        inputs.extend(by_name.into_iter().map(|(key, all)| (key, value(all))));
+        let today = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        remember(&mut inputs, today);
+        let meshed = inputs.iter().filter(|(key, _)| key.starts_with(MESHED));
+        self.meshed = meshed.map(|(key, value)| (key.clone(), value.clone())).collect();
+        Some((inputs, self.version))
+    }
+
+    /// Notes what became of it.
+    pub(super) fn published(&mut self, put: &Result<(), WholeError>, report: Report) {
+        self.unsaved = matches!(put, Err(WholeError::Unsaved(_)));
+        self.report = report;
+    }
+
+    /// What operators ought to know.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let failed = self.parts.iter().filter_map(|(part, failed)| Some((part, failed.as_ref()?)));
+        notes.extend(
+            failed.map(|(part, reason)| {
+                format!("Consul ({}): {reason}; what was known holds", part.in_words())
+            }),
+        );
+        if let Some(missing) = self.missing {
+            notes.push(format!(
+                "{missing}: those of before stay in force; `baremesh control` writes them where it runs"
+            ));
+        }
+        match self.damper.held() {
+            0 => {}
+            held => notes.push(format!(
+                "alarm: {held} endpoints vanished from Consul's catalog at once, and stay in force for up to an hour"
+            )),
+        }
+        let Report { left_out, named, .. } = &self.report;
+        if *left_out > 0 {
+            let shown = named.iter().take(3).map(|(what, why)| format!("{what}: {why}"));
+            let shown: Vec<_> = shown.collect();
+            notes.push(format!("{left_out} of Consul's catalog left out, among them {}", shown.join("; ")));
+        }
+        if self.in_turn > 0 {
+            notes.push(format!(
+                "{} services of Consul's catalog are read in turn: their changes take longer to be seen",
+                self.in_turn
+            ));
+        }
+        notes
+    }
+}
+
+fn at(name: &str, instance: &Instance) -> At {
+    (name.to_owned(), instance.node.node.clone(), instance.service.id.clone())
+}

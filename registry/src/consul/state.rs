@@ -1,0 +1,174 @@
+//! What everything that is known of Consul comes to: the keyed entries of one mesh. What is kept on the disk, and what is
+//! followed, are the inputs: resources, what is said of trust, addresses, instances as Consul has them. A mesh is made of
+//! them by one pure function, which leaves out what would not hold together with the rest and says why: whoever may write
+//! to the catalog cannot keep a state from coming into force.
+
+/// Services and their addresses.
+mod services;
+/// Endpoints.
+mod endpoints;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use baremesh_model::mesh_config::MeshConfig;
+use baremesh_model::name::Key;
+use baremesh_model::service::Service;
+use baremesh_model::service_entry::ServiceEntry;
+use baremesh_model::workload::Workload;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::catalog::Instance;
+use super::mark;
+use crate::format;
+use crate::resource::Resource;
+
+/// Before the name of a service in the catalog: its instances, as Consul has them.
+pub const INSTANCES: &str = "consul/instances/";
+/// Before a virtual address: whose it is.
+pub const ADDRESS: &str = "consul/address/";
+/// Before the name of a service that agents of this mesh were seen to have: when the last one was, in seconds since 1970.
+pub const MESHED: &str = "consul/meshed/";
+/// How long a service counts as meshed after the last of its agents was seen, in seconds: seven days, as long as its
+/// virtual address is nobody else's.
+pub const MESHED_FOR: u64 = 7 * 24 * 3600;
+/// Consul's own servers, in their catalog.
+const CONSUL_ITSELF: &str = "consul";
+/// Most things that a report names.
+const MAX_NAMED: usize = 100;
+
+/// Whose a virtual address is, as `addresses/<ip>` says it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressRecord {
+    /// The service, as `name.namespace`, or a host of a ServiceEntry, as `namespace/host`.
+    pub service: String,
+    /// Since when, in seconds since 1970.
+    pub since: u64,
+    /// Since when the service is gone; nothing while it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released: Option<u64>,
+}
+
+/// What a state came to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// Endpoints with an agent.
+    pub agents: usize,
+    /// Endpoints without one.
+    pub plain: usize,
+    /// How much of the catalog was left out.
+    pub left_out: usize,
+    /// Some of that, with the reason.
+    pub named: BTreeMap<String, String>,
+}
+
+impl Report {
+    fn leave_out(&mut self, what: String, why: impl Into<String>) {
+        self.left_out += 1;
+        if self.named.len() < MAX_NAMED {
+            self.named.insert(what, why.into());
+        }
+    }
+}
+
+/// Entries and what is to be said of them.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Derived {
+    /// The entries that a mesh is made of, by `Kind/namespace/name`.
+    pub entries: BTreeMap<String, Value>,
+    /// What became of the catalog.
+    pub report: Report,
+}
+
+/// What resources say, as far as the catalog has to agree with it.
+struct Declared {
+    config: MeshConfig,
+    services: BTreeMap<Key, Service>,
+    workloads: Vec<Workload>,
+    service_entries: BTreeMap<Key, Arc<ServiceEntry>>,
+}
+
+/// Whether an entry of the inputs is about Consul's catalog or addresses, and no resource.
+pub fn is_input(key: &str) -> bool {
+    key.starts_with("consul/")
+}
+
+/// The entries of the mesh. Services in `plain` take endpoints without an agent beside those with one.
+pub fn derive(inputs: &BTreeMap<String, Value>, plain: &BTreeSet<Key>) -> Derived {
+    let mut derived = Derived::default();
+    let is_told = |key: &str| !is_input(key) && !key.starts_with("HostGrant/");
+    derived.entries.extend(
+        inputs.iter().filter(|(key, _)| is_told(key)).map(|(key, value)| (key.clone(), value.clone())),
+    );
+    let declared = declared(&derived.entries);
+    let catalog = services::catalog(inputs, &declared, plain, &mut derived.report);
+    let services = services::with_addresses(inputs, &declared, catalog, &mut derived);
+    endpoints::add(services, &declared, &mut derived);
+    derived
+}
+
+fn declared(entries: &BTreeMap<String, Value>) -> Declared {
+    let mut declared = Declared {
+        config: MeshConfig::default(),
+        services: BTreeMap::new(),
+        workloads: Vec::new(),
+        service_entries: BTreeMap::new(),
+    };
+    let about = ["MeshConfig/", "Service/", "WorkloadEntry/", "ServiceEntry/"];
+    for (_, value) in entries.iter().filter(|(key, _)| about.iter().any(|kind| key.starts_with(kind))) {
+        match format::decode_from_newer(value).map(|read| read.resource) {
+            Ok(Resource::MeshConfig(config)) => declared.config = *config,
+            Ok(Resource::Service(service)) => _ = declared.services.insert(service.key.clone(), *service),
+            Ok(Resource::Workload(workload)) => declared.workloads.push(*workload),
+            Ok(Resource::ServiceEntry(entry)) => {
+                declared.service_entries.insert(entry.key.clone(), Arc::new(*entry));
+            }
+            // Whoever makes the mesh says what cannot be read.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    declared
+}
+
+/// The instances of every service of the inputs.
+fn instances(inputs: &BTreeMap<String, Value>) -> impl Iterator<Item = (&str, Vec<Instance>)> {
+    let named = inputs.range(INSTANCES.to_owned()..).take_while(|(key, _)| key.starts_with(INSTANCES));
+    named.map(|(key, value)| {
+        let all = Vec::<Instance>::deserialize(value).unwrap_or_default();
+        (&key[INSTANCES.len()..], all)
+    })
+}
+
+/// Which addresses are which services', of those that are there.
+fn assigned(inputs: &BTreeMap<String, Value>) -> BTreeMap<IpAddr, Key> {
+    let records = inputs.range(ADDRESS.to_owned()..).take_while(|(key, _)| key.starts_with(ADDRESS));
+    let read = |(key, value): (&String, &Value)| {
+        let record = AddressRecord::deserialize(value).ok().filter(|record| record.released.is_none())?;
+        Some((key[ADDRESS.len()..].parse().ok()?, Key::read(&record.service)?))
+    };
+    records.filter_map(read).collect()
+}
+
+/// Remembers which services agents of this mesh were seen to have.
+pub fn remember(inputs: &mut BTreeMap<String, Value>, now: u64) {
+    /// How old a memory is made anew, so that the state does not change with each look.
+    const RENEWED: u64 = 24 * 3600;
+    let has_agent = |all: &[Instance]| all.iter().any(|one| mark::read(&one.service.meta).is_some());
+    let seen: Vec<String> =
+        instances(inputs).filter(|(_, all)| has_agent(all)).map(|(name, _)| name.to_owned()).collect();
+    inputs.retain(|key, value| {
+        let since = || value.as_u64().unwrap_or(0);
+        !key.starts_with(MESHED) || now.saturating_sub(since()) < MESHED_FOR
+    });
+    for name in seen {
+        let since = inputs.entry(format!("{MESHED}{name}")).or_insert_with(|| now.into());
+        if since.as_u64().is_none_or(|since| now.saturating_sub(since) >= RENEWED) {
+            *since = now.into();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
