@@ -8,6 +8,8 @@ use baremesh_model::mesh::Mesh;
 pub mod files;
 /// The control server.
 pub mod control;
+/// Entries of a state, put together into a mesh.
+pub mod resources;
 
 /// A mesh whose resources name another trust domain than the certificates are of would authorise nobody.
 fn of_trust_domain(mesh: Mesh, bundle: &TrustBundle) -> Result<Mesh, String> {
