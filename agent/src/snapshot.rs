@@ -29,9 +29,9 @@ use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Key;
-use baremesh_model::service::Protocol;
+use baremesh_model::service::{Protocol, Service};
 use baremesh_model::virtual_service::Routing;
-use baremesh_model::workload::Labels;
+use baremesh_model::workload::{Labels, Workload};
 
 use crate::attribution::CallerTable;
 use crate::dns::Found;
@@ -41,6 +41,7 @@ use crate::proxy::error::ProxyError;
 use crate::registration::LocalService;
 use crate::telemetry::metrics::Party;
 
+use build::Basis;
 pub use build::BuildError;
 pub use cluster::{Cluster, NoEndpoint};
 pub use endpoint::{Endpoint, EndpointState, Transport};
@@ -66,6 +67,9 @@ pub struct ServiceEntry {
     pub out_of_reach: Vec<OutOfReach>,
     /// How it is called, by kinds of callers of this host.
     views: Views,
+    /// What it was compiled from.
+    service: Service,
+    workloads: Box<[Arc<Workload>]>,
 }
 
 impl ServiceEntry {
@@ -187,6 +191,8 @@ pub struct Snapshot {
     pub providers: Arc<Providers>,
     /// Which processes are which service of this host.
     pub callers: CallerTable<usize>,
+    /// What the services were compiled with.
+    basis: Basis,
     services: HashMap<Key, Arc<ServiceEntry>>,
     virtual_addresses: HashMap<IpAddr, Arc<ServiceEntry>>,
     endpoints: HashMap<SocketAddr, (Arc<ServiceEntry>, u16, Arc<Endpoint>)>,

@@ -10,6 +10,8 @@ pub mod files;
 pub mod control;
 /// Consul.
 pub mod consul;
+/// Entries of a state, put together into a mesh.
+pub mod resources;
 
 /// A mesh whose resources name another trust domain than the certificates are of would authorise nobody.
 fn of_trust_domain(mesh: Mesh, bundle: &TrustBundle) -> Result<Mesh, String> {

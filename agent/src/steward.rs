@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::capture::conntrack::Tracked;
 use crate::capture::{
@@ -49,6 +50,15 @@ impl Mode {
     }
 }
 
+/// How much of the rules is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// All of them: somebody else may have changed them.
+    AtAll,
+    /// What another plan has otherwise.
+    AtWhatDiffers,
+}
+
 /// What rules on trial give way to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Before {
@@ -65,6 +75,8 @@ pub struct Steward {
     publisher: Arc<Publisher>,
     settings: CaptureSettings,
     metrics: Arc<Metrics>,
+    /// The plan that was put in place last, while nothing else was since.
+    applied: Mutex<Option<CapturePlan>>,
     /// What stands, in words; empty while the rules are in place.
     trouble: watch::Sender<Option<String>>,
 }
@@ -79,7 +91,8 @@ impl Steward {
     ) -> Arc<Self> {
         let trouble = watch::Sender::new(Some("the capture rules are not in place yet".to_owned()));
         let (mode, capture) = (Mutex::new(mode), Arc::new(Mutex::new(capture)));
-        Arc::new(Self { mode, capture, publisher, settings, metrics, trouble })
+        let applied = Mutex::default();
+        Arc::new(Self { mode, capture, publisher, settings, metrics, applied, trouble })
     }
 
     /// What is wrong with the rules.
@@ -103,7 +116,7 @@ impl Steward {
 
     /// Puts the rules in place for good.
     pub async fn keep_from_now(&self) -> Result<Applied, CaptureError> {
-        let applied = self.apply().await?;
+        let applied = self.apply(Look::AtAll).await?;
         self.set_mode(Mode::Keep);
         Ok(applied)
     }
@@ -114,6 +127,7 @@ impl Steward {
             return Err(CaptureError::NothingKnown);
         }
         let plan = self.plan();
+        self.forget_applied();
         let applied = self.on_capture(move |capture| capture.apply_with_confirm(&exe, &plan, limit)).await?;
         let before = if self.mode() == Mode::Keep { Before::Kept } else { Before::Nothing };
         self.set_mode(Mode::Trial(before));
@@ -131,6 +145,7 @@ impl Steward {
     /// Removes the rules, and leaves them off until they are asked for again.
     pub async fn remove(&self) -> Result<(), CaptureError> {
         self.set_mode(Mode::Off);
+        self.forget_applied();
         self.on_capture(|capture| capture.remove(Anchor::Remove)).await?;
         self.tell(Some("the capture rules were removed by hand".to_owned()));
         Ok(())
@@ -140,6 +155,7 @@ impl Steward {
     pub async fn leave(&self) -> Result<(), CaptureError> {
         let mode = self.mode();
         self.set_mode(Mode::Off);
+        self.forget_applied();
         match mode {
             Mode::Off => Ok(()),
             Mode::Keep | Mode::Trial(_) => self.on_capture(|capture| apply_gone(&capture.gone_file())).await,
@@ -152,14 +168,25 @@ impl Steward {
     }
 
     /// Brings the rules up to date; until the mesh's state is known, to those for a gone agent.
-    async fn apply(&self) -> Result<Applied, CaptureError> {
+    async fn apply(&self, look: Look) -> Result<Applied, CaptureError> {
         if !self.mesh_is_known() {
             return self.hold().await;
         }
         let plan = self.plan();
-        let applied = self.on_capture(move |capture| capture.apply(&plan)).await;
-        match applied {
+        let last = self.applied.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if look == Look::AtWhatDiffers && last.as_ref() == Some(&plan) {
+            // Most changes of a mesh are none of which the rules know: of health, of policies.
+            self.note_applied(plan);
+            return Ok(Applied { change: Change::None, without_ipv6: None });
+        }
+        let put = plan.clone();
+        let applied = self.on_capture(move |capture| match look {
+            Look::AtAll => capture.apply(&put),
+            Look::AtWhatDiffers => capture.follow(&put),
+        });
+        match applied.await {
             Ok(applied) => {
+                self.note_applied(plan);
                 self.tell(None);
                 Ok(applied)
             }
@@ -170,8 +197,18 @@ impl Steward {
         }
     }
 
+    /// Something else than a plan is put in place.
+    fn forget_applied(&self) {
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn note_applied(&self, plan: CapturePlan) {
+        *self.applied.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
+    }
+
     async fn hold(&self) -> Result<Applied, CaptureError> {
         let plan = self.plan();
+        self.forget_applied();
         let held = self.on_capture(move |capture| capture.hold(&plan)).await;
         self.tell(Some(held.as_ref().map_or_else(ToString::to_string, |()| NOTHING_KNOWN.to_owned())));
         held.map(|()| Applied { change: Change::Held, without_ipv6: None })
@@ -206,17 +243,23 @@ impl Steward {
         let mut changed = self.publisher.changed();
         // A state may have come between the rules' first placing and this: it must not wait for the next look.
         changed.mark_changed();
+        // However often the mesh changes, it is looked whether the rules still stand.
         let mut wait = RETRY;
+        let mut due = Instant::now() + wait;
         loop {
-            tokio::select! {
+            let look = tokio::select! {
                 told = changed.changed() => {
                     if told.is_err() {
                         return;
                     }
                     tokio::time::sleep(SETTLE).await;
                     changed.mark_unchanged();
+                    if Instant::now() < due { Look::AtWhatDiffers } else { Look::AtAll }
                 }
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep_until(due) => Look::AtAll,
+            };
+            if look == Look::AtAll {
+                due = Instant::now() + wait;
             }
             if let Some(tracked) = Tracked::read().filter(|tracked| tracked.is_nearly_full()) {
                 tracing::error!(tracked.entries, tracked.limit, "{tracked}");
@@ -229,7 +272,7 @@ impl Steward {
                     continue;
                 }
             }
-            wait = match self.apply().await.map(|applied| applied.change) {
+            wait = match self.apply(look).await.map(|applied| applied.change) {
                 Ok(Change::None | Change::Held) => LOOK,
                 Ok(change) => {
                     tracing::info!(?change, "the capture rules were changed");
@@ -240,6 +283,7 @@ impl Steward {
                     RETRY
                 }
             };
+            due = if look == Look::AtAll { Instant::now() + wait } else { due.min(Instant::now() + wait) };
         }
     }
 

@@ -2,7 +2,6 @@
 //! certificates that are revoked. The control server sends all of it with the mesh's state. What is new holds for every handshake from then on, and then those
 //! are told who hold connections open that it does not allow any more.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -56,10 +55,10 @@ impl Trust {
         Arc::clone(&self.credentials)
     }
 
-    /// Puts what a state says in force, at once. It writes the roots to the disk when they are others.
-    pub fn take(&self, entries: &BTreeMap<String, Value>) -> Result<(), String> {
+    /// Puts what a state says in force, at once: `stated` has its values by key. It writes the roots to the disk when they are others.
+    pub fn take(&self, stated: impl Fn(&str) -> Option<Value>) -> Result<(), String> {
         let before = self.now();
-        let after = of_state(entries, &before)?;
+        let after = of_state(stated, &before)?;
         if after != *before {
             let after = Arc::new(after);
             if after.roots() != before.roots()
@@ -84,8 +83,8 @@ impl Trust {
 
 /// What a state says is to be trusted. Roots change one by one: a set that has nothing in common with the one before is
 /// of another mesh.
-fn of_state(entries: &BTreeMap<String, Value>, before: &TrustBundle) -> Result<TrustBundle, String> {
-    let roots = match entries.get(ROOTS) {
+fn of_state(stated: impl Fn(&str) -> Option<Value>, before: &TrustBundle) -> Result<TrustBundle, String> {
+    let roots = match stated(ROOTS) {
         // Of a control server from before there were any.
         None => before.clone(),
         Some(value) => {
@@ -98,16 +97,16 @@ fn of_state(entries: &BTreeMap<String, Value>, before: &TrustBundle) -> Result<T
             read
         }
     };
-    let revoked = match entries.get(REVOKED) {
+    let revoked = match stated(REVOKED) {
         None => Revoked::default(),
         Some(value) => {
             let text = value[STATEMENT_PEM].as_str().unwrap_or_default();
             Revoked::read(text, roots.roots()).map_err(|error| error.to_string())?
         }
     };
-    let federated = match entries.get(FEDERATED) {
+    let federated = match stated(FEDERATED) {
         None => FederatedRoots::new(),
-        Some(value) => federated(value)?,
+        Some(value) => federated(&value)?,
     };
     let trusted = roots.with_federated(federated).map_err(|error| error.to_string())?;
     Ok(trusted.refusing(revoked))
@@ -201,6 +200,7 @@ pub async fn until_untrusted(trust: &mut watch::Receiver<Arc<TrustBundle>>, ends
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::SystemTime;
 
     use baremesh_ca::authority::Authority;
@@ -212,6 +212,10 @@ mod tests {
     fn authority(directory: &std::path::Path) -> Authority {
         let domain = TrustDomain::new("td").expect("a domain");
         Authority::create(directory, &domain, SystemTime::now()).expect("an authority")
+    }
+
+    fn of(state: &BTreeMap<String, Value>) -> impl Fn(&str) -> Option<Value> {
+        |key| state.get(key).cloned()
     }
 
     fn state(authority: &Authority, revoked: &[&str]) -> BTreeMap<String, Value> {
@@ -236,12 +240,12 @@ mod tests {
         let mut pushed = state(&ours, &["ab"]);
         let federated = json!({ "good": good, "junk": junk, "none": "", "Not A Domain": good, "odd": 7 });
         pushed.insert(FEDERATED.to_owned(), federated);
-        trust.take(&pushed).expect("taken");
+        trust.take(of(&pushed)).expect("taken");
         assert!(trust.now().revoked().contains("ab"));
         let taken: Vec<_> = trust.now().federated().map(ToString::to_string).collect();
         assert_eq!(taken, ["good"]);
         pushed.insert(FEDERATED.to_owned(), json!("no object"));
-        assert!(trust.take(&pushed).is_err());
+        assert!(trust.take(of(&pushed)).is_err());
     }
 
     #[test]
@@ -251,7 +255,7 @@ mod tests {
             (authority(&place.path().join("ours")), authority(&place.path().join("theirs")));
         let bundle = Arc::new(ours.bundle().expect("a bundle"));
         let trust = Trust::new(Arc::clone(&bundle), Some(place.path().to_owned()));
-        trust.take(&state(&ours, &["ab"])).expect("taken");
+        trust.take(of(&state(&ours, &["ab"]))).expect("taken");
         assert!(trust.now().revoked().contains("ab"));
         assert!(!place.path().join("roots.pem").exists(), "the roots are the same");
         assert_eq!(trust.credentials().load().bundle(), &trust.now(), "handshakes go by it");
@@ -264,18 +268,18 @@ mod tests {
                 "not signed by this mesh's authority",
             ),
         ] {
-            let refused = trust.take(&bad).expect_err("refused");
+            let refused = trust.take(of(&bad)).expect_err("refused");
             assert!(refused.contains(reason), "{refused}");
             assert!(trust.now().revoked().contains("ab"), "what was in force stays");
         }
         let now = SystemTime::now();
         ours.stage_root(now, now).expect("made");
-        trust.take(&state(&ours, &[])).expect("taken");
+        trust.take(of(&state(&ours, &[]))).expect("taken");
         assert_eq!((trust.now().roots().len(), trust.now().revoked().len()), (2, 0));
         let kept = std::fs::read(place.path().join("roots.pem")).expect("kept");
         let kept = TrustBundle::from_pem(bundle.trust_domain().clone(), &kept).expect("roots");
         assert_eq!(kept.roots(), trust.now().roots());
-        trust.take(&BTreeMap::new()).expect("taken");
+        trust.take(|_| None).expect("taken");
         assert_eq!(trust.now().roots().len(), 2, "who says nothing of roots takes none back");
     }
 }

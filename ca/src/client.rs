@@ -147,7 +147,18 @@ pub async fn join(
     host: &Label,
     key: &PrivateKey,
 ) -> Result<Joined, ClientError> {
-    let stream = connect(address, &*plain_dial(), join_client_config(token.root())).await?;
+    join_by(address, token, host, key, &*plain_dial()).await
+}
+
+/// As `join`, over a connection that `dial` opens.
+pub async fn join_by(
+    address: &str,
+    token: &Token,
+    host: &Label,
+    key: &PrivateKey,
+    dial: &Dial,
+) -> Result<Joined, ClientError> {
+    let stream = connect(address, dial, join_client_config(token.root())).await?;
     let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let time = to_verification_time(SystemTime::now());
     let pinned = pinned_bundle(shown, token.root(), time)

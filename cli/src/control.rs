@@ -355,7 +355,7 @@ fn read_workload(
     value: &Value,
 ) -> Result<baremesh_model::workload::Workload, String> {
     match format::decode(value) {
-        Ok(Resource::Workload(workload)) => Ok(*workload),
+        Ok(Resource::Workload(workload)) => Ok(Arc::unwrap_or_clone(workload)),
         other => Err(not_of_kind(other)),
     }
 }
@@ -372,7 +372,7 @@ fn write_service(service: &baremesh_model::service::Service) -> Value {
 }
 
 fn write_workload(workload: &baremesh_model::workload::Workload) -> Value {
-    format::encode(&Resource::Workload(Box::new(workload.clone())))
+    format::encode(&Resource::Workload(Arc::new(workload.clone())))
 }
 
 fn write_service_entry(entry: &baremesh_model::service_entry::ServiceEntry) -> Value {

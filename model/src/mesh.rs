@@ -1,7 +1,7 @@
 //! The whole set of resources, validated as a whole. Everything that runs is compiled from one `Mesh`, and a set
 //! that does not hold together never becomes one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -154,8 +154,8 @@ pub struct Parts {
     pub config: MeshConfig,
     /// Services by key.
     pub services: BTreeMap<Key, Service>,
-    /// Workloads by key.
-    pub workloads: BTreeMap<Key, Workload>,
+    /// Workloads by key. Shared with sets before and after: most of a mesh stays as it is when something changes.
+    pub workloads: BTreeMap<Key, Arc<Workload>>,
     /// Virtual services, ordered by key.
     pub virtual_services: Vec<Arc<VirtualService>>,
     /// Peer authentications, ordered by key.
@@ -174,12 +174,16 @@ pub struct Parts {
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Mesh(Parts);
+pub struct Mesh {
+    parts: Parts,
+    /// The workloads of each service that has some, ordered by key.
+    members: HashMap<Key, Vec<Arc<Workload>>>,
+}
 
 impl std::ops::Deref for Mesh {
     type Target = Parts;
     fn deref(&self) -> &Parts {
-        &self.0
+        &self.parts
     }
 }
 
@@ -201,23 +205,23 @@ impl Mesh {
         parts.request_authentications.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);
         external_hosts::check(&parts, &mut errors);
-        check_workloads(&parts, &mut errors);
-        if errors.is_empty() { Ok(Self(parts)) } else { Err(errors) }
+        let members = check_workloads(&parts, &mut errors);
+        if errors.is_empty() { Ok(Self { parts, members }) } else { Err(errors) }
     }
 
     /// The parts, to change and assemble anew.
     pub fn into_parts(self) -> Parts {
-        self.0
+        self.parts
     }
 
-    /// The workloads that serve `service`.
-    pub fn workloads_of<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Workload> {
-        self.0.workloads.values().filter(move |workload| workload.serves(service))
+    /// The workloads that serve a service of this mesh, ordered by key.
+    pub fn workloads_of(&self, service: &Service) -> &[Arc<Workload>] {
+        self.members.get(&service.key).map(|members| &**members).unwrap_or_default()
     }
 
     /// The identity that the endpoints of `service` show.
     pub fn identity_of(&self, service: &Service) -> Identity {
-        service.identity(&self.0.config.trust_domain)
+        service.identity(&self.parts.config.trust_domain)
     }
 }
 
@@ -254,9 +258,11 @@ fn check_services(parts: &Parts, errors: &mut Vec<MeshError>) {
 /// Whose an address and port are, in which network.
 type Owner<'a> = (Option<&'a Label>, &'a Service);
 
-fn check_workloads(parts: &Parts, errors: &mut Vec<MeshError>) {
-    let mut owners: BTreeMap<(IpAddr, u16), Vec<Owner<'_>>> = BTreeMap::new();
-    // One pass a namespace keeps this linear in what can match at all.
+/// Checks the workloads, and returns those of each service.
+fn check_workloads(parts: &Parts, errors: &mut Vec<MeshError>) -> HashMap<Key, Vec<Arc<Workload>>> {
+    let mut owners: HashMap<(IpAddr, u16), Vec<Owner<'_>>> = HashMap::with_capacity(parts.workloads.len());
+    let mut members: HashMap<Key, Vec<Arc<Workload>>> = HashMap::with_capacity(parts.services.len());
+    let services = ServicesOfWorkloads::new(parts);
     for workload in parts.workloads.values() {
         let mut fault = |fault| {
             let resource = ResourceId { kind: Kind::WorkloadEntry, key: workload.key.clone() };
@@ -268,7 +274,8 @@ fn check_workloads(parts: &Parts, errors: &mut Vec<MeshError>) {
                 fault(MeshFault::NoService(key));
             }
         }
-        for service in services_of(parts, workload) {
+        for service in services.of(workload) {
+            members.entry(service.key.clone()).or_default().push(Arc::clone(workload));
             if let Some(stated) = workload.service_account.as_ref().filter(|a| **a != service.service_account)
             {
                 fault(MeshFault::AccountDisagrees {
@@ -305,16 +312,42 @@ fn check_workloads(parts: &Parts, errors: &mut Vec<MeshError>) {
             }
         }
     }
+    members
 }
 
-/// The services that a workload is an endpoint of; a registered one is looked up by its name.
-fn services_of<'a>(parts: &'a Parts, workload: &'a Workload) -> Box<dyn Iterator<Item = &'a Service> + 'a> {
-    match &workload.service {
-        Some(name) => {
-            let key = Key::new(workload.key.namespace.clone(), name.clone());
-            Box::new(parts.services.get(&key).into_iter())
+/// Which services a workload is an endpoint of, without a look at each: a mesh has thousands of both. Says what
+/// `Workload::serves` says.
+struct ServicesOfWorkloads<'a> {
+    services: &'a BTreeMap<Key, Service>,
+    /// Those with a selector, by namespace.
+    selecting: HashMap<&'a Label, Vec<&'a Service>>,
+}
+
+impl<'a> ServicesOfWorkloads<'a> {
+    fn new(parts: &'a Parts) -> Self {
+        let mut selecting: HashMap<_, Vec<_>> = HashMap::new();
+        for service in parts.services.values().filter(|service| service.selector.is_some()) {
+            selecting.entry(&service.key.namespace).or_default().push(service);
         }
-        None => Box::new(parts.services.values().filter(|service| workload.serves(service))),
+        Self { services: &parts.services, selecting }
+    }
+
+    fn of(&self, workload: &Workload) -> impl Iterator<Item = &'a Service> {
+        let namespace = &workload.key.namespace;
+        let (name, selecting) = match &workload.service {
+            Some(registered) => (Some(registered.clone()), None),
+            None => {
+                let app = workload.labels.get("app").and_then(|app| Label::new(app).ok());
+                (app, self.selecting.get(namespace))
+            }
+        };
+        let named = name.and_then(|name| self.services.get(&Key::new(namespace.clone(), name)));
+        let named = named.filter(|service| workload.serves(service));
+        let selecting = selecting.into_iter().flatten().copied();
+        // One with a selector that is also named by the label `app` is found by its selector alone.
+        let others = selecting.filter(move |service| named.is_none_or(|named| named.key != service.key));
+        let others: Vec<_> = others.filter(|service| workload.serves(service)).collect();
+        named.into_iter().chain(others)
     }
 }
 
@@ -365,7 +398,7 @@ mod tests {
     fn check(services: Vec<Service>, workloads: Vec<Workload>, expected: &[&str]) {
         let parts = Parts {
             services: services.into_iter().map(|s| (s.key.clone(), s)).collect(),
-            workloads: workloads.into_iter().map(|w| (w.key.clone(), w)).collect(),
+            workloads: workloads.into_iter().map(|w| (w.key.clone(), w.into())).collect(),
             ..Parts::default()
         };
         let errors = Mesh::assemble(parts).err().unwrap_or_default();
@@ -412,5 +445,48 @@ mod tests {
         check(vec![with_address("a.x"), with_address("b.x")], vec![], &["a.x's already"]);
         let outside = Service { addresses: vec!["10.0.0.1".parse().expect("an address")], ..service("a.x") };
         check(vec![outside], vec![], &["outside"]);
+    }
+
+    #[test]
+    fn workloads_are_found_as_they_serve() {
+        let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        let selecting = |name: &str, selector: &[(&str, &str)]| Service {
+            selector: Some(labels(selector)),
+            ..service(name)
+        };
+        let hand_written = |name: &str, address: &str, pairs: &[(&str, &str)]| Workload {
+            service: None,
+            labels: labels(pairs),
+            tunnel: Tunnel::Plain,
+            ..workload(name, "none", address)
+        };
+        let services = vec![
+            service("a.x"),
+            service("a.y"),
+            selecting("b.x", &[("app", "b")]),
+            selecting("tier.x", &[("tier", "web")]),
+            selecting("all.x", &[]),
+        ];
+        let workloads = vec![
+            workload("r1.x", "a", "10.0.0.1"),
+            workload("r2.x", "b", "10.0.0.2"),
+            hand_written("w1.x", "10.0.0.3", &[("app", "a"), ("tier", "web")]),
+            hand_written("w2.x", "10.0.0.4", &[("app", "b")]),
+            hand_written("w3.x", "10.0.0.5", &[("app", "Not a name")]),
+            hand_written("w4.y", "10.0.0.6", &[("app", "a"), ("tier", "web")]),
+            hand_written("w5.y", "10.0.0.7", &[]),
+        ];
+        let parts = Parts {
+            services: services.into_iter().map(|s| (s.key.clone(), s)).collect(),
+            workloads: workloads.into_iter().map(|w| (w.key.clone(), w.into())).collect(),
+            ..Parts::default()
+        };
+        let mesh = Mesh::assemble(parts).expect("it holds together");
+        for service in mesh.services.values() {
+            let serving = mesh.workloads.values().filter(|workload| workload.serves(service));
+            let expected: Vec<_> = serving.map(|workload| &workload.key).collect();
+            let found: Vec<_> = mesh.workloads_of(service).iter().map(|workload| &workload.key).collect();
+            assert_eq!(found, expected, "{:?}", service.key);
+        }
     }
 }

@@ -32,6 +32,8 @@ pub mod ownership;
 pub mod registration;
 /// The keyed, versioned map that is pushed.
 pub mod state;
+/// What is written of it to an agent at once.
+pub mod push;
 /// Which endpoints an agent asks for.
 pub mod subscription;
 

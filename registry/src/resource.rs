@@ -1,5 +1,7 @@
 //! One resource as read, with the place where it stands.
 
+use std::sync::Arc;
+
 use baremesh_model::authorization::AuthorizationPolicy;
 use baremesh_model::destination_rule::DestinationRule;
 use baremesh_model::grant::{AddressGrant, Grant};
@@ -17,16 +19,16 @@ use baremesh_model::workload::Workload;
 
 pub use crate::format::source::Origin;
 
-/// A resource of any kind.
+/// A resource of any kind. Those of which a mesh has thousands are shared by all who hold them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)] // Each is what the kind's type says.
 pub enum Resource {
     MeshConfig(Box<MeshConfig>),
     Service(Box<Service>),
-    Workload(Box<Workload>),
+    Workload(Arc<Workload>),
     VirtualService(Box<VirtualService>),
     PeerAuthentication(Box<PeerAuthentication>),
-    AuthorizationPolicy(Box<AuthorizationPolicy>),
+    AuthorizationPolicy(Arc<AuthorizationPolicy>),
     HostGrant(Box<HostGrant>),
     DestinationRule(Box<DestinationRule>),
     RateLimit(Box<RateLimit>),

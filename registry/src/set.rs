@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-use baremesh_model::authorization::{AuthorizationPolicy, Condition};
+use baremesh_model::authorization::{AuthorizationPolicy, Condition, Rule};
 use baremesh_model::mesh::{Kind, Mesh, MeshError, MeshFault, Parts, ResourceId};
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Key, Label};
@@ -58,13 +58,13 @@ impl Loaded {
         let mesh = &self.mesh;
         let config = std::iter::once(Resource::MeshConfig(mesh.config.clone().into()));
         let services = mesh.services.values().map(|service| Resource::Service(service.clone().into()));
-        let workloads = mesh.workloads.values().map(|workload| Resource::Workload(workload.clone().into()));
+        let workloads = mesh.workloads.values().map(|workload| Resource::Workload(Arc::clone(workload)));
         let routes = mesh.virtual_services.iter();
         let routes = routes.map(|service| Resource::VirtualService(Box::new((**service).clone())));
         let peers = mesh.peer_authentications.iter();
         let peers = peers.map(|policy| Resource::PeerAuthentication(policy.clone().into()));
         let policies = mesh.authorization_policies.iter();
-        let policies = policies.map(|policy| Resource::AuthorizationPolicy(Box::new((**policy).clone())));
+        let policies = policies.map(|policy| Resource::AuthorizationPolicy(Arc::clone(policy)));
         let grants = self.grants.iter().map(|grant| Resource::HostGrant(grant.clone().into()));
         let rules = mesh.destination_rules.iter();
         let rules = rules.map(|rule| Resource::DestinationRule(Box::new((**rule).clone())));
@@ -80,15 +80,28 @@ impl Loaded {
     }
 }
 
-/// Puts together what files or messages held. `findings` are those of reading them; an error among them refuses the
-/// set like any other.
+/// Puts together what files held. `findings` are those of reading them; an error among them refuses the set like any other.
 pub fn assemble(resources: Vec<Located<Resource>>, findings: Vec<Diagnostic>) -> Result<Loaded, Refused> {
-    let mut findings = findings;
+    let (mesh, grants, warnings, origins) = put_together(resources, findings)?;
+    let places = origins.into_iter().map(|(id, origin)| (id, origin.place().into())).collect();
+    Ok(Loaded { mesh, grants, warnings, places })
+}
+
+/// Puts together what messages held, for those who want nothing but the mesh.
+pub fn assemble_mesh(resources: Vec<Located<Resource>>, findings: Vec<Diagnostic>) -> Result<Mesh, Refused> {
+    Ok(put_together(resources, findings)?.0)
+}
+
+type Origins = BTreeMap<ResourceId, Origin>;
+
+fn put_together(
+    resources: Vec<Located<Resource>>,
+    mut findings: Vec<Diagnostic>,
+) -> Result<(Mesh, Vec<HostGrant>, Vec<Diagnostic>, Origins), Refused> {
     let root = root_namespace(&resources);
     let (by_id, duplicates) = index(resources, &root);
     findings.extend(duplicates);
-    let origins: BTreeMap<ResourceId, Origin> =
-        by_id.iter().map(|(id, located)| (id.clone(), located.origin.clone())).collect();
+    let origins: Origins = by_id.iter().map(|(id, located)| (id.clone(), located.origin.clone())).collect();
     let (parts, grants) = parts(by_id);
     let mesh = match Mesh::assemble(parts) {
         Ok(mesh) => Some(mesh),
@@ -106,10 +119,7 @@ pub fn assemble(resources: Vec<Located<Resource>>, findings: Vec<Diagnostic>) ->
     findings.sort_by_key(|finding| finding.severity);
     findings.truncate(MAX_SET_FINDINGS);
     match mesh {
-        Some(mesh) if !failed => {
-            let places = origins.into_iter().map(|(id, origin)| (id, origin.place().into())).collect();
-            Ok(Loaded { mesh, grants, warnings: findings, places })
-        }
+        Some(mesh) if !failed => Ok((mesh, grants, findings, origins)),
         _ => Err(Refused(findings)),
     }
 }
@@ -174,7 +184,10 @@ fn index(resources: Vec<Located<Resource>>, root: &Label) -> (ById, Vec<Diagnost
 fn rename(resource: &mut Resource, key: &Key) {
     match resource {
         Resource::PeerAuthentication(policy) => policy.key = key.clone(),
-        Resource::AuthorizationPolicy(policy) => policy.key = key.clone(),
+        // One that has its name already stays shared.
+        Resource::AuthorizationPolicy(policy) if policy.key != *key => {
+            Arc::make_mut(policy).key = key.clone();
+        }
         Resource::DestinationRule(rule) => rule.key = key.clone(),
         Resource::RateLimit(limit) => limit.key = key.clone(),
         Resource::RequestAuthentication(policy) => policy.key = key.clone(),
@@ -200,10 +213,10 @@ fn parts(by_id: ById) -> (Parts, Vec<HostGrant>) {
         match located.value {
             Resource::MeshConfig(config) => parts.config = *config,
             Resource::Service(service) => _ = parts.services.insert(service.key.clone(), *service),
-            Resource::Workload(workload) => _ = parts.workloads.insert(workload.key.clone(), *workload),
+            Resource::Workload(workload) => _ = parts.workloads.insert(workload.key.clone(), workload),
             Resource::VirtualService(service) => parts.virtual_services.push(Arc::new(*service)),
             Resource::PeerAuthentication(policy) => parts.peer_authentications.push(*policy),
-            Resource::AuthorizationPolicy(policy) => parts.authorization_policies.push(Arc::new(*policy)),
+            Resource::AuthorizationPolicy(policy) => parts.authorization_policies.push(policy),
             Resource::HostGrant(grant) => grants.push(*grant),
             Resource::DestinationRule(rule) => parts.destination_rules.push(Arc::new(*rule)),
             Resource::RateLimit(limit) => parts.rate_limits.push(Arc::new(*limit)),
@@ -217,13 +230,34 @@ fn parts(by_id: ById) -> (Parts, Vec<HostGrant>) {
     }
     let trust_domain = parts.config.trust_domain.as_str().to_owned();
     for policy in &mut parts.authorization_policies {
-        localise(Arc::make_mut(policy), &trust_domain);
+        // Most name nobody of Istio's, and stay shared with sets before and after.
+        if principals_of(policy).any(is_of_istio) {
+            localise(Arc::make_mut(policy), &trust_domain);
+        }
     }
     (parts, grants)
 }
 
 /// Istio's default trust domain, which stands for the mesh's own in principals.
 const ISTIO_TRUST_DOMAIN: &str = "cluster.local/";
+
+/// The principals that a policy names.
+fn principals_of(policy: &AuthorizationPolicy) -> impl Iterator<Item = &Pattern> {
+    policy.rules.iter().flat_map(of_rule).flat_map(|named| named.any_of.iter().chain(&named.none_of))
+}
+
+fn of_rule(rule: &Rule) -> Vec<&Match<Pattern>> {
+    let sources = rule.from.iter().map(|source| &source.principals);
+    let conditions = rule.when.iter().filter_map(|condition| match condition {
+        Condition::SourcePrincipal(principals) => Some(principals),
+        _ => None,
+    });
+    sources.chain(conditions).collect()
+}
+
+fn is_of_istio(principal: &Pattern) -> bool {
+    matches!(principal, Pattern::Exact(text) | Pattern::Prefix(text) if text.starts_with(ISTIO_TRUST_DOMAIN))
+}
 
 /// Reads `cluster.local/…` in principals as the mesh's own trust domain, as Istio does. Otherwise a DENY policy copied
 /// from there would match nobody.

@@ -99,7 +99,7 @@ pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
         }
         (SourceConfig::Control, Ok(membership)) => {
             let trust = Trust::new(Arc::clone(&membership.bundle), Some(config.directories.node()));
-            let source = ControlSource::open(&config.directories.state, &membership, &trust)?;
+            let mut source = ControlSource::open(&config.directories.state, &membership, &trust)?;
             let (initial, version) = source.last_good(&membership)?;
             let source = Source::Control(Box::new(source));
             let prepared = member(config, membership, trust, registrations, (initial, source));

@@ -43,6 +43,15 @@ pub struct Applied {
     pub without_ipv6: Option<&'static str>,
 }
 
+/// Whether what this process put in place before is taken to stand still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    /// It is read back.
+    ReadBack,
+    /// Unless nft says otherwise.
+    None,
+}
+
 /// How much was changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -91,6 +100,16 @@ impl Capture {
     /// Makes the rules those of the plan: by a transaction of elements where nothing else differs from what this
     /// process put in place before, by replacing the table otherwise. Then reads them back.
     pub fn apply(&mut self, plan: &CapturePlan) -> Result<Applied, CaptureError> {
+        self.make(plan, Doubt::ReadBack)
+    }
+
+    /// As `apply`, for a plan that is another: elements that come and go are not read back with all the others, of which there
+    /// may be tens of thousands. Whether the rules still stand as a whole is what `apply` finds out, now and then.
+    pub fn follow(&mut self, plan: &CapturePlan) -> Result<Applied, CaptureError> {
+        self.make(plan, Doubt::None)
+    }
+
+    fn make(&mut self, plan: &CapturePlan, doubt: Doubt) -> Result<Applied, CaptureError> {
         // First, so that an agent that dies in the middle of this is followed by the right rules.
         batch_of_gone(plan).write(&self.gone_file())?;
         let ruleset = ruleset(plan);
@@ -98,8 +117,9 @@ impl Capture {
         // Until all of it has succeeded nothing is known to stand, and the next attempt replaces everything.
         let standing = self.standing.take();
         let standing = standing.filter(|standing| standing.skeleton == skeleton);
-        let changed = standing
-            .and_then(|standing| Some((self.change_elements(&standing, &ruleset)?, standing.structure)));
+        let changed = standing.and_then(|standing| {
+            Some((self.change_elements(&standing, &ruleset, doubt)?, standing.structure))
+        });
         let (change, structure) = match changed {
             Some(changed) => changed,
             None => (Change::Replaced, self.replace(&skeleton, &ruleset)?),
@@ -109,17 +129,20 @@ impl Capture {
         Ok(Applied { change, without_ipv6: plan.virtual_v6.and_then(|_| route::ipv6_is_off()) })
     }
 
-    /// Changes elements alone and reads the table back. If it is not what was meant, somebody else changed it:
+    /// Changes elements alone. What nft does not take, or is not what was meant when it is read back, somebody else changed:
     /// `None`, and the table is to be replaced.
-    fn change_elements(&self, standing: &Standing, ruleset: &Ruleset) -> Option<Change> {
+    fn change_elements(&self, standing: &Standing, ruleset: &Ruleset, doubt: Doubt) -> Option<Change> {
         let (text, added, removed) = difference(&standing.sets, &ruleset.sets);
+        let change = if text.is_empty() { Change::None } else { Change::Elements { added, removed } };
         if !text.is_empty() {
             self.tools.apply(&text).ok()?;
+            if doubt == Doubt::None {
+                return Some(change);
+            }
         }
         // Even if there was nothing to change: applying a plan again is how one finds out whether it still stands.
         let listing = Listing::read(&self.tools).ok()??;
         let same = listing.structure == standing.structure && listing.differences(ruleset).is_empty();
-        let change = if text.is_empty() { Change::None } else { Change::Elements { added, removed } };
         (same && seal_is_broken(&listing).is_empty()).then_some(change)
     }
 

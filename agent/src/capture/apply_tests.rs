@@ -174,3 +174,22 @@ namespace_test! {
         assert_eq!(capture.status().expect("status").state, State::Missing);
     }
 }
+
+namespace_test! {
+    fn one_endpoint_more_among_thousands_is_one_element_and_what_others_changed_is_seen() {
+        let (mut capture, _runtime) = capture();
+        let follow = |capture: &mut Capture, count| capture.follow(&many(count)).expect("applied").change;
+        assert_eq!(follow(&mut capture, 20_000), Change::Replaced);
+        assert_eq!(follow(&mut capture, 20_001), Change::Elements { added: 1, removed: 0 });
+        assert_eq!(follow(&mut capture, 20_000), Change::Elements { added: 0, removed: 1 });
+        assert_eq!(follow(&mut capture, 20_000), Change::None);
+        assert_eq!(capture.status().expect("status").state, State::InPlace, "the seal is of what stands");
+        // What is not concerned is not looked at, until all is.
+        sh("nft delete element inet baremesh endpoints4 '{ 10.0.0.9 . 8080 }'");
+        assert_eq!(follow(&mut capture, 20_001), Change::Elements { added: 1, removed: 0 });
+        assert_eq!(capture.apply(&many(20_001)).expect("applied").change, Change::Replaced);
+        sh("nft delete table inet baremesh");
+        assert_eq!(follow(&mut capture, 20_002), Change::Replaced);
+        assert_eq!(capture.status().expect("status").state, State::InPlace);
+    }
+}

@@ -158,7 +158,7 @@ fn accounts(mesh: &Mesh) -> impl Iterator<Item = Key> {
     let of_workload = |workload: &Workload| {
         Some(Key::new(workload.key.namespace.clone(), workload.service_account.clone()?))
     };
-    services.chain(mesh.workloads.values().filter_map(of_workload))
+    services.chain(mesh.workloads.values().filter_map(move |workload| of_workload(workload)))
 }
 
 /// Whether the workload is the caller.

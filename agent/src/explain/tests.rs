@@ -293,7 +293,7 @@ fn decisions_are_those_of_the_called_side() {
     let at_home =
         Snapshot::build(&at_home, &[Arc::clone(&orders)], &called, 15008, None).expect("a snapshot");
     parts.services = at_home.mesh.services.clone();
-    parts.workloads.insert(workload.key.clone(), workload);
+    parts.workloads.insert(workload.key.clone(), workload.into());
     let pushed = baremesh_model::mesh::Mesh::assemble(parts).expect("a mesh");
     let callers = ["shop", "evil", "other", "web.web", "evil.web"];
     let written = |name: &str| {

@@ -1,15 +1,16 @@
 //! From a whole mesh and this host's registrations to a snapshot. What is registered here holds whatever the
 //! registry says of it: a service of this host is delivered to with no registry in reach.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use baremesh_model::authorization::{PolicySet, server_names};
+use baremesh_model::destination_rule::DestinationRule;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::{Mesh, MeshError, Parts};
-use baremesh_model::name::{Label, TrustDomain};
-use baremesh_model::network::may_meet;
+use baremesh_model::name::{Domain, Key, Label, TrustDomain};
+use baremesh_model::network::{Network, may_meet};
 use baremesh_model::peer_authentication::mode_of;
 use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::virtual_service::Routing;
@@ -56,11 +57,16 @@ impl Snapshot {
         let local = local_endpoints(&mesh, (registrations, &tokens, &providers), host, previous);
         let advertised: HashMap<_, _> =
             local.iter().map(|local| (local.advertised, Arc::clone(local))).collect();
-        let known = KnownStates::of(previous);
-        let callers = views::Callers::new(&mesh, registrations, host, previous);
+        let callers = views::Callers::new(&mesh, registrations, host);
         let ways = Ways::new(&mesh, host, hbone_port);
+        let basis = Basis::new(&mesh, (&callers, &advertised), (host, hbone_port));
+        let same_basis = previous.is_some_and(|previous| previous.basis == basis);
         let compile = |service: &Service| {
-            Arc::new(service_entry((&mesh, &callers), service, &advertised, &ways, &known))
+            let former = previous.and_then(|previous| previous.services.get(&service.key));
+            match former.filter(|former| same_basis && former.is_of(service, mesh.workloads_of(service))) {
+                Some(former) => Arc::clone(former),
+                None => Arc::new(service_entry((&mesh, &callers), service, &advertised, &ways, former)),
+            }
         };
         let services: HashMap<_, _> =
             mesh.services.values().map(|service| (service.key.clone(), compile(service))).collect();
@@ -76,6 +82,7 @@ impl Snapshot {
             callers: CallerTable::new(matched),
             virtual_addresses: services.values().flat_map(of_addresses).collect(),
             endpoints: dialled_directly(&mesh, &services, &ways),
+            basis,
             captured: captured(&local),
             captured_ports: captured_ports(&local),
             unnamed: unnamed(registrations, &local, host),
@@ -116,7 +123,7 @@ fn with_registrations(
     for local in registrations {
         parts.services.entry(local.key.clone()).or_insert_with(|| local.implied_service());
         if let Some(workload) = local.workload(host) {
-            parts.workloads.insert(workload.key.clone(), workload);
+            parts.workloads.insert(workload.key.clone(), workload.into());
         }
     }
     Mesh::assemble(parts).map_err(BuildError)
@@ -224,40 +231,80 @@ fn source(local: &LocalService, trust_domain: &TrustDomain, tokens: Option<Arc<T
     Source { identity, labels, party, tokens }
 }
 
-/// The states that the previous snapshot's endpoints had, by service and place.
-struct KnownStates<'a>(HashMap<(&'a str, Spot<'a>), &'a Arc<EndpointState>>);
+/// What every service is compiled with besides itself and its workloads. Where nothing of it changed, a service that did not
+/// change is taken over from the snapshot before: most changes are of a few endpoints among thousands.
+#[derive(Debug, PartialEq)]
+pub(super) struct Basis {
+    domain: Domain,
+    trust_domain: TrustDomain,
+    root_namespace: Label,
+    hbone_port: u16,
+    /// The network of this host.
+    network: Option<Label>,
+    networks: Vec<Network>,
+    callers: Vec<views::From>,
+    rules: Vec<Arc<DestinationRule>>,
+    /// Where services of this host are.
+    advertised: BTreeSet<SocketAddr>,
+}
 
-impl<'a> KnownStates<'a> {
-    fn of(previous: Option<&'a Snapshot>) -> Self {
-        let services = previous.into_iter().flat_map(Snapshot::services);
-        let endpoints = services.flat_map(|service| {
-            let of_port = |port: &'a PortEntry| port.endpoints.iter();
-            service.ports.iter().flat_map(of_port).map(move |endpoint| (&*service.host, endpoint))
-        });
-        Self(endpoints.map(|(host, endpoint)| ((host, endpoint.place()), &endpoint.state)).collect())
-    }
-
-    fn state(&self, host: &str, spot: Spot<'_>) -> Arc<EndpointState> {
-        self.0.get(&(host, spot)).map(|state| Arc::clone(state)).unwrap_or_default()
+impl Basis {
+    fn new(
+        mesh: &Mesh,
+        (callers, advertised): (&views::Callers, &HashMap<SocketAddr, Arc<LocalEndpoint>>),
+        (host, hbone_port): (&Host, u16),
+    ) -> Self {
+        let config = &mesh.config;
+        Self {
+            domain: config.domain.clone(),
+            trust_domain: config.trust_domain.clone(),
+            root_namespace: config.root_namespace.clone(),
+            hbone_port,
+            network: host.network_name().cloned(),
+            networks: config.networks.clone(),
+            callers: callers.list().to_vec(),
+            rules: mesh.destination_rules.clone(),
+            advertised: advertised.keys().copied().collect(),
+        }
     }
 }
 
+impl ServiceEntry {
+    /// Whether it is what these come to, under the same basis. One with an endpoint on this host never is: what belongs to
+    /// that endpoint is made anew with each snapshot.
+    fn is_of(&self, service: &Service, workloads: &[Arc<Workload>]) -> bool {
+        let same = |(one, other): (&Arc<Workload>, &Arc<Workload>)| Arc::ptr_eq(one, other) || one == other;
+        let mut endpoints = self.ports.iter().flat_map(|port| &port.endpoints);
+        *service == self.service
+            && workloads.len() == self.workloads.len()
+            && workloads.iter().zip(&self.workloads).all(same)
+            && !endpoints.any(|endpoint| matches!(endpoint.transport, Transport::Local(_)))
+    }
+}
+
+/// Compiles a service; `former` is what it was in the snapshot before, which lends what was learnt.
 fn service_entry(
-    (mesh, callers): (&Mesh, &views::Callers<'_>),
+    (mesh, callers): (&Mesh, &views::Callers),
     service: &Service,
     advertised: &HashMap<SocketAddr, Arc<LocalEndpoint>>,
     ways: &Ways<'_>,
-    known: &KnownStates<'_>,
+    former: Option<&Arc<ServiceEntry>>,
 ) -> ServiceEntry {
     let host: Arc<str> = service.key.host(&mesh.config.domain).into();
-    let (mut workloads, mut out_of_reach) = (Vec::new(), Vec::new());
-    for workload in mesh.workloads_of(service) {
+    let workloads = mesh.workloads_of(service);
+    let (mut reached, mut out_of_reach) = (Vec::new(), Vec::new());
+    for workload in workloads {
         match ways.to(workload) {
-            Ok(way) => workloads.push((workload, way)),
+            Ok(way) => reached.push((workload, way)),
             Err(fault) => out_of_reach.push(fault),
         }
     }
-    let endpoint = |(workload, way): &(&Workload, Way), port: &ServicePort| {
+    let known: HashMap<Spot<'_>, &Arc<EndpointState>> = former
+        .into_iter()
+        .flat_map(|former| former.ports.iter().flat_map(|port| &port.endpoints))
+        .map(|endpoint| (endpoint.place(), &endpoint.state))
+        .collect();
+    let endpoint = |(workload, way): &(&Arc<Workload>, Way), port: &ServicePort| {
         let address = workload.endpoint(port);
         let transport = match (way, advertised.get(&address), workload.tunnel) {
             (Way::Direct, Some(local), _) => Transport::Local(Arc::clone(local)),
@@ -274,7 +321,7 @@ fn service_entry(
             Transport::Hbone(agent) => agent.beyond.as_ref().map(|network| &network.name),
             Transport::Plain | Transport::Local(_) => None,
         };
-        let state = known.state(&host, (address, beyond));
+        let state = known.get(&(address, beyond)).map(|state| Arc::clone(state)).unwrap_or_default();
         Arc::new(Endpoint {
             address,
             transport,
@@ -283,11 +330,11 @@ fn service_entry(
             locality: workload.locality.clone(),
             weight: workload.weight,
             health: workload.health,
-            state,
+            state: known.get(&address).map(|state| Arc::clone(state)).unwrap_or_default(),
         })
     };
     let port = |port: &ServicePort| {
-        let mut endpoints: Vec<_> = workloads.iter().map(|reached| endpoint(reached, port)).collect();
+        let mut endpoints: Vec<_> = reached.iter().map(|reached| endpoint(reached, port)).collect();
         // A hand-written entry and a registration may name the same place: it is one endpoint, and healthy if neither
         // says otherwise.
         endpoints.sort_by(|one, other| one.place().cmp(&other.place()));
@@ -302,13 +349,15 @@ fn service_entry(
     };
     let ports: Vec<PortEntry> = service.ports.iter().map(port).collect();
     ServiceEntry {
-        views: callers.views(&service.key, &host, &ports),
+        views: callers.views(&service.key, &host, &ports, former.map(|former| &former.views)),
         ports,
         identity: mesh.identity_of(service),
         addresses: service.addresses.clone(),
         out_of_reach,
         key: service.key.clone(),
         host,
+        service: service.clone(),
+        workloads: workloads.into(),
     }
 }
 
@@ -319,22 +368,21 @@ type Spot<'a> = (SocketAddr, Option<&'a Label>);
 /// of their addresses.
 fn dialled_directly(
     mesh: &Mesh,
-    services: &HashMap<baremesh_model::name::Key, Arc<ServiceEntry>>,
+    services: &HashMap<Key, Arc<ServiceEntry>>,
     ways: &Ways<'_>,
 ) -> HashMap<SocketAddr, (Arc<ServiceEntry>, u16, Arc<Endpoint>)> {
-    let mut all = HashMap::new();
+    let mut all = HashMap::with_capacity(mesh.workloads.len());
     for service in mesh.services.values() {
         let Some(entry) = services.get(&service.key) else { continue };
         // An address of another network is another host's here, or nobody's.
-        let near = |workload: &&Workload| matches!(ways.to(workload), Ok(Way::Direct));
-        let hbone = mesh.workloads_of(service).filter(|workload| workload.tunnel == Tunnel::Hbone);
+        let near = |workload: &&Arc<Workload>| matches!(ways.to(workload), Ok(Way::Direct));
+        let hbone = entry.workloads.iter().filter(|workload| workload.tunnel == Tunnel::Hbone);
         for workload in hbone.filter(near) {
             for (port, compiled) in service.ports.iter().zip(&entry.ports) {
                 let preferred = workload.endpoint(port);
-                let at = |known: &&Arc<Endpoint>| known.place() == (preferred, None);
-                let Some(known) = compiled.endpoints.iter().find(at) else {
-                    continue;
-                };
+                // They are in the order of their places.
+                let found = compiled.endpoints.binary_search_by(|known| known.place().cmp(&(preferred, None)));
+                let Ok(known) = found.map(|index| &compiled.endpoints[index]) else { continue };
                 for address in workload.endpoints(port) {
                     let endpoint = at_address(known, address);
                     all.insert(address, (Arc::clone(entry), compiled.port, endpoint));

@@ -211,3 +211,42 @@ fn the_plan_captures_what_is_meshed_and_nothing_else() {
     assert_eq!(plan.local[0].strictness, crate::capture::Strictness::Strict);
     assert_eq!(Parts::default().config.virtual_ranges.v4, plan.virtual_v4);
 }
+
+#[test]
+fn what_did_not_change_is_taken_over_and_what_depends_on_it_is_not() {
+    let registrations = [registration(ORDERS)];
+    let build = |toml: &str, host: &Host, previous: Option<&Snapshot>| {
+        Snapshot::build(&mesh(toml), &registrations, host, 15008, previous).expect("a snapshot")
+    };
+    let key =
+        |name: &str| Key::resolve(name, &baremesh_model::name::default_namespace(), &mesh("").config.domain);
+    let entry = |snapshot: &Snapshot, name: &str| {
+        Arc::clone(snapshot.service(&key(name).expect("a name")).expect("a service"))
+    };
+    let first = build(MESH, &host(), None);
+    let taken_over = |toml: &str, host: &Host| -> Vec<&str> {
+        let second = build(toml, host, Some(&first));
+        let same = |name: &&str| Arc::ptr_eq(&entry(&first, name), &entry(&second, name));
+        ["web", "legacy", "orders"].into_iter().filter(same).collect()
+    };
+    assert_eq!(taken_over(MESH, &host()), ["web", "legacy"], "what runs here belongs to each snapshot");
+    let ill = MESH.replace("address = \"10.0.0.9\"", "address = \"10.0.0.9\"\nhealth = \"unhealthy\"");
+    assert_eq!(taken_over(&ill, &host()), ["web"]);
+    let more = format!(
+        "{MESH}[[WorkloadEntry]]\nname = \"web-h3\"\naddress = \"10.0.0.3\"\nlabels = {{ app = \"web\" }}\ntunnel = \"hbone\"\n"
+    );
+    assert_eq!(taken_over(&more, &host()), ["legacy"]);
+    let port = MESH.replace("targetPort = 8080", "targetPort = 8081");
+    assert_eq!(taken_over(&port, &host()), ["legacy"]);
+    let rule = format!("{MESH}[[DestinationRule]]\nname = \"r\"\nhost = \"web\"\n");
+    assert!(taken_over(&rule, &host()).is_empty());
+    let moved = Host { addresses: vec!["10.0.0.9".parse().expect("an address")], ..host() };
+    assert!(taken_over(MESH, &moved).is_empty(), "an endpoint may be on this host now");
+    let domain = format!("{MESH}[[MeshConfig]]\ndomain = \"other.internal\"\n");
+    let second = build(&domain, &host(), Some(&first));
+    assert!(second.service_of_host("web.default.other.internal").is_some());
+    // What was learnt stays with what is compiled anew.
+    let state = |snapshot: &Snapshot| Arc::clone(&entry(snapshot, "web").ports[0].endpoints[0].state);
+    assert!(Arc::ptr_eq(&state(&first), &state(&build(&more, &host(), Some(&first)))));
+    assert!(Arc::ptr_eq(&state(&first), &state(&build(&rule, &host(), Some(&first)))));
+}

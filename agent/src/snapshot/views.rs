@@ -15,22 +15,21 @@ use baremesh_model::name::{Key, Label};
 use baremesh_model::workload::{Labels, Locality, selects};
 
 use super::cluster::{Cluster, ClusterName, Group, Table};
-use super::{Endpoint, Host, PortEntry, PortView, Snapshot, View, Views};
+use super::{Endpoint, Host, PortEntry, PortView, View, Views};
 use crate::registration::LocalService;
 
 /// One caller of this host, as rules and balancing know it.
-struct From {
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct From {
     namespace: Label,
     labels: Labels,
     locality: Locality,
 }
 
 /// All callers of this host: the registrations by their index, and last the host itself.
-pub(super) struct Callers<'a> {
+pub(super) struct Callers {
     callers: Vec<From>,
     rules: Rules,
-    /// Clusters of the previous snapshot, which lend what was learnt.
-    known: HashMap<&'a ClusterName, Vec<&'a Arc<Cluster>>>,
 }
 
 /// What tells views of one service apart.
@@ -41,13 +40,8 @@ struct Kind<'a> {
     place: Option<(&'a Locality, &'a Labels)>,
 }
 
-impl<'a> Callers<'a> {
-    pub(super) fn new(
-        mesh: &Mesh,
-        registrations: &[Arc<LocalService>],
-        host: &Host,
-        previous: Option<&'a Snapshot>,
-    ) -> Self {
+impl Callers {
+    pub(super) fn new(mesh: &Mesh, registrations: &[Arc<LocalService>], host: &Host) -> Self {
         let of = |local: &Arc<LocalService>| From {
             namespace: local.key.namespace.clone(),
             labels: local.labels(),
@@ -64,21 +58,26 @@ impl<'a> Callers<'a> {
             locality: if agreed { first } else { Locality::default() },
         });
         let config = &mesh.config;
-        let services = previous.into_iter().flat_map(Snapshot::services);
-        let views = services.flat_map(|service| &service.views.views);
-        let clusters = views.flat_map(|view| view.ports.iter().flat_map(PortView::clusters));
-        let mut known: HashMap<_, Vec<_>> = HashMap::new();
-        for cluster in clusters {
-            known.entry(&cluster.name).or_default().push(cluster);
-        }
         let rules = Rules::new(&mesh.destination_rules, &config.domain, &config.root_namespace);
-        Self { callers, rules, known }
+        Self { callers, rules }
     }
 
-    /// The views of a service.
-    pub(super) fn views(&self, service: &Key, host: &Arc<str>, ports: &[PortEntry]) -> Views {
+    /// The callers, the host itself last.
+    pub(super) fn list(&self) -> &[From] {
+        &self.callers
+    }
+
+    /// The views of a service. What was learnt comes from `former`, those that it had before.
+    pub(super) fn views(
+        &self,
+        service: &Key,
+        host: &Arc<str>,
+        ports: &[PortEntry],
+        former: Option<&Views>,
+    ) -> Views {
+        let former = former.map(|former| &*former.views).unwrap_or_default();
         if self.rules.is_empty() {
-            let view = self.view(&Kind { rule: None, place: None }, &[], host, ports);
+            let view = view(&Kind { rule: None, place: None }, (&[], former), host, ports);
             return Views { views: vec![view], of_caller: Vec::new() };
         }
         let mut kinds: Vec<Kind<'_>> = Vec::new();
@@ -96,36 +95,35 @@ impl<'a> Callers<'a> {
         }
         let mut views = Vec::with_capacity(kinds.len());
         for kind in &kinds {
-            views.push(self.view(kind, &views, host, ports));
+            views.push(view(kind, (&views, former), host, ports));
         }
         Views { views, of_caller }
     }
+}
 
-    /// One view; what was learnt is shared with `others` of the same service.
-    fn view(&self, kind: &Kind<'_>, others: &[View], host: &Arc<str>, ports: &[PortEntry]) -> View {
-        let rules: Arc<[Key]> = kind.rule.map(|rule| rule.keys.clone()).unwrap_or_default().into();
-        let port = |port: &PortEntry| {
-            let cluster = |subset: Option<&Subset>| {
-                let name = ClusterName {
-                    host: Arc::clone(host),
-                    port: port.port,
-                    subset: subset.map(|subset| Arc::clone(&subset.name)),
-                    rules: Arc::clone(&rules),
-                };
-                let others = others.iter().flat_map(|view| &view.ports).flat_map(PortView::clusters);
-                let shared = others.filter(|other| other.name == name);
-                let known = shared.chain(self.known.get(&name).into_iter().flatten().copied());
-                let known: Vec<_> = known.collect();
-                Arc::new(cluster(name, (kind, subset), port, &known))
+/// One view; what was learnt is shared with `others` of the same service, and comes from its `former` ones.
+fn view(kind: &Kind<'_>, (others, former): (&[View], &[View]), host: &Arc<str>, ports: &[PortEntry]) -> View {
+    let rules: Arc<[Key]> = kind.rule.map(|rule| rule.keys.clone()).unwrap_or_default().into();
+    let port = |port: &PortEntry| {
+        let cluster = |subset: Option<&Subset>| {
+            let name = ClusterName {
+                host: Arc::clone(host),
+                port: port.port,
+                subset: subset.map(|subset| Arc::clone(&subset.name)),
+                rules: Arc::clone(&rules),
             };
-            let subsets = kind.rule.map(|rule| &*rule.subsets).unwrap_or_default();
-            PortView {
-                whole: cluster(None),
-                subsets: subsets.iter().map(|s| (Arc::clone(&s.name), cluster(Some(s)))).collect(),
-            }
+            let clusters =
+                others.iter().chain(former).flat_map(|view| &view.ports).flat_map(PortView::clusters);
+            let known: Vec<_> = clusters.filter(|known| known.name == name).collect();
+            Arc::new(cluster(name, (kind, subset), port, &known))
         };
-        View { rule: kind.rule.cloned(), ports: ports.iter().map(port).collect() }
-    }
+        let subsets = kind.rule.map(|rule| &*rule.subsets).unwrap_or_default();
+        PortView {
+            whole: cluster(None),
+            subsets: subsets.iter().map(|s| (Arc::clone(&s.name), cluster(Some(s)))).collect(),
+        }
+    };
+    View { rule: kind.rule.cloned(), ports: ports.iter().map(port).collect() }
 }
 
 /// The cluster of a port, or of one of its subsets. `known` are those that lend what was learnt: of other callers of this

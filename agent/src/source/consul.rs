@@ -13,6 +13,7 @@ mod registering;
 /// What is known, and what is published of it.
 mod known;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,12 +22,13 @@ use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Label;
 use baremesh_registry::consul::{Client, Settings};
 use baremesh_registry::control::client::backoff;
-use baremesh_registry::control::followed::{Followed, WholeError};
+use baremesh_registry::control::followed::{Entries, Entry, Followed, WholeError};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::known::Known;
-use super::control::mesh_of;
+use super::resources::Resources;
 use crate::agent::{AgentError, empty_mesh};
 use crate::membership::Membership;
 use crate::proxy::socket::{self, Mark};
@@ -99,7 +101,8 @@ impl ConsulSource {
             tracing::error!(%error, "the last good state cannot be used; Consul is asked for a new one");
             Followed::new(Some(file.clone()))
         });
-        if let Err(reason) = trust.take(followed.values()) {
+        let values = followed.values();
+        if let Err(reason) = trust.take(|key| values.get(key).cloned()) {
             tracing::error!(file = %file.display(), reason, "what the last good state says of trust cannot be used");
         }
         let (trust, host) = (Arc::clone(trust), membership.host.clone());
@@ -108,11 +111,12 @@ impl ConsulSource {
 
     /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
     pub fn last_good(&self, membership: &Membership) -> Result<(Mesh, u64), AgentError> {
-        if self.followed.values().is_empty() {
+        if self.followed.entries().is_empty() {
             return Ok((empty_mesh(membership)?, 0));
         }
-        let derived = baremesh_registry::consul::state::derive(self.followed.values(), &self.settings.plain);
-        match mesh_of(&derived.entries, &self.trust.now()) {
+        let derived = baremesh_registry::consul::state::derive(&self.followed.values(), &self.settings.plain);
+        let entries = entries_of(&derived.entries, &Entries::new());
+        match Resources::default().mesh(&entries, &self.trust.now()) {
             Ok(mesh) => Ok((mesh, self.followed.version())),
             Err(reason) => {
                 tracing::error!(file = %self.file.display(), reason, "the last good state cannot be used");
@@ -173,6 +177,7 @@ impl ConsulSource {
     ) {
         let Self { settings, mut followed, trust, notes, .. } = self;
         let mut known = Known::new(&followed, Instant::now());
+        let mut derived = Derived::default();
         let mut attempt = 0;
         let (mut again, mut took) = (None, GATHER);
         loop {
@@ -194,7 +199,7 @@ impl ConsulSource {
             metrics.registry_connected.set(i64::from(is_connected));
             if known.is_changed() || looked {
                 let began = Instant::now();
-                again = match publish(&mut known, &mut followed, (&settings, &trust), publisher) {
+                again = match publish(&mut known, (&mut followed, &mut derived), (&settings, &trust), publisher) {
                     Ok(()) => {
                         attempt = 0;
                         None
@@ -219,27 +224,44 @@ impl ConsulSource {
     }
 }
 
+/// What the entries of the mesh were last, and what was read from them.
+#[derive(Default)]
+struct Derived {
+    entries: Entries,
+    resources: Resources,
+}
+
+/// Values as entries; those that have not changed are the ones from before.
+fn entries_of(values: &BTreeMap<String, Value>, before: &Entries) -> Entries {
+    let entry = |(key, value): (&String, &Value)| {
+        let entry = Entry::of(key, value);
+        let known = before.get(key).filter(|known| ***known == entry);
+        (key.clone(), known.map_or_else(|| Arc::new(entry), Arc::clone))
+    };
+    values.iter().map(entry).collect()
+}
+
 /// Publishes what is known, where there is a whole set of resources, and keeps it.
 fn publish(
     known: &mut Known,
-    followed: &mut Followed,
+    (followed, before): (&mut Followed, &mut Derived),
     (settings, trust): (&Settings, &Trust),
     publisher: &Publisher,
 ) -> Result<(), WholeError> {
     let Some((inputs, version)) = known.inputs(Instant::now()) else { return Ok(()) };
-    if inputs == *followed.values() && followed.version() == version && !known.is_unsaved() {
+    if inputs == followed.values() && followed.version() == version && !known.is_unsaved() {
         return Ok(());
     }
     // Not put off by anything that this agent cannot take.
-    if let Err(reason) = trust.take(&inputs) {
+    if let Err(reason) = trust.take(|key| inputs.get(key).cloned()) {
         publisher.refuse(reason.clone());
         return Err(WholeError::Refused(reason));
     }
     let derived = baremesh_registry::consul::state::derive(&inputs, &settings.plain);
+    before.entries = entries_of(&derived.entries, &before.entries);
     let put = followed.put_in_force(&inputs, version, || {
-        let mesh =
-            mesh_of(&derived.entries, &trust.now()).inspect_err(|reason| publisher.refuse(reason.clone()))?;
-        publisher.take_mesh(mesh, version)
+        let mesh = before.resources.mesh(&before.entries, &trust.now());
+        publisher.take_mesh(mesh.inspect_err(|reason| publisher.refuse(reason.clone()))?, version)
     });
     if let Err(WholeError::Bounds(error)) = &put {
         publisher.refuse(error.to_string());

@@ -8,30 +8,25 @@ mod telling;
 /// Showing which addresses are this host's.
 mod showing;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use baremesh_model::mesh::Mesh;
 use baremesh_registry::control::client::{Ended, Local, backoff, follow};
-use baremesh_registry::control::followed::Followed;
+use baremesh_registry::control::followed::{Entries, Followed};
 use baremesh_registry::control::registration::{Port, Registration};
 use baremesh_registry::control::stream::{StreamReader, StreamWriter};
 use baremesh_registry::control::subscription::Subscription;
-use baremesh_registry::format::decode_from_newer;
-use baremesh_registry::format::source::{Origin, Source, Span};
-use baremesh_registry::resource::Located;
-use baremesh_registry::set::assemble;
 use http::{Method, Request, StatusCode};
 use rustls::client::ResolvesClientCert;
-use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use self::line::{CONNECT_TIMEOUT, Line, Open};
 use self::showing::Showing;
-use super::of_trust_domain;
+use super::resources::Resources;
 use crate::agent::{AgentError, empty_mesh};
 use crate::flows::Flows;
 use crate::membership::Membership;
@@ -40,7 +35,7 @@ use crate::publish::Publisher;
 use crate::registration::LocalService;
 use crate::snapshot::Host;
 use crate::telemetry::metrics::Metrics;
-use crate::trust::{Trust, is_about_trust};
+use crate::trust::Trust;
 
 /// The path of the control protocol.
 const STATE_PATH: &str = "/v1/state";
@@ -53,6 +48,7 @@ const STEADY: Duration = Duration::from_secs(30);
 pub struct ControlSource {
     line: Line,
     followed: Followed,
+    resources: Resources,
     file: PathBuf,
     trust: Arc<Trust>,
     flows: Arc<Flows>,
@@ -67,20 +63,21 @@ impl ControlSource {
             tracing::error!(%error, "the last good state cannot be used; the control server is asked for a new one");
             Followed::new(Some(file.clone()))
         });
-        if let Err(reason) = trust.take(followed.values()) {
+        if let Err(reason) = trust.take(|key| Some(followed.entries().get(key)?.value())) {
             tracing::error!(file = %file.display(), reason, "what the last good state says of trust cannot be used");
         }
         let (control, trust) = (membership.control.clone(), Arc::clone(trust));
         let line = Line { control, trust: trust.follow(), credential: None, mark: Mark(None) };
-        Ok(Self { line, followed, file, trust, flows: Arc::default() })
+        let resources = Resources::default();
+        Ok(Self { line, followed, resources, file, trust, flows: Arc::default() })
     }
 
     /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
-    pub fn last_good(&self, membership: &Membership) -> Result<(Mesh, u64), AgentError> {
-        if self.followed.values().is_empty() {
+    pub fn last_good(&mut self, membership: &Membership) -> Result<(Mesh, u64), AgentError> {
+        if self.followed.entries().is_empty() {
             return Ok((empty_mesh(membership)?, 0));
         }
-        match mesh_of(self.followed.values(), &self.trust.now()) {
+        match self.resources.mesh(self.followed.entries(), &self.trust.now()) {
             Ok(mesh) => Ok((mesh, self.followed.version())),
             Err(reason) => {
                 tracing::error!(file = %self.file.display(), reason, "the last good state cannot be used");
@@ -184,11 +181,12 @@ impl ControlSource {
         };
         let (reader, writer, open) = opened?;
         let trust = Arc::clone(&self.trust);
-        let publish = |values: &BTreeMap<String, Value>, version: u64| {
+        let resources = &mut self.resources;
+        let publish = |entries: &Entries, version: u64| {
+            let refuse = |reason: &String| publisher.refuse(reason.clone());
             // Not put off by a resource that this agent cannot take.
-            trust.take(values).inspect_err(|reason| publisher.refuse(reason.clone()))?;
-            let mesh =
-                mesh_of(values, &trust.now()).inspect_err(|reason| publisher.refuse(reason.clone()))?;
+            trust.take(|key| Some(entries.get(key)?.value())).inspect_err(refuse)?;
+            let mesh = resources.mesh(entries, &trust.now()).inspect_err(refuse)?;
             publisher.take_mesh(mesh, version)
         };
         let (again, flows) = (local.registrations.clone(), Arc::clone(&self.flows));
@@ -229,34 +227,6 @@ impl ControlSource {
             }
         }
     }
-}
-
-/// The resources of a state, put together into one mesh of the trust domain that this host is a member of.
-pub(super) fn mesh_of(
-    values: &BTreeMap<String, Value>,
-    bundle: &baremesh_ca::tls::TrustBundle,
-) -> Result<Mesh, String> {
-    let mut resources = Vec::new();
-    let mut findings = Vec::new();
-    for (key, value) in values.iter().filter(|(key, _)| !is_about_trust(key)) {
-        match decode_from_newer(value) {
-            Ok(read) => {
-                for report in &read.reports {
-                    tracing::warn!(resource = key, "{report}");
-                }
-                let origin = Origin { source: Arc::new(Source::new(key, "")), span: Span::default() };
-                resources.push(Located { value: read.resource, origin });
-                findings.extend(read.reports);
-            }
-            // A kind of a newer version, which this agent could not put in force in any case.
-            Err(reports) => {
-                let report = reports.first().map(ToString::to_string).unwrap_or_default();
-                tracing::warn!(resource = key, report, "a resource is not understood and has no effect here");
-            }
-        }
-    }
-    let loaded = assemble(resources, findings).map_err(|refused| refused.to_string())?;
-    of_trust_domain(loaded.mesh, bundle)
 }
 
 /// Tells the registrations of this host as they change.

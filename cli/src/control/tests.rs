@@ -17,7 +17,7 @@ use baremesh_ca::token::Token;
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Label;
 use baremesh_registry::control::client::{Ended, FollowError, Local, follow};
-use baremesh_registry::control::followed::Followed;
+use baremesh_registry::control::followed::{Entries, Followed};
 use baremesh_registry::control::registration::Registration;
 use baremesh_registry::control::stream::{StreamReader, StreamWriter};
 use baremesh_registry::control::subscription::Subscription;
@@ -199,8 +199,9 @@ impl Member {
             let (client, _driver) = h2_client(address, tls).await;
             let (reader, writer) = open_state(client).await;
             let mut followed = Followed::new(None);
-            follow(reader, writer, &mut followed, &mut local, |values: &BTreeMap<String, Value>, _| {
-                outlet.send_replace(values.clone());
+            follow(reader, writer, &mut followed, &mut local, |entries: &Entries, _| {
+                outlet
+                    .send_replace(entries.iter().map(|(key, entry)| (key.clone(), entry.value())).collect());
                 Ok(())
             })
             .await

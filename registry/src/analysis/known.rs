@@ -42,7 +42,7 @@ impl<'p> Known<'p> {
     pub(super) fn new(parts: &'p Parts, external: &'p BTreeMap<Key, Service>, unread: Unread) -> Self {
         let mut spaces: BTreeMap<&Label, Vec<&Workload>> = BTreeMap::new();
         for workload in parts.workloads.values() {
-            spaces.entry(&workload.key.namespace).or_default().push(workload);
+            spaces.entry(&workload.key.namespace).or_default().push(&**workload);
         }
         let endpoints = parts.services.iter().map(|(key, service)| {
             let all = spaces.get(&key.namespace).into_iter().flatten().copied();

@@ -26,7 +26,7 @@ pub(super) fn analyze(known: &Known<'_>, report: &mut Report<'_>) {
         let place = Place::of(Kind::AuthorizationPolicy, &policy.key);
         let root = policy.key.namespace == known.parts.config.root_namespace;
         let workloads: Vec<&Workload> = match root {
-            true => known.parts.workloads.values().collect(),
+            true => known.parts.workloads.values().map(|workload| &**workload).collect(),
             false => known.workloads_in(&policy.key.namespace).to_vec(),
         };
         let selected = selected(&workloads, policy.selector.as_ref());
@@ -48,7 +48,7 @@ pub(super) fn analyze(known: &Known<'_>, report: &mut Report<'_>) {
         let Some(selector) = &policy.selector else { continue };
         let of_all: Vec<&Workload>;
         let workloads = if policy.key.namespace == known.parts.config.root_namespace {
-            of_all = known.parts.workloads.values().collect();
+            of_all = known.parts.workloads.values().map(|workload| &**workload).collect();
             &of_all
         } else {
             known.workloads_in(&policy.key.namespace)

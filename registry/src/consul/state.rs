@@ -86,7 +86,7 @@ pub struct Derived {
 struct Declared {
     config: MeshConfig,
     services: BTreeMap<Key, Service>,
-    workloads: Vec<Workload>,
+    workloads: Vec<Arc<Workload>>,
     service_entries: BTreeMap<Key, Arc<ServiceEntry>>,
 }
 
@@ -121,7 +121,7 @@ fn declared(entries: &BTreeMap<String, Value>) -> Declared {
         match format::decode_from_newer(value).map(|read| read.resource) {
             Ok(Resource::MeshConfig(config)) => declared.config = *config,
             Ok(Resource::Service(service)) => _ = declared.services.insert(service.key.clone(), *service),
-            Ok(Resource::Workload(workload)) => declared.workloads.push(*workload),
+            Ok(Resource::Workload(workload)) => declared.workloads.push(workload),
             Ok(Resource::ServiceEntry(entry)) => {
                 declared.service_entries.insert(entry.key.clone(), Arc::new(*entry));
             }

@@ -1,17 +1,15 @@
 //! The agent's side: one connection followed from its first message to its end. Connecting, and connecting
 //! again after `backoff`, is the caller's.
 
-use std::collections::BTreeMap;
 use std::future::pending;
 use std::time::Duration;
 
-use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::codec::{FrameError, FrameReader, FrameWriter};
-use super::followed::{Followed, FollowedError, Link, Staged};
+use super::followed::{Entries, Followed, FollowedError, Link, Staged};
 use super::leases::RENEWALS;
 use super::message::{
     Ack, Complete, FromControl, Goodbye, Health, Hello, MessageError, Nack, Outcome, Register,
@@ -29,8 +27,6 @@ pub const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 pub const WELCOME_WAIT: Duration = Duration::from_secs(30);
 /// How long the server has to take a goodbye.
 pub const GOODBYE_WAIT: Duration = Duration::from_secs(5);
-/// The least time between two writes of the state's file.
-pub const SAVE_GAP: Duration = Duration::from_secs(2);
 /// How long until refused registrations are tried again: what was in their way may be gone by then.
 pub const REGISTER_AGAIN: Duration = Duration::from_secs(30);
 /// How long a reason is waited for when a write failed.
@@ -98,7 +94,7 @@ pub async fn follow<R, W, P>(
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
-    P: FnMut(&BTreeMap<String, Value>, u64) -> Result<(), String>,
+    P: FnMut(&Entries, u64) -> Result<(), String>,
 {
     let reader = FrameReader::new(reader);
     let wanted = local.subscription.borrow_and_update().clone();
@@ -156,7 +152,7 @@ impl<R, W, P> Connection<'_, R, W, P>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
-    P: FnMut(&BTreeMap<String, Value>, u64) -> Result<(), String>,
+    P: FnMut(&Entries, u64) -> Result<(), String>,
 {
     async fn run(&mut self, local: &mut Local) -> Result<Ended, FollowError> {
         let hello = Hello {
@@ -295,10 +291,11 @@ where
             }
         };
         let version = complete.version;
-        match if news { (self.publish)(self.followed.values(), version) } else { Ok(()) } {
+        match if news { (self.publish)(self.followed.entries(), version) } else { Ok(()) } {
             Ok(()) => {
                 self.followed.accepted();
-                self.dirty.get_or_insert(Instant::now() + SAVE_GAP);
+                let due = Instant::now() + self.followed.save_gap();
+                self.dirty.get_or_insert(due);
                 self.link(|link| (link.version, link.nack) = (version, None));
                 self.writer.send(&frame(&Ack { version })).await?;
             }
@@ -365,7 +362,7 @@ where
         };
         if let Some(reason) = &failed {
             tracing::error!(reason, "the state is in force and not on disk");
-            self.dirty = Some(Instant::now() + SAVE_GAP);
+            self.dirty = Some(Instant::now() + self.followed.save_gap());
         }
         self.link(|link| link.unsaved = failed);
     }

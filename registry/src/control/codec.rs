@@ -91,9 +91,29 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         if self.buffer.len() >= WRITE_BUFFER { self.drain().await } else { Ok(()) }
     }
 
+    /// Takes whole frames with their lengths. Much of them is written without being gathered first.
+    pub async fn feed_encoded(&mut self, frames: &[u8]) -> Result<(), FrameError> {
+        if self.buffer.len() + frames.len() < WRITE_BUFFER {
+            self.buffer.put_slice(frames);
+            return Ok(());
+        }
+        self.drain().await?;
+        let mut rest = frames;
+        while !rest.is_empty() {
+            let write = self.inner.write(rest);
+            match timeout(WRITE_STALL, write).await.map_err(|_| FrameError::Stalled)?? {
+                0 => return Err(FrameError::Connection(io::ErrorKind::WriteZero.into())),
+                written => rest = &rest[written..],
+            }
+        }
+        Ok(())
+    }
+
     /// Writes out what was taken.
     pub async fn flush(&mut self) -> Result<(), FrameError> {
         self.drain().await?;
+        // Thousands of connections wait most of the time, each with as much as it once had to write.
+        self.buffer = BytesMut::new();
         timeout(WRITE_STALL, self.inner.flush()).await.map_err(|_| FrameError::Stalled)??;
         Ok(())
     }

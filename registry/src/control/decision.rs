@@ -704,7 +704,7 @@ mod tests {
             });
             let parts = baremesh_model::mesh::Parts {
                 services: services.map(|service| (service.key.clone(), service)).collect(),
-                workloads: endpoints.map(|workload| (workload.key.clone(), workload)).collect(),
+                workloads: endpoints.map(|workload| (workload.key.clone(), workload.into())).collect(),
                 ..Default::default()
             };
             if let Err(errors) = baremesh_model::mesh::Mesh::assemble(parts) {

@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use baremesh_ca::file::{FileError, SECRET, write_atomically};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,10 @@ pub const MAX_STATE: usize = 512 << 20;
 /// Most entries of a state: every service, policy and endpoint of the mesh is one. A host holds them all, whoever it
 /// calls, because it captures what is opened to endpoints' own addresses.
 pub const MAX_ENTRIES: usize = 250_000;
+/// The least time between two writes of the state's file,
+pub const SAVE_GAP: Duration = Duration::from_secs(2);
+/// and for each MiB of a state so much more.
+const SAVE_GAP_A_MIB: Duration = Duration::from_secs(1);
 /// Version of the file.
 const FORMAT: u32 = 1;
 
@@ -77,15 +82,45 @@ pub struct Link {
     pub registrations: Option<Vec<Outcome>>,
 }
 
-struct Entry {
+/// One entry of a state: a value as it was sent. Whoever keeps what it comes to sees by the pointer that it is the same still.
+#[derive(Debug)]
+pub struct Entry {
     text: Box<RawValue>,
     digest: Digest,
 }
 
-/// What a difference changed, as it was before: the entries' texts, and `None` for those that were not there.
+/// The entries of a state by their keys.
+pub type Entries = BTreeMap<String, Arc<Entry>>;
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.text.get() == other.text.get()
+    }
+}
+
+impl Entry {
+    /// The entry of a text. Fails where it nests too deep to be read.
+    fn new(key: &str, text: Box<RawValue>) -> Result<Self, serde_json::Error> {
+        serde_json::from_str::<Value>(text.get())?;
+        Ok(Self { digest: Digest::of(key, text.get()), text })
+    }
+
+    /// The entry of a value.
+    pub fn of(key: &str, value: &Value) -> Self {
+        let text = serde_json::value::to_raw_value(value).expect("a value is JSON");
+        Self { digest: Digest::of(key, text.get()), text }
+    }
+
+    /// The value, read from its text.
+    pub fn value(&self) -> Value {
+        serde_json::from_str(self.text.get()).expect("it was read before it became an entry")
+    }
+}
+
+/// What a difference changed, as it was before: the entries, and `None` for those that were not there.
 #[derive(Debug)]
 pub(super) struct Former {
-    entries: BTreeMap<String, Option<Box<RawValue>>>,
+    entries: BTreeMap<String, Option<Arc<Entry>>>,
     mark: Mark,
 }
 
@@ -125,8 +160,7 @@ struct Header {
 /// What an agent holds of the mesh, between and during connections. That is what it received last, which may
 /// have been refused when it was to be put in force; the file always holds what was in force last.
 pub struct Followed {
-    values: BTreeMap<String, Value>,
-    entries: BTreeMap<String, Entry>,
+    entries: Entries,
     digest: Digest,
     size: usize,
     mark: Mark,
@@ -145,7 +179,6 @@ impl Followed {
     /// Nothing yet; what comes is kept in the file, where there is one.
     pub fn new(path: Option<PathBuf>) -> Self {
         Self {
-            values: BTreeMap::new(),
             entries: BTreeMap::new(),
             digest: Digest::default(),
             size: 0,
@@ -173,9 +206,8 @@ impl Followed {
         let damaged = |reason: String| FollowedError::Damaged { path: path.to_owned(), reason };
         let body = decode(&bytes).map_err(damaged)?;
         for (key, text) in body.entries {
-            let value =
-                serde_json::from_str(text.get()).map_err(|error| damaged(format!("{key}: {error}")))?;
-            followed.insert(key, text, value);
+            let entry = Entry::new(&key, text).map_err(|error| damaged(format!("{key}: {error}")))?;
+            followed.insert(key, entry);
         }
         let subscription = Subscription::read(&body.subscription)
             .ok_or_else(|| damaged("its subscription names what is no service".to_owned()))?;
@@ -186,11 +218,16 @@ impl Followed {
 
     /// The resources by key, as received last; after `load`, those that were in force last. Empty before the
     /// first state.
-    pub fn values(&self) -> &BTreeMap<String, Value> {
-        &self.values
+    pub fn entries(&self) -> &Entries {
+        &self.entries
     }
 
-    /// The version that `values` are of; 0 before the first state.
+    /// The values of the entries, each read from its text.
+    pub fn values(&self) -> BTreeMap<String, Value> {
+        self.entries.iter().map(|(key, entry)| (key.clone(), entry.value())).collect()
+    }
+
+    /// The version that `entries` are of; 0 before the first state.
     pub fn version(&self) -> u64 {
         self.mark.version
     }
@@ -228,12 +265,11 @@ impl Followed {
             }
             let change = match change {
                 Some(text) => {
-                    digest = digest.plus(Digest::of(&key, text.get()));
-                    let value = serde_json::from_str::<Value>(text.get());
                     let reason = |error: serde_json::Error| error.to_string();
-                    let value =
-                        value.map_err(|e| FollowedError::Value { key: key.clone(), reason: reason(e) })?;
-                    Some((text, value))
+                    let entry = Entry::new(&key, text)
+                        .map_err(|e| FollowedError::Value { key: key.clone(), reason: reason(e) })?;
+                    digest = digest.plus(entry.digest);
+                    Some(entry)
                 }
                 None => None,
             };
@@ -252,16 +288,15 @@ impl Followed {
         }
         let mut former = BTreeMap::new();
         if complete.full {
-            self.values.clear();
             let entries = std::mem::take(&mut self.entries).into_iter();
-            former.extend(entries.map(|(key, entry)| (key, Some(entry.text))));
+            former.extend(entries.map(|(key, entry)| (key, Some(entry))));
             (self.digest, self.size) = (Digest::default(), 0);
         }
         for (key, change) in parsed {
             let before = self.remove(&key);
             former.entry(key.clone()).or_insert(before);
-            if let Some((text, value)) = change {
-                self.insert(key, text, value);
+            if let Some(entry) = change {
+                self.insert(key, entry);
             }
         }
         let mark = Mark { epoch, version: complete.version, subscription: subscription.clone() };
@@ -291,27 +326,29 @@ impl Followed {
         self.published = false;
         match &mut self.former {
             // What was refused before led back to the state in force already.
-            Some(refused) => former.entries.into_iter().for_each(|(key, text)| {
-                refused.entries.entry(key).or_insert(text);
+            Some(refused) => former.entries.into_iter().for_each(|(key, entry)| {
+                refused.entries.entry(key).or_insert(entry);
             }),
             None => self.former = Some(former),
         }
     }
 
-    fn insert(&mut self, key: String, text: Box<RawValue>, value: Value) {
-        let digest = Digest::of(&key, text.get());
-        self.digest = self.digest.plus(digest);
-        self.size += key.len() + text.get().len();
-        self.values.insert(key.clone(), value);
-        self.entries.insert(key, Entry { text, digest });
+    fn insert(&mut self, key: String, entry: Entry) {
+        self.digest = self.digest.plus(entry.digest);
+        self.size += key.len() + entry.text.get().len();
+        self.entries.insert(key, Arc::new(entry));
     }
 
-    fn remove(&mut self, key: &str) -> Option<Box<RawValue>> {
+    fn remove(&mut self, key: &str) -> Option<Arc<Entry>> {
         let entry = self.entries.remove(key)?;
         self.digest = self.digest.minus(entry.digest);
         self.size -= key.len() + entry.text.get().len();
-        self.values.remove(key);
-        Some(entry.text)
+        Some(entry)
+    }
+
+    /// The least time between two writes of the file: longer for a large state, which is written whole.
+    pub(super) fn save_gap(&self) -> Duration {
+        SAVE_GAP + SAVE_GAP_A_MIB * u32::try_from(self.size >> 20).unwrap_or(u32::MAX)
     }
 
     /// What writes the state to its file, on a thread that may block. `None` without a file.
@@ -334,9 +371,9 @@ impl Followed {
     fn encode(&self) -> Vec<u8> {
         let mut entries: BTreeMap<&str, &RawValue> =
             self.entries.iter().map(|(key, entry)| (key.as_str(), &*entry.text)).collect();
-        for (key, text) in self.former.iter().flat_map(|former| &former.entries) {
-            match text {
-                Some(text) => entries.insert(key, text),
+        for (key, entry) in self.former.iter().flat_map(|former| &former.entries) {
+            match entry {
+                Some(entry) => entries.insert(key, &*entry.text),
                 None => entries.remove(key.as_str()),
             };
         }

@@ -15,8 +15,10 @@ use super::catalog::{Catalog, Change, Effects};
 use super::leases::Leases;
 use super::message::Outcome;
 use super::ownership::Speakers;
+use super::push::{Push, Pushes};
 use super::server::{Format, MAX_HOSTS, parse_key};
-use super::state::{Audience, State};
+use super::state::{Audience, Held, State};
+use super::subscription::Subscription;
 
 /// A version that an agent could not put in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +87,7 @@ pub(super) struct Core {
     /// What the authority says, beside the resources.
     pub(super) statements: BTreeMap<String, Value>,
     pub(super) state: State,
+    pushes: Pushes,
     pub(super) leases: Leases,
     pub(super) speakers: Speakers,
     agents: BTreeMap<Label, Agent>,
@@ -103,8 +106,13 @@ impl Core {
         }
         let (resources, statements, agents) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let catalog = Arc::new(catalog);
-        let (state, speakers) = (State::new(epoch), Speakers::default());
-        Self { catalog, resources, statements, state, leases, speakers, agents, next_session: 1 }
+        let (state, pushes, speakers) = (State::new(epoch), Pushes::default(), Speakers::default());
+        Self { catalog, resources, statements, state, pushes, leases, speakers, agents, next_session: 1 }
+    }
+
+    /// What brings an agent that holds `held` to the newest version of `wanted`.
+    pub(super) fn push(&mut self, held: Option<&Held>, wanted: &Subscription) -> Arc<Push> {
+        self.pushes.of(&self.state, held, wanted)
     }
 
     /// Opens a session, which ends the host's former one. `None` when there are too many hosts.

@@ -17,7 +17,7 @@ use baremesh_model::service_entry::ServiceEntry;
 use baremesh_model::workload::Workload;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::addresses::AddressError;
 use super::admission::Refusal;
@@ -27,6 +27,7 @@ use super::leases::Alarm;
 use super::memory::{Core, HostStatus};
 use super::message::{Outcome, Unknown};
 use super::ownership::{AddressGrants, NotOwn, owned};
+use super::push::MAX_LARGE_PUSHES;
 use super::registration::{Registration, RegistrationError};
 use super::session::{self, SessionError};
 use super::store::{Store, StoreError};
@@ -125,6 +126,7 @@ impl Control {
             unknown: Unknown::default(),
             failed_sessions: AtomicU64::new(0),
             version: watch::Sender::new(None),
+            large_pushes: Arc::new(Semaphore::new(MAX_LARGE_PUSHES)),
             store,
             turn: Arc::default(),
             core: Mutex::new(core),
@@ -262,7 +264,7 @@ impl Control {
 
     /// All that is pushed: keys and values as JSON text.
     pub fn published(&self) -> Vec<(Arc<str>, Arc<str>)> {
-        self.0.core().state.iter().map(|(key, text)| (key.clone(), text.clone())).collect()
+        self.0.core().state.iter().map(|(key, text)| (key.clone(), text.into())).collect()
     }
 
     /// Follows the newest version; `None` before the first resources.

@@ -3,26 +3,28 @@
 //! sent the newest state and nothing in between.
 
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use baremesh_model::name::Label;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::admission::Refusal;
 use super::codec::{FrameError, FrameReader, FrameWriter};
 use super::memory::Nack;
 use super::message::{
-    Complete, Delete, Finding, FromAgent, Hello, MessageError, Outcome, Refused, Register, RegisterResult,
-    Renewed, Welcome, frame, printable, upsert_frame,
+    Finding, FromAgent, Hello, MessageError, Outcome, Refused, Register, RegisterResult, Renewed, Welcome,
+    frame, printable,
 };
 use super::ownership::NotOwn;
+use super::push::{LARGE, Push};
 use super::registration::{Registration, read_health};
 use super::server::{Control, ControlError, MAX_HOSTS};
-use super::state::{Change, Difference, Held};
+use super::state::Held;
 use super::subscription::{Subscription, service_key};
 use super::{ANSWERS_RENEWALS, PROTOCOL, TAKES_HEALTH, understands};
 
@@ -32,6 +34,11 @@ pub const HELLO_WAIT: Duration = Duration::from_secs(10);
 pub const SILENT_LEASES: u32 = 4;
 /// The least time between two pushes to one agent: changes that come together are pushed together.
 pub const PUSH_GAP: Duration = Duration::from_millis(50);
+/// What that grows by for each agent, so that changes without end cost thousands of agents no more pushes a second than
+/// hundreds. The first change after a quiet time waits for nothing.
+const PUSH_COST: Duration = Duration::from_micros(200);
+/// How long one push may take, however slowly the agent takes it.
+const PUSH_TIME: Duration = Duration::from_secs(300);
 /// How long the last word of a session may take.
 const LAST_WORD: Duration = Duration::from_secs(2);
 
@@ -312,6 +319,7 @@ impl Session<'_> {
         let mut held = resume.and_then(|resume| self.control.0.core().state.resume(resume, &asked));
         writer.send(&frame(&self.welcome())).await?;
         let mut subscribed = None;
+        let mut large = LargePlace::new(&self.control.0.large_pushes);
         loop {
             versions.borrow_and_update();
             let contents = outbox.take();
@@ -321,20 +329,32 @@ impl Session<'_> {
             if contents.renewed {
                 writer.feed(&frame(&Renewed {})).await?;
             }
+            if !large.is_taken() && self.control.0.core().state.is_behind(held.as_ref(), LARGE) {
+                writer.flush().await?;
+                // Whoever waits for a place is answered meanwhile, and keeps its turn.
+                tokio::select! {
+                    () = large.take() => {}
+                    () = outbox.filled.notified() => {}
+                }
+                continue;
+            }
             let wanted = contents.subscription;
-            let difference = self.control.0.core().state.difference(held.as_ref(), &wanted);
-            let version = difference.version;
-            let push = subscribed != Some(contents.subscribed) || !difference.changes.is_empty();
-            if push {
-                push_to(writer, difference, contents.subscribed).await?;
+            let push = self.control.0.core().push(held.as_ref(), &wanted);
+            let version = push.version;
+            let is_news = subscribed != Some(contents.subscribed) || !push.pieces.is_empty();
+            if is_news {
+                let pushing = push_to(writer, &push, contents.subscribed);
+                timeout(PUSH_TIME, pushing).await.map_err(|_| FrameError::Stalled)??;
             }
             writer.flush().await?;
-            if push {
+            drop(push);
+            large.give_back();
+            if is_news {
                 self.control.0.core().agent(self.host).sent = version;
             }
             (held, subscribed) = (Some(Held { version, subscription: wanted }), Some(contents.subscribed));
-            if push {
-                sleep(PUSH_GAP).await;
+            if is_news {
+                sleep(push_gap(self.control.0.version.receiver_count())).await;
             }
             tokio::select! {
                 _ = versions.changed() => {}
@@ -345,7 +365,8 @@ impl Session<'_> {
 
     fn welcome(&self) -> Welcome {
         let core = self.control.0.core();
-        let mesh = core.resources.iter().find(|(key, _)| key.starts_with("MeshConfig/"));
+        let mesh = core.resources.range("MeshConfig/".to_owned()..).next();
+        let mesh = mesh.filter(|(key, _)| key.starts_with("MeshConfig/"));
         Welcome {
             protocol: PROTOCOL,
             server_version: self.control.0.settings.version.clone(),
@@ -359,17 +380,51 @@ impl Session<'_> {
 
 async fn push_to<W: AsyncWrite + Unpin>(
     writer: &mut FrameWriter<W>,
-    difference: Difference,
+    push: &Push,
     subscribed: u64,
 ) -> Result<(), FrameError> {
-    for change in difference.changes {
-        match change {
-            Change::Upsert(key, text) => writer.feed(&upsert_frame(&key, &text)).await?,
-            Change::Delete(key) => writer.feed(&frame(&Delete { key: key.to_string() })).await?,
-        }
+    for piece in &push.pieces {
+        writer.feed_encoded(piece).await?;
     }
-    let Difference { version, digest, full, .. } = difference;
-    writer.feed(&frame(&Complete { version, digest: digest.to_string(), full, subscribed })).await
+    writer.feed(&frame(&push.complete(subscribed))).await
+}
+
+/// The least time between two pushes to one agent among so many.
+fn push_gap(agents: usize) -> Duration {
+    PUSH_GAP.max(PUSH_COST * u32::try_from(agents).unwrap_or(u32::MAX))
+}
+
+/// A session's place among those that send much at once.
+struct LargePlace {
+    waiting: Option<Pin<Box<dyn Future<Output = Option<OwnedSemaphorePermit>> + Send>>>,
+    taken: Option<OwnedSemaphorePermit>,
+    places: Arc<Semaphore>,
+}
+
+impl LargePlace {
+    fn new(places: &Arc<Semaphore>) -> Self {
+        Self { waiting: None, taken: None, places: Arc::clone(places) }
+    }
+
+    fn is_taken(&self) -> bool {
+        self.taken.is_some()
+    }
+
+    /// Waits for a place. Who stops waiting and goes on later has not lost its turn.
+    async fn take(&mut self) {
+        let places = &self.places;
+        let waiting = self.waiting.get_or_insert_with(|| {
+            let places = Arc::clone(places);
+            // Nobody closes the semaphore.
+            Box::pin(async move { places.acquire_owned().await.ok() })
+        });
+        self.taken = waiting.await;
+        self.waiting = None;
+    }
+
+    fn give_back(&mut self) {
+        (self.waiting, self.taken) = (None, None);
+    }
 }
 
 fn outcome_of(raw: &serde_json::Value, outcome: Result<Vec<NotOwn>, Refusal>) -> Outcome {

@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::client::{Ended, FollowError, Local, follow};
 use super::codec::{FrameReader, FrameWriter, MAX_MESSAGE};
-use super::followed::Followed;
+use super::followed::{Entries, Followed};
 use super::memory::HostStatus;
 use super::message::{Complete, FromAgent, FromControl, Hello, Register, Renew, Unknown, frame};
 use super::registration::Registration;
@@ -115,6 +115,8 @@ fn registration(service: &str, address: &str) -> Registration {
 mod ownership;
 /// What checks have found.
 mod health;
+/// Many agents at once.
+mod crowd;
 
 type Near = (ReadHalf<DuplexStream>, WriteHalf<DuplexStream>);
 
@@ -160,11 +162,12 @@ impl Agent {
                 subscription: wanted,
                 shutdown: told,
             };
-            let publish = |values: &BTreeMap<String, Value>, version: u64| {
-                if values.contains_key("Policy/x/refused") {
+            let publish = |entries: &Entries, version: u64| {
+                if entries.contains_key("Policy/x/refused") {
                     return Err("it is refused".to_owned());
                 }
-                published.send_replace((version, values.clone()));
+                let values = entries.iter().map(|(key, entry)| (key.clone(), entry.value())).collect();
+                published.send_replace((version, values));
                 Ok(())
             };
             let ended = follow(reader, writer, &mut followed, &mut local, publish).await;
@@ -266,7 +269,7 @@ async fn goes_on_where_the_last_connection_ended() {
     agent.shutdown.send_replace(true);
     assert_eq!(agent.ends().await.1.expect("in order"), Ended::Goodbye);
     let followed = Followed::load(&file).expect("a state");
-    assert_eq!(followed.values().len(), 200);
+    assert_eq!(followed.entries().len(), 200);
     let hello = |resume| Hello { protocol: 1, resume, subscribe: vec!["*".into()], ..Hello::default() };
     let from_file = hello(followed.resume(&Subscription::All));
     let pushed = async |control: &Control, hello: &Hello| {
@@ -334,7 +337,7 @@ async fn a_refused_state_leaves_the_former_one_in_force() {
     assert_eq!(agent.link.borrow().nack.as_deref(), Some("it is refused"));
     agent.shutdown.send_replace(true);
     let (followed, _) = agent.ends().await;
-    assert!(Followed::load(&file).expect("a state").values().contains_key("Policy/x/good"));
+    assert!(Followed::load(&file).expect("a state").entries().contains_key("Policy/x/good"));
     // The same again after reconnecting, until it is put right.
     let mut agent = Agent::start(&control, "h1", followed, vec![]);
     until("a nack again", || status(&control, "h1")?.nack).await;
@@ -599,7 +602,7 @@ async fn a_diverged_state_is_not_applied_and_asked_for_anew() {
     assert!(matches!(last, Some(FromAgent::Nack(_))), "{last:?}");
     let published = agent.published.clone();
     let (followed, ended) = agent.ends().await;
-    assert!(ended.is_err() && followed.values().is_empty() && published.borrow().1.is_empty());
+    assert!(ended.is_err() && followed.entries().is_empty() && published.borrow().1.is_empty());
     assert_eq!(followed.resume(&Subscription::All), None);
 }
 

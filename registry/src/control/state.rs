@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use baremesh_model::name::Key;
+use bytes::Bytes;
 use serde_json::Value;
 
 use super::digest::Digest;
-use super::message::Resume;
+use super::message::{Resume, upsert_frame};
 use super::subscription::Subscription;
 
 /// Most deletions remembered.
@@ -34,8 +35,36 @@ impl Audience {
     }
 }
 
+/// An entry as it is sent: encoded once, when it changes, for all agents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    frame: Bytes,
+    /// How many bytes of it are the value's text.
+    length: usize,
+}
+
+impl Sent {
+    /// What stands behind the value in a frame.
+    const END: usize = "}}".len();
+
+    fn new(key: &str, text: &str) -> Self {
+        Self { frame: upsert_frame(key, text).into_boxed_slice().into(), length: text.len() }
+    }
+
+    /// The message, without its length.
+    pub fn frame(&self) -> &Bytes {
+        &self.frame
+    }
+
+    /// The value's text.
+    pub fn text(&self) -> &str {
+        let end = self.frame.len() - Self::END;
+        std::str::from_utf8(&self.frame[end - self.length..end]).expect("it was made of text")
+    }
+}
+
 struct Entry {
-    text: Arc<str>,
+    sent: Sent,
     digest: Digest,
     audience: Audience,
     version: u64,
@@ -61,8 +90,8 @@ pub struct Held {
 /// One change of a difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// New or changed: the key and the value's text.
-    Upsert(Arc<str>, Arc<str>),
+    /// New or changed.
+    Upsert(Arc<str>, Sent),
     /// Gone, or no longer for this agent. The agent may not have had it.
     Delete(Arc<str>),
 }
@@ -122,15 +151,15 @@ impl State {
     }
 
     /// The entries' keys and texts.
-    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
-        self.entries.iter().map(|(key, entry)| (key, &entry.text))
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &str)> {
+        self.entries.iter().map(|(key, entry)| (key, entry.sent.text()))
     }
 
     /// Sets an entry. The same value again is no change.
     pub fn set(&mut self, key: &str, audience: Audience, value: &Value) {
-        let text: Arc<str> = value.to_string().into();
+        let text = value.to_string();
         let before = self.entries.get(key);
-        if before.is_some_and(|entry| entry.text == text && entry.audience == audience) {
+        if before.is_some_and(|entry| entry.sent.text() == text && entry.audience == audience) {
             return;
         }
         let moved = before.is_some_and(|entry| entry.moved || entry.audience != audience)
@@ -144,7 +173,8 @@ impl State {
         group.keys.insert(key.clone());
         self.total = self.total.plus(digest);
         self.changed.insert(self.version, key.clone());
-        self.entries.insert(key, Entry { text, digest, audience, version: self.version, moved });
+        let sent = Sent::new(&key, &text);
+        self.entries.insert(key, Entry { sent, digest, audience, version: self.version, moved });
     }
 
     /// Removes an entry.
@@ -193,6 +223,17 @@ impl State {
         }
     }
 
+    /// Whether more than so many entries have changed since an agent held that, as far as they are remembered.
+    pub fn is_behind(&self, held: Option<&Held>, most: usize) -> bool {
+        let Some(held) = held.filter(|held| held.version >= self.horizon) else {
+            return self.entries.len() > most;
+        };
+        let since = held.version.saturating_add(1)..;
+        self.changed.range(since.clone()).take(most + 1).count()
+            + self.deletions.range(since).take(most + 1).count()
+            > most
+    }
+
     /// The digest of what an agent of that subscription holds at the newest version.
     pub fn digest(&self, subscription: &Subscription) -> Digest {
         let of =
@@ -226,14 +267,14 @@ impl State {
         let (version, digest) = (self.version, self.digest(wanted));
         let Some(held) = held.filter(|held| held.version >= self.horizon) else {
             let all = self.entries.iter().filter(|(_, entry)| entry.audience.within(wanted));
-            let changes = all.map(|(key, entry)| Change::Upsert(key.clone(), entry.text.clone())).collect();
+            let changes = all.map(|(key, entry)| Change::Upsert(key.clone(), entry.sent.clone())).collect();
             return Difference { changes, version, digest, full: true };
         };
         let mut changes = Vec::new();
         for key in self.changed.range(held.version.saturating_add(1)..).map(|(_, key)| key) {
             let Some(entry) = self.entries.get(key) else { continue };
             if entry.audience.within(wanted) {
-                changes.push(Change::Upsert(key.clone(), entry.text.clone()));
+                changes.push(Change::Upsert(key.clone(), entry.sent.clone()));
             } else if entry.moved || entry.audience.within(&held.subscription) {
                 changes.push(Change::Delete(key.clone()));
             }
@@ -262,7 +303,7 @@ impl State {
                     continue;
                 };
                 changes.push(match wants {
-                    true => Change::Upsert(key.clone(), entry.text.clone()),
+                    true => Change::Upsert(key.clone(), entry.sent.clone()),
                     false => Change::Delete(key.clone()),
                 });
             }
@@ -288,7 +329,7 @@ mod tests {
 
     fn shown(difference: &Difference) -> Vec<String> {
         let show = |change: &Change| match change {
-            Change::Upsert(key, text) => format!("{key}={text}"),
+            Change::Upsert(key, sent) => format!("{key}={}", sent.text()),
             Change::Delete(key) => format!("-{key}"),
         };
         difference.changes.iter().map(show).collect()
@@ -356,6 +397,35 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_is_encoded_once() {
+        let mut state = State::new(1);
+        state.set("Service/x/a\"b", Audience::Everyone, &json!({ "é": "}}" }));
+        let changes = state.difference(None, &Subscription::All).changes;
+        let again = state.difference(None, &Subscription::All).changes;
+        let [Change::Upsert(_, one)] = &changes[..] else { panic!("{changes:?}") };
+        let [Change::Upsert(_, other)] = &again[..] else { panic!("{again:?}") };
+        assert_eq!(one.text(), "{\"é\":\"}}\"}");
+        assert_eq!(one.frame().as_ptr(), other.frame().as_ptr(), "the same bytes for everybody");
+        assert_eq!(**one.frame(), *upsert_frame("Service/x/a\"b", one.text()));
+    }
+
+    #[test]
+    fn who_holds_little_of_what_is_new_is_behind() {
+        let mut state = example();
+        let behind = |state: &State, version: Option<u64>, most| {
+            let held = version.map(|version| Held { version, subscription: Subscription::All });
+            state.is_behind(held.as_ref(), most)
+        };
+        for (version, most, expected) in
+            [(None, 2, true), (None, 3, false), (Some(0), 2, true), (Some(1), 2, false), (Some(3), 0, false)]
+        {
+            assert_eq!(behind(&state, version, most), expected, "{version:?}, {most}");
+        }
+        state.remove("Service/x/a");
+        assert!(behind(&state, Some(3), 0) && !behind(&state, Some(3), 1));
+    }
+
+    #[test]
     fn the_same_again_is_no_change() {
         let mut state = example();
         state.set("Service/x/a", Audience::Everyone, &json!(1));
@@ -405,7 +475,7 @@ mod tests {
                         let mut keys = BTreeSet::new();
                         for change in difference.changes {
                             let key = match change {
-                                Change::Upsert(key, text) => { agent.insert(key.clone(), text); key }
+                                Change::Upsert(key, sent) => { agent.insert(key.clone(), sent.text().into()); key }
                                 Change::Delete(key) => { agent.remove(&key); key }
                             };
                             prop_assert!(keys.insert(key), "a key twice");

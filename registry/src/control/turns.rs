@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use baremesh_model::name::Label;
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::catalog::{Change, Declared};
 use super::memory::Core;
@@ -24,6 +24,8 @@ pub(super) struct Shared {
     pub(super) failed_sessions: AtomicU64,
     /// The newest version; `None` until there are resources, so that no agent is told of an empty mesh.
     pub(super) version: watch::Sender<Option<u64>>,
+    /// Places for pushes of a whole state and the like.
+    pub(super) large_pushes: Arc<Semaphore>,
     pub(super) store: Store,
     pub(super) turn: Arc<tokio::sync::Mutex<()>>,
     pub(super) core: Mutex<Core>,
@@ -66,11 +68,14 @@ impl Shared {
         core.publish(&effects, &self.settings.format);
         let other = |change: &Change| !matches!(change, Change::Health { .. });
         let reconsider = changes.iter().any(other) && core.catalog.holds_back();
-        let (declared, version) = (core.catalog.declared().clone(), core.state.version());
+        let declared = reconsider.then(|| core.catalog.declared().clone());
+        let version = core.state.version();
         drop(core);
         self.publish(version);
         // What contradicted a registration that was held back may be gone.
-        if reconsider && let Err(error) = self.redeclare(declared, None) {
+        if let Some(declared) = declared
+            && let Err(error) = self.redeclare(declared, None)
+        {
             tracing::warn!(%error, "registrations that were held back stay so");
         }
     }

@@ -166,7 +166,7 @@ fn newer_policies_shut_what_they_select() {
     assert_eq!(closed.selector, None);
 
     let mut dry = closed;
-    dry.enforcement = Enforcement::DryRun;
+    Arc::make_mut(&mut dry).enforcement = Enforcement::DryRun;
     let mut document = encode(&Resource::AuthorizationPolicy(dry.clone()));
     document["spec"]["moon"] = "full".into();
     let Resource::AuthorizationPolicy(closed) = decode_from_newer(&document).expect("a policy").resource

@@ -60,11 +60,11 @@ impl Registering {
 
     /// Tells the Consul agent all there is, and takes out what is no longer.
     async fn tell_all(&self) -> Result<(), String> {
-        let addresses = self.publisher.snapshot().load().host.addresses.clone();
+        let host = self.publisher.snapshot().load().host.clone();
         let services = self.publisher.registered().borrow().clone();
         let mut wanted = BTreeMap::new();
         let mut refused = Vec::new();
-        for one in registrations_of(&services, &addresses) {
+        for one in registrations_of(&services, &host) {
             match registration(&self.host, &one) {
                 Ok(registration) => _ = wanted.insert(registration.id.clone(), registration),
                 Err(reason) => refused.push(reason),

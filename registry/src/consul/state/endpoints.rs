@@ -57,7 +57,7 @@ pub(super) fn add(services: Vec<Known>, declared: &Declared, derived: &mut Deriv
             Tunnel::Plain => derived.report.plain += 1,
         }
         let entry = entry(&workload.key);
-        derived.entries.insert(entry, format::encode(&Resource::Workload(Box::new(workload))));
+        derived.entries.insert(entry, format::encode(&Resource::Workload(workload.into())));
     }
 }
 
@@ -116,6 +116,7 @@ fn workload(service: &Service, member: &Member, derived: &Derived) -> Result<Wor
                 host: None,
                 ports: mapped(service, *port)?,
                 labels: labels.clone(),
+                network: None,
                 locality: Locality::default(),
                 weight: *weight,
                 service_account: None,

@@ -40,19 +40,19 @@ fn applies_a_difference_whole_or_not_at_all() {
     let wrong = complete(4, false, &[("b", "{ }"), ("c", "3")]);
     let error = followed.apply(staged(&changes), &wrong, 7, &Subscription::All).expect_err("the digest");
     assert!(matches!(error, FollowedError::Digest));
-    assert_eq!((followed.version(), followed.values().len()), (3, 2));
+    assert_eq!((followed.version(), followed.entries().len()), (3, 2));
     assert_eq!(followed.resume(&Subscription::All), None, "everything is asked for anew");
     let right = complete(4, false, &[("b", "{ }"), ("c", "2")]);
     followed.apply(staged(&changes), &right, 7, &Subscription::All).expect("applied");
-    assert_eq!(followed.values().keys().collect::<Vec<_>>(), ["b", "c"]);
+    assert_eq!(followed.entries().keys().collect::<Vec<_>>(), ["b", "c"]);
     let full = complete(1, true, &[("d", "4")]);
     followed.apply(staged(&[("d", Some("4"))]), &full, 8, &Subscription::All).expect("applied");
-    assert_eq!(followed.values().keys().collect::<Vec<_>>(), ["d"]);
+    assert_eq!(followed.entries().keys().collect::<Vec<_>>(), ["d"]);
     let deep = "[".repeat(500) + &"]".repeat(500);
     let unreadable = complete(2, true, &[("e", &deep)]);
     let error = followed.apply(staged(&[("e", Some(&deep))]), &unreadable, 8, &Subscription::All);
     assert!(matches!(error, Err(FollowedError::Value { .. })));
-    assert_eq!(followed.values().keys().collect::<Vec<_>>(), ["d"]);
+    assert_eq!(followed.entries().keys().collect::<Vec<_>>(), ["d"]);
 }
 
 #[test]
@@ -71,11 +71,11 @@ fn the_file_holds_what_was_in_force_last() {
     followed.save().expect("a file")().expect("saved");
     let loaded = Followed::load(&path).expect("a state");
     let first = example(None);
-    assert_eq!(loaded.values(), first.values());
+    assert_eq!(loaded.entries(), first.entries());
     assert_eq!(loaded.resume(&Subscription::All), first.resume(&Subscription::All));
     followed.accepted();
     followed.save().expect("a file")().expect("saved");
-    assert_eq!(Followed::load(&path).expect("a state").values(), followed.values());
+    assert_eq!(Followed::load(&path).expect("a state").entries(), followed.entries());
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_state_has_so_many_entries_and_no_more() {
     apply(&mut followed, &keys[..MAX_ENTRIES], Some("1"), true).expect("as many as there may be");
     let error = apply(&mut followed, &keys[MAX_ENTRIES..], Some("1"), false).expect_err("one more");
     assert!(matches!(error, FollowedError::TooMany) && error.to_string().contains("split the mesh"));
-    assert_eq!(followed.values().len(), MAX_ENTRIES, "what was there stays");
+    assert_eq!(followed.entries().len(), MAX_ENTRIES, "what was there stays");
     apply(&mut followed, &keys[..1], None, false).expect("one less");
     apply(&mut followed, &keys[MAX_ENTRIES..], Some("1"), false).expect("as many again");
     assert!(matches!(apply(&mut followed, &keys, Some("1"), true), Err(FollowedError::TooMany)));
@@ -112,7 +112,7 @@ fn loads_what_it_saved() {
     fs::write(&path, followed.encode()).expect("the same");
     older().expect("not over the newer one");
     let loaded = Followed::load(&path).expect("a state");
-    assert_eq!(loaded.values(), followed.values());
+    assert_eq!(loaded.entries(), followed.entries());
     assert_eq!(loaded.resume(&Subscription::All), followed.resume(&Subscription::All));
     assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1);
 }

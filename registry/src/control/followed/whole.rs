@@ -70,8 +70,8 @@ mod tests {
         let refused = followed.put_in_force(&state(2), 2, || Err("no".to_owned()));
         assert!(matches!(refused, Err(WholeError::Refused(_))));
         let again = Followed::load(&file).expect("a state");
-        assert_eq!((again.values(), again.version()), (&state(1), 1));
+        assert_eq!((again.values(), again.version()), (state(1), 1));
         followed.put_in_force(&state(3), 3, || Ok(())).expect("in force");
-        assert_eq!(Followed::load(&file).expect("a state").values(), &state(3));
+        assert_eq!(Followed::load(&file).expect("a state").values(), state(3));
     }
 }
