@@ -11,6 +11,8 @@ pub mod resources;
 mod limits;
 /// The server's own certificate.
 mod certificate;
+/// The ledger that several control processes share.
+pub mod shared_ledger;
 /// Which services each host may have.
 mod grants;
 /// The last set of resources that was in force, on the disk.
@@ -66,6 +68,7 @@ use baremesh_ca::ledger::Ledger;
 use baremesh_ca::seal::Passphrase;
 use baremesh_ca::service::{CaService, Settings as CaSettings};
 use baremesh_model::name::TrustDomain;
+use baremesh_registry::consul::Settings as ConsulSettings;
 use baremesh_registry::control::server::{Control, Format, Settings};
 use baremesh_registry::control::store::Store;
 use baremesh_registry::files::{ResourceDirectory, Status as FilesStatus};
@@ -112,6 +115,8 @@ pub struct ControlConfig {
     pub node_lifetime: Duration,
     /// How long a silent host's endpoints are kept.
     pub lease: Duration,
+    /// Where the ledger is shared with other control processes, if it is.
+    pub shared_ledger: Option<ConsulSettings>,
 }
 
 /// Every address of this machine, in both families.
@@ -226,6 +231,15 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
 
     let database = directories.state.join(DATABASE);
     let ledger = Ledger::open(&database)?;
+    let shared = config.shared_ledger.is_some();
+    let ledger = match config.shared_ledger.clone() {
+        None => ledger,
+        Some(settings) => {
+            let log = Arc::new(shared_ledger::ConsulLog::new(settings)?);
+            let ledger = tokio::task::spawn_blocking(move || ledger.with_log(log)).await?;
+            ledger.context("the shared ledger cannot be followed")?
+        }
+    };
     let domain = Some(first.mesh.config.domain.clone());
     let (workload_lifetime, node_lifetime) = (config.workload_lifetime, config.node_lifetime);
     let settings = CaSettings { workload_lifetime, node_lifetime, domain };
@@ -284,6 +298,9 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     tasks.spawn(following.run());
     tasks.spawn(trust::keep(server.clone()));
     tasks.spawn(federation::keep(server.clone()));
+    if shared {
+        tasks.spawn(shared_ledger::follow(server.clone()));
+    }
     tasks.spawn(serve_socket(administration, socket::Administration(server.clone())));
     for listener in listeners {
         connections.spawn(listener::serve(server.clone(), listener));
