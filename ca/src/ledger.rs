@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags};
 
 use crate::file::SECRET;
 
@@ -24,6 +24,8 @@ mod records;
 mod revoked;
 /// Tables and their versions.
 mod schema;
+/// One ledger of several control processes, by a log.
+mod shared;
 /// Tokens and their redemption.
 mod tokens;
 
@@ -36,6 +38,7 @@ pub use records::{
     AUDIT_KEPT, AuditRecord, ISSUED_KEPT, IssueRecord, MAX_VALID_OF_HOST, Outcome, REFUSALS_KEPT, Recorded,
 };
 pub use revoked::{Revocation, RevokedRecord, Which};
+pub use shared::{Appended, Away, ENTRIES_KEPT, FRESH, Log, MAX_ENTRY_BYTES};
 pub use tokens::{Invitation, REDEEM_AGAIN, Redemption, TOKENS_KEPT, TokenHost, TokenRecord, TokenRefusal};
 pub(crate) use tokens::{RedeemError, Redeemed};
 
@@ -71,11 +74,88 @@ pub enum LedgerError {
     /// A row that this program cannot have written.
     #[error("the ledger holds a {0} that cannot be read: restore it from a backup")]
     Corrupt(&'static str),
+    /// The store of a shared ledger does not answer.
+    #[error("the ledger that control processes share is out of reach, and nothing was changed: {0}")]
+    Away(#[from] Away),
+    /// Others were faster every time.
+    #[error("other control processes changed the ledger all the while: try again")]
+    Contended,
+    /// A file that takes part in a log is to be changed without it.
+    #[error(
+        "this ledger is shared with other control processes: it is changed by a control server that was told where (`baremesh \
+         control --shared-ledger FILE`)"
+    )]
+    Detached,
+    /// A file that does not take part in a log is to take part.
+    #[error(
+        "this ledger is not shared: `baremesh ca share` on the first control host begins it, and others start from a backup of \
+         that one (`baremesh restore`)"
+    )]
+    NotShared,
+    /// It takes part already.
+    #[error(
+        "this ledger is shared already: others start from a backup of this control host (`baremesh restore`)"
+    )]
+    SharedAlready,
+    /// The store holds another log.
+    #[error(
+        "a shared ledger stands there already, of other control processes: start from a backup of one of them (`baremesh \
+         restore`), or give another prefix"
+    )]
+    LogTaken,
+    /// What is known of the log does not stand in it.
+    #[error(
+        "the shared ledger does not hold its entry {position}, which this process has seen: the store was set back, or this process \
+         was away for more than {ENTRIES_KEPT} changes. Start from a backup of another control host (`baremesh restore`)"
+    )]
+    OtherLog {
+        /// The position of that entry.
+        position: u64,
+    },
+    /// An entry that none of the processes has written.
+    #[error(
+        "entry {position} of the shared ledger was not written by a control process of this mesh: who may write there? Nothing is \
+         signed until it is gone"
+    )]
+    Forged {
+        /// Its position.
+        position: u64,
+    },
+    /// An entry of a later version.
+    #[error(
+        "entry {position} of the shared ledger is of a later version of baremesh: upgrade this control host"
+    )]
+    NewerEntry {
+        /// Its position.
+        position: u64,
+    },
+    /// More changes than an entry takes.
+    #[error(
+        "a change of {0} bytes at once is more than the shared ledger takes: revoke fewer certificates at a time"
+    )]
+    EntryTooLarge(usize),
 }
 
 /// The open ledger. One connection: writes are rare, and SQLite has one writer anyway.
 pub struct Ledger {
-    connection: Mutex<Connection>,
+    inside: Mutex<Inside>,
+}
+
+/// The file, and the log that it takes part in where it is shared.
+struct Inside {
+    connection: Connection,
+    sharing: Option<shared::Sharing>,
+}
+
+/// The file, for reading.
+struct Held<'l>(MutexGuard<'l, Inside>);
+
+impl std::ops::Deref for Held<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.0.connection
+    }
 }
 
 impl Ledger {
@@ -95,7 +175,7 @@ impl Ledger {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         schema::migrate(&mut connection, path)?;
-        Ok(Self { connection: Mutex::new(connection) })
+        Ok(Self { inside: Mutex::new(Inside { connection, sharing: None }) })
     }
 
     /// Writes the file at `path` as it is at one moment to a new file, whoever else uses it meanwhile.
@@ -112,20 +192,24 @@ impl Ledger {
     }
 
     /// A panic elsewhere rolled its transaction back, so the connection is fit for use.
-    fn lock(&self) -> MutexGuard<'_, Connection> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `work` in one transaction that is on the disk when this returns.
-    fn write<T, E: From<rusqlite::Error>>(
+    /// The file, which says what all processes know that share it.
+    fn lock(&self) -> Result<Held<'_>, LedgerError> {
+        let mut inside = self.inside();
+        inside.refresh()?;
+        Ok(Held(inside))
+    }
+
+    /// Runs `work` in one transaction that is on the disk when this returns, and in the log where the ledger is shared. It may
+    /// be run several times, until nobody else has changed anything meanwhile.
+    fn write<T, E: From<rusqlite::Error> + From<LedgerError>>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T, E>,
+        work: impl Fn(&Connection) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut connection = self.lock();
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let done = work(&transaction)?;
-        transaction.commit()?;
-        Ok(done)
+        self.inside().write(work)
     }
 }
 

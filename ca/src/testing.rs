@@ -1,7 +1,9 @@
 //! What the crate's tests share: a directory with an authority, a service on it, and certificates that the
 //! authority would never sign.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use baremesh_model::grant::Grant;
@@ -16,7 +18,7 @@ use crate::authority::Authority;
 use crate::issued::Issued;
 use crate::key::PrivateKey;
 use crate::leaf::{LeafFacts, peer_leaf_facts};
-use crate::ledger::{Ledger, TokenHost};
+use crate::ledger::{Appended, Away, Ledger, Log, TokenHost};
 use crate::service::{CaService, JoinRequest, Settings, TOKEN_LIFETIME, TokenRequest};
 use crate::tls::TrustBundle;
 use crate::token::Token;
@@ -160,5 +162,54 @@ impl Forger {
             not_after: now(),
             serial: String::new(),
         }
+    }
+}
+
+/// A log in memory, which can be made to fail.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryLog {
+    pub(crate) entries: Mutex<BTreeMap<u64, Vec<u8>>>,
+    pub(crate) fault: AtomicU8,
+}
+
+/// All is well.
+pub(crate) const WELL: u8 = 0;
+/// Nothing answers.
+pub(crate) const AWAY: u8 = 1;
+/// What is appended stands there, and the answer is lost.
+pub(crate) const ANSWER_LOST: u8 = 2;
+/// The same, and nothing answers from then on.
+pub(crate) const ANSWER_LOST_THEN_AWAY: u8 = 3;
+
+impl Log for MemoryLog {
+    fn read(&self, position: u64) -> Result<Option<Vec<u8>>, Away> {
+        if self.fault.load(Ordering::SeqCst) == AWAY {
+            return Err(Away("nothing answers".to_owned()));
+        }
+        Ok(self.entries.lock().expect("no panic before").get(&position).cloned())
+    }
+
+    fn append(&self, position: u64, entry: &[u8]) -> Result<Appended, Away> {
+        let fault = self.fault.load(Ordering::SeqCst);
+        if fault == AWAY {
+            return Err(Away("nothing answers".to_owned()));
+        }
+        let mut entries = self.entries.lock().expect("no panic before");
+        if entries.contains_key(&position) {
+            return Ok(Appended::Taken);
+        }
+        entries.insert(position, entry.to_vec());
+        match fault {
+            WELL => Ok(Appended::Done),
+            ANSWER_LOST => Err(Away("the answer is lost".to_owned())),
+            _ => {
+                self.fault.store(AWAY, Ordering::SeqCst);
+                Err(Away("the answer is lost".to_owned()))
+            }
+        }
+    }
+
+    fn forget(&self, positions: std::ops::Range<u64>) {
+        self.entries.lock().expect("no panic before").retain(|position, _| !positions.contains(position));
     }
 }

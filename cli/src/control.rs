@@ -11,6 +11,8 @@ pub mod resources;
 mod limits;
 /// The server's own certificate.
 mod certificate;
+/// The ledger that several control processes share.
+pub mod shared_ledger;
 /// Which services each host may have.
 mod grants;
 /// The last set of resources that was in force, on the disk.
@@ -119,6 +121,8 @@ pub struct ControlConfig {
     pub lease: Duration,
     /// Where Consul is, where it is the registry; a directory of files is without.
     pub consul: Option<ConsulSettings>,
+    /// Where the ledger is shared with other control processes, if it is.
+    pub shared_ledger: Option<ConsulSettings>,
 }
 
 /// Every address of this machine, in both families.
@@ -242,6 +246,15 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
 
     let database = directories.state.join(DATABASE);
     let ledger = Ledger::open(&database)?;
+    let shared = config.shared_ledger.is_some();
+    let ledger = match config.shared_ledger.clone() {
+        None => ledger,
+        Some(settings) => {
+            let log = Arc::new(shared_ledger::ConsulLog::new(settings)?);
+            let ledger = tokio::task::spawn_blocking(move || ledger.with_log(log)).await?;
+            ledger.context("the shared ledger cannot be followed")?
+        }
+    };
     let domain = Some(first.mesh.config.domain.clone());
     let (workload_lifetime, node_lifetime) = (config.workload_lifetime, config.node_lifetime);
     let settings = CaSettings { workload_lifetime, node_lifetime, domain };
@@ -303,6 +316,9 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     tasks.spawn(federation::keep(server.clone()));
     if let Some(consul) = consul {
         consul.keep(&server, &mut tasks);
+    }
+    if shared {
+        tasks.spawn(shared_ledger::follow(server.clone()));
     }
     tasks.spawn(serve_socket(administration, socket::Administration(server.clone())));
     for listener in listeners {

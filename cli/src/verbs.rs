@@ -21,6 +21,7 @@ mod capture;
 mod certs;
 mod completions;
 mod control;
+mod convert;
 /// An operator's credential in its file.
 mod credential;
 mod delete;
@@ -35,6 +36,7 @@ mod mtls;
 mod operator;
 mod passphrase;
 mod reference;
+mod registry;
 mod rollback;
 mod schema;
 /// The control server, here or afar.
@@ -147,6 +149,8 @@ enum Verb {
     Version(version::Version),
     Completions(completions::Completions),
     Reference(reference::Reference),
+    Convert(convert::Convert),
+    Registry(registry::Registry),
     Schema(schema::Schema),
     #[command(name = commands::VERB, hide = true)]
     HealthCommands(health_commands::HealthCommands),
@@ -207,6 +211,8 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Version(verb) => verb.run(&global),
         Verb::Completions(verb) => verb.run(&global),
         Verb::Reference(verb) => verb.run(&global),
+        Verb::Convert(verb) => verb.run(&global),
+        Verb::Registry(verb) => verb.run(&global),
         Verb::Schema(verb) => verb.run(&global),
         Verb::HealthCommands(verb) => verb.run(&global),
         Verb::VerifyChain(verb) => verb.run(),
@@ -330,6 +336,11 @@ mod tests {
             "baremesh explain http://a -f a.toml -f b --from x.y --from-label a=b --from-locality eu/a",
             "baremesh analyze --live a.toml",
             "baremesh reference",
+            "baremesh registry migrate --from files:/a --to consul:b.toml --replace --dry-run",
+            "baremesh control --shared-ledger ledger.toml",
+            "baremesh ca share ledger.toml",
+            "baremesh ca unshare",
+            "baremesh convert consul a.json - --default-policy deny --port web=80 -n shop --output-dir out",
             "baremesh schema",
             "baremesh schema VirtualService --form yaml",
             "baremesh verify-chain --roots r.pem --chain c.pem --purpose client --time 1700000000",
@@ -366,6 +377,12 @@ mod tests {
             ("baremesh certs revoke h1 --serial ff", ErrorKind::ArgumentConflict),
             ("baremesh certs revoke --serial none", ErrorKind::ValueValidation),
             ("baremesh explain", ErrorKind::MissingRequiredArgument),
+            ("baremesh convert consul", ErrorKind::MissingRequiredArgument),
+            ("baremesh registry migrate --from files:/a", ErrorKind::MissingRequiredArgument),
+            ("baremesh registry migrate --from /a --to consul:b", ErrorKind::ValueValidation),
+            ("baremesh ca share", ErrorKind::MissingRequiredArgument),
+            ("baremesh convert consul a.json --port web=0", ErrorKind::ValueValidation),
+            ("baremesh convert consul a.json --default-policy maybe", ErrorKind::InvalidValue),
             ("baremesh explain http://a -H end-user=jason", ErrorKind::ValueValidation),
             ("baremesh explain http://a --from-label a=b", ErrorKind::MissingRequiredArgument),
             ("baremesh explain http://a -f a.toml", ErrorKind::MissingRequiredArgument),

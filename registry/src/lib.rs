@@ -13,6 +13,8 @@ pub mod format;
 pub mod set;
 /// What a set of resources does not do although it is taken: Istio's analysers, and our own.
 pub mod analysis;
+/// Consul's own configuration made into resources.
+pub mod convert;
 /// A directory of resource files: read, watched, changed.
 pub mod files;
 /// The control protocol: what the control server keeps and pushes, and how agents follow it.

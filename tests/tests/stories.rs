@@ -133,6 +133,8 @@ mod refuses_certificates;
 mod revocation;
 #[path = "stories/server_names.rs"]
 mod server_names;
+#[path = "stories/shared_ledger.rs"]
+mod shared_ledger;
 #[path = "stories/shop_without_a_mesh.rs"]
 mod shop_without_a_mesh;
 #[path = "stories/slow_peers.rs"]

@@ -109,7 +109,7 @@ impl Ledger {
 
     /// The resources that the audit knows of, as they were given with the last change.
     pub fn recorded(&self) -> Result<Option<String>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         Ok(connection.query_row("SELECT resources FROM recorded", [], |row| row.get(0)).optional()?)
     }
 
@@ -130,7 +130,7 @@ impl Ledger {
     }
 
     fn read_changes(&self, which: &str, number: i64) -> Result<Vec<ChangeRecord>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement = connection.prepare_cached(&format!(
             "SELECT changes.version, changes.difference, changes.files, audit.at, audit.who, audit.what
              FROM changes JOIN audit ON audit.id = changes.audit WHERE {which}"
@@ -143,7 +143,7 @@ impl Ledger {
     pub fn audit_entries(&self, filter: AuditFilter) -> Result<Vec<AuditEntry>, LedgerError> {
         let since = to_unix(filter.since);
         let limit = i64::try_from(filter.limit.min(MAX_READ)).unwrap_or(0);
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement = connection.prepare_cached(
             "SELECT audit.at, audit.who, audit.what, audit.outcome, audit.reason, changes.version,
                 coalesce(changes.difference, differences.difference) AS difference

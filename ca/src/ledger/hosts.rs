@@ -34,12 +34,12 @@ const COLUMNS: &str = "name, grants, addresses, key, joined_at, generation, revo
 impl Ledger {
     /// The host of this name, if it joined.
     pub fn host(&self, name: &Label) -> Result<Option<HostRecord>, LedgerError> {
-        find(&self.lock(), name)
+        find(&*self.lock()?, name)
     }
 
     /// All hosts, by name.
     pub fn hosts(&self) -> Result<Vec<HostRecord>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement =
             connection.prepare_cached(&format!("SELECT {COLUMNS} FROM hosts ORDER BY name"))?;
         let rows = statement.query_map([], |row| Ok(read(row)))?;

@@ -60,7 +60,7 @@ impl Ledger {
 
     /// The operator of that name.
     pub fn operator(&self, name: &Label) -> Result<Option<OperatorRecord>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement =
             connection.prepare_cached(&format!("SELECT {COLUMNS} FROM operators WHERE name = ?1"))?;
         statement.query_row([name.as_str()], |row| Ok(read(row))).optional()?.transpose()
@@ -68,7 +68,7 @@ impl Ledger {
 
     /// All operators, by name.
     pub fn operators(&self) -> Result<Vec<OperatorRecord>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement =
             connection.prepare_cached(&format!("SELECT {COLUMNS} FROM operators ORDER BY name"))?;
         let rows = statement.query_map([], |row| Ok(read(row)))?;

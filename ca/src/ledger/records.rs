@@ -124,7 +124,7 @@ impl Ledger {
 
     /// The certificates that were issued to `host` and have not ended at `now`, the latest first.
     pub fn issued_to(&self, host: &str, now: SystemTime) -> Result<Vec<IssueRecord>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement = connection.prepare_cached(
             "SELECT serial, identity, host, issued_at, not_after, root FROM issued
              WHERE host = ?1 AND not_after >= ?2 ORDER BY issued_at DESC, rowid DESC",
@@ -137,7 +137,7 @@ impl Ledger {
     /// their identity on their host: what nothing has taken the place of. Those of hosts that were shut out do not count,
     /// and those of operators do.
     pub fn in_use_under(&self, root: &str, now: SystemTime) -> Result<usize, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let count: i64 = connection.query_row(
             &format!("SELECT count(*) FROM issued AS one WHERE root IN (?1, '') AND {} >= ?2
              AND (host IN (SELECT name FROM hosts WHERE revoked = 0) OR serial IN (SELECT serial FROM operators))
@@ -157,7 +157,7 @@ impl Ledger {
 
     /// The latest lines of the audit, the last one first.
     pub fn audit_records(&self, limit: usize) -> Result<Vec<AuditRecord>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement = connection
             .prepare_cached("SELECT at, who, what, outcome, reason FROM audit ORDER BY id DESC LIMIT ?1")?;
         let limit = i64::try_from(limit).unwrap_or(AUDIT_KEPT);

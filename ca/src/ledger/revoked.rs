@@ -100,13 +100,13 @@ impl Ledger {
         match outcome {
             Ok(news) => Ok(Revocation::Done(news)),
             Err(Stop::TooMany(count)) => Ok(Revocation::TooMany(count)),
-            Err(Stop::Failed(error)) => Err(error.into()),
+            Err(Stop::Failed(error)) => Err(error),
         }
     }
 
     /// The certificates that are revoked and would be good for something at `now`, the latest first.
     pub fn revoked(&self, now: SystemTime) -> Result<Vec<RevokedRecord>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement = connection.prepare_cached(&format!(
             "SELECT {COLUMNS} FROM revoked WHERE {} >= ?1 ORDER BY revoked_at DESC, identity, serial",
             good_until()
@@ -117,7 +117,7 @@ impl Ledger {
 
     /// Which identities which hosts hold certificates of that are valid at `now` and are not revoked, as URIs and names.
     pub(crate) fn held(&self, now: SystemTime) -> Result<Vec<(String, String)>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement = connection.prepare_cached(
             "SELECT DISTINCT host, identity FROM issued
              WHERE not_after >= ?1 AND serial NOT IN (SELECT serial FROM revoked) ORDER BY host, identity",
@@ -128,14 +128,14 @@ impl Ledger {
 
     /// Whether the certificate with that serial number is revoked.
     pub fn is_revoked(&self, serial: &str) -> Result<bool, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement = connection.prepare_cached("SELECT 1 FROM revoked WHERE serial = ?1")?;
         Ok(statement.exists([serial])?)
     }
 
     /// The list that was signed last, if there is one.
     pub(crate) fn signed_list(&self) -> Result<Option<String>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement = connection.prepare_cached("SELECT list FROM revocation_list WHERE id = 1")?;
         Ok(statement.query_row([], |row| row.get(0)).optional()?)
     }
@@ -155,11 +155,17 @@ impl Ledger {
 /// Why a transaction was taken back.
 enum Stop {
     TooMany(usize),
-    Failed(rusqlite::Error),
+    Failed(LedgerError),
 }
 
 impl From<rusqlite::Error> for Stop {
     fn from(error: rusqlite::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<LedgerError> for Stop {
+    fn from(error: LedgerError) -> Self {
         Self::Failed(error)
     }
 }

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::LedgerError;
 
 /// Step `n` makes version `n + 1` of version `n`. Steps are appended, never changed. Times are seconds since 1970.
-pub(super) const STEPS: [&str; 6] = [
+pub(super) const STEPS: [&str; 7] = [
     "
     CREATE TABLE tokens (
         id TEXT PRIMARY KEY,
@@ -98,6 +98,15 @@ pub(super) const STEPS: [&str; 6] = [
     // The resources that the audit knows of, in JSON: what differs at the next start was nobody's order.
     "
     CREATE TABLE recorded (id INTEGER PRIMARY KEY CHECK (id = 1), resources TEXT NOT NULL) STRICT;
+",
+    // Where the ledger is shared: what its entries are sealed with, how far this file has come, and the seal of the last one.
+    "
+    CREATE TABLE shared (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        secret BLOB NOT NULL,
+        position INTEGER NOT NULL,
+        last BLOB NOT NULL
+    ) STRICT;
 ",
 ];
 

@@ -1,16 +1,64 @@
+use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use baremesh_model::name::Label;
 
 use super::records::Outcome;
 use super::*;
-use crate::testing::{DAY, MINUTE, Place, grants, label, now};
+use crate::testing::{DAY, MINUTE, MemoryLog, Place, grants, label, now};
 use crate::tls::NODE_GRACE;
 
 const SECRET_HASH: [u8; 32] = [1; 32];
 
+thread_local! {
+    /// The log that this thread's ledgers share, where they do.
+    static LOG: RefCell<Option<Arc<MemoryLog>>> = const { RefCell::new(None) };
+}
+
 fn ledger(place: &Place) -> Ledger {
-    Ledger::open(&place.path("control.db")).expect("a ledger")
+    let ledger = Ledger::open(&place.path("control.db")).expect("a ledger");
+    match LOG.with_borrow(Clone::clone) {
+        None => ledger,
+        Some(log) => {
+            match ledger.share(&*log) {
+                Ok(()) | Err(LedgerError::SharedAlready) => {}
+                Err(error) => panic!("{error}"),
+            }
+            ledger.with_log(log).expect("a part in the log")
+        }
+    }
+}
+
+/// What holds for a ledger of one process holds for one that takes part in a log.
+mod when_shared {
+    use super::*;
+
+    fn run(test: fn()) {
+        LOG.set(Some(Arc::default()));
+        test();
+        let entries = LOG.take().expect("a log").entries.lock().expect("no panic before").len();
+        assert!(entries > 1, "nothing went through the log");
+    }
+
+    macro_rules! tests {
+        ($($name:ident)*) => { $(#[test] fn $name() { run(super::$name); })* };
+    }
+
+    tests! {
+        redeems_once_and_answers_the_same_key_again_for_a_while
+        refuses_unknown_wrong_late_and_foreign_tokens
+        a_name_belongs_to_its_first_key_until_rejoined
+        survives_a_restart_and_lists_what_it_knows
+        keeps_records_of_certificates_for_so_long
+        changes_have_versions_and_keep_their_files_for_so_long
+        revokes_what_a_host_an_identity_or_a_serial_number_has_until_it_ends
+        more_than_a_list_holds_are_not_revoked_and_nothing_changes
+        a_host_has_no_more_valid_certificates_than_a_revocation_can_take
+        a_revoked_node_credential_stays_revoked_for_as_long_as_it_could_renew_itself
+        the_audit_keeps_so_much_of_what_somebody_asks_for
+        what_is_signed_for_a_host_that_is_shut_out_meanwhile_is_not_recorded
+    }
 }
 
 fn invite(ledger: &Ledger, id: &str, host: TokenHost) {
@@ -137,13 +185,13 @@ fn keeps_records_of_certificates_for_so_long() {
     let past = now() - ISSUED_KEPT - DAY;
     invite(&ledger, "t", TokenHost::Any);
     ledger.redeem(&attempt("t", "h1", 1), now()).expect("joined");
-    ledger.lock().execute("DELETE FROM audit", []).expect("cleared");
+    ledger.lock().expect("read").execute("DELETE FROM audit", []).expect("cleared");
     let host = label("h1");
     let both = [issued("1".into(), past), issued("2".into(), now() + DAY)];
     assert_eq!(ledger.record_issued((&host, 0), &both, now()).expect("recorded"), Recorded::All);
     let count = |table: &str| -> i64 {
         let sql = format!("SELECT count(*) FROM {table}");
-        ledger.lock().query_row(&sql, [], |row| row.get(0)).expect("a count")
+        ledger.lock().expect("read").query_row(&sql, [], |row| row.get(0)).expect("a count")
     };
     assert_eq!(count("issued"), 1);
     assert_eq!(ledger.issued_to("h1", now()).expect("issued")[0].serial, "2");
@@ -166,6 +214,7 @@ fn refusals_push_out_no_record_of_what_was_done() {
     let many = (REFUSALS_KEPT / 256 + 2) * 256 - 2;
     ledger
         .lock()
+        .expect("read")
         .execute(
             "INSERT INTO audit (at, who, what, outcome, reason)
              WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
@@ -174,12 +223,16 @@ fn refusals_push_out_no_record_of_what_was_done() {
         )
         .expect("inserted");
     ledger.audit(&line("the last", Outcome::Refused)).expect("recorded");
-    let count: i64 =
-        ledger.lock().query_row("SELECT count(*) FROM audit", [], |row| row.get(0)).expect("a count");
+    let count: i64 = ledger
+        .lock()
+        .expect("read")
+        .query_row("SELECT count(*) FROM audit", [], |row| row.get(0))
+        .expect("a count");
     assert_eq!(count, REFUSALS_KEPT + 1);
     assert_eq!(ledger.audit_records(1).expect("records")[0].what, "the last");
     let first: String = ledger
         .lock()
+        .expect("read")
         .query_row("SELECT what FROM audit ORDER BY id LIMIT 1", [], |row| row.get(0))
         .expect("a record");
     assert_eq!(first, "apply");
@@ -224,7 +277,11 @@ fn changes_have_versions_and_keep_their_files_for_so_long() {
     let insert = "INSERT INTO changes (version, audit, difference, files)
                   SELECT ?1, 1, 'large', json_array(json_object('file', 'b', 'before', NULL, 'after', printf('%.*c', ?2, 'x')))";
     for version in [3, 4] {
-        ledger.lock().execute(insert, rusqlite::params![version, VERSION_BYTES_KEPT / 2]).expect("inserted");
+        ledger
+            .lock()
+            .expect("read")
+            .execute(insert, rusqlite::params![version, VERSION_BYTES_KEPT / 2])
+            .expect("inserted");
     }
     assert_eq!(ledger.record_change(&done, "one more", &files("3"), None).expect("recorded"), 5);
     let kept = |version: i64| {
@@ -234,6 +291,7 @@ fn changes_have_versions_and_keep_their_files_for_so_long() {
     assert_eq!([1, 2, 3, 4, 5].map(kept), [false, false, false, true, true]);
     ledger
         .lock()
+        .expect("read")
         .execute("UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'changes'", [VERSIONS_KEPT + 4])
         .expect("moved");
     let last = ledger.record_change(&done, "much later", &files("4"), None).expect("recorded");
@@ -279,7 +337,11 @@ fn revokes_what_a_host_an_identity_or_a_serial_number_has_until_it_ends() {
     assert!(ledger.is_revoked("a").expect("read") && !ledger.is_revoked("c").expect("read"));
     assert!(!at(now() + 2 * MINUTE).contains(&"a".to_owned()), "its end takes it off the list");
     let count = || -> i64 {
-        ledger.lock().query_row("SELECT count(*) FROM revoked", [], |row| row.get(0)).expect("a count")
+        ledger
+            .lock()
+            .expect("read")
+            .query_row("SELECT count(*) FROM revoked", [], |row| row.get(0))
+            .expect("a count")
     };
     ledger.revoke_certificates(&Which::Serial("x".into()), now() + 2 * DAY).expect("swept");
     assert_eq!(count(), 0, "and the next revocation out of the ledger");
@@ -386,7 +448,11 @@ fn brings_the_first_schema_up_to_date() {
 #[test]
 fn leaves_a_later_schema_alone() {
     let place = Place::new();
-    ledger(&place).lock().pragma_update(None, "user_version", schema::VERSION + 1).expect("set");
+    ledger(&place)
+        .lock()
+        .expect("read")
+        .pragma_update(None, "user_version", schema::VERSION + 1)
+        .expect("set");
     let refused = Ledger::open(&place.path("control.db")).expect_err("refused");
     assert!(matches!(refused, LedgerError::Newer { .. }), "{refused}");
 }

@@ -259,7 +259,7 @@ impl Ledger {
 
     /// All tokens, the latest first.
     pub fn tokens(&self) -> Result<Vec<TokenRecord>, LedgerError> {
-        let connection = self.lock();
+        let connection = self.lock()?;
         let mut statement = connection.prepare("SELECT * FROM tokens ORDER BY created_at DESC, id")?;
         let rows = statement.query_map([], |row| Ok((row.get::<_, String>("id")?, read(row))))?;
         rows.map(|row| {

@@ -90,6 +90,7 @@ impl Host {
             workload_lifetime: Duration::from_secs(3600),
             node_lifetime: Duration::from_secs(7200),
             lease: LEASE,
+            shared_ledger: None,
         }
     }
 

@@ -1,9 +1,12 @@
 //! `baremesh ca`.
 
+use std::fs::File;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
 use baremesh_ca::authority::{AuthorityError, change_passphrase};
+use baremesh_ca::ledger::Ledger;
 use baremesh_ca::seal::Passphrase;
 use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
@@ -11,11 +14,12 @@ use serde_json::{Value, json};
 
 use super::server::Remote;
 use super::{Global, block_on, passphrase, values};
-use crate::control::lock;
 use crate::control::report::{
     AuthorityReport, BundleAnswer, ChainOrder, DropOrder, FederatedReport, Replaced, RequestAnswer,
     RotateOrder,
 };
+use crate::control::shared_ledger::{ConsulLog, settings};
+use crate::control::{DATABASE, lock};
 use crate::output::{Output, relative, remark, say, say_json, table};
 
 /// Show what signs the mesh's certificates, and replace it, on the control host
@@ -40,6 +44,9 @@ enum CaVerb {
     DropRoot(DropRoot),
     Seal(Seal),
     Unseal(Unseal),
+    Share(Share),
+    /// Make a ledger of its own of the shared one, while the control server is stopped: for the last control process that is left
+    Unshare,
 }
 
 /// Take the certificate that was signed for the request of `ca csr`, with its issuers
@@ -87,6 +94,26 @@ struct Bundle {
 enum BundleFormat {
     Pem,
     Spiffe,
+}
+
+const ABOUT_SHARING: &str = "\
+Several control processes sign side by side when they share the ledger of tokens, hosts, certificates, revocations and
+operators: its changes are a log in Consul's key-value store, below `ca/` of the prefix. On the first control host, while its
+server is stopped:
+
+  baremesh ca share /etc/baremesh/ledger.toml         begins the log with this host's ledger
+  baremesh control --shared-ledger /etc/baremesh/ledger.toml
+  baremesh backup mesh.tar                            for each further host
+
+On each further host: `baremesh restore mesh.tar`, start `baremesh control` in the same way, then `baremesh ca rotate
+--intermediate` for an intermediate of its own. The file holds the table [consul]: docs/shared-ledger.md.";
+
+/// Share the ledger with other control processes, by Consul
+#[derive(Debug, Args)]
+#[command(after_help = ABOUT_SHARING)]
+struct Share {
+    /// A file with the table `[consul]`
+    file: PathBuf,
 }
 
 const ABOUT_SEALING: &str = "\
@@ -166,6 +193,20 @@ impl Ca {
                 let unsealed = change(global, Some(&passphrase::read(&passphrase_file)?), None)?;
                 changed(global.output, unsealed, "unsealed")
             }
+            Some(CaVerb::Share(Share { file })) => {
+                let (ledger, _lock) = ledger(global)?;
+                ledger.share(&ConsulLog::new(settings(&file)?)?)?;
+                told(
+                    global.output,
+                    "shared",
+                    "the ledger is shared: start `baremesh control --shared-ledger`",
+                )
+            }
+            Some(CaVerb::Unshare) => {
+                let (ledger, _lock) = ledger(global)?;
+                ledger.leave_log()?;
+                told(global.output, "unshared", "the ledger is this host's own")
+            }
             Some(CaVerb::DropRoot(DropRoot { fingerprint, force })) => {
                 let answer: Value =
                     block_on(server.post("/ca/drop-root", &DropOrder { fingerprint, force }))?;
@@ -178,6 +219,24 @@ impl Ca {
                 }
             }
         }
+    }
+}
+
+/// This host's ledger, which no server uses meanwhile.
+fn ledger(global: &Global) -> anyhow::Result<(Ledger, File)> {
+    let state = global.directories().state;
+    let lock = lock(&state).context("stop the control server first")?;
+    let database = state.join(DATABASE);
+    if !database.exists() {
+        bail!("there is no ledger in {}: this is no control host", state.display());
+    }
+    Ok((Ledger::open(&database)?, lock))
+}
+
+fn told(output: Output, key: &str, text: &str) -> anyhow::Result<()> {
+    match output {
+        Output::Json => say_json(&json!({ key: true })),
+        _ => say(text),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `baremesh control`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,6 +11,7 @@ use clap::Args;
 use ipnet::IpNet;
 
 use super::{Global, logging, passphrase, values};
+use crate::control::shared_ledger::settings;
 use crate::control::{ControlConfig, consul_settings, default_listeners, serve};
 
 const LONG_ABOUT: &str = "\
@@ -37,6 +39,9 @@ pub struct Control {
     /// can be given several times
     #[arg(long = "federation-allow", value_name = "ADDRESS|CIDR", value_parser = values::block, hide_short_help = true)]
     federation_allow: Vec<IpNet>,
+    /// A file with the table `[consul]`: the ledger is shared with other control processes there (`baremesh ca share`)
+    #[arg(long, value_name = "FILE")]
+    shared_ledger: Option<PathBuf>,
     /// How long services' certificates are valid; they are renewed at half of it
     #[arg(long, value_name = "SECONDS", default_value_t = WORKLOAD_LIFETIME.as_secs(), value_parser = clap::value_parser!(u64).range(2..=WORKLOAD_LIFETIME.as_secs()), hide_short_help = true)]
     workload_lifetime: u64,
@@ -61,6 +66,7 @@ impl Control {
             workload_lifetime: Duration::from_secs(self.workload_lifetime),
             node_lifetime: Duration::from_secs(self.node_lifetime),
             lease: Duration::from_secs(self.lease),
+            shared_ledger: self.shared_ledger.as_deref().map(settings).transpose()?,
         };
         // One thread, still: what is given up here no later one has.
         privileges::join_administrators();
