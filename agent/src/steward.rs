@@ -1,13 +1,20 @@
-//! Capture kept in step: the rules follow the state in force, are looked at now and then, and are put back when
-//! somebody else took them away.
+//! Capture kept in step: the rules follow the state in force, are looked at when the kernel says that somebody else changed
+//! them, and now and then, and are put back.
 
+/// How long two who both want the rules otherwise are kept apart.
+mod respite;
+
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use self::respite::Respite;
+use crate::admin::report::doctor::RestoredReport;
 use crate::capture::conntrack::Tracked;
+use crate::capture::notices::{Changed, Notices};
 use crate::capture::{
     Anchor, Applied, Capture, CaptureError, CapturePlan, Change, State, Status, apply_gone,
 };
@@ -67,6 +74,17 @@ pub struct Steward {
     metrics: Arc<Metrics>,
     /// What stands, in words; empty while the rules are in place.
     trouble: watch::Sender<Option<String>>,
+    /// The last time that the rules were put back.
+    restored: Mutex<Option<Restored>>,
+}
+
+/// Rules that somebody else had changed, and that were put back.
+#[derive(Debug, Clone)]
+struct Restored {
+    at: Instant,
+    times: u64,
+    found: String,
+    by: Option<String>,
 }
 
 impl Steward {
@@ -79,7 +97,31 @@ impl Steward {
     ) -> Arc<Self> {
         let trouble = watch::Sender::new(Some("the capture rules are not in place yet".to_owned()));
         let (mode, capture) = (Mutex::new(mode), Arc::new(Mutex::new(capture)));
-        Arc::new(Self { mode, capture, publisher, settings, metrics, trouble })
+        Arc::new(Self { mode, capture, publisher, settings, metrics, trouble, restored: Mutex::default() })
+    }
+
+    /// What somebody else had made of the rules the last time that they were put back.
+    pub fn restored(&self) -> Option<RestoredReport> {
+        let restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        Some(RestoredReport {
+            times: restored.times,
+            seconds: restored.at.elapsed().as_secs(),
+            found: restored.found,
+            by: restored.by,
+        })
+    }
+
+    fn note_restored(&self, found: String, by: Option<String>) {
+        self.metrics.restored_rules.inc();
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = restored.as_ref().map_or(0, |before| before.times) + 1;
+        tracing::error!(
+            found,
+            by = by.as_deref().unwrap_or("somebody"),
+            times,
+            "the capture rules were changed by somebody else, and were put back"
+        );
+        *restored = Some(Restored { at: Instant::now(), times, found, by });
     }
 
     /// What is wrong with the rules.
@@ -174,7 +216,7 @@ impl Steward {
         let plan = self.plan();
         let held = self.on_capture(move |capture| capture.hold(&plan)).await;
         self.tell(Some(held.as_ref().map_or_else(ToString::to_string, |()| NOTHING_KNOWN.to_owned())));
-        held.map(|()| Applied { change: Change::Held, without_ipv6: None })
+        held.map(|()| Applied { change: Change::Held, without_ipv6: None, found: None })
     }
 
     /// What stands now, and whether it awaits its confirmation.
@@ -207,7 +249,10 @@ impl Steward {
         // A state may have come between the rules' first placing and this: it must not wait for the next look.
         changed.mark_changed();
         let mut wait = RETRY;
+        let mut notices = open_notices();
+        let mut respite = Respite::default();
         loop {
+            let mut by = None;
             tokio::select! {
                 told = changed.changed() => {
                     if told.is_err() {
@@ -216,7 +261,8 @@ impl Steward {
                     tokio::time::sleep(SETTLE).await;
                     changed.mark_unchanged();
                 }
-                () = tokio::time::sleep(wait) => {}
+                told = noticed(&mut notices), if respite.is_over(Instant::now()) => by = told.and_then(|changed| changed.by),
+                () = tokio::time::sleep(respite.bound(wait, Instant::now())) => {}
             }
             if let Some(tracked) = Tracked::read().filter(|tracked| tracked.is_nearly_full()) {
                 tracing::error!(tracked.entries, tracked.limit, "{tracked}");
@@ -229,8 +275,13 @@ impl Steward {
                     continue;
                 }
             }
-            wait = match self.apply().await.map(|applied| applied.change) {
-                Ok(Change::None | Change::Held) => LOOK,
+            let applied = self.apply().await;
+            if let Ok(Applied { found: Some(found), .. }) = &applied {
+                self.note_restored(found.clone(), by);
+                respite.begin(Instant::now());
+            }
+            wait = match applied.map(|applied| applied.change) {
+                Ok(Change::None | Change::Held | Change::Restored) => LOOK,
                 Ok(change) => {
                     tracing::info!(?change, "the capture rules were changed");
                     LOOK
@@ -277,6 +328,32 @@ impl Steward {
         match acted.await {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}
+
+/// Without the kernel's notices, the rules are looked at now and then alone.
+fn open_notices() -> Option<Notices> {
+    let opened = Notices::open();
+    opened
+        .inspect_err(
+            |error| tracing::warn!(%error, look = ?LOOK, "the kernel does not tell of changes of the rules"),
+        )
+        .ok()
+}
+
+/// Waits until somebody else has changed our table; for ever where the kernel does not say.
+async fn noticed(notices: &mut Option<Notices>) -> Option<Changed> {
+    let told: io::Result<Changed> = match notices {
+        Some(notices) => notices.changed().await,
+        None => std::future::pending().await,
+    };
+    match told {
+        Ok(changed) => Some(changed),
+        Err(error) => {
+            tracing::warn!(%error, "the kernel tells no more of changes of the rules");
+            *notices = None;
+            None
         }
     }
 }
