@@ -27,6 +27,7 @@ use crate::registration::{LocalService, file};
 use crate::snapshot::Host;
 use crate::snapshot::plan::CaptureSettings;
 use crate::source::control::ControlSource;
+use crate::source::control::probe::Probe;
 use crate::source::files::FileSource;
 use crate::trust::Trust;
 
@@ -39,6 +40,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// What finds out whether the control server is in reach.
+    pub fn probe(&self) -> Option<Probe> {
+        match self {
+            Self::Files(_) => None,
+            Self::Control(source) => Some(source.probe()),
+        }
+    }
+
     /// Tells a control server who came to this host's services.
     pub fn telling(self, flows: Arc<Flows>) -> Self {
         match self {
