@@ -4,7 +4,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::io::{Errno, retry_on_intr};
@@ -115,9 +114,9 @@ impl Notices {
 }
 
 /// Receives a notice; of those that are not the kernel's, nothing.
-fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<usize, Errno> {
+fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> Result<usize, Errno> {
     let (_, length, sender) = retry_on_intr(|| {
-        rustix::net::recvfrom(&socket, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC)
+        rustix::net::recvfrom(socket, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC)
     })?;
     let sender = sender.and_then(|sender| SocketAddrNetlink::try_from(sender).ok());
     let is_kernel = sender.is_some_and(|sender| sender.pid() == 0);

@@ -140,7 +140,7 @@ mod tests {
         check(&[listener(9, "nc")], &[], None, &[Code::PortTaken]);
         check(&[listener(9, "nc"), listener(9, "nc")], &[], None, &[Code::PortTaken]);
         check(&[listener(8, "baremesh")], &[guard], None, &[]);
-        check(&[listener(7, "baremesh")], &[own.clone()], None, &[]);
+        check(&[listener(7, "baremesh")], std::slice::from_ref(&own), None, &[]);
         let second = process(9, "baremesh --run-dir /run/b agent");
         check(&[listener(7, "baremesh")], &[own.clone(), second.clone()], Some(7), &[Code::TwoAgents]);
         check(&[], &[own.clone(), second.clone()], None, &[Code::TwoAgents]);
