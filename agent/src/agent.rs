@@ -10,7 +10,7 @@ mod names;
 /// The guard's post, which is never left empty.
 mod guard_post;
 /// Who has a port that the agent wants.
-mod holder;
+pub mod holder;
 /// The routes of the administration socket, the metrics and the readiness.
 mod routes;
 /// What runs, and stopping it.

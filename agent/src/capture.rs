@@ -29,6 +29,8 @@ pub mod guard;
 mod hold;
 /// Our own table as the kernel has it.
 mod listing;
+/// The kernel's word that somebody changed our table.
+pub mod notices;
 /// What is to be captured: a pure value, built from the configuration and the mesh's state.
 pub mod plan;
 /// The local routes that make virtual addresses reachable.
@@ -64,6 +66,17 @@ pub use plan::{
 pub use route::ipv6_is_off;
 pub use rules::render;
 pub use status::{Counter, State, Status};
+
+/// The version of `nft`, as it says itself.
+pub fn nft_version() -> Result<String, CaptureError> {
+    Ok(command::Tools::find()?.nft(&["--version"], "")?.trim().to_owned())
+}
+
+/// Everything that nftables has, as JSON, without the elements of sets. It is for people who look for what is wrong: nothing
+/// of capture goes by other tables than its own.
+pub fn nft_ruleset() -> Result<String, CaptureError> {
+    command::Tools::find()?.nft(&["-j", "-t", "list", "ruleset"], "")
+}
 
 /// Why the capture rules could not be put in place, read or removed.
 #[derive(Debug, thiserror::Error)]

@@ -41,6 +41,8 @@ pub mod proxy;
 pub mod attribution;
 /// The nftables rules that bring connections here, and take them away again.
 pub mod capture;
+/// What is wrong with this host.
+pub mod doctor;
 /// What becomes of a call, and why.
 pub mod explain;
 /// Names of the mesh answered, others forwarded.

@@ -1,14 +1,20 @@
-//! Capture kept in step: the rules follow the state in force, are looked at now and then, and are put back when
-//! somebody else took them away.
+//! Capture kept in step: the rules follow the state in force, are looked at when the kernel says that somebody else changed
+//! them, and now and then, and are put back.
 
+/// How long two who both want the rules otherwise are kept apart.
+mod respite;
+
+use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 
+use self::respite::Respite;
+use crate::admin::report::doctor::RestoredReport;
 use crate::capture::conntrack::Tracked;
+use crate::capture::notices::{Changed, Notices};
 use crate::capture::{
     Anchor, Applied, Capture, CaptureError, CapturePlan, Change, State, Status, apply_gone,
 };
@@ -79,6 +85,17 @@ pub struct Steward {
     applied: Mutex<Option<CapturePlan>>,
     /// What stands, in words; empty while the rules are in place.
     trouble: watch::Sender<Option<String>>,
+    /// The last time that the rules were put back.
+    restored: Mutex<Option<Restored>>,
+}
+
+/// Rules that somebody else had changed, and that were put back.
+#[derive(Debug, Clone)]
+struct Restored {
+    at: Instant,
+    times: u64,
+    found: String,
+    by: Option<String>,
 }
 
 impl Steward {
@@ -91,8 +108,32 @@ impl Steward {
     ) -> Arc<Self> {
         let trouble = watch::Sender::new(Some("the capture rules are not in place yet".to_owned()));
         let (mode, capture) = (Mutex::new(mode), Arc::new(Mutex::new(capture)));
-        let applied = Mutex::default();
-        Arc::new(Self { mode, capture, publisher, settings, metrics, applied, trouble })
+        let (applied, restored) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { mode, capture, publisher, settings, metrics, applied, trouble, restored })
+    }
+
+    /// What somebody else had made of the rules the last time that they were put back.
+    pub fn restored(&self) -> Option<RestoredReport> {
+        let restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        Some(RestoredReport {
+            times: restored.times,
+            seconds: restored.at.elapsed().as_secs(),
+            found: restored.found,
+            by: restored.by,
+        })
+    }
+
+    fn note_restored(&self, found: String, by: Option<String>) {
+        self.metrics.restored_rules.inc();
+        let mut restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = restored.as_ref().map_or(0, |before| before.times) + 1;
+        tracing::error!(
+            found,
+            by = by.as_deref().unwrap_or("somebody"),
+            times,
+            "the capture rules were changed by somebody else, and were put back"
+        );
+        *restored = Some(Restored { at: Instant::now(), times, found, by });
     }
 
     /// What is wrong with the rules.
@@ -211,7 +252,7 @@ impl Steward {
         self.forget_applied();
         let held = self.on_capture(move |capture| capture.hold(&plan)).await;
         self.tell(Some(held.as_ref().map_or_else(ToString::to_string, |()| NOTHING_KNOWN.to_owned())));
-        held.map(|()| Applied { change: Change::Held, without_ipv6: None })
+        held.map(|()| Applied { change: Change::Held, without_ipv6: None, found: None })
     }
 
     /// What stands now, and whether it awaits its confirmation.
@@ -246,7 +287,12 @@ impl Steward {
         // However often the mesh changes, it is looked whether the rules still stand.
         let mut wait = RETRY;
         let mut due = Instant::now() + wait;
+        let mut notices = open_notices();
+        let mut respite = Respite::default();
         loop {
+            let mut by = None;
+            let now = Instant::now();
+            let pause = respite.bound(due.saturating_duration_since(now), now);
             let look = tokio::select! {
                 told = changed.changed() => {
                     if told.is_err() {
@@ -256,7 +302,11 @@ impl Steward {
                     changed.mark_unchanged();
                     if Instant::now() < due { Look::AtWhatDiffers } else { Look::AtAll }
                 }
-                () = tokio::time::sleep_until(due) => Look::AtAll,
+                told = noticed(&mut notices), if respite.is_over(now) => {
+                    by = told.and_then(|changed| changed.by);
+                    Look::AtAll
+                }
+                () = tokio::time::sleep(pause) => Look::AtAll,
             };
             if look == Look::AtAll {
                 due = Instant::now() + wait;
@@ -272,8 +322,13 @@ impl Steward {
                     continue;
                 }
             }
-            wait = match self.apply(look).await.map(|applied| applied.change) {
-                Ok(Change::None | Change::Held) => LOOK,
+            let applied = self.apply(look).await;
+            if let Ok(Applied { found: Some(found), .. }) = &applied {
+                self.note_restored(found.clone(), by);
+                respite.begin(Instant::now());
+            }
+            wait = match applied.map(|applied| applied.change) {
+                Ok(Change::None | Change::Held | Change::Restored) => LOOK,
                 Ok(change) => {
                     tracing::info!(?change, "the capture rules were changed");
                     LOOK
@@ -321,6 +376,32 @@ impl Steward {
         match acted.await {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}
+
+/// Without the kernel's notices, the rules are looked at now and then alone.
+fn open_notices() -> Option<Notices> {
+    let opened = Notices::open();
+    opened
+        .inspect_err(
+            |error| tracing::warn!(%error, look = ?LOOK, "the kernel does not tell of changes of the rules"),
+        )
+        .ok()
+}
+
+/// Waits until somebody else has changed our table; for ever where the kernel does not say.
+async fn noticed(notices: &mut Option<Notices>) -> Option<Changed> {
+    let told: io::Result<Changed> = match notices {
+        Some(notices) => notices.changed().await,
+        None => std::future::pending().await,
+    };
+    match told {
+        Ok(changed) => Some(changed),
+        Err(error) => {
+            tracing::warn!(%error, "the kernel tells no more of changes of the rules");
+            *notices = None;
+            None
         }
     }
 }

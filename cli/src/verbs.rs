@@ -26,6 +26,7 @@ mod convert;
 mod credential;
 mod delete;
 mod demo;
+mod doctor;
 mod explain;
 mod get;
 mod health_commands;
@@ -68,6 +69,7 @@ Where a service runs:           baremesh service register orders --port 8080 --u
 Who may call it:                baremesh apply -f policy.toml
 What is going on:               baremesh status
 What becomes of a call:         baremesh explain http://orders:8080/ --from web
+What is wrong with a host:      baremesh doctor
 
 Each host needs a token of its own: `init` prints the first, `baremesh token create` on the control host makes more. A
 token says which services its host may run.";
@@ -131,6 +133,7 @@ enum Verb {
     Get(get::Get),
     Analyze(analyze::Analyze),
     Explain(explain::Explain),
+    Doctor(doctor::Doctor),
     Token(token::Token),
     Host(host::Host),
     Operator(operator::Operator),
@@ -193,6 +196,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Get(verb) => verb.run(&global),
         Verb::Analyze(verb) => verb.run(&global),
         Verb::Explain(verb) => verb.run(&global),
+        Verb::Doctor(verb) => verb.run(&global),
         Verb::Token(verb) => verb.run(&global),
         Verb::Host(verb) => verb.run(&global),
         Verb::Operator(verb) => verb.run(&global),
@@ -335,6 +339,8 @@ mod tests {
             "baremesh explain tls://login:443 --sni a.b --source-ip 10.0.0.1",
             "baremesh explain http://a -f a.toml -f b --from x.y --from-label a=b --from-locality eu/a",
             "baremesh analyze --live a.toml",
+            "baremesh doctor",
+            "baremesh doctor --peers -o json",
             "baremesh reference",
             "baremesh registry migrate --from files:/a --to consul:b.toml --replace --dry-run",
             "baremesh control --shared-ledger ledger.toml",

@@ -28,6 +28,8 @@ pub mod leases;
 pub mod flows;
 /// Whose address it is.
 pub mod ownership;
+/// Whether the control server is there, and what its clock says.
+pub mod reach;
 /// What a host says it runs.
 pub mod registration;
 /// The keyed, versioned map that is pushed.

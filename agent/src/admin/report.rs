@@ -4,6 +4,8 @@
 pub mod explain;
 /// About the capture rules.
 pub mod capture;
+/// How the agent is doing.
+pub mod doctor;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -35,7 +35,7 @@ pub fn holders(ports: &[u16]) -> Option<String> {
 }
 
 /// The process that holds a socket, and its name.
-fn process_with(inode: u32) -> Option<(u32, String)> {
+pub fn process_with(inode: u32) -> Option<(u32, String)> {
     let wanted = format!("socket:[{inode}]");
     let mut left = MAX_DESCRIPTORS;
     for process in fs::read_dir("/proc").ok()?.flatten() {

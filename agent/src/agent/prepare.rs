@@ -29,6 +29,7 @@ use crate::snapshot::Host;
 use crate::snapshot::plan::CaptureSettings;
 use crate::source::consul::ConsulSource;
 use crate::source::control::ControlSource;
+use crate::source::control::probe::Probe;
 use crate::source::files::FileSource;
 use crate::trust::Trust;
 
@@ -43,6 +44,14 @@ pub enum Source {
 }
 
 impl Source {
+    /// What finds out whether the control server is in reach.
+    pub fn probe(&self) -> Option<Probe> {
+        match self {
+            Self::Files(_) | Self::Consul(_) => None,
+            Self::Control(source) => Some(source.probe()),
+        }
+    }
+
     /// Tells a control server who came to this host's services.
     pub fn telling(self, flows: Arc<Flows>) -> Self {
         match self {

@@ -2,6 +2,8 @@
 
 /// Those about the capture rules.
 mod capturing;
+/// How the agent is doing.
+mod doctor;
 /// What becomes of a call.
 mod explaining;
 /// A service's word on itself.
@@ -29,13 +31,16 @@ use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
 use crate::dns::DnsCounters;
+use crate::flows::Flows;
 use crate::health::Checks;
 use crate::identity::RotationStatus;
 use crate::privileges;
 use crate::proxy::Phase;
+use crate::proxy::socket::Mark;
 use crate::publish::Publisher;
 use crate::registration::file;
 use crate::snapshot::{Snapshot, Transport};
+use crate::source::control::probe::Probe;
 use crate::steward::{Mode, Steward};
 use crate::telemetry::access_log::Tally;
 use crate::telemetry::metrics::Metrics;
@@ -62,6 +67,9 @@ pub struct Agent {
     pub dns: Option<Arc<DnsCounters>>,
     pub log: Arc<Tally>,
     pub phase: watch::Receiver<Phase>,
+    pub probe: Option<Probe>,
+    pub flows: Arc<Flows>,
+    pub mark: Mark,
 }
 
 /// The three listeners.
@@ -123,6 +131,7 @@ impl Agent {
             (&Method::GET, "/status") => json(&self.status().await),
             (&Method::GET, "/certificates") => json(&self.certificates()),
             (&Method::GET, "/services") => json(&self.services()),
+            (&Method::GET, "/doctor") => Box::pin(self.doctor(query)).await,
             (&Method::POST, "/explain") => self.explain(request.body()),
             (&Method::POST, "/reload") => match self.reload().await {
                 Ok(()) => json(&()),

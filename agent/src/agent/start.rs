@@ -111,7 +111,9 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         Prober::new(mark, commands).map_err(doing("speaking with the process that runs commands"))?;
     let checks = Checks::new(Arc::clone(&publisher), prober, Arc::clone(&metrics));
     others.push(tokio::spawn(Arc::clone(&checks).run()));
-    let source = prepared.source.telling(Arc::clone(&shared.flows));
+    let probe = prepared.source.probe();
+    let flows = Arc::clone(&shared.flows);
+    let source = prepared.source.telling(Arc::clone(&flows));
     let source_notes = source.notes();
     let (connected, source) = start_source(source, &publisher, &checks, &metrics, phase.subscribe());
     let agent = Arc::new(routes::Agent {
@@ -127,6 +129,9 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         dns,
         log: tally,
         phase: phase.subscribe(),
+        probe,
+        flows,
+        mark,
     });
     others.extend(sockets.serve(&agent));
     let keeping = match &agent.steward {

@@ -45,7 +45,8 @@ impl Matcher {
         }
     }
 
-    fn names_a_place(&self) -> bool {
+    /// Whether it goes by a unit or a cgroup.
+    pub fn names_a_place(&self) -> bool {
         self.unit.is_some() || self.cgroup.is_some()
     }
 

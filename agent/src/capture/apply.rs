@@ -23,6 +23,8 @@ pub struct Capture {
     pub(super) tools: Tools,
     runtime: PathBuf,
     pub(super) standing: Option<Standing>,
+    /// What somebody else had made of the rules, until they stand again.
+    found: Option<String>,
 }
 
 /// What this process put in place last.
@@ -41,6 +43,8 @@ pub struct Applied {
     pub change: Change,
     /// Why virtual IPv6 addresses are not reachable, if the plan has such and the host has no IPv6.
     pub without_ipv6: Option<&'static str>,
+    /// What somebody else had made of the rules, where that was undone.
+    pub found: Option<String>,
 }
 
 /// Whether what this process put in place before is taken to stand still.
@@ -66,6 +70,8 @@ pub enum Change {
     },
     /// The whole table.
     Replaced,
+    /// The whole table, because somebody else had changed it or taken it away.
+    Restored,
     /// To the rules for a gone agent: the state of the mesh is not known yet.
     Held,
 }
@@ -85,7 +91,12 @@ impl Capture {
     /// Capture with its state files in `runtime`, a directory that exists, is writable for us alone and does not
     /// outlive a reboot. Fails if `nft` or `ip` is not installed.
     pub fn new(runtime: &Path) -> Result<Self, CaptureError> {
-        Ok(Self { tools: Tools::find()?.ending_with_us(), runtime: runtime.to_owned(), standing: None })
+        Ok(Self {
+            tools: Tools::find()?.ending_with_us(),
+            runtime: runtime.to_owned(),
+            standing: None,
+            found: None,
+        })
     }
 
     /// The file with the rules for when the agent is gone, written by every `apply`.
@@ -117,33 +128,49 @@ impl Capture {
         // Until all of it has succeeded nothing is known to stand, and the next attempt replaces everything.
         let standing = self.standing.take();
         let standing = standing.filter(|standing| standing.skeleton == skeleton);
-        let changed = standing.and_then(|standing| {
-            Some((self.change_elements(&standing, &ruleset, doubt)?, standing.structure))
+        let changed = standing.map(|standing| {
+            let changed = self.change_elements(&standing, &ruleset, doubt);
+            changed.map(|change| (change, standing.structure))
         });
+        if let Some(Err(found)) = &changed {
+            self.found.get_or_insert_with(|| found.clone());
+        }
         let (change, structure) = match changed {
-            Some(changed) => changed,
-            None => (Change::Replaced, self.replace(&skeleton, &ruleset)?),
+            Some(Ok(unchanged)) => unchanged,
+            _ if self.found.is_some() => (Change::Restored, self.replace(&skeleton, &ruleset)?),
+            _ => (Change::Replaced, self.replace(&skeleton, &ruleset)?),
         };
         route::place(&self.tools, &route::ranges_of(plan))?;
         self.standing = Some(Standing { skeleton, sets: ruleset.sets, structure });
-        Ok(Applied { change, without_ipv6: plan.virtual_v6.and_then(|_| route::ipv6_is_off()) })
+        let without_ipv6 = plan.virtual_v6.and_then(|_| route::ipv6_is_off());
+        Ok(Applied { change, without_ipv6, found: self.found.take() })
     }
 
     /// Changes elements alone. What nft does not take, or is not what was meant when it is read back, somebody else changed:
-    /// `None`, and the table is to be replaced.
-    fn change_elements(&self, standing: &Standing, ruleset: &Ruleset, doubt: Doubt) -> Option<Change> {
+    /// the table is to be replaced, and the error says what was found.
+    fn change_elements(
+        &self,
+        standing: &Standing,
+        ruleset: &Ruleset,
+        doubt: Doubt,
+    ) -> Result<Change, String> {
         let (text, added, removed) = difference(&standing.sets, &ruleset.sets);
         let change = if text.is_empty() { Change::None } else { Change::Elements { added, removed } };
         if !text.is_empty() {
-            self.tools.apply(&text).ok()?;
+            self.tools.apply(&text).map_err(|error| error.to_string())?;
             if doubt == Doubt::None {
-                return Some(change);
+                return Ok(change);
             }
         }
         // Even if there was nothing to change: applying a plan again is how one finds out whether it still stands.
-        let listing = Listing::read(&self.tools).ok()??;
-        let same = listing.structure == standing.structure && listing.differences(ruleset).is_empty();
-        (same && seal_is_broken(&listing).is_empty()).then_some(change)
+        let listing = Listing::read(&self.tools).map_err(|error| error.to_string())?;
+        let listing = listing.ok_or("the table was not there")?;
+        let mut found = listing.differences(ruleset);
+        found.extend(seal_is_broken(&listing));
+        if found.is_empty() && listing.structure != standing.structure {
+            found.push("its chains and rules were not those that were put in place".to_owned());
+        }
+        if found.is_empty() { Ok(change) } else { Err(found.join("; ")) }
     }
 
     /// Replaces the table, in one transaction wherever the kernel takes one of that size, reads it back, compares

@@ -107,14 +107,15 @@ namespace_test! {
         ] {
             sh(damage);
             assert!(matches!(capture.status().expect("status").state, State::Altered(_)), "{damage}");
-            assert_eq!(capture.apply(&some_plan()).expect("applied").change, Change::Replaced, "{damage}");
+            let applied = capture.apply(&some_plan()).expect("applied");
+            assert_eq!((applied.change, applied.found.is_some()), (Change::Restored, true), "{damage}");
             assert_eq!(table(), whole);
         }
         sh("nft delete table inet baremesh");
         assert!(matches!(capture.status().expect("status").state, State::Altered(_)), "the routes stand alone");
         let mut changed = some_plan();
         changed.endpoints.clear();
-        assert_eq!(capture.apply(&changed).expect("applied").change, Change::Replaced);
+        assert_eq!(capture.apply(&changed).expect("applied").change, Change::Restored);
         sh("ip route flush table local type local protocol 151; ip -6 route flush table local type local protocol 151");
         assert!(matches!(capture.status().expect("status").state, State::Altered(_)));
         capture.apply(&changed).expect("applied");

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::CaptureError;
+use super::{CaptureError, notices};
 
 /// How long one command may take. The largest load seen, 20,000 elements, takes half a second.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -86,6 +86,7 @@ fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, Captur
     command.args(arguments).env("LC_ALL", "C");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(failed)?;
+    notices::started(child.id());
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     thread::scope(|scope| {
         // Three pipes at once, as a full one would stop the command while we wait at another. A command that ends

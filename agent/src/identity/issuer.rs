@@ -20,7 +20,12 @@ pub struct NotIssued {
     pub reason: String,
     /// Whether asking again may help though nobody changes anything.
     pub is_temporary: bool,
+    /// Whether the host was not granted it.
+    pub is_not_granted: bool,
 }
+
+/// The code of a refusal of what the host was not granted.
+const NOT_GRANTED: &str = "not_granted";
 
 /// Who signs.
 pub enum Issuer {
@@ -41,6 +46,7 @@ impl Issuer {
                 let answers = Box::pin(client.issue(identities)).await?;
                 let refused = |refused: baremesh_ca::client::Refused| NotIssued {
                     is_temporary: refused.is_temporary(),
+                    is_not_granted: refused.code == NOT_GRANTED,
                     reason: refused.message,
                 };
                 Ok(answers.into_iter().map(|answer| answer.map_err(refused)).collect())
@@ -54,6 +60,7 @@ impl Issuer {
                 let answers = issuer.issue(identities, now).into_iter();
                 let refused = |refusal: baremesh_ca::service::Refusal| NotIssued {
                     is_temporary: refusal.code() == "unavailable",
+                    is_not_granted: refusal.code() == NOT_GRANTED,
                     reason: refusal.to_string(),
                 };
                 Ok(answers.map(|answer| answer.map_err(refused)).collect())

@@ -1,7 +1,7 @@
 //! Asking for certificates, renewing them at half of their life, and publishing them. The clock on the wall is
 //! looked at twice a minute, so that a jump or a suspended machine is noticed; an expired certificate is never shown.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -34,6 +34,8 @@ const MAX_RETRY: Duration = Duration::from_secs(60);
 pub struct RotationStatus {
     /// Why the last attempt failed, where it did. What is held meanwhile may still be valid.
     pub missing: BTreeMap<Identity, String>,
+    /// Those among them that the host was not granted.
+    pub not_granted: BTreeSet<Identity>,
     /// What is near its end, in words.
     pub ending: Vec<String>,
 }
@@ -203,10 +205,13 @@ impl Rotating {
                 tracing::info!(%identity, serial = issued.serial, "certificate issued");
                 self.hold(&issued);
             }
-            Err(NotIssued { reason, is_temporary }) => {
+            Err(NotIssued { reason, is_temporary, is_not_granted }) => {
                 // A refusal for good is asked about again too, seldom: a grant may come.
                 tracing::warn!(%identity, reason, is_temporary, "certificate refused");
                 self.missing(identity, reason.clone());
+                if is_not_granted {
+                    self.status().not_granted.insert(identity.clone());
+                }
                 self.failed(&reason);
             }
         }
@@ -218,6 +223,7 @@ impl Rotating {
                 let renew_at = renewal(issued, &self.rotation.trust.now());
                 let held = Held { credential: Arc::new(credential), chain: issued.chain.clone(), renew_at };
                 self.status().missing.remove(&issued.identity);
+                self.status().not_granted.remove(&issued.identity);
                 self.held.insert(issued.identity.clone(), held);
             }
             Err(error) => {
@@ -245,9 +251,15 @@ impl Rotating {
         let identity = node.issued.identity.clone();
         let renewed = match self.rotation.issuer.issue(std::slice::from_ref(&identity)).await {
             Ok(mut answers) => answers.pop().unwrap_or_else(|| {
-                Err(NotIssued { reason: "an empty answer".to_owned(), is_temporary: true })
+                Err(NotIssued {
+                    reason: "an empty answer".to_owned(),
+                    is_temporary: true,
+                    is_not_granted: false,
+                })
             }),
-            Err(error) => Err(NotIssued { reason: error.to_string(), is_temporary: true }),
+            Err(error) => {
+                Err(NotIssued { reason: error.to_string(), is_temporary: true, is_not_granted: false })
+            }
         };
         match renewed {
             Ok(issued) => {
@@ -294,6 +306,7 @@ impl Rotating {
         let before = self.held.len();
         self.held.retain(|identity, _| wanted.contains(identity));
         self.status().missing.retain(|identity, _| wanted.contains(identity));
+        self.status().not_granted.retain(|identity| wanted.contains(identity));
         if self.held.len() != before {
             self.store.retain(&wanted);
             self.publish();

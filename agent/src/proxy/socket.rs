@@ -42,11 +42,32 @@ pub async fn connect_from(
     mark: Mark,
     timeout: Duration,
 ) -> io::Result<TcpStream> {
-    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    mark.put_on(&SockRef::from(&socket))?;
+    let socket = socket_for(to, mark)?;
     if let Some(from) = from {
         socket.bind(SocketAddr::new(from, 0))?;
     }
+    finish(socket, to, timeout).await
+}
+
+/// Connects, and has both sides send segments of `bytes` at most: what passes a network that loses large packets.
+pub async fn connect_in_segments(
+    to: SocketAddr,
+    bytes: u32,
+    mark: Mark,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
+    let socket = socket_for(to, mark)?;
+    SockRef::from(&socket).set_tcp_mss(bytes)?;
+    finish(socket, to, timeout).await
+}
+
+fn socket_for(to: SocketAddr, mark: Mark) -> io::Result<TcpSocket> {
+    let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    mark.put_on(&SockRef::from(&socket))?;
+    Ok(socket)
+}
+
+async fn finish(socket: TcpSocket, to: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     let stream = tokio::time::timeout(timeout, socket.connect(to))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {timeout:?}")))??;

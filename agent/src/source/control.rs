@@ -3,6 +3,8 @@
 
 /// Connections to the control server.
 mod line;
+/// Whether it is in reach, step by step.
+pub mod probe;
 /// Telling who came to this host's services.
 mod telling;
 /// Showing which addresses are this host's.
@@ -25,6 +27,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use self::line::{CONNECT_TIMEOUT, Line, Open};
+use self::probe::Probe;
 use self::showing::Showing;
 use super::resources::Resources;
 use crate::agent::{AgentError, empty_mesh};
@@ -89,6 +92,11 @@ impl ControlSource {
     /// Connects with this credential from now on, over sockets that no rule captures.
     pub fn with(self, credential: Arc<dyn ResolvesClientCert>, mark: Mark) -> Self {
         Self { line: Line { credential: Some(credential), mark, ..self.line }, ..self }
+    }
+
+    /// What finds out whether it is in reach.
+    pub fn probe(&self) -> Probe {
+        Probe::over(self.line.clone())
     }
 
     /// Tells it of these flows.

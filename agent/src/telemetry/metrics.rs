@@ -168,6 +168,8 @@ pub struct Metrics {
     pub registry_connected: Gauge,
     /// 1 while the capture rules stand as they were meant.
     pub capture_in_place: Gauge,
+    /// Times that the rules were put back after somebody else had changed them.
+    pub restored_rules: Counter,
     /// States that were refused, the last good one staying in force.
     pub rejected_configurations: Counter,
     /// Certificate requests that failed; each is tried again.
@@ -222,6 +224,7 @@ impl Metrics {
             snapshot_taken: Gauge::default(),
             registry_connected: Gauge::default(),
             capture_in_place: Gauge::default(),
+            restored_rules: Counter::default(),
             rejected_configurations: Counter::default(),
             issue_failures: Counter::default(),
             dropped_log_lines: Counter::default(),
@@ -274,6 +277,11 @@ impl Metrics {
         gauge("baremesh_capture_in_place", "1 while the capture rules stand", &self.capture_in_place);
         let mut counter =
             |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
+        counter(
+            "baremesh_capture_restored",
+            "Times that the rules were put back after somebody else had changed them",
+            &self.restored_rules,
+        );
         counter("baremesh_rejected_configurations", "States refused", &self.rejected_configurations);
         counter("baremesh_issue_failures", "Certificate requests that failed", &self.issue_failures);
         counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);

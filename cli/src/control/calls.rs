@@ -11,6 +11,7 @@ use baremesh_ca::tls::LeafFacts;
 use baremesh_model::name::Label;
 use baremesh_registry::control::flows::FLOWS_PATH;
 use baremesh_registry::control::ownership::ADDRESSES_PATH;
+use baremesh_registry::control::reach::{REACH_PATH, ReachAsked, ReachTold};
 use baremesh_registry::control::stream::{StreamReader, StreamWriter};
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
@@ -118,6 +119,7 @@ async fn answered(
             return send(&mut respond, response);
         }
         (HostCall::Flows, Some(host)) => return send(&mut respond, flows::answer(server, &host, &body)),
+        (HostCall::Reach, Some(_)) => return send(&mut respond, reach(server, &body)),
         _ => {}
     }
     let blocking = server.clone();
@@ -141,6 +143,18 @@ async fn answered(
     }
 }
 
+/// That this server is there, and what its clock says.
+fn reach(server: &Server, body: &[u8]) -> Response<Bytes> {
+    let Ok(asked) = serde_json::from_slice::<ReachAsked>(body) else {
+        return refused(StatusCode::BAD_REQUEST, "malformed", "the question cannot be read");
+    };
+    let told = ReachTold::to(&asked, *server.control.versions().borrow(), SystemTime::now());
+    let mut response = Response::new(serde_json::to_vec(&told).unwrap_or_default().into());
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    response
+}
+
 pub(super) fn too_many() -> Response<Bytes> {
     // Agents take this code for one that passes by itself.
     refused(StatusCode::TOO_MANY_REQUESTS, "unavailable", "too many requests: ask again in a minute")
@@ -157,6 +171,7 @@ pub(super) fn within_rate(server: &Server, caller: &Caller, path: &str) -> bool 
         Some(host) if path == CERTIFICATES_PATH => limits.issuing.allow(host.clone(), now),
         Some(host) if path == ADDRESSES_PATH => limits.showing.allow(host.clone(), now),
         Some(host) if path == FLOWS_PATH => limits.telling.allow(host.clone(), now),
+        Some(host) if path == REACH_PATH => limits.reaching.allow(host.clone(), now),
         // The state, and whatever a host has no business with.
         Some(host) => limits.following.allow(host.clone(), now),
         None => limits.joining.allow(network_of(caller.address), now),

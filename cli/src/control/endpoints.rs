@@ -5,6 +5,7 @@ use baremesh_ca::protocol::{CERTIFICATES_PATH, JOIN_PATH};
 use baremesh_model::operator::Need;
 use baremesh_registry::control::flows::FLOWS_PATH;
 use baremesh_registry::control::ownership::ADDRESSES_PATH;
+use baremesh_registry::control::reach::REACH_PATH;
 use http::Method;
 
 /// The path of the control protocol.
@@ -31,6 +32,7 @@ pub(super) enum HostCall {
     State,
     Addresses,
     Flows,
+    Reach,
 }
 
 /// What an operator may ask for.
@@ -84,12 +86,13 @@ const CHANGE: Access = Access::Operator(Need::Change);
 const ADMINISTER: Access = Access::Operator(Need::Administer);
 
 /// The calls of hosts, at the server's port.
-pub(super) static OF_HOSTS: [Endpoint<HostCall>; 5] = [
+pub(super) static OF_HOSTS: [Endpoint<HostCall>; 6] = [
     of(Method::POST, JOIN_PATH, Access::Token, HostCall::Join),
     of(Method::POST, CERTIFICATES_PATH, Access::NodeOrEnded, HostCall::Certificates),
     of(Method::POST, STATE_PATH, Access::Node, HostCall::State),
     of(Method::POST, ADDRESSES_PATH, Access::Node, HostCall::Addresses),
     of(Method::POST, FLOWS_PATH, Access::Node, HostCall::Flows),
+    of(Method::POST, REACH_PATH, Access::Node, HostCall::Reach),
 ];
 
 /// The orders of operators, at the socket, and below `ORDERS_PATH` at the server's port.

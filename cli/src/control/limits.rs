@@ -49,6 +49,8 @@ const FOLLOWING_A_MINUTE: u32 = 60;
 const SHOWING_A_MINUTE: u32 = 240;
 /// Calls in a minute in which one host may tell of its flows; a full table is told in 64.
 const TELLING_A_MINUTE: u32 = 300;
+/// Times in a minute that one host may ask whether the server is there: `doctor` asks twice.
+const REACHING_A_MINUTE: u32 = 60;
 /// Joins from one address in a minute: a rack of new hosts behind one gateway is welcome, a guesser is not.
 const JOINS_A_MINUTE: u32 = 120;
 /// Orders of one operator in a minute.
@@ -72,6 +74,7 @@ pub(super) struct Limits {
     pub(super) following: Rates<Label>,
     pub(super) showing: Rates<Label>,
     pub(super) telling: Rates<Label>,
+    pub(super) reaching: Rates<Label>,
     pub(super) joining: Rates<IpAddr>,
     hosts: Places<Label>,
     networks: Places<IpAddr>,
@@ -90,6 +93,7 @@ impl Default for Limits {
             following: Rates::new(FOLLOWING_A_MINUTE),
             showing: Rates::new(SHOWING_A_MINUTE),
             telling: Rates::new(TELLING_A_MINUTE),
+            reaching: Rates::new(REACHING_A_MINUTE),
             joining: Rates::new(JOINS_A_MINUTE),
             hosts: Places::new(MAX_CONNECTIONS_OF_HOST),
             networks: Places::new(MAX_STRANGERS_OF_NETWORK),

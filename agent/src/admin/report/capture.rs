@@ -63,7 +63,7 @@ impl CaptureReport {
 /// `POST /capture/apply`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChangeReport {
-    /// `none`, `elements`, `replaced`, or `held`: the rules for a gone agent stand, since the mesh is not known yet.
+    /// `none`, `elements`, `replaced`, `restored` (somebody else had changed the rules), or `held`: the rules for a gone agent stand, since the mesh is not known yet.
     pub change: String,
     /// Elements of sets that came.
     pub added: usize,
@@ -82,6 +82,7 @@ impl ChangeReport {
             Change::None => ("none", 0, 0),
             Change::Elements { added, removed } => ("elements", added, removed),
             Change::Replaced => ("replaced", 0, 0),
+            Change::Restored => ("restored", 0, 0),
             Change::Held => ("held", 0, 0),
         };
         let without_ipv6 = applied.without_ipv6.map(str::to_owned);

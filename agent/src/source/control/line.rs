@@ -1,5 +1,6 @@
 //! Connections to the control server: a marked socket, TLS with the node credential, HTTP/2.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::proxy::socket::{self, Mark};
 
@@ -80,14 +82,25 @@ impl Line {
     }
 
     async fn secure(&self, stream: TcpStream) -> Result<Open, String> {
-        let credential = self.credential.clone().ok_or("there is no node credential to connect with")?;
+        let tls = self.shake_hands(stream).await;
+        let tls = tls.map_err(|error| format!("the handshake failed: {}", describe_io(&error)))?;
+        Self::speak(tls).await.map_err(|error| error.to_string())
+    }
+
+    /// TLS with the control server of this mesh, and nobody else.
+    pub(super) async fn shake_hands(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let none = || io::Error::other("there is no node credential to connect with");
+        let credential = self.credential.clone().ok_or_else(none)?;
         let bundle = Arc::clone(&self.trust.borrow());
         let control = Identity::control(bundle.trust_domain().clone());
         let mut config: ClientConfig = client_config(credential, bundle, Expected::exactly(control));
         config.enable_sni = false;
-        let tls = TlsConnector::from(Arc::new(config)).connect(placeholder_server_name(), stream).await;
-        let tls = tls.map_err(|error| format!("the handshake failed: {}", describe_io(&error)))?;
-        let (requests, connection) = h2::client::handshake(tls).await.map_err(|error| error.to_string())?;
+        TlsConnector::from(Arc::new(config)).connect(placeholder_server_name(), stream).await
+    }
+
+    /// HTTP/2 over it.
+    pub(super) async fn speak(tls: TlsStream<TcpStream>) -> Result<Open, h2::Error> {
+        let (requests, connection) = h2::client::handshake(tls).await?;
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "the connection to the control server ended");
