@@ -16,6 +16,8 @@ mod local;
 pub mod rate_limit;
 /// The capture plan that a snapshot comes to.
 pub mod plan;
+/// What callers of this host reach.
+mod reach;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +27,7 @@ use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label};
+use baremesh_model::outbound::OutboundPolicy;
 use baremesh_model::service::Protocol;
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::Labels;
@@ -42,6 +45,8 @@ pub use cluster::{Cluster, NoEndpoint};
 pub use endpoint::{Endpoint, EndpointState, Transport};
 pub use local::{From, LocalEndpoint};
 use rate_limit::RateLimits;
+pub use reach::Calls;
+use reach::Listed;
 
 /// This host, as the mesh knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -160,6 +165,10 @@ pub struct Source {
     pub labels: Labels,
     /// The identity with labels, as records show it.
     pub party: Party,
+    /// Whether it reaches what the registry does not have.
+    pub outbound: OutboundPolicy,
+    /// Which services it calls, where a Sidecar says so.
+    pub calls: Option<Calls>,
     /// The rules by which tokens of its own requests are read where a route asks for claims.
     pub tokens: Option<Arc<TokenRules>>,
 }
@@ -195,6 +204,8 @@ pub struct Snapshot {
     captured: HashMap<SocketAddr, Arc<LocalEndpoint>>,
     captured_ports: HashMap<u16, Arc<LocalEndpoint>>,
     unnamed: HashMap<IpAddr, Identity>,
+    /// What the registry has besides.
+    listed: Listed,
 }
 
 /// Where a captured connection goes.

@@ -7,6 +7,7 @@ use crate::external_authorization::ExtensionProvider;
 use crate::federation::Federated;
 use crate::http::PathNormalization;
 use crate::name::{Domain, Key, Label, TrustDomain};
+use crate::outbound::OutboundPolicy;
 use crate::peer_authentication::MtlsMode;
 use crate::virtual_address::VirtualRanges;
 use crate::virtual_service::RetryPolicy;
@@ -39,6 +40,8 @@ pub struct MeshConfig {
     pub extension_providers: Vec<Arc<ExtensionProvider>>,
     /// Other trust domains whose identities are taken.
     pub federation: Vec<Federated>,
+    /// Whether services reach what the registry does not know.
+    pub outbound: OutboundPolicy,
 }
 
 impl MeshConfig {
@@ -66,6 +69,7 @@ impl Default for MeshConfig {
             extension_providers: Vec::new(),
             trusted_proxies: 0,
             federation: Vec::new(),
+            outbound: OutboundPolicy::default(),
         }
     }
 }

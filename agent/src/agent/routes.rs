@@ -4,6 +4,8 @@
 mod capturing;
 /// What becomes of a call.
 mod explaining;
+/// Registrations and their WorkloadGroups.
+mod grouping;
 /// A service's word on itself.
 mod heartbeat;
 
@@ -121,6 +123,7 @@ impl Agent {
             (&Method::GET, "/status") => json(&self.status().await),
             (&Method::GET, "/certificates") => json(&self.certificates()),
             (&Method::GET, "/services") => json(&self.services()),
+            (&Method::GET, path) if path.starts_with("/group-ports/") => self.ports_of_group(path),
             (&Method::POST, "/explain") => self.explain(request.body()),
             (&Method::POST, "/reload") => match self.reload().await {
                 Ok(()) => json(&()),
@@ -227,7 +230,7 @@ impl Agent {
             capture,
             privileges: privileges::in_words(),
             services: self.local_services(&snapshot),
-            warnings: [warnings(&snapshot), self.ending()].concat(),
+            warnings: [warnings(&snapshot), grouping::warnings(&snapshot), self.ending()].concat(),
             open_connections: self.metrics.open_connections.get(),
             tunnels: self.metrics.tunnels.get(),
         }
@@ -262,6 +265,7 @@ impl Agent {
                 .to_owned(),
                 certificate: credentials.of(&first.identity, SystemTime::now()).is_some(),
                 health: self.checks.report(&registered.key),
+                group: grouping::report(registered),
             })
         };
         snapshot.registrations.iter().filter_map(report).collect()
@@ -328,6 +332,11 @@ fn warnings(snapshot: &Snapshot) -> Vec<String> {
                 "several services at {address} and none is its default: peers that send no server name (Istio's ztunnel) reach none of them; register one with --default"
             ));
         }
+    }
+    for (matcher, _) in snapshot.held().filter(|(matcher, _)| matcher.user().is_none()) {
+        warnings.push(format!(
+            "{matcher} reaches the registry alone, and no user is named with it: what starts anew in a cgroup of its own is held only when the agent has found it; register it with --user too"
+        ));
     }
     for registered in snapshot.registrations.iter().filter(|registered| registered.matcher.is_none()) {
         warnings.push(format!(

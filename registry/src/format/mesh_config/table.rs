@@ -52,10 +52,12 @@ pub(in crate::format) static FIELDS: &[Field] = &[
         "federation[].refresh",
         "how often the roots are read anew, `10s` to `24h`; as the bundle itself says unless set, else `5m`",
     ),
-    no_effect(
-        "outboundTrafficPolicy",
-        "what is outside of the mesh is let through (ALLOW_ANY); REGISTRY_ONLY is not enforced yet",
+    enforced("outboundTrafficPolicy", "what services of hosts reach (docs/registry-only.md)"),
+    enforced(
+        "outboundTrafficPolicy.mode",
+        "ALLOW_ANY (default): anything; REGISTRY_ONLY: what the registry has, and nothing else by any protocol",
     ),
+    refused("outboundTrafficPolicy.egressProxy", "a proxy is named by a VirtualService: remove it"),
     no_effect(
         "inboundTrafficPolicy",
         "connections that are not the mesh's reach the service as PeerAuthentication says",

@@ -16,6 +16,7 @@ use baremesh_model::http::PathNormalization;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Domain, Key, Label};
+use baremesh_model::outbound::OutboundPolicy;
 use baremesh_model::pattern::{Match, Pattern};
 use baremesh_model::peer_authentication::{MtlsMode, PeerAuthentication};
 use baremesh_model::request_authentication::KeyUrl;
@@ -346,7 +347,9 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
     let retries = option::of(any_retries());
     use PathNormalization::*;
     let normalization = prop_oneof![Just(None), Just(Base), Just(MergeSlashes), Just(DecodeAndMergeSlashes)];
-    let settings = (retries, any_access_log(), normalization, any_providers(), 0..4_u32, any_federation());
+    let outbound = prop_oneof![Just(OutboundPolicy::AllowAny), Just(OutboundPolicy::RegistryOnly)];
+    let settings =
+        (retries, any_access_log(), normalization, any_providers(), 0..4_u32, any_federation(), outbound);
     (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6, settings).prop_map(
         |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6, settings)| MeshConfig {
             name,
@@ -361,6 +364,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
             extension_providers: settings.3,
             trusted_proxies: settings.4,
             federation: settings.5,
+            outbound: settings.6,
         },
     )
 }
@@ -407,6 +411,10 @@ fn any_host_grant() -> impl Strategy<Value = HostGrant> {
 mod destination_rules;
 /// Rate limits.
 mod rate_limits;
+/// Sidecars.
+mod sidecars;
+/// Workload groups.
+mod workload_groups;
 /// Request authentications.
 mod request_authentications;
 /// Service entries.
@@ -416,6 +424,8 @@ use destination_rules::any_destination_rule;
 use rate_limits::any_rate_limit;
 use request_authentications::any_request_authentication;
 use service_entries::any_service_entry;
+use sidecars::any_sidecar;
+use workload_groups::any_workload_group;
 
 pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
     prop_oneof![
@@ -429,6 +439,8 @@ pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
         any_host_grant().prop_map(|value| Resource::HostGrant(value.into())),
         any_destination_rule().prop_map(|value| Resource::DestinationRule(value.into())),
         any_rate_limit().prop_map(|value| Resource::RateLimit(value.into())),
+        any_sidecar().prop_map(|value| Resource::Sidecar(value.into())),
+        any_workload_group().prop_map(|value| Resource::WorkloadGroup(value.into())),
         any_request_authentication().prop_map(|value| Resource::RequestAuthentication(value.into())),
         any_service_entry().prop_map(|value| Resource::ServiceEntry(value.into())),
     ]
