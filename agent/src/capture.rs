@@ -25,6 +25,8 @@ pub mod flows;
 mod gone;
 /// The process that outlives the agent by a moment.
 pub mod guard;
+/// Processes that reach the registry alone.
+pub mod held;
 /// What stands while the mesh's state is not known.
 mod hold;
 /// Our own table as the kernel has it.

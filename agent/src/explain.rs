@@ -139,7 +139,7 @@ pub fn explain(
     let (asked, now) = (&asked, Instant::now());
     let case = Case { snapshot, caller, asked, sent: None, dialled, certified, now };
     let mut explanation = blank(question, &case);
-    match snapshot.route(dialled) {
+    match snapshot.route_of(caller.index, dialled) {
         Ok(Route::Service(service, port)) => {
             let entry = &service.ports[port];
             let is_http = match entry.protocol {
@@ -171,6 +171,12 @@ pub fn explain(
             streams::explain_endpoint(&case, (&service, port), &endpoint, &mut explanation);
         }
         Ok(Route::Local(local)) => streams::explain_local(&case, &local, &mut explanation),
+        Ok(Route::Passthrough) if !snapshot.lets_out(caller.index, dialled) => {
+            let error = ProxyError::NotInRegistry(dialled);
+            explanation.outcome = Outcome::NoRoute;
+            explanation.summary = format!("refused: {error}");
+            explanation.answer = Some(refused_with(&error));
+        }
         Ok(Route::Passthrough) => {
             explanation.outcome = Outcome::NotMeshed;
             explanation.summary = format!(
@@ -183,15 +189,20 @@ pub fn explain(
                 _ => Outcome::NoRoute,
             };
             explanation.summary = format!("refused: {error}{}", ports(&case));
-            explanation.answer = Some(AnswerReport {
-                status: None,
-                flags: error.reason().response_flags().to_owned(),
-                details: error.reason().name().to_owned(),
-                location: None,
-            });
+            explanation.answer = Some(refused_with(&error));
         }
     }
     Ok(explanation)
+}
+
+/// What the record of a refused connection says.
+fn refused_with(error: &ProxyError) -> AnswerReport {
+    AnswerReport {
+        status: None,
+        flags: error.reason().response_flags().to_owned(),
+        details: error.reason().name().to_owned(),
+        location: None,
+    }
 }
 
 /// Where a program's connection goes: an address as it is, a name as the mesh's DNS resolves it.

@@ -57,6 +57,7 @@ impl Publisher {
         originations: Arc<Originations>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, String> {
+        let registrations = in_groups(&mesh, &registrations);
         let snapshot = Snapshot::build(&mesh, &registrations, &host, hbone_port, None);
         let snapshot = snapshot.map_err(|error| error.to_string())?;
         originations.load(&snapshot);
@@ -147,6 +148,8 @@ impl Publisher {
         let mut inputs = self.lock();
         for registration in &mut registrations {
             let before = inputs.registrations.iter().find(|before| before.key == registration.key);
+            *registration = Arc::clone(registration).remembering(before.map(|before| &**before));
+            *registration = registration.in_group(&inputs.mesh.workload_groups);
             let health = registration.first_health(before.map(|before| &**before));
             set_health(registration, health);
         }
@@ -193,6 +196,7 @@ impl Publisher {
         registrations: Vec<Arc<LocalService>>,
     ) -> Result<(), String> {
         let previous = self.snapshot.load();
+        let registrations = in_groups(&mesh, &registrations);
         match Snapshot::build(&mesh, &registrations, &self.host, self.hbone_port, Some(&previous)) {
             Ok(snapshot) => {
                 let identities = snapshot.identities();
@@ -239,6 +243,11 @@ impl Publisher {
     fn lock(&self) -> std::sync::MutexGuard<'_, Inputs> {
         self.inputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The registrations with what their groups say of them.
+fn in_groups(mesh: &Mesh, registrations: &[Arc<LocalService>]) -> Vec<Arc<LocalService>> {
+    registrations.iter().map(|registration| registration.in_group(&mesh.workload_groups)).collect()
 }
 
 fn set_health(registration: &mut Arc<LocalService>, health: Health) {

@@ -5,6 +5,8 @@
 pub mod check;
 /// The registration files: reading, writing, removing.
 pub mod file;
+/// What is left to a WorkloadGroup.
+pub mod group;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +20,7 @@ use baremesh_model::service::{Protocol, Service, ServicePort};
 use baremesh_model::workload::{Labels, Locality, Workload};
 
 use self::check::Check;
+use self::group::{Grouping, Standing};
 use crate::attribution::Matcher;
 use crate::snapshot::Host;
 
@@ -73,6 +76,8 @@ pub struct LocalService {
     pub check: Option<Arc<Check>>,
     /// What its check has found so far.
     pub health: Health,
+    /// The WorkloadGroup that it names, where it names one.
+    pub group: Option<Grouping>,
 }
 
 /// Whether a service answers peers that do not say whom they want.
@@ -99,7 +104,11 @@ impl LocalService {
     /// What it is held to be before its check has found anything, where `before` was registered in its place. One that
     /// is new takes no calls until its check passes; one that took calls goes on until its check fails.
     pub fn first_health(&self, before: Option<&Self>) -> Health {
+        let standing = self.group.as_ref().map(|group| &group.standing);
         match (&self.check, before) {
+            (None, _) if matches!(standing, Some(Standing::Missing | Standing::Unusable(_))) => {
+                Health::Unhealthy
+            }
             (None, _) => Health::Healthy,
             (Some(_), Some(before)) if before.ports == self.ports => before.health,
             (Some(_), _) => Health::Unhealthy,

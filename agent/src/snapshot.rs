@@ -20,6 +20,8 @@ mod local;
 pub mod rate_limit;
 /// The capture plan that a snapshot comes to.
 pub mod plan;
+/// What callers of this host reach.
+mod reach;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -29,6 +31,7 @@ use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Key;
+use baremesh_model::outbound::OutboundPolicy;
 use baremesh_model::service::{Protocol, Service};
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Labels, Workload};
@@ -48,6 +51,8 @@ pub use endpoint::{Endpoint, EndpointState, Transport};
 pub use host::{Host, HostNetwork, NetworkRole};
 pub use local::{From, LocalEndpoint};
 use rate_limit::RateLimits;
+pub use reach::Calls;
+use reach::Listed;
 pub use ways::OutOfReach;
 
 /// One service, with what callers need of it.
@@ -163,6 +168,10 @@ pub struct Source {
     pub labels: Labels,
     /// The identity with labels, as records show it.
     pub party: Party,
+    /// Whether it reaches what the registry does not have.
+    pub outbound: OutboundPolicy,
+    /// Which services it calls, where a Sidecar says so.
+    pub calls: Option<Calls>,
     /// The rules by which tokens of its own requests are read where a route asks for claims.
     pub tokens: Option<Arc<TokenRules>>,
 }
@@ -202,6 +211,8 @@ pub struct Snapshot {
     unnamed: HashMap<IpAddr, Identity>,
     /// The agents of this host's network, where this host takes connections to them from outside.
     agents: HashSet<IpAddr>,
+    /// What the registry has besides.
+    listed: Listed,
 }
 
 /// Where a captured connection goes.

@@ -13,12 +13,16 @@ use tokio::sync::watch;
 
 use self::respite::Respite;
 use crate::admin::report::doctor::RestoredReport;
+use crate::attribution::CgroupError;
 use crate::capture::conntrack::Tracked;
+use crate::capture::held::Held;
 use crate::capture::notices::{Changed, Notices};
 use crate::capture::{
     Anchor, Applied, Capture, CaptureError, CapturePlan, Change, State, Status, apply_gone,
 };
 use crate::publish::Publisher;
+use crate::registration::WhenGone;
+use crate::snapshot::Snapshot;
 use crate::snapshot::plan::CaptureSettings;
 use crate::telemetry::metrics::Metrics;
 
@@ -29,6 +33,8 @@ const LOOK: Duration = Duration::from_secs(30);
 /// How long to wait after the rules could not be put in place. Also the time to the first look: the guard of an agent
 /// that has just died may come late with its rules.
 const RETRY: Duration = Duration::from_secs(2);
+/// How often is looked for cgroups of services that are held to the registry.
+const HELD_LOOK: Duration = Duration::from_secs(1);
 /// What is wrong while the rules for a gone agent are kept.
 const NOTHING_KNOWN: &str =
     "the rules for a gone agent stand until the mesh's state is known: closed services are refused";
@@ -83,6 +89,8 @@ pub struct Steward {
     metrics: Arc<Metrics>,
     /// The plan that was put in place last, while nothing else was since.
     applied: Mutex<Option<CapturePlan>>,
+    /// Who was held when the last plan was made.
+    seen: Mutex<Seen>,
     /// What stands, in words; empty while the rules are in place.
     trouble: watch::Sender<Option<String>>,
     /// The last time that the rules were put back.
@@ -98,6 +106,24 @@ struct Restored {
     by: Option<String>,
 }
 
+/// Who is held to the registry.
+#[derive(Debug, Default)]
+struct Seen {
+    held: Held,
+    /// Why not all that should be.
+    unheld: Option<String>,
+}
+
+/// Who is held to the registry now, who while the agent is gone, and why not all that should be.
+fn held_of(snapshot: &Snapshot) -> (Held, Held, Option<CgroupError>) {
+    let (mut held, mut when_gone) = (Held::default(), Held::default());
+    let error = held.add(snapshot.held().map(|(matcher, _)| matcher)).err();
+    let closed = snapshot.held().filter(|(_, when_gone)| *when_gone == WhenGone::Closed);
+    // What cannot be seen for one cannot be seen for the other.
+    let same = when_gone.add(closed.map(|(matcher, _)| matcher)).err();
+    (held, when_gone, error.or(same))
+}
+
 impl Steward {
     /// A keeper of `capture`.
     pub fn new(
@@ -108,8 +134,8 @@ impl Steward {
     ) -> Arc<Self> {
         let trouble = watch::Sender::new(Some("the capture rules are not in place yet".to_owned()));
         let (mode, capture) = (Mutex::new(mode), Arc::new(Mutex::new(capture)));
-        let (applied, restored) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { mode, capture, publisher, settings, metrics, applied, trouble, restored })
+        let (applied, restored, seen) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { mode, capture, publisher, settings, metrics, applied, seen, trouble, restored })
     }
 
     /// What somebody else had made of the rules the last time that they were put back.
@@ -143,7 +169,36 @@ impl Steward {
 
     /// The plan that the state in force comes to.
     pub fn plan(&self) -> CapturePlan {
-        self.publisher.snapshot().load().capture_plan(&self.settings)
+        let snapshot = self.publisher.snapshot().load_full();
+        let mut plan = snapshot.capture_plan(&self.settings);
+        let mut unheld = None;
+        match held_of(&snapshot) {
+            (held, when_gone, None) => (plan.held, plan.held_when_gone) = (held, when_gone),
+            (held, when_gone, Some(error)) => {
+                (plan.held, plan.held_when_gone) = (held, when_gone);
+                unheld = Some(format!(
+                    "REGISTRY_ONLY does not hold services that are told by unit or cgroup: {error}"
+                ));
+            }
+        }
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen { held: plan.held.clone(), unheld };
+        plan
+    }
+
+    /// Ends when other cgroups are to be held than the last plan has: a unit's is another one after each start.
+    async fn until_held_cgroups_change(&self) {
+        loop {
+            tokio::time::sleep(HELD_LOOK).await;
+            let snapshot = self.publisher.snapshot().load_full();
+            if !snapshot.held().any(|(matcher, _)| matcher.names_a_place()) {
+                continue;
+            }
+            let found = tokio::task::spawn_blocking(move || held_of(&snapshot)).await;
+            let Ok((held, _, _)) = found else { continue };
+            if held != self.seen.lock().unwrap_or_else(PoisonError::into_inner).held {
+                return;
+            }
+        }
     }
 
     /// What the keeper does.
@@ -218,7 +273,7 @@ impl Steward {
         if look == Look::AtWhatDiffers && last.as_ref() == Some(&plan) {
             // Most changes of a mesh are none of which the rules know: of health, of policies.
             self.note_applied(plan);
-            return Ok(Applied { change: Change::None, without_ipv6: None });
+            return Ok(Applied { change: Change::None, without_ipv6: None, found: None });
         }
         let put = plan.clone();
         let applied = self.on_capture(move |capture| match look {
@@ -228,7 +283,8 @@ impl Steward {
         match applied.await {
             Ok(applied) => {
                 self.note_applied(plan);
-                self.tell(None);
+                let unheld = self.seen.lock().unwrap_or_else(PoisonError::into_inner).unheld.clone();
+                self.tell(unheld);
                 Ok(applied)
             }
             Err(error) => {
@@ -306,6 +362,7 @@ impl Steward {
                     by = told.and_then(|changed| changed.by);
                     Look::AtAll
                 }
+                () = self.until_held_cgroups_change(), if self.mode() == Mode::Keep => Look::AtWhatDiffers,
                 () = tokio::time::sleep(pause) => Look::AtAll,
             };
             if look == Look::AtAll {

@@ -38,6 +38,8 @@ pub mod name;
 pub mod network;
 /// Operators: roles, and what each may do.
 pub mod operator;
+/// What workloads may open connections to.
+pub mod outbound;
 /// Leaving out endpoints that fail.
 pub mod outlier;
 /// Value patterns that policies match with: exact, prefix, suffix, presence.
@@ -56,6 +58,8 @@ pub mod retry_budget;
 pub mod service;
 /// Hosts that no Service stands for: ServiceEntry.
 pub mod service_entry;
+/// Which services a workload calls.
+pub mod sidecar;
 /// How routes match texts: exact, prefix, regex, presence.
 pub mod string_match;
 /// What a verified token says of who sends a request.
@@ -66,3 +70,5 @@ pub mod virtual_address;
 pub mod virtual_service;
 /// Workloads: where a service runs, and how it is reached.
 pub mod workload;
+/// The template of registrations.
+pub mod workload_group;

@@ -18,8 +18,10 @@ use crate::rate_limit::RateLimit;
 use crate::request_authentication::RequestAuthentication;
 use crate::service::Service;
 use crate::service_entry::ServiceEntry;
+use crate::sidecar::Sidecar;
 use crate::virtual_service::VirtualService;
 use crate::workload::{Tunnel, Workload};
+use crate::workload_group::WorkloadGroup;
 
 /// Hosts of service entries beside everything else.
 mod external_hosts;
@@ -49,6 +51,10 @@ pub enum Kind {
     RequestAuthentication,
     /// `ServiceEntry`
     ServiceEntry,
+    /// `WorkloadGroup`
+    WorkloadGroup,
+    /// `Sidecar`
+    Sidecar,
 }
 
 impl Kind {
@@ -66,6 +72,8 @@ impl Kind {
             Self::RateLimit => "RateLimit",
             Self::RequestAuthentication => "RequestAuthentication",
             Self::ServiceEntry => "ServiceEntry",
+            Self::WorkloadGroup => "WorkloadGroup",
+            Self::Sidecar => "Sidecar",
         }
     }
 }
@@ -170,6 +178,10 @@ pub struct Parts {
     pub request_authentications: Vec<Arc<RequestAuthentication>>,
     /// Service entries by key.
     pub service_entries: BTreeMap<Key, Arc<ServiceEntry>>,
+    /// Workload groups by key.
+    pub workload_groups: BTreeMap<Key, Arc<WorkloadGroup>>,
+    /// Sidecars, ordered by key.
+    pub sidecars: Vec<Arc<Sidecar>>,
 }
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
@@ -203,9 +215,11 @@ impl Mesh {
         parts.destination_rules.sort_by(|a, b| a.key.cmp(&b.key));
         parts.rate_limits.sort_by(|a, b| a.key.cmp(&b.key));
         parts.request_authentications.sort_by(|a, b| a.key.cmp(&b.key));
+        parts.sidecars.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);
         external_hosts::check(&parts, &mut errors);
         let members = check_workloads(&parts, &mut errors);
+        check_groups(&parts, &mut errors);
         if errors.is_empty() { Ok(Self { parts, members }) } else { Err(errors) }
     }
 
@@ -251,6 +265,15 @@ fn check_services(parts: &Parts, errors: &mut Vec<MeshError>) {
             if let Some(other) = taken.insert(*address, key) {
                 fault(MeshFault::AddressTaken { address: *address, other: other.clone() });
             }
+        }
+    }
+}
+
+fn check_groups(parts: &Parts, errors: &mut Vec<MeshError>) {
+    for key in parts.workload_groups.keys() {
+        if RESERVED_NAMESPACES.contains(&key.namespace.as_str()) {
+            let resource = ResourceId { kind: Kind::WorkloadGroup, key: key.clone() };
+            errors.push(MeshError { resource, fault: MeshFault::ReservedNamespace(key.namespace.clone()) });
         }
     }
 }

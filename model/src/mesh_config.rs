@@ -8,6 +8,7 @@ use crate::federation::Federated;
 use crate::http::PathNormalization;
 use crate::name::{Domain, Key, Label, TrustDomain};
 use crate::network::Network;
+use crate::outbound::OutboundPolicy;
 use crate::peer_authentication::MtlsMode;
 use crate::virtual_address::VirtualRanges;
 use crate::virtual_service::RetryPolicy;
@@ -42,6 +43,8 @@ pub struct MeshConfig {
     pub federation: Vec<Federated>,
     /// Networks that are reached through gateways, by name.
     pub networks: Vec<Network>,
+    /// Whether services reach what the registry does not know.
+    pub outbound: OutboundPolicy,
 }
 
 impl MeshConfig {
@@ -75,6 +78,7 @@ impl Default for MeshConfig {
             trusted_proxies: 0,
             federation: Vec::new(),
             networks: Vec::new(),
+            outbound: OutboundPolicy::default(),
         }
     }
 }

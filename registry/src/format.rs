@@ -55,13 +55,16 @@ mod durations;
 mod extension_provider;
 mod host_grant;
 mod mesh_config;
+mod outbound_policy;
 mod peer_authentication;
 mod rate_limit;
 mod request_authentication;
 mod service;
 mod service_entry;
+mod sidecar;
 mod virtual_service;
 mod workload_entry;
+mod workload_group;
 
 pub use findings::MAX_FINDINGS;
 pub use json::{decode, decode_from_newer, encode};

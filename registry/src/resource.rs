@@ -14,8 +14,10 @@ use baremesh_model::rate_limit::RateLimit;
 use baremesh_model::request_authentication::RequestAuthentication;
 use baremesh_model::service::Service;
 use baremesh_model::service_entry::ServiceEntry;
+use baremesh_model::sidecar::Sidecar;
 use baremesh_model::virtual_service::VirtualService;
 use baremesh_model::workload::Workload;
+use baremesh_model::workload_group::WorkloadGroup;
 
 pub use crate::format::source::Origin;
 
@@ -34,6 +36,8 @@ pub enum Resource {
     RateLimit(Box<RateLimit>),
     RequestAuthentication(Box<RequestAuthentication>),
     ServiceEntry(Box<ServiceEntry>),
+    WorkloadGroup(Box<WorkloadGroup>),
+    Sidecar(Box<Sidecar>),
 }
 
 impl Resource {
@@ -51,6 +55,8 @@ impl Resource {
             Self::RateLimit(_) => Kind::RateLimit,
             Self::RequestAuthentication(_) => Kind::RequestAuthentication,
             Self::ServiceEntry(_) => Kind::ServiceEntry,
+            Self::WorkloadGroup(_) => Kind::WorkloadGroup,
+            Self::Sidecar(_) => Kind::Sidecar,
         }
     }
 
@@ -69,6 +75,8 @@ impl Resource {
             Self::RateLimit(limit) => limit.key.clone(),
             Self::RequestAuthentication(policy) => policy.key.clone(),
             Self::ServiceEntry(entry) => entry.key.clone(),
+            Self::WorkloadGroup(group) => group.key.clone(),
+            Self::Sidecar(sidecar) => sidecar.key.clone(),
         }
     }
 
@@ -84,7 +92,7 @@ pub fn mesh_config_key() -> Key {
 }
 
 /// Every kind that is taken, in the order of the reference.
-pub const KINDS: [Kind; 11] = [
+pub const KINDS: [Kind; 13] = [
     Kind::MeshConfig,
     Kind::Service,
     Kind::WorkloadEntry,
@@ -96,6 +104,8 @@ pub const KINDS: [Kind; 11] = [
     Kind::RateLimit,
     Kind::RequestAuthentication,
     Kind::ServiceEntry,
+    Kind::WorkloadGroup,
+    Kind::Sidecar,
 ];
 
 /// Which services a host may be issued identities for, and which addresses it may announce. It grants something.

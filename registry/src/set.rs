@@ -74,8 +74,12 @@ impl Loaded {
         let tokens = tokens.map(|policy| Resource::RequestAuthentication(Box::new((**policy).clone())));
         let entries = mesh.service_entries.values();
         let entries = entries.map(|entry| Resource::ServiceEntry(Box::new((**entry).clone())));
+        let groups = mesh.workload_groups.values();
+        let groups = groups.map(|group| Resource::WorkloadGroup(Box::new((**group).clone())));
+        let sidecars = mesh.sidecars.iter();
+        let sidecars = sidecars.map(|sidecar| Resource::Sidecar(Box::new((**sidecar).clone())));
         let policies = peers.chain(policies).chain(grants).chain(rules).chain(limits).chain(tokens);
-        let policies = policies.chain(entries);
+        let policies = policies.chain(entries).chain(groups).chain(sidecars);
         config.chain(services).chain(workloads).chain(routes).chain(policies).collect()
     }
 }
@@ -153,6 +157,7 @@ pub(crate) fn canonical_id(id: ResourceId, root: &Label) -> ResourceId {
             | Kind::DestinationRule
             | Kind::RateLimit
             | Kind::RequestAuthentication
+            | Kind::Sidecar
     );
     if policy && id.key.namespace.as_str() == ISTIO_ROOT {
         ResourceId { key: Key::new(root.clone(), id.key.name), ..id }
@@ -191,6 +196,7 @@ fn rename(resource: &mut Resource, key: &Key) {
         Resource::DestinationRule(rule) => rule.key = key.clone(),
         Resource::RateLimit(limit) => limit.key = key.clone(),
         Resource::RequestAuthentication(policy) => policy.key = key.clone(),
+        Resource::Sidecar(sidecar) => sidecar.key = key.clone(),
         _ => {}
     }
 }
@@ -226,6 +232,10 @@ fn parts(by_id: ById) -> (Parts, Vec<HostGrant>) {
             Resource::ServiceEntry(entry) => {
                 _ = parts.service_entries.insert(entry.key.clone(), Arc::new(*entry));
             }
+            Resource::WorkloadGroup(group) => {
+                parts.workload_groups.insert(group.key.clone(), Arc::new(*group));
+            }
+            Resource::Sidecar(sidecar) => parts.sidecars.push(Arc::new(*sidecar)),
         }
     }
     let trust_domain = parts.config.trust_domain.as_str().to_owned();

@@ -22,6 +22,9 @@ const ROOT_ONLY: &[&str] = &[
     "local_attackers::who_is_gone_before_it_is_known_is_taken_for_nobody_else",
     "privileges::a_low_port_is_bound_with_the_one_capability_that_it_takes",
     "privileges::what_is_not_needed_is_given_up_and_everything_still_works",
+    "registry_only::a_service_that_is_told_by_its_cgroup_does_not_get_out_as_root",
+    "registry_only::a_service_that_is_told_by_its_user_reaches_the_registry_and_nothing_else",
+    "registry_only::it_is_the_same_where_everything_that_leaves_is_captured",
 ];
 
 /// Names a file to which a story that is left out appends its line, for whoever runs the stories to show at the end:

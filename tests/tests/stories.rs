@@ -153,3 +153,9 @@ mod telemetry;
 mod tokens;
 #[path = "stories/virtual_addresses.rs"]
 mod virtual_addresses;
+#[path = "stories/registry_only.rs"]
+mod registry_only;
+#[path = "stories/sidecars.rs"]
+mod sidecars;
+#[path = "stories/workload_groups.rs"]
+mod workload_groups;

@@ -88,6 +88,20 @@ pub struct LocalServiceReport {
     /// What its check has found; none where it has no check.
     #[serde(default)]
     pub health: Option<HealthReport>,
+    /// The WorkloadGroup that it names.
+    #[serde(default)]
+    pub group: Option<GroupReport>,
+}
+
+/// How a registration and its WorkloadGroup stand to each other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupReport {
+    /// The group's name, in the service's namespace.
+    pub name: String,
+    /// Whether what it says holds.
+    pub in_force: bool,
+    /// How it stands, in words.
+    pub standing: String,
 }
 
 /// What a service's check has found.

@@ -6,6 +6,8 @@ mod capturing;
 mod doctor;
 /// What becomes of a call.
 mod explaining;
+/// Registrations and their WorkloadGroups.
+mod grouping;
 /// A service's word on itself.
 mod heartbeat;
 
@@ -132,6 +134,7 @@ impl Agent {
             (&Method::GET, "/certificates") => json(&self.certificates()),
             (&Method::GET, "/services") => json(&self.services()),
             (&Method::GET, "/doctor") => Box::pin(self.doctor(query)).await,
+            (&Method::GET, path) if path.starts_with("/group-ports/") => self.ports_of_group(path),
             (&Method::POST, "/explain") => self.explain(request.body()),
             (&Method::POST, "/reload") => match self.reload().await {
                 Ok(()) => json(&()),
@@ -252,7 +255,13 @@ impl Agent {
             capture,
             privileges: privileges::in_words(),
             services: self.local_services(&snapshot),
-            warnings: [warnings(&snapshot), self.ending(), self.source_notes.borrow().clone()].concat(),
+            warnings: [
+                warnings(&snapshot),
+                grouping::warnings(&snapshot),
+                self.ending(),
+                self.source_notes.borrow().clone(),
+            ]
+            .concat(),
             open_connections: self.metrics.open_connections.get(),
             tunnels: self.metrics.tunnels.get(),
         }
@@ -288,6 +297,7 @@ impl Agent {
                 .to_owned(),
                 certificate: credentials.of(&first.identity, SystemTime::now()).is_some(),
                 health: self.checks.report(&registered.key),
+                group: grouping::report(registered),
             })
         };
         snapshot.registrations.iter().filter_map(report).collect()
@@ -354,6 +364,11 @@ fn warnings(snapshot: &Snapshot) -> Vec<String> {
                 "several services at {address} and none is its default: peers that send no server name (Istio's ztunnel) reach none of them; register one with --default"
             ));
         }
+    }
+    for (matcher, _) in snapshot.held().filter(|(matcher, _)| matcher.user().is_none()) {
+        warnings.push(format!(
+            "{matcher} reaches the registry alone, and no user is named with it: what starts anew in a cgroup of its own is held only when the agent has found it; register it with --user too"
+        ));
     }
     for registered in snapshot.registrations.iter().filter(|registered| registered.matcher.is_none()) {
         warnings.push(format!(

@@ -29,6 +29,16 @@ pub struct Matcher {
     user: Option<Uid>,
 }
 
+impl std::fmt::Display for Matcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let unit = self.unit.as_ref().map(|unit| format!("unit {}", unit.as_str()));
+        let cgroup = self.cgroup.as_ref().map(|cgroup| format!("cgroup {cgroup}"));
+        let user = self.user.map(|Uid(uid)| format!("uid {uid}"));
+        let parts: Vec<String> = [unit, cgroup, user].into_iter().flatten().collect();
+        f.write_str(&parts.join(", "))
+    }
+}
+
 impl Matcher {
     /// Processes of `unit`, in `cgroup` or below it, run by `user`; at least one is given.
     pub fn new(
@@ -45,7 +55,26 @@ impl Matcher {
         }
     }
 
-    /// Whether it goes by a unit or a cgroup.
+    /// The user that it names.
+    pub fn user(&self) -> Option<Uid> {
+        self.user
+    }
+
+    /// Whether `place` is the topmost cgroup of the processes that this describes by unit or cgroup.
+    pub fn begins_at(&self, place: &Place) -> bool {
+        let of_unit =
+            |unit: &UnitName| place.unit.as_ref().filter(|(name, _)| name == unit).map(|(_, depth)| *depth);
+        let of_cgroup = |cgroup: &CgroupPath| place.path.below(cgroup).map(|_| cgroup.depth());
+        let top = match (&self.unit, &self.cgroup) {
+            (Some(unit), None) => of_unit(unit),
+            (None, Some(cgroup)) => of_cgroup(cgroup),
+            (Some(unit), Some(cgroup)) => of_unit(unit).zip(of_cgroup(cgroup)).map(|(a, b)| a.max(b)),
+            (None, None) => None,
+        };
+        top == Some(place.path.depth())
+    }
+
+    /// Whether it names a unit or a cgroup.
     pub fn names_a_place(&self) -> bool {
         self.unit.is_some() || self.cgroup.is_some()
     }

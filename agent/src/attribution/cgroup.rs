@@ -82,6 +82,17 @@ impl Hierarchy {
     }
 }
 
+impl Hierarchy {
+    /// The places of all its cgroups, as far as they can be seen now.
+    pub fn places(&self) -> Result<Vec<Arc<Place>>, CgroupError> {
+        let Survey { places, missed } = Walk::new(self, MAX_CGROUPS)?.run();
+        match missed {
+            Some(missed) => Err(missed),
+            None => Ok(places.into_values().collect()),
+        }
+    }
+}
+
 fn read(path: &str) -> Result<String, CgroupError> {
     std::fs::read_to_string(path)
         .map_err(|error| CgroupError::Unreadable { path: path.into(), kind: error.kind() })

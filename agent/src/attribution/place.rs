@@ -88,7 +88,7 @@ impl CgroupPath {
     }
 
     /// The part below `ancestor`, empty for `ancestor` itself; `None` when this lies elsewhere.
-    pub(super) fn below(&self, ancestor: &Self) -> Option<&str> {
+    pub fn below(&self, ancestor: &Self) -> Option<&str> {
         let rest = self.0.strip_prefix(&*ancestor.0)?;
         (rest.is_empty() || rest.starts_with('/')).then_some(rest)
     }
@@ -100,7 +100,7 @@ impl CgroupPath {
     }
 
     /// The number of names in the path.
-    pub(super) fn depth(&self) -> usize {
+    pub fn depth(&self) -> usize {
         self.0.matches('/').count()
     }
 }

@@ -14,6 +14,8 @@ use super::command::Tools;
 use super::route;
 
 const ROUTES: &str = "# routes:";
+/// The first line of a transaction about something that may be gone meanwhile, and then needs no rule.
+pub(super) const IF_IT_IS_THERE: &str = "# if it is there\n";
 const SEPARATOR: &str = "# next transaction\n";
 
 /// What becomes of the local routes.
@@ -41,7 +43,12 @@ impl Batch {
             route::withdraw(tools)?;
         }
         for transaction in &self.transactions {
-            tools.apply(transaction)?;
+            match tools.apply(transaction) {
+                Err(CaptureError::Refused { stderr, .. }) if transaction.starts_with(IF_IT_IS_THERE) => {
+                    tracing::warn!(stderr, "what a rule is about is not there any more");
+                }
+                applied => applied?,
+            }
         }
         if let Routes::Place(ranges) = &self.routes {
             route::place(tools, ranges)?;

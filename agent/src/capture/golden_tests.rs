@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use super::held::Held;
 use super::namespace::{addresses, kinds, plan, service};
 use super::{CapturePlan, DnsCapture, Outbound, Strictness, WhenGone, render, render_gone};
 
@@ -38,6 +39,16 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
             },
         ),
         (
+            "held_to_the_registry",
+            CapturePlan {
+                local: vec![service("orders", 8080, Strictness::Strict, WhenGone::Closed)],
+                agent_uid: 990,
+                held: held(&[1000, 1001]),
+                held_when_gone: held(&[1000]),
+                ..plan()
+            },
+        ),
+        (
             "exempt_even_if_registered",
             CapturePlan {
                 local: vec![forbidden],
@@ -47,6 +58,10 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
             },
         ),
     ]
+}
+
+fn held(users: &[u32]) -> Held {
+    Held { users: users.iter().copied().collect(), ..Held::default() }
 }
 
 fn golden(file: &str) -> PathBuf {

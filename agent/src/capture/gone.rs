@@ -8,11 +8,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::CaptureError;
-use super::batch::{Batch, Routes};
+use super::batch::{Batch, IF_IT_IS_THERE, Routes};
 use super::command::Tools;
+use super::held::held_check;
 use super::plan::{CapturePlan, LocalService, WhenGone};
 use super::rules::{
-    Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, table, to_virtual, transaction, virtual_check,
+    Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, own_socket, table, to_virtual, transaction,
+    virtual_check,
 };
 use super::sets::{NamedSet, TABLE, endpoints, inbound_ports, loading, local_addresses};
 
@@ -24,6 +26,10 @@ pub(super) const MARK_OF_GONE: &str = "closed_ports";
 
 const COUNTERS: &[(&str, &str)] = &[
     ("closed", "packets to services that are closed while the agent is gone, refused"),
+    (
+        "held_stray",
+        "packets of closed services that reach the registry alone to anything but this host, refused",
+    ),
     ("listener_closed", "packets to the ports of the agent that is gone, refused"),
     ("virtual_stray", "TCP packets to virtual addresses, refused"),
     ("virtual_protocol", "packets of other protocols to virtual addresses, refused"),
@@ -55,7 +61,15 @@ pub(super) fn batch_of_gone(plan: &CapturePlan) -> Batch {
     let ruleset = ruleset_of_gone(plan, &closed);
     let text = table(&ruleset) + &removal(ANCHOR_TABLE);
     // The routes stay: with them a virtual address is refused at once, and does not wander off to a router.
-    Batch { routes: Routes::Keep, transactions: vec![transaction(&text, &ruleset.sets)] }
+    let whole = transaction(&text, &ruleset.sets);
+    // A cgroup that is not there would refuse the whole transaction, at the next start of the host for one.
+    let cgroups = plan.held_when_gone.cgroups.iter().map(|cgroup| {
+        let (to_match, comment) = (cgroup.to_match(), cgroup.comment());
+        format!(
+            "{IF_IT_IS_THERE}insert rule inet {TABLE} outbound_check {to_match} jump held_check {comment}\n"
+        )
+    });
+    Batch { routes: Routes::Keep, transactions: std::iter::once(whole).chain(cgroups).collect() }
 }
 
 /// What `plan` adds to rules for a gone agent that stand: its closed services, which may have been registered since.
@@ -82,13 +96,17 @@ fn ruleset_of_gone(plan: &CapturePlan, closed: &[&LocalService]) -> Ruleset {
     ];
     sets.extend(NamedSet::of_sockets("closed", &local_addresses(plan, services())));
     sets.extend(endpoints(plan));
-    let chains = vec![
+    sets.extend(plan.held_when_gone.set());
+    let mut chains = vec![
         Chain::new("outbound_check", Some(Hook::filter("output")), outbound_check(plan)),
         Chain::new("virtual_check", None, virtual_check()),
         Chain::new("inbound_check", Some(Hook::filter("input")), inbound_check(plan)),
         Chain::new("forward_check", Some(Hook::filter("forward")), forward_check()),
         Chain::new("closed_check", None, [RESETS, "counter name closed reject with tcp reset"]),
     ];
+    if !plan.held_when_gone.is_empty() {
+        chains.push(Chain::new("held_check", None, held_check()));
+    }
     let comment = "the baremesh agent is gone: its closed services are refused until it is back";
     Ruleset { comment, counters: COUNTERS, sets, chains }
 }
@@ -97,6 +115,11 @@ const REFUSE: &str = "goto closed_check";
 
 fn outbound_check(plan: &CapturePlan) -> Vec<String> {
     let mut rules: Vec<String> = to_virtual(plan).map(|to| format!("{to} goto virtual_check")).collect();
+    if let Some(users) = plan.held_when_gone.users_match() {
+        // An agent that starts anew asks its control server while these rules stand.
+        rules.push(own_socket(plan));
+        rules.push(format!("{users} jump held_check"));
+    }
     rules.push(EXEMPT.to_owned());
     rules.extend(exempt_destinations());
     rules.push(format!("ip daddr . tcp dport @closed4 {REFUSE}"));

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use baremesh_model::name::{Key, Label};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::held::Held;
 use super::{AgentPorts, CapturePlan, DnsCapture, LocalService, Outbound, Strictness, WhenGone};
 
 /// Names the test that runs in a namespace.
@@ -143,6 +144,8 @@ pub(super) fn plan() -> CapturePlan {
         dns: DnsCapture::Off,
         outbound: Outbound::Registered,
         ssh_ports: [].into(),
+        held: Held::default(),
+        held_when_gone: Held::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is to be captured, as a value. It is built elsewhere, from the configuration, the registrations and the
 //! mesh's endpoints; the rules are rendered from it and from nothing else. Whatever reaches a rule is a number, an
-//! address or a name made of labels, so that no text from a registration can say anything to nft.
+//! address, a name made of labels or a cgroup's path of harmless letters, so that no text from a registration can say anything to nft.
 
 use baremesh_ca::client::CONTROL_PORT;
 use std::collections::BTreeSet;
@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use baremesh_model::name::Key;
 use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::held::Held;
 
 /// The mark (`SO_MARK`) on every socket that the agent opens towards peers, local services and name servers.
 /// Together with the agent's uid it exempts them from capture. It keeps clear of the bits that other programs test
@@ -47,6 +49,10 @@ pub struct CapturePlan {
     pub outbound: Outbound,
     /// The ports that sshd is configured for, besides 22. They are exempt as 22 is.
     pub ssh_ports: BTreeSet<u16>,
+    /// Whose packets go to the agent, to this host itself or nowhere.
+    pub held: Held,
+    /// The same of services that are closed while the agent is gone.
+    pub held_when_gone: Held,
 }
 
 /// A service registered on this host.
@@ -159,6 +165,8 @@ mod tests {
             dns: DnsCapture::Off,
             outbound: Outbound::Registered,
             ssh_ports: BTreeSet::from([2222]),
+            held: Held::default(),
+            held_when_gone: Held::default(),
         }
     }
 

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use ipnet::IpNet;
 
 use super::gone::{ANCHOR_TABLE, removal};
+use super::held::{held_check, jumps, no_stranger_speaks_first};
 use super::plan::{AGENT_MARK, CapturePlan, DnsCapture, METADATA_V4, METADATA_V6, Outbound};
 use super::sets::{NamedSet, TABLE, loading, sets_of};
 
@@ -89,6 +90,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("outbound_endpoint", "connections to endpoints of the mesh, brought to the agent"),
     ("outbound_local", "connections of this host to its own services, brought to the agent"),
     ("outbound_other", "other connections leaving the host, brought to the agent"),
+    ("outbound_held", "connections of services that reach the registry alone, brought to the agent"),
     ("dns", "DNS questions brought to the agent"),
     ("inbound_plain", "connections of other hosts to services here, brought to the agent"),
     ("virtual_stray", "TCP packets to virtual addresses that no connection through the agent owns, refused"),
@@ -96,6 +98,8 @@ const COUNTERS: &[(&str, &str)] = &[
     ("virtual_from_outside", "packets of other hosts to virtual addresses, dropped"),
     ("local_stray", "packets of this host to its own services past the agent, refused"),
     ("endpoint_stray", "connections to endpoints past the agent, refused"),
+    ("held_stray", "packets of services that reach the registry alone to anything else, refused"),
+    ("held_midstream", "packets of other hosts in connections that nobody here opened, dropped"),
     ("strict_stray", "packets of other hosts to STRICT services past the agent, refused"),
     ("inbound_stray", "connections of other hosts to services past the agent, refused"),
     ("listener_stray", "packets straight to the ports of captured traffic, dropped"),
@@ -113,7 +117,7 @@ pub(super) fn transaction(skeleton: &str, sets: &[NamedSet]) -> String {
 
 /// The ruleset of a plan.
 pub(super) fn ruleset(plan: &CapturePlan) -> Ruleset {
-    let chains = vec![
+    let mut chains = vec![
         Chain::new("outbound", Some(Hook::nat("output")), outbound(plan)),
         Chain::new(
             "outbound_virtual",
@@ -130,6 +134,9 @@ pub(super) fn ruleset(plan: &CapturePlan) -> Ruleset {
         Chain::new("strict_check", None, [RESETS, "counter name strict_stray reject with tcp reset"]),
         Chain::new("listener_check", None, ["ct status dnat return", "counter name listener_stray drop"]),
     ];
+    if !plan.held.is_empty() {
+        chains.push(Chain::new("held_check", None, held_check()));
+    }
     let comment = "rules of the baremesh agent: replaced as a whole, changes by hand do not last";
     Ruleset { comment, counters: COUNTERS, sets: sets_of(plan), chains }
 }
@@ -186,7 +193,7 @@ fn redirect(what: &str, counter: &str, port: u16) -> String {
 
 /// The agent's own sockets: by mark and uid together, so that neither another program's mark nor another program
 /// of the same user is taken for the agent.
-fn own_socket(plan: &CapturePlan) -> String {
+pub(super) fn own_socket(plan: &CapturePlan) -> String {
     format!("meta mark {AGENT_MARK:#x} meta skuid {} return comment \"the agent's own\"", plan.agent_uid)
 }
 
@@ -224,6 +231,9 @@ fn outbound(plan: &CapturePlan) -> Vec<String> {
     rules.push(redirect("tcp dport @local_ports fib daddr type local", "outbound_local", port));
     rules.push(redirect("ip daddr . tcp dport @endpoints4", "outbound_endpoint", port));
     rules.push(redirect("ip6 daddr . tcp dport @endpoints6", "outbound_endpoint", port));
+    for held in plan.held.matches() {
+        rules.push(redirect(&format!("{held} oifname != \"lo\" meta l4proto tcp"), "outbound_held", port));
+    }
     if plan.outbound == Outbound::All {
         rules.push(redirect("oifname != \"lo\" meta l4proto tcp", "outbound_other", port));
     }
@@ -251,6 +261,7 @@ fn inbound(plan: &CapturePlan) -> Vec<String> {
 fn outbound_check(plan: &CapturePlan) -> Vec<String> {
     let mut rules: Vec<String> = to_virtual(plan).map(|to| format!("{to} goto virtual_check")).collect();
     rules.push(own_socket(plan));
+    rules.extend(jumps(&plan.held));
     rules.push(EXEMPT.to_owned());
     rules.extend(exempt_destinations());
     rules.push("ip daddr . tcp dport @local4 goto local_check".to_owned());
@@ -291,6 +302,7 @@ fn inbound_check(plan: &CapturePlan) -> Vec<String> {
     ];
     rules.extend(to_virtual(plan).map(|to| format!("{to} counter name virtual_from_outside drop")));
     rules.push(EXEMPT.to_owned());
+    rules.extend(no_stranger_speaks_first(plan));
     rules.push("tcp dport @strict_ports fib daddr type local goto strict_check".to_owned());
     // A connection from before the capture goes on in PERMISSIVE mode. But a stray packet sent ahead can make
     // connection tracking take a new one for such, and it would pass untranslated: it ends here.

@@ -90,6 +90,7 @@ pub(super) fn sets_of(plan: &CapturePlan) -> Vec<NamedSet> {
     sets.push(NamedSet::of_ports("strict_ports", inbound_ports(plan, strict.clone())));
     sets.extend(NamedSet::of_sockets("strict", &local_addresses(plan, strict)));
     sets.extend(endpoints(plan));
+    sets.extend(plan.held.set());
     sets.push(seal(&sets));
     sets
 }

@@ -98,6 +98,7 @@ pub fn in_set(mesh: &Mesh, named: &Named) -> Result<(Snapshot, Caller), ExplainE
         when_gone: WhenGone::default(),
         check: None,
         health: Health::default(),
+        group: None,
         default_for_address: DefaultForAddress::default(),
         key: key.clone(),
     };

@@ -46,6 +46,24 @@ pub enum ProxyError {
     /// The destination was captured, but is not, or is no longer, one of the mesh's.
     #[error("{0} is no longer an endpoint of the mesh: nothing is sent there in plaintext; try again")]
     NotMeshed(SocketAddr),
+    /// The caller reaches the registry alone, and this is not in it.
+    #[error(
+        "{0} is not in the registry, and outboundTrafficPolicy is REGISTRY_ONLY: declare it as a service with a \
+         WorkloadEntry if it is to be reached"
+    )]
+    NotInRegistry(SocketAddr),
+    /// The caller's Sidecar does not name the service.
+    #[error(
+        "Sidecar {sidecar} does not have its workloads call {service} at port {port}: add it to `egress` if they are to"
+    )]
+    NotInSidecar {
+        /// The service.
+        service: Key,
+        /// The port dialled.
+        port: u16,
+        /// The Sidecar.
+        sidecar: Key,
+    },
     /// No service has that virtual address.
     #[error("no service has the virtual address {0}: was it deregistered, or its DNS answer kept too long?")]
     NoSuchService(SocketAddr),
@@ -219,6 +237,8 @@ impl ProxyError {
             Self::NotCaptured => Reason::NotCaptured,
             Self::CallerUnknown(_) => Reason::CallerUnknown,
             Self::NotMeshed(_) => Reason::NotMeshed,
+            Self::NotInRegistry(_) => Reason::NotInRegistry,
+            Self::NotInSidecar { .. } => Reason::NotInSidecar,
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoEndpoint(_) | Self::OutOfReach { .. } => Reason::NoEndpoint,
@@ -301,6 +321,8 @@ reasons! {
     NotCaptured, "not_captured", "NR", Client;
     CallerUnknown, "caller_unknown", "UAEX", Client;
     NotMeshed, "not_meshed", "NR", Client;
+    NotInRegistry, "not_in_registry", "UH", Policy;
+    NotInSidecar, "not_in_sidecar", "UH", Policy;
     NoSuchService, "no_such_service", "NR", Client;
     NoSuchPort, "no_such_port", "NR", Client;
     NoEndpoint, "no_endpoint", "UH", Upstream;

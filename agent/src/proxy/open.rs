@@ -2,7 +2,7 @@
 //! that it no longer allows.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -87,6 +87,8 @@ pub struct Open {
     counted: Option<Arc<Counted>>,
     /// With what it carries: where bytes are counted, bytes.
     delivered: Option<Delivered>,
+    /// Who of this host goes where, where that is no service's.
+    outside: Option<(Identity, SocketAddr)>,
     closed: Notify,
     reason: Mutex<Option<ProxyError>>,
 }
@@ -109,9 +111,23 @@ pub struct Entry {
 impl OpenConnections {
     /// Enters a connection. `delivered` is there where this host's policies let it through.
     pub fn enter(&self, counted: Option<Arc<Counted>>, delivered: Option<Delivered>) -> Entry {
+        self.enter_open(counted, delivered, None)
+    }
+
+    /// Enters a connection of this host to what is no service's.
+    pub fn enter_outside(&self, counted: Arc<Counted>, outside: (Identity, SocketAddr)) -> Entry {
+        self.enter_open(Some(counted), None, Some(outside))
+    }
+
+    fn enter_open(
+        &self,
+        counted: Option<Arc<Counted>>,
+        delivered: Option<Delivered>,
+        outside: Option<(Identity, SocketAddr)>,
+    ) -> Entry {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let open =
-            Arc::new(Open { number, counted, delivered, closed: Notify::new(), reason: Mutex::default() });
+        let (closed, reason) = (Notify::new(), Mutex::default());
+        let open = Arc::new(Open { number, counted, delivered, outside, closed, reason });
         lock(&self.connections).insert(number, Arc::clone(&open));
         Entry { open, connections: Arc::clone(&self.connections), emptied: Arc::clone(&self.emptied) }
     }
@@ -203,6 +219,11 @@ impl Open {
         let reason = delivered.and_then(|delivered| delivered.no_longer_allowed(snapshot, carried));
         if let Some(reason) = reason {
             self.close(ProxyError::NoLongerAllowed(reason));
+        }
+        if let Some((caller, address)) = &self.outside
+            && !snapshot.lets_out(snapshot.caller(caller), *address)
+        {
+            self.close(ProxyError::NotInRegistry(*address));
         }
     }
 

@@ -30,7 +30,6 @@ use super::socket;
 use super::tunnel::Place;
 use super::{Entered, Worker, http, sniff};
 use crate::attribution::{self, Who};
-use crate::capture::Outbound;
 use crate::snapshot::cluster::Held;
 use crate::snapshot::{Endpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot, endpoint};
 use crate::telemetry::{Counted, Record, Reporter};
@@ -38,7 +37,7 @@ use crate::telemetry::{Counted, Record, Reporter};
 /// What DestinationRules add.
 mod ruled;
 
-use reach::{as_it_was, one_endpoint, this_host};
+use reach::{one_endpoint, outside, this_host};
 use ruled::Times;
 
 /// Carries one captured connection, and writes its record.
@@ -113,7 +112,9 @@ async fn connect_and_relay(
     let (caller, index) = who(worker, client, destination, &snapshot, record).await?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let call = Call { worker, snapshot: &snapshot, caller, index };
-    let upstream = match snapshot.route(destination)? {
+    let route = snapshot.route_of(index, destination);
+    let route = route.inspect_err(|error| reach::note_refusal(error, record))?;
+    let upstream = match route {
         Route::Service(service, port) => {
             record.service_host = Some(Arc::clone(&service.host));
             let PortEntry { port: number, protocol, .. } = service.ports[port];
@@ -138,10 +139,7 @@ async fn connect_and_relay(
             record.service_host = snapshot.service(&local.service).map(|service| Arc::clone(&service.host));
             this_host(&call, &local, record).await?
         }
-        Route::Passthrough if worker.shared.outbound == Outbound::All => {
-            as_it_was(&call, destination, record).await?
-        }
-        Route::Passthrough => return Err(ProxyError::NotMeshed(destination)),
+        Route::Passthrough => outside(&call, destination, record).await?,
     };
     let upstream = match upstream {
         // What goes on through an HTTP proxy is not this host's program's.
@@ -152,6 +150,7 @@ async fn connect_and_relay(
             held,
             times,
             first: None,
+            outside: None,
         } => {
             let asked = (First::Socket(client), &program);
             if worker.speaks_http(&mut delivered, &snapshot, asked, record).await? {
@@ -161,7 +160,8 @@ async fn connect_and_relay(
                 return Ok(Carried::Delivered(Box::new(arrived)));
             }
             let leg = Leg::Socket(program);
-            Upstream { leg, delivered: Some(delivered), in_flight, held, times, first: None }
+            let (first, outside) = (None, None);
+            Upstream { leg, delivered: Some(delivered), in_flight, held, times, first, outside }
         }
         mut other => {
             // Through a proxy of this host go bytes, whatever its port speaks.
@@ -225,6 +225,8 @@ struct Upstream {
     delivered: Option<Delivered>,
     /// What came of the called side with the answer of an HTTP proxy, where it is reached through one.
     first: Option<BytesMut>,
+    /// Where it is, where that is no service's.
+    outside: Option<SocketAddr>,
 }
 
 enum Leg {
@@ -238,11 +240,14 @@ enum Leg {
 impl Upstream {
     async fn relay(
         mut self,
-        Call { worker, snapshot, .. }: &Call<'_>,
+        Call { worker, snapshot, caller, .. }: &Call<'_>,
         client: &mut TcpStream,
         counted: &Arc<Counted>,
     ) -> Result<(), ProxyError> {
-        let entry = worker.open.enter(Some(Arc::clone(counted)), self.delivered.take());
+        let entry = match self.outside {
+            Some(outside) => worker.open.enter_outside(Arc::clone(counted), (caller.clone(), outside)),
+            None => worker.open.enter(Some(Arc::clone(counted)), self.delivered.take()),
+        };
         entry.judge_again(snapshot, &worker.shared.snapshot);
         let idle = self.times.idle.unwrap_or(worker.shared.limits.idle_timeout);
         let relayed = async {
@@ -272,7 +277,15 @@ impl Upstream {
     }
 
     fn on(leg: Leg) -> Self {
-        Self { leg, in_flight: None, held: None, times: Times::default(), delivered: None, first: None }
+        Self {
+            leg,
+            in_flight: None,
+            held: None,
+            times: Times::default(),
+            delivered: None,
+            first: None,
+            outside: None,
+        }
     }
 }
 

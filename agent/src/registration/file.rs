@@ -16,6 +16,7 @@ use baremesh_model::workload::Locality;
 use serde::{Deserialize, Serialize};
 
 use super::check::{Check, Fault, WrittenCheck, line_of};
+use super::group::Grouping;
 use super::{DefaultForAddress, LocalPort, LocalService, WhenGone};
 use crate::attribution::{CgroupPath, Matcher, Uid, UnitName};
 use crate::capture::plan::{EXEMPT_PORTS, SSH_PORT};
@@ -71,6 +72,9 @@ pub struct Written {
     /// Its namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// The WorkloadGroup of the namespace that says what is not said here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// The account it runs as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<String>,
@@ -184,7 +188,14 @@ impl TryFrom<&Written> for LocalService {
             },
             check,
             health: Health::Healthy,
+            group: None,
         };
+        if let Some(name) = &written.group {
+            let own = Grouping::new(label(name)?, &local);
+            let service_account = written.service_account.as_deref().map(label).transpose()?;
+            let weight = written.weight.map(|weight| weight.max(1));
+            local.group = Some(Grouping { service_account, weight, ..own });
+        }
         local.health = local.first_health(None);
         Ok(local)
     }

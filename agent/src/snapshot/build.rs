@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use baremesh_model::authorization::{PolicySet, server_names};
+use baremesh_model::authorization::{Action, AuthorizationPolicy, Enforcement, PolicySet, server_names};
 use baremesh_model::destination_rule::DestinationRule;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::{Mesh, MeshError, Parts};
@@ -18,17 +18,17 @@ use baremesh_model::workload::{Labels, Tunnel, Workload};
 
 use super::endpoint::Agent;
 use super::rate_limit::RateLimits;
+use super::reach::{Listed, source};
 use super::views;
 use super::ways::{Way, Ways, agents_of};
 use super::{
     Endpoint, EndpointState, Host, HostNetwork, LocalEndpoint, NetworkRole, PortEntry, ServiceEntry,
-    Snapshot, Source, Transport,
+    Snapshot, Transport,
 };
 use crate::attribution::CallerTable;
 use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
 use crate::registration::{DefaultForAddress, LocalService};
-use crate::telemetry::metrics::Party;
 
 /// Why a mesh and this host's registrations do not go together. The last good snapshot stays.
 #[derive(Debug, thiserror::Error)]
@@ -83,13 +83,14 @@ impl Snapshot {
             virtual_addresses: services.values().flat_map(of_addresses).collect(),
             endpoints: dialled_directly(&mesh, &services, &ways),
             basis,
+            listed: Listed::new(&mesh, &services),
             captured: captured(&local),
             captured_ports: captured_ports(&local),
             unnamed: unnamed(registrations, &local, host),
             sources: registrations
                 .iter()
                 .zip(&tokens)
-                .map(|(local, tokens)| source(local, &config.trust_domain, tokens.clone()))
+                .map(|(local, tokens)| source(local, &mesh, tokens.clone()))
                 .collect(),
             routes_ask_for_claims: mesh.virtual_services.iter().any(|service| service.asks_for_claims()),
             token_keys,
@@ -215,7 +216,10 @@ fn policies(
 ) -> Arc<PolicySet> {
     let root = &mesh.config.root_namespace;
     let chosen = PolicySet::select(&mesh.authorization_policies, &local.key.namespace, labels, root);
-    let chosen: Vec<_> = chosen.cloned().collect();
+    let mut chosen: Vec<_> = chosen.cloned().collect();
+    if local.misses_its_group() {
+        chosen = vec![Arc::new(nobody(local))];
+    }
     let former = previous.into_iter().flat_map(|previous| previous.advertised.values());
     let mut former = former.filter(|former| former.service == local.key).map(|former| &former.policies);
     match former.find(|former| former.policies() == chosen) {
@@ -224,11 +228,17 @@ fn policies(
     }
 }
 
-fn source(local: &LocalService, trust_domain: &TrustDomain, tokens: Option<Arc<TokenRules>>) -> Source {
-    let identity = local.identity(trust_domain);
-    let labels = local.labels();
-    let party = Party::registered(&identity, None, &labels);
-    Source { identity, labels, party, tokens }
+/// The policy of a service whose group is not there: which policies select it is not known, so nobody is let in.
+fn nobody(local: &LocalService) -> AuthorizationPolicy {
+    AuthorizationPolicy {
+        key: local.key.clone(),
+        selector: None,
+        action: Action::Allow,
+        enforcement: Enforcement::Enforced,
+        rules: Vec::new(),
+        response: None,
+        provider: None,
+    }
 }
 
 /// What every service is compiled with besides itself and its workloads. Where nothing of it changed, a service that did not

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use baremesh_model::name::Key;
+use baremesh_model::outbound::OutboundPolicy;
 use baremesh_model::peer_authentication::MtlsMode;
 
 use super::{LocalEndpoint, Snapshot, Transport};
+use crate::attribution::Matcher;
+use crate::capture::held::Held;
 use crate::capture::{AgentPorts, CapturePlan, DnsCapture, LocalService, Outbound, Strictness, WhenGone};
 use crate::registration;
 
@@ -39,7 +42,16 @@ impl Snapshot {
             dns: settings.dns,
             outbound: settings.outbound,
             ssh_ports: settings.ssh_ports.clone(),
+            held: Held::default(),
+            held_when_gone: Held::default(),
         }
+    }
+
+    /// What describes the processes that are held to the registry, and what becomes of them while the agent is gone.
+    pub fn held(&self) -> impl Iterator<Item = (&Matcher, registration::WhenGone)> {
+        let all = self.registrations.iter().zip(&self.sources);
+        let held = all.filter(|(_, source)| source.outbound == OutboundPolicy::RegistryOnly);
+        held.filter_map(|(registered, _)| Some((registered.matcher.as_ref()?, registered.when_gone)))
     }
 
     fn remote_endpoints(&self) -> BTreeSet<SocketAddr> {

@@ -361,6 +361,8 @@ impl Metrics {
         let (service, space) =
             match key.service_host.as_deref().map(|host| host.splitn(3, '.').collect::<Vec<_>>()) {
                 Some(parts) if parts.len() == 3 => (Some(Arc::from(parts[0])), Some(Arc::from(parts[1]))),
+                // Istio's names for what is outside of the mesh.
+                Some(parts) if parts.len() == 1 => (Some(Arc::from(parts[0])), None),
                 _ => (None, None),
             };
         TcpLabels {

@@ -55,6 +55,10 @@ pub(super) fn refusal(role: &Role, resource: &Resource, config: &MeshConfig) -> 
         | Resource::AuthorizationPolicy(_)
         | Resource::RequestAuthentication(_)
         | Resource::RateLimit(_)
+        // A template for registrations of its own namespace: what a host may be is for its grants to say.
+        | Resource::WorkloadGroup(_)
+        // For callers of its own namespace.
+        | Resource::Sidecar(_)
         // Found for callers of its own namespace, and for services of it.
         | Resource::DestinationRule(_)
         // Refused above to all but admins.

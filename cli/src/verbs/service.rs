@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use baremesh_agent::admin::client::Socket;
-use baremesh_agent::admin::report::{HealthReport, StatusReport};
+use baremesh_agent::admin::report::{HealthReport, LocalServiceReport, StatusReport};
 use baremesh_agent::attribution::{Uid, uid_of};
 use baremesh_agent::config::{AgentConfig, Directories};
 use baremesh_agent::registration::LocalService;
@@ -64,6 +64,10 @@ The host must have been granted the service, by its join token (`baremesh token 
 identity. Where several are given, all of them must hold. Without any, others can call the service, and its own calls
 carry the host's identity.
 
+With --group, labels, account, locality, weight and probe come from a WorkloadGroup where they are not given here, and
+follow it when it changes. Its ports are taken once, now: where connections are delivered is for the host alone to say. No
+group makes a host run a command. While there is no such group the service takes no calls.
+
 With a --check-… the agent looks at the service by itself. It takes no calls before its check passes for the first time,
 and none while it fails; connections that are open go on. Without one it is called as long as it is registered.";
 
@@ -74,6 +78,7 @@ Examples:
   baremesh service register db --port 5432 --deliver 10.0.3.7:5432        in a container of this host
   baremesh service register web --port 80 --port 443 --protocol http --protocol https --user www-data
   baremesh service register orders --port 8080 --protocol http --check-http /healthz --check-interval 5s
+  baremesh service register orders --group orders-vm --unit orders.service
   baremesh service register db --port 5432 --check-exec /usr/bin/pg_isready -q
 
 With several ports, --protocol, --port-name and --deliver are given once for each port, in the order of the ports; a
@@ -87,7 +92,7 @@ struct Register {
     #[arg(value_parser = Label::new)]
     name: Label,
     /// The port that callers name, and the one that the program listens on where it is another
-    #[arg(short, long = "port", value_name = "PORT[:TARGET]", required = true, value_parser = values::port_pair)]
+    #[arg(short, long = "port", value_name = "PORT[:TARGET]", required_unless_present = "group", value_parser = values::port_pair)]
     ports: Vec<PortPair>,
     /// What the port speaks: tcp, http, http2, grpc, https, tls, mongo, mysql, redis or auto [default: tcp]
     #[arg(long = "protocol", value_name = "PROTOCOL")]
@@ -110,6 +115,9 @@ struct Register {
     /// Its namespace [default: default]
     #[arg(short, long, value_parser = Label::new)]
     namespace: Option<Label>,
+    /// The WorkloadGroup of the namespace that says what is not said here, its ports included; a change of it is followed
+    #[arg(long, value_name = "NAME", value_parser = Label::new)]
+    group: Option<Label>,
     /// A label, for selectors of policies; can be given several times
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = values::label)]
     labels: Vec<(String, String)>,
@@ -149,7 +157,7 @@ impl Service {
         let directories = global.directories();
         match self.verb {
             ServiceVerb::Register(register) => {
-                let written = register.written()?;
+                let written = register.written(&directories)?;
                 let ssh_ports = AgentConfig::load(directories.clone())?.ssh_ports;
                 let local = file::register(&directories.services(), &written, &ssh_ports)?;
                 let reloaded = reload(&directories)?;
@@ -178,14 +186,18 @@ impl Service {
 }
 
 impl Register {
-    fn written(&self) -> anyhow::Result<Written> {
+    fn written(&self, directories: &Directories) -> anyhow::Result<Written> {
         let user =
             self.user.as_deref().map(|user| block_on(async { Ok(uid_of(user).await?) })).transpose()?;
         Ok(Written {
             name: self.name.to_string(),
             namespace: self.namespace.as_ref().map(ToString::to_string),
             service_account: self.service_account.as_ref().map(ToString::to_string),
-            ports: self.written_ports()?,
+            group: self.group.as_ref().map(ToString::to_string),
+            ports: match &self.group {
+                Some(group) if self.ports.is_empty() => self.ports_of_group(directories, group)?,
+                _ => self.written_ports()?,
+            },
             addresses: self.addresses.clone(),
             unit: self.unit.clone(),
             cgroup: self.cgroup.clone(),
@@ -200,6 +212,29 @@ impl Register {
             default_for_address: self.default_for_address,
             check: self.check.written(self.unit.as_ref())?,
         })
+    }
+
+    /// The ports of the group, as they are now. They are written down: where connections are delivered is this host's to
+    /// say, so a later change of the group's ports changes nothing here.
+    fn ports_of_group(&self, directories: &Directories, group: &Label) -> anyhow::Result<Vec<WrittenPort>> {
+        if !(self.protocols.is_empty() && self.port_names.is_empty() && self.deliver.is_empty()) {
+            let text = "--protocol, --port-name and --deliver go with --port; without it the group says them";
+            return Err(usage(text.to_owned()));
+        }
+        let path = directories.agent_socket();
+        let socket = Socket { path: &path, program: "baremesh agent" };
+        let namespace = self.namespace.clone().unwrap_or_else(default_namespace);
+        let route = format!("/group-ports/{namespace}/{group}/{}", self.name);
+        let ports: Vec<WrittenPort> = block_on(async {
+            let answer = socket.call(Method::GET, &route, Vec::new()).await;
+            let answer = answer.context("the agent cannot say the group's ports: give --port")?;
+            Ok(serde_json::from_slice(&answer)?)
+        })?;
+        anyhow::ensure!(
+            !ports.is_empty(),
+            "WorkloadGroup {namespace}/{group} names no ports: give --port, or set `template.ports`"
+        );
+        Ok(ports)
     }
 
     fn written_ports(&self) -> anyhow::Result<Vec<WrittenPort>> {
@@ -262,13 +297,18 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
     // As a set: what the agent would refuse is not to be listed as if all were well.
     let ssh_ports = AgentConfig::load(directories.clone())?.ssh_ports;
     let services = file::read_each(&directories.services(), &ssh_ports)?;
-    let found = found_by_checks(directories);
-    let of = |service: &LocalService| found.iter().find(|(key, _)| *key == service.key.to_string());
+    let found = found_by_agent(directories);
+    let of = |service: &LocalService| found.iter().find(|found| found.service == service.key.to_string());
     if output == Output::Json {
         let with_health = |(written, service): &(Written, Arc<LocalService>)| {
             let mut value = serde_json::to_value(written)?;
-            if let (Some((_, health)), Some(object)) = (of(service), value.as_object_mut()) {
-                object.insert("health".to_owned(), serde_json::to_value(health)?);
+            if let (Some(found), Some(object)) = (of(service), value.as_object_mut()) {
+                let health = found.health.as_ref().map(|health| ("health", serde_json::to_value(health)));
+                let group =
+                    found.group.as_ref().map(|group| ("groupStanding", Ok(group.standing.as_str().into())));
+                for (key, told) in [health, group].into_iter().flatten() {
+                    object.insert(key.to_owned(), told?);
+                }
             }
             Ok(value)
         };
@@ -282,29 +322,35 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
             ports.collect::<Vec<_>>().join(" "),
             deliver.collect::<Vec<_>>().join(" "),
             processes(written),
-            service.service_account.to_string(),
-            match (&service.check, of(service)) {
+            match of(service).and_then(|found| found.identity.rsplit('/').next()) {
+                Some(account) => account.to_owned(),
+                None => service.service_account.to_string(),
+            },
+            written.group.clone().unwrap_or_else(|| "-".to_owned()),
+            match (&service.check, of(service).map(|found| (&found.health, &found.group))) {
+                (_, Some((Some(health), _))) => health_in_words(health),
+                (_, Some((None, Some(group)))) if !group.in_force => {
+                    format!("unhealthy ({})", group.standing)
+                }
                 (None, _) => "-".to_owned(),
-                (Some(check), None) => format!("unknown ({})", check.probe.kind()),
-                (Some(_), Some((_, health))) => health_in_words(health),
+                (Some(check), _) => format!("unknown ({})", check.probe.kind()),
             },
         ]
     };
     let empty = "no services: `baremesh service register` adds one";
     let rows = services.iter().map(row).collect();
-    say(table(&["SERVICE", "PORTS", "DELIVERED TO", "PROCESSES", "ACCOUNT", "HEALTH"], rows, empty))
+    say(table(&["SERVICE", "PORTS", "DELIVERED TO", "PROCESSES", "ACCOUNT", "GROUP", "HEALTH"], rows, empty))
 }
 
-/// What the agent's checks have found; nothing where no agent answers.
-fn found_by_checks(directories: &Directories) -> Vec<(String, HealthReport)> {
+/// What the agent knows of its services; nothing where no agent answers.
+fn found_by_agent(directories: &Directories) -> Vec<LocalServiceReport> {
     let path = directories.agent_socket();
     let socket = Socket { path: &path, program: "baremesh agent" };
     let status = block_on(async {
         let answer = socket.call(Method::GET, "/status", Vec::new()).await?;
         Ok(serde_json::from_slice::<StatusReport>(&answer)?)
     });
-    let services = status.into_iter().flat_map(|status| status.services);
-    services.filter_map(|service| Some((service.service, service.health?))).collect()
+    status.map(|status| status.services).unwrap_or_default()
 }
 
 /// `healthy (httpGet)`, `unhealthy (httpGet: / answered 503)`.
@@ -340,7 +386,7 @@ mod tests {
     fn written(line: &str) -> Result<Written, String> {
         let words = ["register"].into_iter().chain(line.split_whitespace());
         let line = Line::try_parse_from(words).map_err(|error| error.to_string())?;
-        line.register.written().map_err(|error| error.to_string())
+        line.register.written(&Directories::default()).map_err(|error| error.to_string())
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::source::Span;
 use super::tree::{Entry, Node, Value};
 use super::{
     authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, rate_limit,
-    request_authentication, service, service_entry, virtual_service, workload_entry,
+    request_authentication, service, service_entry, sidecar, virtual_service, workload_entry, workload_group,
 };
 use crate::diagnostic::{Code, quote};
 use crate::resource::{KINDS, Resource, mesh_config_key};
@@ -45,9 +45,12 @@ pub(super) const OWN_GROUP: &str = "baremesh.io";
 /// The API group that a kind is written under.
 pub(super) fn group_of(kind: Kind) -> &'static str {
     match kind {
-        Kind::WorkloadEntry | Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry => {
-            "networking.istio.io"
-        }
+        Kind::WorkloadEntry
+        | Kind::VirtualService
+        | Kind::DestinationRule
+        | Kind::ServiceEntry
+        | Kind::WorkloadGroup
+        | Kind::Sidecar => "networking.istio.io",
         Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::RequestAuthentication => {
             "security.istio.io"
         }
@@ -69,6 +72,8 @@ pub(super) fn table_of(kind: Kind) -> &'static [Field] {
         Kind::RateLimit => rate_limit::FIELDS,
         Kind::RequestAuthentication => request_authentication::FIELDS,
         Kind::ServiceEntry => service_entry::FIELDS,
+        Kind::WorkloadGroup => workload_group::FIELDS,
+        Kind::Sidecar => sidecar::FIELDS,
     }
 }
 
@@ -258,6 +263,10 @@ fn decode_kind(decoder: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
             Resource::RequestAuthentication(request_authentication::decode(decoder, metadata, spec)?.into())
         }
         Kind::ServiceEntry => Resource::ServiceEntry(service_entry::decode(decoder, metadata, spec)?.into()),
+        Kind::WorkloadGroup => {
+            Resource::WorkloadGroup(workload_group::decode(decoder, metadata, spec)?.into())
+        }
+        Kind::Sidecar => Resource::Sidecar(sidecar::decode(decoder, metadata, spec)?.into()),
     })
 }
 

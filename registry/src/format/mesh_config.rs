@@ -4,6 +4,7 @@ use baremesh_model::access_log::{AccessLogFormat, TextFormat};
 use baremesh_model::http::PathNormalization;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::Domain;
+use baremesh_model::outbound::OutboundPolicy;
 use baremesh_model::peer_authentication::MtlsMode;
 use baremesh_model::virtual_address::VirtualRanges;
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -13,7 +14,7 @@ use super::decode::{At, Decoder, Fields, optional};
 use super::document::Metadata;
 use super::peer_authentication::{mode_name, named_mode};
 use super::virtual_service::{decode_retries, encode_retries};
-use super::{extension_provider, federation, networks};
+use super::{extension_provider, federation, networks, outbound_policy};
 use crate::diagnostic::quote;
 
 /// The table of fields.
@@ -39,6 +40,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
     let federation = optional(spec.take("federation"), |at| federation::decode(d, &at, &own));
     let networks = optional(spec.take("networks"), |at| networks::decode(d, &at));
     let access_log = access_log(d, spec);
+    let outbound = optional(spec.take("outboundTrafficPolicy"), |at| outbound_policy::decode(d, &at));
     let providers = optional(spec.take("extensionProviders"), |at| extension_provider::decode(d, &at));
     Some(MeshConfig {
         name: name?.unwrap_or(default.name),
@@ -54,6 +56,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         trusted_proxies: trusted_proxies?.unwrap_or(default.trusted_proxies),
         federation: federation?.unwrap_or_default(),
         networks: networks?.unwrap_or_default(),
+        outbound: outbound?.unwrap_or_default(),
     })
 }
 
@@ -209,6 +212,9 @@ pub(super) fn encode(config: &MeshConfig) -> Json {
     }
     if !config.networks.is_empty() {
         json["networks"] = networks::encode(&config.networks);
+    }
+    if config.outbound != OutboundPolicy::default() {
+        json["outboundTrafficPolicy"] = outbound_policy::encode(config.outbound);
     }
     if let Some(retries) = &config.default_retries {
         json["defaultHttpRetryPolicy"] = encode_retries(retries);

@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 use baremesh_model::health::Health;
+use baremesh_model::mesh::Kind;
 use baremesh_model::workload::{Locality, Tunnel, Workload};
 use serde_json::{Map, Value as Json};
 
@@ -120,7 +121,10 @@ pub(super) fn weight(d: &mut Decoder<'_>, at: &At<'_>) -> Option<u32> {
     match u32::try_from(number) {
         Ok(0) => {
             let message = format!("`{}`: 0 counts as 1, as in Istio", at.path);
-            let help = format!("delete the {} to send it nothing", d.endpoint_noun());
+            let help = match d.kind {
+                Kind::WorkloadGroup => "deregister the service to send it nothing".to_owned(),
+                _ => format!("delete the {} to send it nothing", d.endpoint_noun()),
+            };
             d.findings.warning(at.node.span, Code::NoEffect, message, &help);
             Some(1)
         }

@@ -129,6 +129,36 @@ fn ssh_is_never_captured() {
 }
 
 #[test]
+fn what_is_outside_passes_and_is_seen_where_everything_is_captured() {
+    let mesh = Mesh::new("passthrough");
+    let web = mesh.member_with("web", 1, &[], "[capture]\noutbound = \"all\"\n");
+    let store = mesh.member("store", 2, &["echo"]);
+    store.host.serve("echo", ["echo", "127.0.0.1:7000"]);
+    store.register("echo", ["--port", "7000"]);
+    web.wait_for_endpoints("echo.default", 1);
+    let outside = mesh.net.host("outside", 9);
+    outside.serve("echo", ["echo", "[::]:9999"]);
+    let wire = mesh.net.capture();
+    for address in [outside.v4().to_string(), outside.v6().to_string()] {
+        assert_eq!(output_of(web.host.shop(["call", &address, "9999", "as it was"])), "as it was");
+        let line = web.wait_for_log(&address, |line| {
+            line["upstream_cluster"] == "PassthroughCluster"
+                && line["downstream_local_address"].to_string().contains(&address)
+        });
+        assert_eq!(line["connection_security_policy"], "none", "{line}");
+    }
+    assert!(web.metrics().contains("destination_service_name=\"PassthroughCluster\""));
+    assert_eq!(output_of(web.host.shop(["call", "echo", "7000", "within the mesh"])), "within the mesh");
+    let wire = wire.stop().off_loopback();
+    assert!(wire.contains("as it was") && !wire.contains("within the mesh"));
+    // The agent's own ways stay as they are: it is connected, and goes on where nobody answers outside.
+    let status = web.status().expect("the agent answers");
+    assert_eq!(status["source"]["connected"], true, "{status}");
+    let refused = exit_code_of(web.host.shop(["call", &outside.v4().to_string(), "9998", "x"]));
+    assert_ne!(refused, exit::DONE);
+}
+
+#[test]
 fn an_operator_plans_tries_confirms_and_removes() {
     let mesh = Mesh::new("trial");
     let (web, _store) = two(&mesh, "closed");

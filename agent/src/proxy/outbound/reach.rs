@@ -3,16 +3,18 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use baremesh_model::authorization::Hello;
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
+use baremesh_model::outbound::OutboundPolicy;
 use tokio::net::TcpStream;
 
 use super::ruled::{self, Times};
 use super::{Call, Leg, Upstream};
+use crate::capture::Outbound;
 use crate::proxy::error::ProxyError;
 use crate::proxy::open::Delivered;
 use crate::proxy::tunnel::Peer;
@@ -129,6 +131,39 @@ async fn without_agent(
         }
     }
 }
+
+/// To what is no service's: as without a mesh, where the caller may go there.
+pub(super) async fn outside(
+    call: &Call<'_>,
+    address: SocketAddr,
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    if !call.snapshot.lets_out(call.index, address) {
+        record.service_host = Some(Arc::clone(&BLACK_HOLE));
+        return Err(ProxyError::NotInRegistry(address));
+    }
+    // What is captured although the mesh leads nobody there was the mesh's a moment ago, unless everything is, or
+    // everything of this caller.
+    let is_held =
+        call.index.is_some_and(|index| call.snapshot.sources[index].outbound == OutboundPolicy::RegistryOnly);
+    if call.worker.shared.outbound != Outbound::All && !is_held {
+        return Err(ProxyError::NotMeshed(address));
+    }
+    record.service_host = Some(Arc::clone(&PASSTHROUGH));
+    let upstream = as_it_was(call, address, record).await?;
+    Ok(Upstream { outside: Some(address), ..upstream })
+}
+
+/// Says where a connection was going that the caller's Sidecar does not let go there.
+pub(super) fn note_refusal(error: &ProxyError, record: &mut Record) {
+    if let ProxyError::NotInSidecar { .. } = error {
+        record.service_host = Some(Arc::clone(&BLACK_HOLE));
+    }
+}
+
+/// Istio's names for what is not let out, and for what is.
+static BLACK_HOLE: LazyLock<Arc<str>> = LazyLock::new(|| "BlackHoleCluster".into());
+static PASSTHROUGH: LazyLock<Arc<str>> = LazyLock::new(|| "PassthroughCluster".into());
 
 /// Plaintext, as without a mesh.
 pub(super) async fn as_it_was(

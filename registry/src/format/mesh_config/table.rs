@@ -61,10 +61,12 @@ pub(in crate::format) static FIELDS: &[Field] = &[
     ),
     enforced("networks[].gateways[].address", "where it is reached from other networks"),
     enforced("networks[].gateways[].port", "at which port; 15008 unless set"),
-    no_effect(
-        "outboundTrafficPolicy",
-        "what is outside of the mesh is let through (ALLOW_ANY); REGISTRY_ONLY is not enforced yet",
+    enforced("outboundTrafficPolicy", "what services of hosts reach (docs/registry-only.md)"),
+    enforced(
+        "outboundTrafficPolicy.mode",
+        "ALLOW_ANY (default): anything; REGISTRY_ONLY: what the registry has, and nothing else by any protocol",
     ),
+    refused("outboundTrafficPolicy.egressProxy", "a proxy is named by a VirtualService: remove it"),
     no_effect(
         "inboundTrafficPolicy",
         "connections that are not the mesh's reach the service as PeerAuthentication says",

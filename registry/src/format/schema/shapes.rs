@@ -29,9 +29,13 @@ pub(super) enum Shape {
     TextLists,
     /// Names to whole numbers from `.0` to `.1`.
     Integers(i64, i64),
+    /// A port by its number or its name.
+    PortOrName,
 }
 
-use Shape::{Boolean, Choice, Duration, Integer, Integers, Labels, Like, Number, Text, TextLists, Texts};
+use Shape::{
+    Boolean, Choice, Duration, Integer, Integers, Labels, Like, Number, PortOrName, Text, TextLists, Texts,
+};
 
 const PORT: Shape = Integer(1, 65535);
 const COUNT: Shape = Integer(0, i32::MAX as i64);
@@ -91,6 +95,17 @@ const OF_KIND: &[(Kind, &str, Shape)] = &[
     (Kind::ServiceEntry, "endpoints[].ports", Integers(1, 65535)),
     (Kind::ServiceEntry, "endpoints[].weight", WEIGHT),
     (Kind::ServiceEntry, "virtualAddresses", TextLists),
+    (Kind::MeshConfig, "outboundTrafficPolicy.mode", Choice(&["ALLOW_ANY", "REGISTRY_ONLY"])),
+    (Kind::Sidecar, "outboundTrafficPolicy.mode", Choice(&["ALLOW_ANY", "REGISTRY_ONLY"])),
+    (Kind::WorkloadGroup, "template.ports", Integers(1, 65535)),
+    (Kind::WorkloadGroup, "port", PortOrName),
+    (Kind::WorkloadGroup, "scheme", Choice(&["HTTP", "HTTPS", "http", "https"])),
+    (Kind::WorkloadGroup, "httpHeaders[].value", Text),
+    (Kind::WorkloadGroup, "initialDelaySeconds", Integer(0, 86_400)),
+    (Kind::WorkloadGroup, "timeoutSeconds", Integer(1, 300)),
+    (Kind::WorkloadGroup, "periodSeconds", Integer(1, 86_400)),
+    (Kind::WorkloadGroup, "successThreshold", Integer(1, 100)),
+    (Kind::WorkloadGroup, "failureThreshold", Integer(1, 100)),
 ];
 
 /// Fields by the end of their path.
@@ -285,7 +300,7 @@ const ENDS: &[(&str, Shape)] = &[
 ];
 
 /// Fields without which a resource is refused.
-pub(super) const REQUIRED: [(Kind, &str); 32] = [
+pub(super) const REQUIRED: [(Kind, &str); 34] = [
     (Kind::Service, "ports"),
     (Kind::Service, "ports[].port"),
     (Kind::WorkloadEntry, "address"),
@@ -318,6 +333,8 @@ pub(super) const REQUIRED: [(Kind, &str); 32] = [
     (Kind::ServiceEntry, "hosts"),
     (Kind::ServiceEntry, "ports[].number"),
     (Kind::ServiceEntry, "endpoints[].address"),
+    (Kind::WorkloadGroup, "probe.httpGet.httpHeaders[].name"),
+    (Kind::Sidecar, "egress[].hosts"),
 ];
 
 /// Words that may stand in a list in the place of an object.
@@ -363,6 +380,9 @@ impl Shape {
             Integers(least, most) => {
                 let number = json!({ "type": "integer", "minimum": least, "maximum": most });
                 json!({ "type": "object", "additionalProperties": number })
+            }
+            PortOrName => {
+                json!({ "type": ["integer", "string"], "minimum": 1, "maximum": 65535, "minLength": 1 })
             }
         }
     }

@@ -187,7 +187,9 @@ fn the_reader_refuses_what_has_another_shape() {
                 | shapes::Shape::Like(_)
                 | shapes::Shape::Duration
                 | shapes::Shape::Boolean => json!([7]),
-                shapes::Shape::Integer(..) | shapes::Shape::Number(_) => json!([7]),
+                shapes::Shape::Integer(..) | shapes::Shape::Number(_) | shapes::Shape::PortOrName => {
+                    json!([7])
+                }
                 shapes::Shape::Choice(_) => json!("no such word"),
                 shapes::Shape::Texts
                 | shapes::Shape::TextLists

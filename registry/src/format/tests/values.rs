@@ -17,6 +17,7 @@ use baremesh_model::identity::Identity;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Domain, Key, Label};
 use baremesh_model::network::{Gateway, Network};
+use baremesh_model::outbound::OutboundPolicy;
 use baremesh_model::pattern::{Match, Pattern};
 use baremesh_model::peer_authentication::{MtlsMode, PeerAuthentication};
 use baremesh_model::request_authentication::KeyUrl;
@@ -350,7 +351,9 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
     use PathNormalization::*;
     let normalization = prop_oneof![Just(None), Just(Base), Just(MergeSlashes), Just(DecodeAndMergeSlashes)];
     let elsewhere = (any_federation(), any_networks());
-    let settings = (retries, any_access_log(), normalization, any_providers(), 0..4_u32, elsewhere);
+    let outbound = prop_oneof![Just(OutboundPolicy::AllowAny), Just(OutboundPolicy::RegistryOnly)];
+    let settings =
+        (retries, any_access_log(), normalization, any_providers(), 0..4_u32, elsewhere, outbound);
     (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6, settings).prop_map(
         |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6, settings)| MeshConfig {
             name,
@@ -366,6 +369,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
             trusted_proxies: settings.4,
             federation: settings.5.0,
             networks: settings.5.1,
+            outbound: settings.6,
         },
     )
 }
@@ -422,6 +426,10 @@ fn any_host_grant() -> impl Strategy<Value = HostGrant> {
 mod destination_rules;
 /// Rate limits.
 mod rate_limits;
+/// Sidecars.
+mod sidecars;
+/// Workload groups.
+mod workload_groups;
 /// Request authentications.
 mod request_authentications;
 /// Service entries.
@@ -431,6 +439,8 @@ use destination_rules::any_destination_rule;
 use rate_limits::any_rate_limit;
 use request_authentications::any_request_authentication;
 use service_entries::any_service_entry;
+use sidecars::any_sidecar;
+use workload_groups::any_workload_group;
 
 pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
     prop_oneof![
@@ -444,6 +454,8 @@ pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
         any_host_grant().prop_map(|value| Resource::HostGrant(value.into())),
         any_destination_rule().prop_map(|value| Resource::DestinationRule(value.into())),
         any_rate_limit().prop_map(|value| Resource::RateLimit(value.into())),
+        any_sidecar().prop_map(|value| Resource::Sidecar(value.into())),
+        any_workload_group().prop_map(|value| Resource::WorkloadGroup(value.into())),
         any_request_authentication().prop_map(|value| Resource::RequestAuthentication(value.into())),
         any_service_entry().prop_map(|value| Resource::ServiceEntry(value.into())),
     ]

@@ -121,7 +121,11 @@ pub fn concerned<'a>(
         Authority::Names => named(snapshot, head, from),
         Authority::SaysNothing => None,
     };
-    let named = named.filter(|service| service.port_index(asked.port).is_some());
+    let caller = snapshot.caller(asked.identity);
+    let named = named.filter(|service| {
+        service.port_index(asked.port).is_some()
+            && snapshot.sidecar_against(caller, &service.key, asked.port).is_none()
+    });
     let service = named.or_else(|| snapshot.service(asked.service))?;
     let written = (asked.authority == Authority::Names).then_some(head);
     Some((service, routes(snapshot, written, from, service)))
