@@ -13,8 +13,8 @@
 mod apply;
 /// Transactions in a file, as the guard and a pending change keep them.
 mod batch;
-/// Running `nft` and `ip`.
-mod command;
+/// Running `nft`, `ip` and `resolvectl`.
+pub(crate) mod command;
 /// A change that takes itself back unless it is confirmed.
 pub mod confirm;
 /// How full the table of tracked connections is.
@@ -27,6 +27,8 @@ mod gone;
 pub mod guard;
 /// What stands while the mesh's state is not known.
 mod hold;
+/// The link by which systemd-resolved is told of names.
+pub mod link;
 /// Our own table as the kernel has it.
 mod listing;
 /// What is to be captured: a pure value, built from the configuration and the mesh's state.
@@ -69,7 +71,7 @@ pub use status::{Counter, State, Status};
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// A command that capture needs is not installed.
-    #[error("`{tool}` was not found in PATH, /usr/sbin or /sbin: install the package `{package}`")]
+    #[error("`{tool}` was not found in PATH, /usr/sbin, /sbin or /usr/bin: install the package `{package}`")]
     MissingTool {
         /// The command's name.
         tool: &'static str,

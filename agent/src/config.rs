@@ -1,6 +1,9 @@
 //! The agent's configuration file, `/etc/baremesh/agent.toml`. Everything in it has a default: on a host that has
 //! joined a mesh the file may be missing.
 
+/// The table `[dns]`.
+mod dns;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -13,6 +16,10 @@ use serde::Deserialize;
 
 use crate::capture::Outbound;
 use crate::proxy::{Limits, Ports};
+use crate::snapshot::ShortNames;
+
+pub use dns::DnsMode;
+use dns::RawDns;
 
 /// The directories that the agent and the control server keep their files in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,17 +83,6 @@ pub enum SourceConfig {
     Files(PathBuf),
 }
 
-/// How names of the mesh are answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DnsMode {
-    /// Not at all.
-    Off,
-    /// To whoever asks 127.0.0.1 or ::1 on the agent's DNS port.
-    Nameserver,
-    /// To every program of the host: port 53 is captured.
-    Capture,
-}
-
 /// Where access log lines go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AccessLogTarget {
@@ -131,6 +127,8 @@ pub struct AgentConfig {
     pub dns_port: u16,
     /// Name servers for all other names; `/etc/resolv.conf`'s unless stated.
     pub upstreams: Vec<SocketAddr>,
+    /// Whether services answer to short names.
+    pub short_names: ShortNames,
     /// The access log.
     pub access_log: AccessLogTarget,
     /// How key sets that tokens are verified with are fetched.
@@ -285,33 +283,6 @@ impl From<RawOutbound> for Outbound {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct RawDns {
-    mode: RawDnsMode,
-    port: Option<u16>,
-    upstreams: Vec<SocketAddr>,
-}
-
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawDnsMode {
-    Off,
-    Nameserver,
-    #[default]
-    Capture,
-}
-
-impl From<RawDnsMode> for DnsMode {
-    fn from(raw: RawDnsMode) -> Self {
-        match raw {
-            RawDnsMode::Off => Self::Off,
-            RawDnsMode::Nameserver => Self::Nameserver,
-            RawDnsMode::Capture => Self::Capture,
-        }
-    }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 struct RawTelemetry {
     metrics: Option<SocketAddr>,
     ready: Option<SocketAddr>,
@@ -349,6 +320,7 @@ impl RawConfig {
             ssh_ports: self.capture.ssh_ports,
             dns: self.dns.mode.into(),
             dns_port: self.dns.port.unwrap_or(15053),
+            short_names: self.dns.short_names(),
             upstreams: self.dns.upstreams,
             access_log: self.telemetry.access_log()?,
             jwks: self.jwks,

@@ -29,7 +29,9 @@ pub use config::{
 };
 pub use counters::DnsCounters;
 pub use judge::{Verdict, judge};
-pub use zone::{Found, Zone};
+pub use reverse::domains_of;
+pub use upstreams::{STUBS, name_servers};
+pub use zone::{Found, Ports, Zone};
 
 use std::future::Future;
 use std::io;

@@ -45,6 +45,8 @@ pub mod capture;
 pub mod explain;
 /// Names of the mesh answered, others forwarded.
 pub mod dns;
+/// systemd-resolved, told which names are the mesh's.
+pub mod resolved;
 /// Who came to which service of this host.
 pub mod flows;
 /// Checks of this host's services.

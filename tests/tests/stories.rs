@@ -53,6 +53,8 @@ mod destination_rules;
 mod differential;
 #[path = "stories/disk_full.rs"]
 mod disk_full;
+#[path = "stories/dns_answers.rs"]
+mod dns_answers;
 #[path = "stories/draining.rs"]
 mod draining;
 #[path = "stories/encrypts_plain_tcp.rs"]

@@ -35,8 +35,9 @@ pub fn bind(
         settings.ipv6 = dns::Ipv6Answers::Withheld;
     }
     let (forwards, backwards) = (publisher.snapshot(), publisher.snapshot());
+    let short = config.short_names;
     let zone = Zone::new(
-        move |name| forwards.load().find_name(name),
+        move |name| forwards.load().find_name(name, short),
         move |address| backwards.load().find_address(address),
     );
     let listen = [

@@ -242,7 +242,7 @@ pub fn capture_settings(config: &AgentConfig) -> CaptureSettings {
         },
         dns: match config.dns {
             DnsMode::Capture => DnsCapture::Port53,
-            DnsMode::Off | DnsMode::Nameserver => DnsCapture::Off,
+            DnsMode::OfThisHost | DnsMode::Off | DnsMode::Nameserver | DnsMode::Resolved => DnsCapture::Off,
         },
         outbound: config.outbound,
         ssh_ports: config.ssh_ports.clone(),

@@ -10,6 +10,7 @@ use std::path::Path;
 use super::CaptureError;
 use super::batch::{Batch, Routes};
 use super::command::Tools;
+use super::link;
 use super::plan::{CapturePlan, LocalService, WhenGone};
 use super::rules::{
     Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, table, to_virtual, transaction, virtual_check,
@@ -36,12 +37,13 @@ pub fn render_gone(plan: &CapturePlan) -> String {
 }
 
 /// Applies the rules for a gone agent from the file that every `Capture::apply` writes. A file that is not there
-/// means that no rules were put in place, or that they were removed in good order: nothing is done.
+/// means that no rules were put in place, or that they were removed in good order: nothing is done to them. What
+/// systemd-resolved was told goes in any case: nobody answers any more.
 pub fn apply_gone(file: &Path) -> Result<(), CaptureError> {
-    match Batch::read(file)? {
-        Some(batch) => batch.run(&Tools::find()?),
-        None => Ok(()),
-    }
+    let (batch, tools) = (Batch::read(file)?, Tools::find()?);
+    // The rules first, and whatever becomes of the link.
+    let applied = batch.map_or(Ok(()), |batch| batch.run(&tools));
+    applied.and(link::withdraw(&tools))
 }
 
 pub(super) fn batch_of_gone(plan: &CapturePlan) -> Batch {

@@ -47,8 +47,9 @@ pub const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 /// Name servers taken from a file; those after them are left out with a warning.
 pub const MAX_UPSTREAMS: usize = 16;
 
-/// The largest answer about a mesh name that goes out over UDP, whatever the client says it takes.
-pub const MAX_UDP_ANSWER: u16 = 4096;
+/// The largest answer about a mesh name that goes out over UDP, whatever the client says it takes, and what clients are
+/// told: it passes every network unfragmented (DNS flag day 2020), a container's behind a bridge too.
+pub const MAX_UDP_ANSWER: u16 = 1232;
 
 /// Addresses in one answer about a mesh name; more are left out, and the answer is marked truncated. The encoder
 /// writes a name of a larger message out in full again, so that its records would differ in length.
@@ -100,7 +101,8 @@ pub enum Ipv6Answers {
 pub enum Upstreams {
     /// These, in this order.
     Fixed(Vec<SocketAddr>),
-    /// The `nameserver` lines of a file in the format of `resolv.conf(5)`, read again when the file changes.
+    /// The `nameserver` lines of a file in the format of `resolv.conf(5)`, read again when the file changes. Where they
+    /// name systemd-resolved's own server (127.0.0.53), the servers that it asks itself take their place.
     ResolvConf(PathBuf),
 }
 

@@ -1,8 +1,10 @@
 //! Answers about the mesh's own names, as messages.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use hickory_proto::op::{Edns, Message, Metadata, Query, ResponseCode};
 use hickory_proto::op::{MessageType, OpCode};
-use hickory_proto::rr::rdata::{A, AAAA, HINFO, PTR, SOA};
+use hickory_proto::rr::rdata::{A, AAAA, HINFO, PTR, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::answer::{Content, Decision, Outcome, Transport, is_in, text};
@@ -32,6 +34,9 @@ pub(super) fn own_reply(
 
     message.metadata.authoritative = true;
     let soa = authority(&question.name, &content, config)?;
+    if let (RecordType::SRV, Content::Ports(ports)) = (question.query_type, &content) {
+        message.additionals = addresses(&full_name(&ports.host)?, (&ports.v4, &ports.v6), config);
+    }
     let outcome = if content == Content::NoSuchName {
         message.metadata.response_code = ResponseCode::NXDomain;
         Outcome::NoSuchName
@@ -65,15 +70,24 @@ fn records(question: &Query, content: Content, soa: &Record, config: &DnsConfig)
         // A minimal answer to ANY (RFC 8482, section 4.2): no list of everything for those who ask in bulk.
         (RecordType::ANY, _) => vec![owned(RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new())))],
         (RecordType::SOA, _) if soa.name == question.name => vec![soa.clone()],
-        (RecordType::A, Content::Addresses { v4, .. }) => {
-            v4.into_iter().map(|address| owned(RData::A(A(address)))).collect()
-        }
-        (RecordType::AAAA, Content::Addresses { v6, .. }) if config.ipv6 == Ipv6Answers::Given => {
-            v6.into_iter().map(|address| owned(RData::AAAA(AAAA(address)))).collect()
+        (RecordType::A, Content::Addresses { v4, .. }) => addresses(&question.name, (&v4, &[]), config),
+        (RecordType::AAAA, Content::Addresses { v6, .. }) => addresses(&question.name, (&[], &v6), config),
+        // One host behind them all, so that neither priority nor weight tells them apart.
+        (RecordType::SRV, Content::Ports(ports)) => {
+            let target = full_name(&ports.host)?;
+            ports.ports.iter().map(|port| owned(RData::SRV(SRV::new(0, 0, *port, target.clone())))).collect()
         }
         (RecordType::PTR, Content::Pointer(host)) => vec![owned(RData::PTR(PTR(full_name(&host)?)))],
         _ => Vec::new(),
     })
+}
+
+/// The A and AAAA records of a name.
+fn addresses(name: &Name, (v4, v6): (&[Ipv4Addr], &[Ipv6Addr]), config: &DnsConfig) -> Vec<Record> {
+    let v6 = if config.ipv6 == Ipv6Answers::Given { v6 } else { &[] };
+    let v4 = v4.iter().map(|address| RData::A(A(*address)));
+    let data = v4.chain(v6.iter().map(|address| RData::AAAA(AAAA(*address))));
+    data.map(|data| Record::from_rdata(name.clone(), ANSWER_TTL, data)).collect()
 }
 
 /// The SOA record that negative answers are cached by (RFC 2308). It stands at the mesh's domain for names in it, and
@@ -104,6 +118,10 @@ fn full_name(text: &str) -> Option<Name> {
 /// resolvers never turn to TCP, and are better served with some addresses than with none.
 fn encode(mut message: Message, limit: usize) -> Option<Vec<u8>> {
     let mut answers = std::mem::take(&mut message.answers);
+    // What nobody asked for goes out where there is room for all of it, and is no truncation where there is not (RFC
+    // 2181, section 9).
+    let mut along = std::mem::take(&mut message.additionals);
+    along.truncate(MAX_ADDRESSES);
     let base = message.to_vec().ok()?.len();
     let room = match answers.first() {
         None => 0,
@@ -117,6 +135,13 @@ fn encode(mut message: Message, limit: usize) -> Option<Vec<u8>> {
     message.metadata.truncation = answers.len() > room;
     answers.truncate(room);
     message.answers = answers;
+    if !along.is_empty() && !message.metadata.truncation {
+        message.additionals = along;
+        match message.to_vec() {
+            Ok(bytes) if bytes.len() <= limit => return Some(bytes),
+            _ => message.additionals = Vec::new(),
+        }
+    }
     let bytes = message.to_vec().ok()?;
     if bytes.len() <= limit { Some(bytes) } else { message.truncate().to_vec().ok() }
 }

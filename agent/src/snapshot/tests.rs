@@ -10,6 +10,7 @@ use baremesh_registry::set::assemble;
 
 use super::*;
 use crate::capture::{AgentPorts, DnsCapture, Outbound};
+use crate::dns::Found;
 use crate::registration::file::Written;
 
 const MESH: &str = r#"
@@ -114,7 +115,8 @@ fn only_the_advertised_address_is_an_authority() {
 #[test]
 fn names_exist_with_their_namespaces_and_no_others() {
     let snapshot = snapshot(MESH, &[ORDERS]);
-    let found = |name: &str| match snapshot.find_name(name) {
+    let found = |name: &str| match snapshot.find_name(name, ShortNames::Answered) {
+        Found::Ports(ports) => format!("{} {:?}", ports.host, ports.ports),
         Found::Service { v4, v6 } => format!("{} {}", v4.len(), v6.len()),
         Found::NoSuchName => "none".to_owned(),
         Found::NotOurs => "other".to_owned(),
@@ -130,8 +132,26 @@ fn names_exist_with_their_namespaces_and_no_others() {
         ("nope", "other"),
         ("example.com", "other"),
         ("web.default.svc.cluster.local", "1 1"),
+        ("_tcp.web.mesh.internal", "0 0"),
+        ("_tcp.nope.mesh.internal", "none"),
+        ("_80._tcp.web.mesh.internal", "web.default.mesh.internal [80]"),
+        ("_tcp._tcp.web", "web.default.mesh.internal [80]"),
+        ("_http._tcp.web.mesh.internal", "none"),
+        ("_80._udp.web.mesh.internal", "none"),
+        ("_udp.web.mesh.internal", "none"),
+        ("_80._tcp.example.com", "other"),
     ] {
         assert_eq!(found(name), expected, "{name}");
+    }
+    for (name, ours) in [
+        ("web", false),
+        ("web.default", false),
+        ("_80._tcp.web", false),
+        ("web.mesh.internal", true),
+        ("nope.mesh.internal", true),
+        ("web.default.svc.cluster.local", true),
+    ] {
+        assert_eq!(snapshot.find_name(name, ShortNames::Left) != Found::NotOurs, ours, "{name}");
     }
     assert_eq!(
         snapshot.find_address("240.240.0.2".parse().expect("an address")).as_deref(),
