@@ -297,7 +297,14 @@ fn settings_of(config: &ControlConfig, grants: &Arc<GrantBook>) -> Settings {
     Settings {
         lease: config.lease,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        format: Format { read_service, write_service, read_workload, write_workload },
+        format: Format {
+            read_service,
+            write_service,
+            read_workload,
+            write_workload,
+            read_service_entry,
+            write_service_entry,
+        },
         allowed: Arc::new(move |host, identity| grants.allows(host, identity)),
         addresses: Arc::new(move |host, address| of_addresses.covers(host, address)),
     }
@@ -309,6 +316,16 @@ fn read_service(
 ) -> Result<baremesh_model::service::Service, String> {
     match format::decode(value) {
         Ok(Resource::Service(service)) => Ok(*service),
+        other => Err(not_of_kind(other)),
+    }
+}
+
+fn read_service_entry(
+    _: &baremesh_model::name::Key,
+    value: &Value,
+) -> Result<baremesh_model::service_entry::ServiceEntry, String> {
+    match format::decode(value) {
+        Ok(Resource::ServiceEntry(entry)) => Ok(*entry),
         other => Err(not_of_kind(other)),
     }
 }
@@ -336,6 +353,10 @@ fn write_service(service: &baremesh_model::service::Service) -> Value {
 
 fn write_workload(workload: &baremesh_model::workload::Workload) -> Value {
     format::encode(&Resource::Workload(Box::new(workload.clone())))
+}
+
+fn write_service_entry(entry: &baremesh_model::service_entry::ServiceEntry) -> Value {
+    format::encode(&Resource::ServiceEntry(Box::new(entry.clone())))
 }
 
 /// One process a state directory: two would hand out the same addresses twice.

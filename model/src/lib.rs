@@ -52,6 +52,8 @@ pub mod request_authentication;
 pub mod retry_budget;
 /// Services and their ports.
 pub mod service;
+/// Hosts that no Service stands for: ServiceEntry.
+pub mod service_entry;
 /// How routes match texts: exact, prefix, regex, presence.
 pub mod string_match;
 /// What a verified token says of who sends a request.

@@ -16,8 +16,12 @@ use crate::peer_authentication::PeerAuthentication;
 use crate::rate_limit::RateLimit;
 use crate::request_authentication::RequestAuthentication;
 use crate::service::Service;
+use crate::service_entry::ServiceEntry;
 use crate::virtual_service::VirtualService;
 use crate::workload::{Tunnel, Workload};
+
+/// Hosts of service entries beside everything else.
+mod external_hosts;
 
 /// The kinds of resources.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +46,8 @@ pub enum Kind {
     RateLimit,
     /// `RequestAuthentication`
     RequestAuthentication,
+    /// `ServiceEntry`
+    ServiceEntry,
 }
 
 impl Kind {
@@ -58,6 +64,7 @@ impl Kind {
             Self::DestinationRule => "DestinationRule",
             Self::RateLimit => "RateLimit",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::ServiceEntry => "ServiceEntry",
         }
     }
 }
@@ -125,6 +132,18 @@ pub enum MeshFault {
     FederatedPlain { service: Key, identity: Identity },
     #[error("Service {service} is another mesh's ({identity}): no host of this one registers it")]
     FederatedRegistered { service: Key, identity: Identity },
+    #[error(
+        "the host `{0}` lies in the mesh's own domain: write a Service, with WorkloadEntries for its endpoints"
+    )]
+    HostOfMesh(Arc<str>),
+    #[error(
+        "ServiceEntry {other} has the host `{host}` for other namespaces: two for one host in one namespace have the same `exportTo`"
+    )]
+    ExportsDiffer { host: Arc<str>, other: Key },
+    #[error(
+        "ServiceEntry {other} has the host `{host}` with resolution NONE, this one has not: two for one host in one namespace are both NONE, or neither is"
+    )]
+    ResolutionsDiffer { host: Arc<str>, other: Key },
 }
 
 /// Everything that a mesh is made of, before it is known to hold together.
@@ -148,6 +167,8 @@ pub struct Parts {
     pub rate_limits: Vec<Arc<RateLimit>>,
     /// Request authentications, ordered by key.
     pub request_authentications: Vec<Arc<RequestAuthentication>>,
+    /// Service entries by key.
+    pub service_entries: BTreeMap<Key, Arc<ServiceEntry>>,
 }
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
@@ -178,6 +199,7 @@ impl Mesh {
         parts.rate_limits.sort_by(|a, b| a.key.cmp(&b.key));
         parts.request_authentications.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);
+        external_hosts::check(&parts, &mut errors);
         check_workloads(&parts, &mut errors);
         if errors.is_empty() { Ok(Self(parts)) } else { Err(errors) }
     }

@@ -60,6 +60,12 @@ impl Domain {
     }
 }
 
+/// A label as DNS carries it: underscores too.
+fn is_dns_label(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+    (1..=63).contains(&text.len()) && text.bytes().all(allowed)
+}
+
 fn is_label(text: &str) -> bool {
     let bytes = text.as_bytes();
     let alnum = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -69,7 +75,8 @@ fn is_label(text: &str) -> bool {
         && bytes.last().is_some_and(alnum)
 }
 
-/// A service's or workload's name within its namespace. Written `name.namespace`.
+/// A service's or workload's name within its namespace, written `name.namespace`; or a host that a ServiceEntry of the
+/// namespace has, written `namespace/host`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// The namespace.
@@ -82,6 +89,29 @@ impl Key {
     /// The key of `name` in `namespace`.
     pub fn new(namespace: Label, name: Label) -> Self {
         Self { namespace, name }
+    }
+
+    /// The key of a host that a ServiceEntry has, as it is written there: a domain name of several labels in lower case,
+    /// which may begin with `*.`. No service has such a name, because a label has no dot.
+    pub fn of_host(namespace: Label, host: &str) -> Self {
+        debug_assert!(host.contains('.'), "a host of one label is a service's name");
+        Self { namespace, name: Label(host.into()) }
+    }
+
+    /// The host, where it is one of a ServiceEntry.
+    pub fn as_host(&self) -> Option<&str> {
+        Some(self.name.as_str()).filter(|name| name.contains('.'))
+    }
+
+    /// Reads what `Display` writes.
+    pub fn read(text: &str) -> Option<Self> {
+        if let Some((namespace, host)) = text.split_once('/') {
+            let name = host.strip_prefix("*.").unwrap_or(host);
+            let is_host = host.len() <= 253 && name.contains('.') && name.split('.').all(is_dns_label);
+            return is_host.then(|| Some(Self::of_host(Label::new(namespace).ok()?, host)))?;
+        }
+        let (name, namespace) = text.split_once('.')?;
+        Some(Self::new(Label::new(namespace).ok()?, Label::new(name).ok()?))
     }
 
     /// Resolves a host as written in a resource, a DNS question or a `Host` header: `name` (in `from`),
@@ -105,9 +135,12 @@ impl Key {
         }
     }
 
-    /// The full host name, `name.namespace.<domain>`.
+    /// The full host name, `name.namespace.<domain>`; that of a ServiceEntry's host is the host itself.
     pub fn host(&self, domain: &Domain) -> String {
-        format!("{}.{}.{}", self.name, self.namespace, domain)
+        match self.as_host() {
+            Some(host) => host.to_owned(),
+            None => format!("{}.{}.{}", self.name, self.namespace, domain),
+        }
     }
 }
 
@@ -146,7 +179,10 @@ text_type!(Domain);
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.name, self.namespace)
+        match self.as_host() {
+            Some(host) => write!(f, "{}/{host}", self.namespace),
+            None => write!(f, "{}.{}", self.name, self.namespace),
+        }
     }
 }
 
@@ -181,6 +217,23 @@ mod tests {
         check("", None);
         check("-a", None);
         check("a_b", None);
+    }
+
+    #[test]
+    fn keys_of_services_and_of_hosts_are_read_as_they_are_written() {
+        let domain = Domain::new("mesh.internal").expect("a domain");
+        for (text, host) in [
+            ("orders.shop", "orders.shop.mesh.internal"),
+            ("shop/api.example.com", "api.example.com"),
+            ("shop/*.example.com", "*.example.com"),
+        ] {
+            let key = Key::read(text).expect("a key");
+            assert_eq!((key.to_string().as_str(), key.host(&domain).as_str()), (text, host));
+        }
+        for bad in ["", "a", "a.b.c", "shop/api", "shop/a..b", "Shop/a.b", "shop/*.*.b", "shop/a.b/c", "/a.b"]
+        {
+            assert_eq!(Key::read(bad), None, "{bad}");
+        }
     }
 
     #[test]

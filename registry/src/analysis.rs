@@ -1,13 +1,14 @@
 //! What a set of resources does not do although each of them is taken: a route to a host that is not there, a policy that
 //! selects nothing, a rule that another hides. Every analyser is a pure function of the set; a finding has the place of
 //! the field that it is about. Codes are Istio's where Istio's analysers find the same; what only concerns kinds that are
-//! refused (Gateway, ServiceEntry, Sidecar, Telemetry) comes with them.
+//! refused (Gateway, Sidecar, Telemetry) comes with them.
 //!
 //! Modules in the order in which they run.
 
 use std::collections::BTreeSet;
 
 use baremesh_model::mesh::ResourceId;
+use baremesh_model::service_entry::hosts;
 
 use crate::diagnostic::{Code, Diagnostic};
 use crate::format::Parsed;
@@ -33,6 +34,8 @@ mod policies;
 mod order;
 /// WorkloadEntries.
 mod workloads;
+/// ServiceEntries.
+mod service_entries;
 /// Older forms of fields.
 mod deprecated;
 
@@ -45,7 +48,9 @@ use report::Report;
 /// Analyses resources. `read` are the findings of reading them: what could not be read is not said to be missing.
 pub fn analyze(resources: Vec<Located<Resource>>, read: &[Diagnostic]) -> Vec<Diagnostic> {
     let (parts, origins) = gather(resources);
-    let known = Known::new(&parts, Unread::of(read));
+    let external = hosts(&parts.service_entries, &parts.config.virtual_ranges);
+    let external = external.into_iter().map(|(key, host)| (key, host.as_service())).collect();
+    let known = Known::new(&parts, &external, Unread::of(read));
     let mut report = Report::new(&origins);
     let analysers = [
         destinations::analyze,
@@ -55,6 +60,7 @@ pub fn analyze(resources: Vec<Located<Resource>>, read: &[Diagnostic]) -> Vec<Di
         policies::analyze,
         order::analyze,
         workloads::analyze,
+        service_entries::analyze,
         deprecated::analyze,
     ];
     for analyser in analysers {

@@ -57,6 +57,7 @@ mod peer_authentication;
 mod rate_limit;
 mod request_authentication;
 mod service;
+mod service_entry;
 mod virtual_service;
 mod workload_entry;
 

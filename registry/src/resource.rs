@@ -11,6 +11,7 @@ use baremesh_model::peer_authentication::PeerAuthentication;
 use baremesh_model::rate_limit::RateLimit;
 use baremesh_model::request_authentication::RequestAuthentication;
 use baremesh_model::service::Service;
+use baremesh_model::service_entry::ServiceEntry;
 use baremesh_model::virtual_service::VirtualService;
 use baremesh_model::workload::Workload;
 
@@ -30,6 +31,7 @@ pub enum Resource {
     DestinationRule(Box<DestinationRule>),
     RateLimit(Box<RateLimit>),
     RequestAuthentication(Box<RequestAuthentication>),
+    ServiceEntry(Box<ServiceEntry>),
 }
 
 impl Resource {
@@ -46,6 +48,7 @@ impl Resource {
             Self::DestinationRule(_) => Kind::DestinationRule,
             Self::RateLimit(_) => Kind::RateLimit,
             Self::RequestAuthentication(_) => Kind::RequestAuthentication,
+            Self::ServiceEntry(_) => Kind::ServiceEntry,
         }
     }
 
@@ -63,6 +66,7 @@ impl Resource {
             Self::DestinationRule(rule) => rule.key.clone(),
             Self::RateLimit(limit) => limit.key.clone(),
             Self::RequestAuthentication(policy) => policy.key.clone(),
+            Self::ServiceEntry(entry) => entry.key.clone(),
         }
     }
 
@@ -78,7 +82,7 @@ pub fn mesh_config_key() -> Key {
 }
 
 /// Every kind that is taken, in the order of the reference.
-pub const KINDS: [Kind; 10] = [
+pub const KINDS: [Kind; 11] = [
     Kind::MeshConfig,
     Kind::Service,
     Kind::WorkloadEntry,
@@ -89,6 +93,7 @@ pub const KINDS: [Kind; 10] = [
     Kind::DestinationRule,
     Kind::RateLimit,
     Kind::RequestAuthentication,
+    Kind::ServiceEntry,
 ];
 
 /// Which services a host may be issued identities for, and which addresses it may announce. It grants something.

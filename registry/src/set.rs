@@ -72,7 +72,10 @@ impl Loaded {
         let limits = limits.map(|limit| Resource::RateLimit(Box::new((**limit).clone())));
         let tokens = mesh.request_authentications.iter();
         let tokens = tokens.map(|policy| Resource::RequestAuthentication(Box::new((**policy).clone())));
+        let entries = mesh.service_entries.values();
+        let entries = entries.map(|entry| Resource::ServiceEntry(Box::new((**entry).clone())));
         let policies = peers.chain(policies).chain(grants).chain(rules).chain(limits).chain(tokens);
+        let policies = policies.chain(entries);
         config.chain(services).chain(workloads).chain(routes).chain(policies).collect()
     }
 }
@@ -207,6 +210,9 @@ fn parts(by_id: ById) -> (Parts, Vec<HostGrant>) {
             Resource::RequestAuthentication(policy) => {
                 parts.request_authentications.push(Arc::new(*policy));
             }
+            Resource::ServiceEntry(entry) => {
+                _ = parts.service_entries.insert(entry.key.clone(), Arc::new(*entry));
+            }
         }
     }
     let trust_domain = parts.config.trust_domain.as_str().to_owned();
@@ -245,7 +251,7 @@ fn localise(policy: &mut AuthorizationPolicy, trust_domain: &str) {
 fn mesh_error(error: &MeshError, origins: &BTreeMap<ResourceId, Origin>) -> Diagnostic {
     let code = match error.fault {
         MeshFault::NoService(_) => Code::MissingReference,
-        MeshFault::ReservedNamespace(_) => Code::InvalidValue,
+        MeshFault::ReservedNamespace(_) | MeshFault::HostOfMesh(_) => Code::InvalidValue,
         _ => Code::Conflict,
     };
     let other = match &error.fault {

@@ -5,6 +5,7 @@ use baremesh_model::mesh::{Kind, ResourceId};
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::Key;
 use baremesh_model::operator::Role;
+use baremesh_model::service_entry::ServiceEntry;
 use baremesh_model::virtual_service::{HostPattern, VirtualService, Visibility};
 use baremesh_model::workload::Tunnel;
 use baremesh_registry::resource::Resource;
@@ -59,8 +60,21 @@ pub(super) fn refusal(role: &Role, resource: &Resource, config: &MeshConfig) -> 
         // Refused above to all but admins.
         | Resource::MeshConfig(_)
         | Resource::HostGrant(_) => None,
+        Resource::ServiceEntry(entry) => leads_beyond(role, entry),
     };
     beyond.map(|reason| format!("{id}: {reason}"))
+}
+
+/// A host for other namespaces' callers would take their calls, those to its addresses included.
+fn leads_beyond(role: &Role, entry: &ServiceEntry) -> Option<String> {
+    let Role::Editor(namespaces) = role else { return None };
+    match &entry.export_to {
+        Visibility::Namespaces(seen_by) if seen_by.is_subset(namespaces) => None,
+        _ => Some(format!(
+            "it says where calls of other namespaces go than those that this operator ({role}) changes: add `exportTo = \
+             [\".\"]` to take the calls of its own namespace alone"
+        )),
+    }
 }
 
 /// Routes for other namespaces' services would lead other namespaces' calls elsewhere.
@@ -124,6 +138,8 @@ mod tests {
             (at("AuthorizationPolicy", "mesh-system", ""), Some("root namespace")),
             (at("PeerAuthentication", "istio-system", ""), Some("root namespace")),
             (at("DestinationRule", "shop", "host = \"x.billing\""), None),
+            (at("ServiceEntry", "shop", "hosts = [\"a.example.com\"]"), Some("exportTo")),
+            (at("ServiceEntry", "shop", "hosts = [\"a.example.com\"]\nexportTo = [\".\"]"), None),
             (at("HostGrant", "shop", "host = \"*\"\nservices = [\"*.*\"]"), Some("whole mesh")),
             ("[[MeshConfig]]\ntrustDomain = \"a.b\"\n".to_owned(), Some("whole mesh")),
             (at("WorkloadEntry", "shop", entry), None),

@@ -23,7 +23,7 @@ pub struct Delete {
     #[command(flatten)]
     remote: Remote,
     /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, DestinationRule,
-    /// RequestAuthentication, RateLimit, HostGrant or MeshConfig
+    /// RequestAuthentication, RateLimit, ServiceEntry, HostGrant or MeshConfig
     #[arg(value_parser = values::kind)]
     kind: Kind,
     /// Its name; of a MeshConfig any, as there is one

@@ -28,7 +28,7 @@ pub struct Get {
     #[command(flatten)]
     remote: Remote,
     /// Service, WorkloadEntry, VirtualService, PeerAuthentication, AuthorizationPolicy, DestinationRule,
-    /// RequestAuthentication, RateLimit, HostGrant or MeshConfig; the plural too
+    /// RequestAuthentication, RateLimit, ServiceEntry, HostGrant or MeshConfig; the plural too
     #[arg(value_parser = values::kind)]
     kind: Option<Kind>,
     /// One resource's name

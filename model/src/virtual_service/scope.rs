@@ -46,6 +46,17 @@ impl Visibility {
             Self::Namespaces(namespaces) => namespaces.contains(namespace),
         }
     }
+
+    /// Whether there are workloads that see what is for these and what is for those.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Everywhere, Self::Everywhere) => true,
+            (Self::Everywhere, Self::Namespaces(some)) | (Self::Namespaces(some), Self::Everywhere) => {
+                !some.is_empty()
+            }
+            (Self::Namespaces(these), Self::Namespaces(those)) => !these.is_disjoint(those),
+        }
+    }
 }
 
 /// Who asks, as far as routes look at it.

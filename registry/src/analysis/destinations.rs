@@ -127,8 +127,12 @@ fn subset(
     (place, destination, host_is_there): (&Place, &Destination, bool),
 ) {
     let Some(subset) = &destination.subset else { return };
-    let Ok(key) = Key::resolve(&destination.host, &of.key.namespace, &known.parts.config.domain) else {
-        return;
+    let key = match known.host(&destination.host, &of.key.namespace) {
+        Named::Service(service) => service.key.clone(),
+        _ => match Key::resolve(&destination.host, &of.key.namespace, &known.parts.config.domain) {
+            Ok(key) => key,
+            Err(_) => return,
+        },
     };
     let mut rules = known.rules_for(&key).peekable();
     // Of a host that is not there, and that no rule is for, enough has been said.

@@ -15,6 +15,8 @@ use crate::format::fields::nearest;
 /// What there is to refer to.
 pub(super) struct Known<'p> {
     pub(super) parts: &'p Parts,
+    /// Hosts of ServiceEntries, as services.
+    external: &'p BTreeMap<Key, Service>,
     unread: Unread,
     /// Workloads by their namespace.
     spaces: BTreeMap<&'p Label, Vec<&'p Workload>>,
@@ -37,7 +39,7 @@ pub(super) enum Named<'p> {
 }
 
 impl<'p> Known<'p> {
-    pub(super) fn new(parts: &'p Parts, unread: Unread) -> Self {
+    pub(super) fn new(parts: &'p Parts, external: &'p BTreeMap<Key, Service>, unread: Unread) -> Self {
         let mut spaces: BTreeMap<&Label, Vec<&Workload>> = BTreeMap::new();
         for workload in parts.workloads.values() {
             spaces.entry(&workload.key.namespace).or_default().push(workload);
@@ -53,13 +55,12 @@ impl<'p> Known<'p> {
                 Some(suffix) => wildcards.push((suffix, &**rule)),
                 None => {
                     let key = Key::resolve(rule.host.as_str(), &rule.key.namespace, &parts.config.domain);
-                    if let Ok(key) = key {
-                        rules.entry(key).or_default().push(rule);
-                    }
+                    let external = || Key::of_host(rule.key.namespace.clone(), rule.host.as_str());
+                    rules.entry(key.unwrap_or_else(|_| external())).or_default().push(rule);
                 }
             }
         }
-        Self { parts, unread, spaces, endpoints, rules, wildcards }
+        Self { parts, external, unread, spaces, endpoints, rules, wildcards }
     }
 
     /// Whether all texts were read, so that what is not here is not there.
@@ -69,15 +70,27 @@ impl<'p> Known<'p> {
 
     /// What a host stands for where somebody in `from` names it.
     pub(super) fn host(&self, host: &str, from: &Label) -> Named<'p> {
-        match Key::resolve(host, from, &self.parts.config.domain) {
-            Ok(key) => match self.parts.services.get(&key) {
-                Some(service) => Named::Service(service),
-                None if self.is_unread(&key) => Named::Unsure,
-                None => Named::Nothing,
-            },
-            Err(_) if self.unread.others => Named::Unsure,
-            Err(_) => Named::Nothing,
+        let key = Key::resolve(host, from, &self.parts.config.domain).ok();
+        let service = key.as_ref().and_then(|key| self.parts.services.get(key));
+        match service.or_else(|| self.external(host, from)) {
+            Some(service) => Named::Service(service),
+            None if self.unread.others || key.is_some_and(|key| self.is_unread(&key)) => Named::Unsure,
+            None if self.unread.resources.iter().any(|id| id.kind == Kind::ServiceEntry) => Named::Unsure,
+            None => Named::Nothing,
         }
+    }
+
+    /// The host of a ServiceEntry that a name is, or that a wildcard of one takes in; of the own namespace first.
+    fn external(&self, host: &str, from: &Label) -> Option<&'p Service> {
+        let host = host.to_ascii_lowercase();
+        let takes = |key: &&Key| {
+            let name = key.as_host().unwrap_or_default();
+            let below = |suffix: &str| host.len() > suffix.len() && host.ends_with(suffix);
+            name == host || name.strip_prefix('*').is_some_and(below)
+        };
+        let found = self.external.keys().filter(takes);
+        let best = found.max_by_key(|key| (key.namespace == *from, key.name.as_str().len()));
+        best.map(|key| &self.external[key])
     }
 
     /// Whether a service of that key may be among what could not be read.
@@ -125,7 +138,11 @@ impl<'p> Known<'p> {
     pub(super) fn rules_for(&self, service: &Key) -> impl Iterator<Item = &'p DestinationRule> {
         let full = service.host(&self.parts.config.domain);
         let istio = format!("{}.{}.svc.cluster.local", service.name, service.namespace);
-        let exact = self.rules.get(service).into_iter().flatten().copied();
+        // A host of two labels reads like a service of a namespace.
+        let domain = &self.parts.config.domain;
+        let as_service = || Key::resolve(service.as_host()?, &service.namespace, domain).ok();
+        let exact = self.rules.get(service).or_else(|| self.rules.get(&as_service()?));
+        let exact = exact.into_iter().flatten().copied();
         let covers = move |suffix: &str| full.ends_with(suffix) || istio.ends_with(suffix);
         let wide = self.wildcards.iter().filter(move |(suffix, _)| covers(suffix)).map(|(_, rule)| *rule);
         exact.chain(wide)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use baremesh_model::mesh::Kind;
 use baremesh_model::service::{Protocol, Service};
-use baremesh_model::virtual_service::{Gateway, HostName, HostPattern, VirtualService, Visibility};
+use baremesh_model::virtual_service::{Gateway, HostName, HostPattern, VirtualService};
 
 use super::known::{Known, Named};
 use super::report::{Place, Report};
@@ -44,7 +44,7 @@ fn conflicts(known: &Known<'_>, report: &mut Report<'_>, all: &[&VirtualService]
         let shared = service.hosts.iter().enumerate().find_map(|(index, host)| {
             let rivals = by_host[&full(service, host)]
                 .iter()
-                .filter(|other| other.key != service.key && overlap(&other.export_to, &service.export_to));
+                .filter(|other| other.key != service.key && other.export_to.overlaps(&service.export_to));
             let rivals: Vec<&&VirtualService> = rivals.collect();
             Some((index, host, *rivals.first()?, rivals.len()))
         });
@@ -69,16 +69,6 @@ fn conflicts(known: &Known<'_>, report: &mut Report<'_>, all: &[&VirtualService]
             message,
             "merge them into one, or let one delegate to the others",
         );
-    }
-}
-
-/// Whether there are callers that see both.
-fn overlap(a: &Visibility, b: &Visibility) -> bool {
-    match (a, b) {
-        (Visibility::Everywhere, Visibility::Everywhere) => true,
-        (Visibility::Everywhere, Visibility::Namespaces(some))
-        | (Visibility::Namespaces(some), Visibility::Everywhere) => !some.is_empty(),
-        (Visibility::Namespaces(a), Visibility::Namespaces(b)) => !a.is_disjoint(b),
     }
 }
 

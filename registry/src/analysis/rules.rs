@@ -21,6 +21,8 @@ pub(super) fn analyze(known: &Known<'_>, report: &mut Report<'_>) {
             continue;
         }
         match known.host(rule.host.as_str(), &rule.key.namespace) {
+            // Where it leads is the entry's to say, or DNS's.
+            Named::Service(service) if service.key.as_host().is_some() => {}
             Named::Service(service) => {
                 subsets(known, report, rule, service);
                 ejection(known, report, rule, service);

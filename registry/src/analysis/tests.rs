@@ -63,6 +63,9 @@ fn every_set_is_analysed_as_the_file_beside_it_says() {
         Code::FailoverWithoutEjection,
         Code::UnknownRoutedHost,
         Code::OtherProtocol,
+        Code::AddressesRequired,
+        Code::ProtocolsDiffer,
+        Code::LeadsNowhere,
     ];
     for code in analysed {
         assert!(codes.contains(&code), "no file shows {code}");

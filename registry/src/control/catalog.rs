@@ -3,11 +3,14 @@
 //! stored, and only then applied. Reading the store back is applying the same records. Deciding is `decision`'s.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 
 use baremesh_model::health::Health;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::service::Service;
+use baremesh_model::service_entry::{ExternalHost, ServiceEntry, hosts};
 use baremesh_model::workload::Workload;
 
 use super::addresses::{AddressChange, Addresses};
@@ -23,6 +26,23 @@ pub struct Declared {
     pub services: BTreeMap<Key, Service>,
     /// Hand-written workloads by key.
     pub workloads: BTreeMap<Key, Workload>,
+    /// Hosts that no service stands for.
+    pub service_entries: BTreeMap<Key, Arc<ServiceEntry>>,
+}
+
+impl Declared {
+    /// The hosts of service entries that have virtual addresses, each with those that it states. Where one address is
+    /// several hosts', the first has it.
+    pub fn addressed_hosts(&self) -> BTreeMap<Key, Vec<IpAddr>> {
+        let mut seen = BTreeSet::new();
+        let all = hosts(&self.service_entries, &self.config.virtual_ranges).into_values();
+        let stated = |host: ExternalHost| {
+            let mut addresses = if host.is_hashed { Vec::new() } else { host.virtual_addresses };
+            addresses.retain(|address| seen.insert(*address));
+            (host.is_hashed || !addresses.is_empty()).then_some((host.key, addresses))
+        };
+        all.filter(|host| !host.virtual_addresses.is_empty()).filter_map(stated).collect()
+    }
 }
 
 /// A registration that was accepted.
@@ -117,6 +137,30 @@ impl Catalog {
             service.addresses = self.addresses.of(key);
         }
         Some(service)
+    }
+
+    /// A service entry with the virtual addresses that its hosts were assigned.
+    pub fn service_entry(&self, key: &Key) -> Option<ServiceEntry> {
+        let mut entry = (**self.declared.service_entries.get(key)?).clone();
+        if entry.needs_virtual_addresses() {
+            for host in entry.host_names().collect::<Vec<_>>() {
+                let addresses = self.addresses.of(&entry.key_of(&host));
+                if !addresses.is_empty() {
+                    entry.assigned.insert(host, addresses);
+                }
+            }
+        }
+        Some(entry)
+    }
+
+    /// The service entries that have a host.
+    pub fn entries_with(&self, host: &Key) -> Vec<&Key> {
+        let Some(name) = host.as_host() else { return Vec::new() };
+        let entries = self.declared.service_entries.values();
+        let has = |entry: &&Arc<ServiceEntry>| {
+            entry.key.namespace == host.namespace && entry.host_names().any(|host| *host == *name)
+        };
+        entries.filter(has).map(|entry| &entry.key).collect()
     }
 
     /// The endpoint that a registration comes to, when it is to be published.

@@ -416,22 +416,24 @@ impl Catalog {
         let mut pending: BTreeMap<IpAddr, Option<Assignment>> =
             self.addresses.lapsed(now).into_iter().collect();
         let services = &self.declared.services;
+        let hosts = self.declared.addressed_hosts();
         for key in self.addresses.services() {
-            match services.get(key) {
+            let stated = services.get(key).map(|service| &service.addresses).or_else(|| hosts.get(key));
+            match stated {
                 None if members.contains_key(key) => {}
                 None => self.addresses.release(key, now, &mut pending),
-                Some(service) if service.addresses.is_empty() => {}
-                Some(service) => self.addresses.vacate(key, &service.addresses, now, &mut pending),
+                Some(stated) if stated.is_empty() => {}
+                Some(stated) => self.addresses.vacate(key, stated, now, &mut pending),
             }
         }
         let ranges = &self.declared.config.virtual_ranges;
-        let (stated, others): (Vec<_>, Vec<_>) =
-            services.values().partition(|service| !service.addresses.is_empty());
-        for service in stated {
-            self.addresses.assign(&service.key, &service.addresses, ranges, now, &mut pending)?;
+        let declared = services.values().map(|service| (&service.key, &service.addresses)).chain(&hosts);
+        let (stated, others): (Vec<_>, Vec<_>) = declared.partition(|(_, addresses)| !addresses.is_empty());
+        for (key, addresses) in stated {
+            self.addresses.assign(key, addresses, ranges, now, &mut pending)?;
         }
         let implied = members.keys().filter(|key| !services.contains_key(*key));
-        for key in others.into_iter().map(|service| &service.key).chain(implied) {
+        for key in others.into_iter().map(|(key, _)| key).chain(implied) {
             self.addresses.assign(key, &[], ranges, now, &mut pending)?;
         }
         for change in &pending {

@@ -200,6 +200,14 @@ impl Core {
     /// Publishes what a change affects.
     pub(super) fn publish(&mut self, effects: &Effects, format: &Format) {
         for key in &effects.services {
+            if key.as_host().is_some() {
+                for entry in self.catalog.entries_with(key) {
+                    if let Some((name, value)) = self.service_entry(entry, format) {
+                        self.state.set(&name, Audience::Everyone, &value);
+                    }
+                }
+                continue;
+            }
             let name = format!("Service/{}/{}", key.namespace, key.name);
             match self.service(key, &name, format) {
                 Some(value) => self.state.set(&name, Audience::Everyone, &value),
@@ -261,6 +269,9 @@ impl Core {
                 entries.insert(name, (Audience::Everyone, value));
             }
         }
+        let service_entries = self.catalog.declared().service_entries.keys();
+        let written = service_entries.filter_map(|key| self.service_entry(key, format));
+        entries.extend(written.map(|(name, value)| (name, (Audience::Everyone, value))));
         for (host, entry) in self.catalog.hosts() {
             for workload in entry.registrations.keys().filter_map(|key| self.catalog.endpoint(host, key)) {
                 let service = workload.service.clone().unwrap_or_else(|| workload.key.name.clone());
@@ -281,6 +292,12 @@ impl Core {
             }
             _ => self.catalog.service(key).map(|service| (format.write_service)(&service)),
         }
+    }
+
+    /// The ServiceEntry as it is pushed, with the addresses that its hosts were assigned.
+    fn service_entry(&self, key: &Key, format: &Format) -> Option<(String, Value)> {
+        let entry = self.catalog.service_entry(key)?;
+        Some((format!("ServiceEntry/{}/{}", key.namespace, key.name), (format.write_service_entry)(&entry)))
     }
 
     /// Who is sent a hand-written workload: the callers of the one service that it serves, and everyone when

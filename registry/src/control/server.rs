@@ -13,6 +13,7 @@ use baremesh_model::identity::Identity;
 use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::service::Service;
+use baremesh_model::service_entry::ServiceEntry;
 use baremesh_model::workload::Workload;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -49,6 +50,10 @@ pub struct Format {
     pub read_workload: fn(&Key, &Value) -> Result<Workload, String>,
     /// Writes a WorkloadEntry.
     pub write_workload: fn(&Workload) -> Value,
+    /// Reads a ServiceEntry.
+    pub read_service_entry: fn(&Key, &Value) -> Result<ServiceEntry, String>,
+    /// Writes a ServiceEntry.
+    pub write_service_entry: fn(&ServiceEntry) -> Value,
 }
 
 /// Says which identities a host may be given. Called on a thread that may block, once a registration.
@@ -378,6 +383,10 @@ fn declare(
             "WorkloadEntry" => {
                 let workload = (format.read_workload)(&key, value).map_err(refused)?;
                 declared.workloads.insert(key, workload);
+            }
+            "ServiceEntry" => {
+                let entry = (format.read_service_entry)(&key, value).map_err(refused)?;
+                declared.service_entries.insert(key, Arc::new(entry));
             }
             _ => {}
         }

@@ -78,7 +78,14 @@ fn settings() -> Settings {
     Settings {
         lease: LEASE,
         version: "1.2.3".to_owned(),
-        format: Format { read_service, write_service, read_workload, write_workload },
+        format: Format {
+            read_service,
+            write_service,
+            read_workload,
+            write_workload,
+            read_service_entry: |_, _| Err("these tests have none".to_owned()),
+            write_service_entry: |_| Value::Null,
+        },
         allowed: Arc::new(|host: &Label, identity: &Identity| {
             host.as_str() != "guest" || identity.service_account().as_str() == "guestbook"
         }),

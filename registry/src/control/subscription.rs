@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use baremesh_model::name::{Key, Label};
+use baremesh_model::name::Key;
 
 /// Most services that an agent asks for by name; one that needs more asks for all.
 pub const MAX_SUBSCRIBED: usize = 2048;
@@ -54,10 +54,9 @@ impl Subscription {
     }
 }
 
-/// Reads `name.namespace`.
+/// Reads `name.namespace`, or `namespace/host` of a ServiceEntry's host.
 pub fn service_key(text: &str) -> Option<Key> {
-    let (name, namespace) = text.split_once('.')?;
-    Some(Key::new(Label::new(namespace).ok()?, Label::new(name).ok()?))
+    Key::read(text)
 }
 
 #[cfg(test)]

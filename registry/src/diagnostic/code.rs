@@ -20,9 +20,11 @@ pub enum Code {
     NoAuthorityForPort,
     UnreachableRoute,
     IneffectiveMatch,
+    AddressesRequired,
     ClaimsUnverified,
     EmptySubset,
     UnknownRuleHost,
+    ProtocolsDiffer,
     Syntax,
     UnknownField,
     RefusedField,
@@ -44,10 +46,11 @@ pub enum Code {
     UnknownRoutedHost,
     OtherProtocol,
     UnknownProvider,
+    LeadsNowhere,
 }
 
 /// Every code, in the order of the table.
-const ALL: [Code; 35] = [
+const ALL: [Code; 38] = [
     Code::Deprecated,
     Code::MissingReference,
     Code::InvalidValue,
@@ -59,9 +62,11 @@ const ALL: [Code; 35] = [
     Code::NoAuthorityForPort,
     Code::UnreachableRoute,
     Code::IneffectiveMatch,
+    Code::AddressesRequired,
     Code::ClaimsUnverified,
     Code::EmptySubset,
     Code::UnknownRuleHost,
+    Code::ProtocolsDiffer,
     Code::Syntax,
     Code::UnknownField,
     Code::RefusedField,
@@ -83,6 +88,7 @@ const ALL: [Code; 35] = [
     Code::UnknownRoutedHost,
     Code::OtherProtocol,
     Code::UnknownProvider,
+    Code::LeadsNowhere,
 ];
 
 /// A code's text, what it is about, and what to do.
@@ -155,6 +161,12 @@ impl Code {
                 "a block of `match` that takes nothing, because one before it takes all of it",
                 "remove it, or put it before the other",
             ),
+            Self::AddressesRequired => Row(
+                "IST0134",
+                "a ServiceEntry has a port of plain bytes and no addresses: its hosts are reached by the virtual addresses that \
+                 DNS has for their names, and with resolution NONE not told from others at all",
+                "set `addresses`, or the port's `protocol`",
+            ),
             Self::ClaimsUnverified => Row(
                 "IST0149",
                 "a VirtualService asks for claims of tokens, and no RequestAuthentication has any verified",
@@ -169,6 +181,11 @@ impl Code {
                 "IST0174",
                 "a DestinationRule for a host that is no service",
                 "correct `host`; names without a namespace are read in the rule's own",
+            ),
+            Self::ProtocolsDiffer => Row(
+                "IST0177",
+                "ServiceEntries say of one host and port that they speak different protocols, to the same callers",
+                "agree on one",
             ),
             Self::Syntax => Row(
                 "BM0101",
@@ -275,6 +292,11 @@ impl Code {
                 "a CUSTOM policy names a provider that the MeshConfig does not have: whatever it matches is refused",
                 "correct `provider.name`, or add it to `extensionProviders`",
             ),
+            Self::LeadsNowhere => Row(
+                "BM0410",
+                "a ServiceEntry without ports, or whose endpoints are none: calls to its hosts fail",
+                "add `ports` or `endpoints`, or compare the labels of `workloadSelector`",
+            ),
         }
     }
 }
@@ -301,7 +323,7 @@ mod tests {
     #[test]
     fn every_code_is_in_the_table_once() {
         // The last of the enumeration: one that is added behind it and not to the table is seen here.
-        assert_eq!(ALL.len(), Code::UnknownProvider as usize + 1);
+        assert_eq!(ALL.len(), Code::LeadsNowhere as usize + 1);
         let mut codes: Vec<_> = ALL.map(Code::as_str).to_vec();
         codes.sort_unstable();
         codes.dedup();

@@ -69,6 +69,14 @@ fn join(path: &str, key: &str) -> String {
 }
 
 impl Decoder<'_> {
+    /// What an endpoint is in the kind that is read.
+    pub(super) fn endpoint_noun(&self) -> &'static str {
+        match self.kind {
+            Kind::ServiceEntry => "endpoint",
+            _ => "WorkloadEntry",
+        }
+    }
+
     /// Reports a value that is not valid.
     pub(super) fn invalid(&mut self, at: &At<'_>, message: impl AsRef<str>, help: &str) {
         let message = format!("`{}`: {}", at.path, message.as_ref());

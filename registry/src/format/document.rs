@@ -13,7 +13,7 @@ use super::source::Span;
 use super::tree::{Entry, Node, Value};
 use super::{
     authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, rate_limit,
-    request_authentication, service, virtual_service, workload_entry,
+    request_authentication, service, service_entry, virtual_service, workload_entry,
 };
 use crate::diagnostic::{Code, quote};
 use crate::resource::{KINDS, Resource, mesh_config_key};
@@ -45,7 +45,9 @@ pub(super) const OWN_GROUP: &str = "baremesh.io";
 /// The API group that a kind is written under.
 pub(super) fn group_of(kind: Kind) -> &'static str {
     match kind {
-        Kind::WorkloadEntry | Kind::VirtualService | Kind::DestinationRule => "networking.istio.io",
+        Kind::WorkloadEntry | Kind::VirtualService | Kind::DestinationRule | Kind::ServiceEntry => {
+            "networking.istio.io"
+        }
         Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::RequestAuthentication => {
             "security.istio.io"
         }
@@ -66,6 +68,7 @@ pub(super) fn table_of(kind: Kind) -> &'static [Field] {
         Kind::DestinationRule => destination_rule::FIELDS,
         Kind::RateLimit => rate_limit::FIELDS,
         Kind::RequestAuthentication => request_authentication::FIELDS,
+        Kind::ServiceEntry => service_entry::FIELDS,
     }
 }
 
@@ -113,6 +116,10 @@ fn manifest(root: Node, findings: &mut Findings) -> Option<Document> {
     let (kind, kind_span) = text_of(kind, "kind", root.span, findings)?;
     let (version, version_span) = text_of(version, "apiVersion", root.span, findings)?;
     let dialect = dialect(&kind, &version, version_span, findings)?;
+    if &*kind == Kind::ServiceEntry.name() {
+        // Istio keeps there what it assigned.
+        others.retain(|entry| !service_entry::take_status(entry, &mut spec));
+    }
     if KINDS.iter().any(|known| known.name() == &*kind) {
         others.iter().for_each(|entry| unknown_root(findings, entry));
     }
@@ -210,7 +217,12 @@ pub(super) fn decode(document: &Document, findings: &mut Findings) -> Option<Res
     let empty = Node::map(document.span, Vec::new());
     let needs_spec = matches!(
         kind,
-        Kind::Service | Kind::WorkloadEntry | Kind::HostGrant | Kind::DestinationRule | Kind::RateLimit
+        Kind::Service
+            | Kind::WorkloadEntry
+            | Kind::HostGrant
+            | Kind::DestinationRule
+            | Kind::RateLimit
+            | Kind::ServiceEntry
     );
     if document.spec.is_none() && needs_spec {
         let message = "`spec` is required: it is missing or empty".to_owned();
@@ -245,6 +257,7 @@ fn decode_kind(decoder: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         Kind::RequestAuthentication => {
             Resource::RequestAuthentication(request_authentication::decode(decoder, metadata, spec)?.into())
         }
+        Kind::ServiceEntry => Resource::ServiceEntry(service_entry::decode(decoder, metadata, spec)?.into()),
     })
 }
 

@@ -16,7 +16,7 @@ use super::source::{Source, Span};
 use super::tree::{Entry, MAX_DEPTH, MAX_VALUES, Node, Value};
 use super::{
     authorization_policy, destination_rule, host_grant, mesh_config, peer_authentication, rate_limit,
-    request_authentication, service, virtual_service, workload_entry,
+    request_authentication, service, service_entry, virtual_service, workload_entry,
 };
 use crate::diagnostic::{Code, Diagnostic};
 use crate::resource::Resource;
@@ -63,6 +63,7 @@ fn encode_spec(resource: &Resource) -> Json {
         Resource::DestinationRule(rule) => destination_rule::encode(rule),
         Resource::RateLimit(limit) => rate_limit::encode(limit),
         Resource::RequestAuthentication(policy) => request_authentication::encode(policy),
+        Resource::ServiceEntry(entry) => service_entry::encode(entry),
     }
 }
 

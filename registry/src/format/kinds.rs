@@ -11,8 +11,7 @@ use crate::diagnostic::{Code, quote};
 use crate::resource::KINDS;
 
 /// Kinds that a later version takes.
-pub(super) const LATER_KINDS: [&str; 5] =
-    ["Gateway", "ServiceEntry", "Sidecar", "Telemetry", "WorkloadGroup"];
+pub(super) const LATER_KINDS: [&str; 4] = ["Gateway", "Sidecar", "Telemetry", "WorkloadGroup"];
 
 /// Kinds that are not taken, with what to use in their place.
 pub(super) const OTHER_KINDS: &[(&str, &str)] = &[

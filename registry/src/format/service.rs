@@ -63,10 +63,7 @@ pub(super) static FIELDS: &[Field] = &[
     no_effect("sessionAffinity", "the mesh balances by load"),
     no_effect("sessionAffinityConfig", "the mesh balances by load"),
     refused("loadBalancerSourceRanges", "use AuthorizationPolicy with `ipBlocks`"),
-    refused(
-        "externalName",
-        "a service of that name elsewhere needs ServiceEntry, which a later version takes",
-    ),
+    refused("externalName", "a name elsewhere is a ServiceEntry's host, with `resolution: DNS`"),
 ];
 
 pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields<'_>) -> Option<Service> {

@@ -11,6 +11,8 @@ use values::any_resource;
 
 /// Any VirtualService.
 mod routes;
+/// ServiceEntries.
+mod service_entries;
 /// Any value of the model.
 mod values;
 

@@ -23,7 +23,9 @@ mod stream;
 /// The table of fields.
 mod table;
 
-pub(super) use encode::{encode, http_match as encode_match, retries as encode_retries};
+pub(super) use encode::{
+    encode, export_to as encode_export_to, http_match as encode_match, retries as encode_retries,
+};
 pub(super) use options::retries as decode_retries;
 pub(super) use table::FIELDS;
 
@@ -50,7 +52,7 @@ pub(super) fn decode(
     let is_delegate = hosts.as_ref().is_some_and(Vec::is_empty);
     let named = Named { namespace: &metadata.key.namespace, is_delegate };
     let gateways = optional(spec.take("gateways"), |at| matching::gateways(d, &at, named));
-    let export_to = optional(spec.take("exportTo"), |at| export_to(d, &at, named));
+    let export_to = optional(spec.take("exportTo"), |at| export_to(d, &at, named.namespace));
     let http = optional(spec.take("http"), |at| d.each(&at, |d, at| http::entry(d, at, named)));
     let tls = optional(spec.take("tls"), |at| {
         // Of hosts that did not read nothing is said a second time.
@@ -132,12 +134,12 @@ fn exact_host(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Arc<str>> {
 }
 
 /// `*` is everybody, `.` the own namespace, `~` nobody.
-fn export_to(d: &mut Decoder<'_>, at: &At<'_>, named: Named<'_>) -> Option<Visibility> {
+pub(super) fn export_to(d: &mut Decoder<'_>, at: &At<'_>, own: &Label) -> Option<Visibility> {
     let items = d.list(at)?;
     let (mut namespaces, mut others) = (BTreeSet::new(), Vec::new());
     for item in &items {
         match d.text(item)? {
-            "." => _ = namespaces.insert(named.namespace.clone()),
+            "." => _ = namespaces.insert(own.clone()),
             text @ ("*" | "~") => others.push(text),
             text => _ = namespaces.insert(d.named(item, Label::new(text))?),
         }

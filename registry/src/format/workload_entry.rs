@@ -95,7 +95,8 @@ fn address_item(d: &mut Decoder<'_>, at: &At<'_>) -> Option<IpAddr> {
     Some(address)
 }
 
-fn ports(d: &mut Decoder<'_>, at: &At<'_>) -> Option<BTreeMap<Arc<str>, NonZeroU16>> {
+/// Port names to port numbers.
+pub(super) fn ports(d: &mut Decoder<'_>, at: &At<'_>) -> Option<BTreeMap<Arc<str>, NonZeroU16>> {
     let mut ports = BTreeMap::new();
     for entry in d.map(at)? {
         let at = at.entry(entry);
@@ -108,17 +109,14 @@ fn ports(d: &mut Decoder<'_>, at: &At<'_>) -> Option<BTreeMap<Arc<str>, NonZeroU
     Some(ports)
 }
 
-fn weight(d: &mut Decoder<'_>, at: &At<'_>) -> Option<u32> {
+/// A share of the connections.
+pub(super) fn weight(d: &mut Decoder<'_>, at: &At<'_>) -> Option<u32> {
     let number = d.integer(at)?;
     match u32::try_from(number) {
         Ok(0) => {
             let message = format!("`{}`: 0 counts as 1, as in Istio", at.path);
-            d.findings.warning(
-                at.node.span,
-                Code::NoEffect,
-                message,
-                "delete the WorkloadEntry to send it nothing",
-            );
+            let help = format!("delete the {} to send it nothing", d.endpoint_noun());
+            d.findings.warning(at.node.span, Code::NoEffect, message, &help);
             Some(1)
         }
         Ok(weight) => Some(weight),
@@ -187,7 +185,7 @@ pub(super) fn encode(workload: &Workload) -> Json {
 }
 
 /// All parts with their slashes where a later one is set, so that an empty zone keeps its place.
-fn encode_locality(locality: &Locality) -> String {
+pub(super) fn encode_locality(locality: &Locality) -> String {
     let Locality { region, zone, subzone } = locality;
     format!("{region}/{zone}/{subzone}").trim_end_matches('/').to_owned()
 }

@@ -25,11 +25,13 @@ pub(super) enum Shape {
     Texts,
     /// Names to texts.
     Labels,
+    /// Names to lists of texts.
+    TextLists,
     /// Names to whole numbers from `.0` to `.1`.
     Integers(i64, i64),
 }
 
-use Shape::{Boolean, Choice, Duration, Integer, Integers, Labels, Like, Number, Text, Texts};
+use Shape::{Boolean, Choice, Duration, Integer, Integers, Labels, Like, Number, Text, TextLists, Texts};
 
 const PORT: Shape = Integer(1, 65535);
 const COUNT: Shape = Integer(0, i32::MAX as i64);
@@ -38,6 +40,8 @@ const SMALL: Shape = Integer(0, 65535);
 const PERCENT: Shape = Integer(0, 100);
 const WEIGHT: Shape = Integer(0, u32::MAX as i64);
 const STATUS: Shape = Integer(200, 599);
+const ENTRY_PROTOCOLS: Shape =
+    Like(&["HTTP", "HTTP2", "GRPC", "HTTPS", "TLS", "TCP", "MONGO", "MYSQL", "REDIS"]);
 const MTLS: Shape = Choice(&["UNSET", "DISABLE", "PERMISSIVE", "STRICT"]);
 const PROTOCOLS: Shape =
     Like(&["tcp", "tls", "http", "http2", "grpc", "https", "mongo", "mysql", "redis", "auto"]);
@@ -81,6 +85,12 @@ const OF_KIND: &[(Kind, &str, Shape)] = &[
     (Kind::RateLimit, "key[].claim", Text),
     (Kind::RequestAuthentication, "fromHeaders[].name", Text),
     (Kind::RequestAuthentication, "header", Text),
+    (Kind::ServiceEntry, "protocol", ENTRY_PROTOCOLS),
+    (Kind::ServiceEntry, "location", Choice(&["MESH_EXTERNAL", "MESH_INTERNAL"])),
+    (Kind::ServiceEntry, "resolution", Choice(&["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"])),
+    (Kind::ServiceEntry, "endpoints[].ports", Integers(1, 65535)),
+    (Kind::ServiceEntry, "endpoints[].weight", WEIGHT),
+    (Kind::ServiceEntry, "virtualAddresses", TextLists),
 ];
 
 /// Fields by the end of their path.
@@ -274,7 +284,7 @@ const ENDS: &[(&str, Shape)] = &[
 ];
 
 /// Fields without which a resource is refused.
-pub(super) const REQUIRED: [(Kind, &str); 29] = [
+pub(super) const REQUIRED: [(Kind, &str); 32] = [
     (Kind::Service, "ports"),
     (Kind::Service, "ports[].port"),
     (Kind::WorkloadEntry, "address"),
@@ -304,6 +314,9 @@ pub(super) const REQUIRED: [(Kind, &str); 29] = [
     (Kind::RequestAuthentication, "jwtRules[].fromHeaders[].name"),
     (Kind::RequestAuthentication, "jwtRules[].outputClaimToHeaders[].header"),
     (Kind::RequestAuthentication, "jwtRules[].outputClaimToHeaders[].claim"),
+    (Kind::ServiceEntry, "hosts"),
+    (Kind::ServiceEntry, "ports[].number"),
+    (Kind::ServiceEntry, "endpoints[].address"),
 ];
 
 /// Words that may stand in a list in the place of an object.
@@ -342,6 +355,10 @@ impl Shape {
             Number(most) => json!({ "type": "number", "minimum": 0, "maximum": most }),
             Texts => json!({ "type": "array", "items": { "type": "string" } }),
             Labels => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
+            TextLists => {
+                let texts = json!({ "type": "array", "items": { "type": "string" } });
+                json!({ "type": "object", "additionalProperties": texts })
+            }
             Integers(least, most) => {
                 let number = json!({ "type": "integer", "minimum": least, "maximum": most });
                 json!({ "type": "object", "additionalProperties": number })

@@ -189,7 +189,10 @@ fn the_reader_refuses_what_has_another_shape() {
                 | shapes::Shape::Boolean => json!([7]),
                 shapes::Shape::Integer(..) | shapes::Shape::Number(_) => json!([7]),
                 shapes::Shape::Choice(_) => json!("no such word"),
-                shapes::Shape::Texts | shapes::Shape::Labels | shapes::Shape::Integers(..) => json!(7),
+                shapes::Shape::Texts
+                | shapes::Shape::TextLists
+                | shapes::Shape::Labels
+                | shapes::Shape::Integers(..) => json!(7),
             };
             if !is_refused(kind, path, wrong) {
                 taken.push(format!("{kind} {path}"));

@@ -409,10 +409,13 @@ mod destination_rules;
 mod rate_limits;
 /// Request authentications.
 mod request_authentications;
+/// Service entries.
+mod service_entries;
 
 use destination_rules::any_destination_rule;
 use rate_limits::any_rate_limit;
 use request_authentications::any_request_authentication;
+use service_entries::any_service_entry;
 
 pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
     prop_oneof![
@@ -427,5 +430,6 @@ pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
         any_destination_rule().prop_map(|value| Resource::DestinationRule(value.into())),
         any_rate_limit().prop_map(|value| Resource::RateLimit(value.into())),
         any_request_authentication().prop_map(|value| Resource::RequestAuthentication(value.into())),
+        any_service_entry().prop_map(|value| Resource::ServiceEntry(value.into())),
     ]
 }

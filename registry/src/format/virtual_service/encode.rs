@@ -47,12 +47,8 @@ pub(in crate::format) fn encode(service: &VirtualService) -> Json {
     if service.gateways != [Gateway::Mesh] {
         out.list("gateways", service.gateways.iter().map(|gateway| gateway.to_string().into()));
     }
-    match &service.export_to {
-        Visibility::Everywhere => {}
-        Visibility::Namespaces(none) if none.is_empty() => out.put("exportTo", json!(["~"])),
-        Visibility::Namespaces(namespaces) => {
-            out.list("exportTo", namespaces.iter().map(|namespace| namespace.as_str().into()));
-        }
+    if let Some(namespaces) = export_to(&service.export_to) {
+        out.put("exportTo", namespaces);
     }
     out.list("http", service.http.iter().map(http_entry));
     out.list(
@@ -331,4 +327,15 @@ fn operations(operations: &HeaderOperations, authority: Option<&str>) -> Out {
     }
     out.list("remove", operations.remove.iter().map(|name| (&**name).into()));
     out
+}
+
+/// `exportTo`, where it says anything.
+pub(in crate::format) fn export_to(visibility: &Visibility) -> Option<Json> {
+    match visibility {
+        Visibility::Everywhere => None,
+        Visibility::Namespaces(none) if none.is_empty() => Some(json!(["~"])),
+        Visibility::Namespaces(namespaces) => {
+            Some(namespaces.iter().map(|namespace| Json::from(namespace.as_str())).collect())
+        }
+    }
 }
