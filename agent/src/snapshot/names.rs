@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use baremesh_model::name::{Key, default_namespace};
+use baremesh_model::service::ServicePort;
 
 use super::{ServiceEntry, Snapshot};
 use crate::dns::{Found, Ports};
@@ -28,14 +29,10 @@ impl Snapshot {
     pub fn find_name(&self, name: &str, short: ShortNames) -> Found {
         let domain = self.mesh.config.domain.as_str();
         let full = is_in(name, domain) || is_in(name, CLUSTER);
-        if !full && short == ShortNames::Left {
-            return Found::NotOurs;
-        }
-        if let Some(service) = self.named(name) {
-            let (v4, v6) = addresses(service);
-            return Found::Service { v4, v6 };
-        }
-        match self.find_port(name) {
+        let may_be_service = full || short == ShortNames::Answered;
+        let found =
+            may_be_service.then(|| self.find_service(name).or_else(|| self.find_port(name))).flatten();
+        match found {
             Some(found) => found,
             // A namespace is a name with others below it: saying that it does not exist would deny those too.
             None if is_in(name, domain) && self.is_namespace(name) => EMPTY,
@@ -54,6 +51,11 @@ impl Snapshot {
         self.services.get(&key)
     }
 
+    fn find_service(&self, name: &str) -> Option<Found> {
+        let (v4, v6) = addresses(self.named(name)?);
+        Some(Found::Service { v4, v6 })
+    }
+
     /// `_NAME._tcp.SERVICE`: NAME is a port's name, its number, or what it speaks; a service of the mesh has no port but
     /// for TCP.
     fn find_port(&self, name: &str) -> Option<Found> {
@@ -62,23 +64,17 @@ impl Snapshot {
         }
         let (label, rest) = name.strip_prefix('_')?.split_once('.')?;
         let service = self.named(rest.strip_prefix("_tcp.")?)?;
-        let declared = self.mesh.services.get(&service.key)?;
-        let ports: Vec<u16> = declared
-            .ports
-            .iter()
-            .filter(|port| match &port.name {
-                Some(name) if name.eq_ignore_ascii_case(label) => true,
-                _ => port.protocol.name() == label || port.port.get().to_string() == label,
-            })
-            .map(|port| port.port.get())
-            .collect();
+        let has_name = |port: &&ServicePort| match &port.name {
+            Some(name) if name.eq_ignore_ascii_case(label) => true,
+            _ => port.protocol.name() == label || port.port.get().to_string() == label,
+        };
+        let declared = self.mesh.services.get(&service.key)?.ports.iter();
+        let ports: Vec<u16> = declared.filter(has_name).map(|port| port.port.get()).collect();
+        if ports.is_empty() {
+            return Some(Found::NoSuchName);
+        }
         let (v4, v6) = addresses(service);
-        let found = Found::Ports(Ports { host: service.host.to_string(), ports, v4, v6 });
-        Some(if matches!(&found, Found::Ports(ports) if ports.ports.is_empty()) {
-            Found::NoSuchName
-        } else {
-            found
-        })
+        Some(Found::Ports(Ports { host: service.host.to_string(), ports, v4, v6 }))
     }
 
     fn is_namespace(&self, name: &str) -> bool {
