@@ -26,8 +26,8 @@ fn answers(mode: &str, server: &str) {
     mesh.apply(SERVICE);
     let (at, port) = server.rsplit_once(':').expect("a port");
     wait_until("the service has its name", || {
-        let mut dig = web.host.command("dig");
-        dig.args([&format!("@{at}"), "-p", port, "+short", "+tries=1", "store.default.mesh.internal"]);
+        let asked = format!("dig @{at} -p {port} +short +tries=1 store.default.mesh.internal");
+        let dig = web.host.sh(&asked);
         String::from_utf8_lossy(&run(dig).stdout).trim() == "240.240.0.77"
     });
     ask_everything(&web.host, server);
