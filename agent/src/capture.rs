@@ -27,6 +27,8 @@ mod gone;
 pub mod guard;
 /// What stands while the mesh's state is not known.
 mod hold;
+/// Names of bridges.
+pub mod interface;
 /// The link by which systemd-resolved is told of names.
 pub mod link;
 /// Our own table as the kernel has it.
@@ -60,6 +62,7 @@ use std::path::PathBuf;
 
 pub use apply::{Anchor, Applied, Capture, Change};
 pub use gone::{apply_gone, render_gone};
+pub use interface::Interface;
 pub use plan::{
     AGENT_MARK, AgentPorts, CapturePlan, DnsCapture, LocalService, Outbound, Strictness, WhenGone,
 };

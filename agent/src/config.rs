@@ -14,7 +14,7 @@ use baremesh_model::name::Label;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::capture::Outbound;
+use crate::capture::{Interface, Outbound};
 use crate::proxy::{Limits, Ports};
 use crate::snapshot::ShortNames;
 
@@ -119,6 +119,8 @@ pub struct AgentConfig {
     pub capture: bool,
     /// How much of what leaves the host is captured.
     pub outbound: Outbound,
+    /// Bridges whose containers are captured.
+    pub interfaces: BTreeSet<Interface>,
     /// Ports of sshd besides 22.
     pub ssh_ports: BTreeSet<u16>,
     /// DNS.
@@ -251,6 +253,18 @@ impl RawProxy {
     }
 }
 
+/// So many bridges are captured at most.
+const MAX_INTERFACES: usize = 64;
+
+fn interfaces(names: &[String]) -> Result<BTreeSet<Interface>, String> {
+    if names.len() > MAX_INTERFACES {
+        return Err(format!("capture.interfaces: more than {MAX_INTERFACES}"));
+    }
+    let parsed =
+        names.iter().map(|name| name.parse().map_err(|error| format!("capture.interfaces: {error}")));
+    parsed.collect()
+}
+
 /// What is given in seconds, else the default.
 fn seconds(given: Option<u64>, default: Duration) -> Duration {
     given.map_or(default, Duration::from_secs)
@@ -261,6 +275,7 @@ fn seconds(given: Option<u64>, default: Duration) -> Duration {
 struct RawCapture {
     enabled: Option<bool>,
     outbound: RawOutbound,
+    interfaces: Vec<String>,
     ssh_ports: BTreeSet<u16>,
 }
 
@@ -317,6 +332,7 @@ impl RawConfig {
             limits: self.proxy.limits(),
             capture: self.capture.enabled.unwrap_or(true),
             outbound: self.capture.outbound.into(),
+            interfaces: interfaces(&self.capture.interfaces)?,
             ssh_ports: self.capture.ssh_ports,
             dns: self.dns.mode.into(),
             dns_port: self.dns.port.unwrap_or(15053),

@@ -3,6 +3,8 @@
 
 /// How a service is looked at.
 pub mod check;
+/// Services that are containers.
+pub mod container;
 /// The registration files: reading, writing, removing.
 pub mod file;
 
@@ -18,6 +20,7 @@ use baremesh_model::service::{Protocol, Service, ServicePort};
 use baremesh_model::workload::{Labels, Locality, Workload};
 
 use self::check::Check;
+pub use self::container::Container;
 use crate::attribution::Matcher;
 
 /// What happens to a service's connections while the agent is gone.
@@ -58,6 +61,8 @@ pub struct LocalService {
     pub addresses: Option<Vec<IpAddr>>,
     /// Which processes are the service, when they call others. Without one, only its inbound side is meshed.
     pub matcher: Option<Matcher>,
+    /// Which container the service is, when it calls others.
+    pub container: Option<Container>,
     /// Labels, for selectors and subsets.
     pub labels: Labels,
     /// Where it stands; the host's unless stated.

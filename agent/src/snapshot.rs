@@ -197,6 +197,8 @@ pub struct Snapshot {
     captured: HashMap<SocketAddr, Arc<LocalEndpoint>>,
     captured_ports: HashMap<u16, Arc<LocalEndpoint>>,
     unnamed: HashMap<IpAddr, Identity>,
+    /// The registration of each container's address.
+    containers: HashMap<IpAddr, usize>,
 }
 
 /// Where a captured connection goes.
@@ -247,6 +249,11 @@ impl Snapshot {
     /// The service of this host that is advertised at exactly `destination`.
     pub fn advertised(&self, destination: SocketAddr) -> Option<&Arc<LocalEndpoint>> {
         self.advertised.get(&destination)
+    }
+
+    /// The registration, by its index, of the container with this address on a bridge.
+    pub fn container(&self, address: IpAddr) -> Option<usize> {
+        self.containers.get(&address.to_canonical()).copied()
     }
 
     /// The identity that peers which send no server name reach at `address`.

@@ -29,6 +29,8 @@ mod analysis;
 mod authority_changes;
 #[path = "stories/authorization.rs"]
 mod authorization;
+#[path = "stories/bridges.rs"]
+mod bridges;
 #[path = "stories/broken_ends.rs"]
 mod broken_ends;
 #[path = "stories/calls_by_name.rs"]

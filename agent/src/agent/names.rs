@@ -28,6 +28,8 @@ pub fn bind(
     let mesh = &prepared.initial.config;
     let mut settings = DnsConfig::new(mesh.domain.clone(), as_list(&mesh.virtual_ranges));
     settings.mark = SocketMark(mark.0);
+    settings.bridges = config.interfaces.iter().cloned().collect();
+    settings.bridge_port = config.dns_port;
     if !config.upstreams.is_empty() {
         settings.upstreams = Upstreams::Fixed(config.upstreams.clone());
     }

@@ -242,9 +242,16 @@ pub fn capture_settings(config: &AgentConfig) -> CaptureSettings {
         },
         dns: match config.dns {
             DnsMode::Capture => DnsCapture::Port53,
-            DnsMode::OfThisHost | DnsMode::Off | DnsMode::Nameserver | DnsMode::Resolved => DnsCapture::Off,
+            DnsMode::Off => DnsCapture::Off,
+            DnsMode::OfThisHost | DnsMode::Nameserver | DnsMode::Resolved => {
+                match config.interfaces.is_empty() {
+                    true => DnsCapture::Off,
+                    false => DnsCapture::Bridges,
+                }
+            }
         },
         outbound: config.outbound,
         ssh_ports: config.ssh_ports.clone(),
+        interfaces: config.interfaces.clone(),
     }
 }

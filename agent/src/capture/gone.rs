@@ -13,7 +13,8 @@ use super::command::Tools;
 use super::link;
 use super::plan::{CapturePlan, LocalService, WhenGone};
 use super::rules::{
-    Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, table, to_virtual, transaction, virtual_check,
+    Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, from_bridges, table, to_virtual, transaction,
+    virtual_check,
 };
 use super::sets::{NamedSet, TABLE, endpoints, inbound_ports, loading, local_addresses};
 
@@ -88,7 +89,7 @@ fn ruleset_of_gone(plan: &CapturePlan, closed: &[&LocalService]) -> Ruleset {
         Chain::new("outbound_check", Some(Hook::filter("output")), outbound_check(plan)),
         Chain::new("virtual_check", None, virtual_check()),
         Chain::new("inbound_check", Some(Hook::filter("input")), inbound_check(plan)),
-        Chain::new("forward_check", Some(Hook::filter("forward")), forward_check()),
+        Chain::new("forward_check", Some(Hook::filter("forward")), forward_check(plan)),
         Chain::new("closed_check", None, [RESETS, "counter name closed reject with tcp reset"]),
     ];
     let comment = "the baremesh agent is gone: its closed services are refused until it is back";
@@ -123,11 +124,17 @@ fn inbound_check(plan: &CapturePlan) -> Vec<String> {
     rules
 }
 
-/// What this host forwards to a closed service that is delivered into a container.
-fn forward_check() -> [String; 3] {
-    [
+/// What this host forwards to a closed service that is delivered into a container, and for containers.
+fn forward_check(plan: &CapturePlan) -> Vec<String> {
+    let mut rules = vec![
         EXEMPT.to_owned(),
         format!("ip daddr . tcp dport @closed4 {REFUSE}"),
         format!("ip6 daddr . tcp dport @closed6 {REFUSE}"),
-    ]
+    ];
+    // Nor does a container of a captured bridge go to endpoints in plaintext.
+    for from in from_bridges(plan) {
+        rules.push(format!("{from} ip daddr . tcp dport @endpoints4 {REFUSE}"));
+        rules.push(format!("{from} ip6 daddr . tcp dport @endpoints6 {REFUSE}"));
+    }
+    rules
 }

@@ -3,11 +3,13 @@
 //! address or a name made of labels, so that no text from a registration can say anything to nft.
 
 use baremesh_ca::client::CONTROL_PORT;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use baremesh_model::name::Key;
 use ipnet::{Ipv4Net, Ipv6Net};
+
+use super::interface::Interface;
 
 /// The mark (`SO_MARK`) on every socket that the agent opens towards peers, local services and name servers.
 /// Together with the agent's uid it exempts them from capture. It keeps clear of the bits that other programs test
@@ -47,6 +49,8 @@ pub struct CapturePlan {
     pub outbound: Outbound,
     /// The ports that sshd is configured for, besides 22. They are exempt as 22 is.
     pub ssh_ports: BTreeSet<u16>,
+    /// The bridges whose containers are captured, each with the addresses there that registrations name.
+    pub bridges: BTreeMap<Interface, BTreeSet<IpAddr>>,
 }
 
 /// A service registered on this host.
@@ -92,6 +96,8 @@ pub enum WhenGone {
 pub enum DnsCapture {
     /// They are left alone.
     Off,
+    /// Those of containers on the plan's bridges alone.
+    Bridges,
     /// UDP and TCP to port 53 of any address, loopback included, goes to the agent's DNS port on 127.0.0.1 and ::1.
     Port53,
 }
@@ -159,6 +165,7 @@ mod tests {
             dns: DnsCapture::Off,
             outbound: Outbound::Registered,
             ssh_ports: BTreeSet::from([2222]),
+            bridges: BTreeMap::new(),
         }
     }
 

@@ -10,6 +10,8 @@ use baremesh_model::name::Domain;
 use ipnet::IpNet;
 use socket2::Socket;
 
+use crate::capture::Interface;
+
 /// Seconds for which an answer about a mesh name may be cached. Virtual addresses are stable (one is not used
 /// again for 7 days), so that this bounds only how long a removed service's name lives on.
 pub const ANSWER_TTL: u32 = 30;
@@ -69,6 +71,10 @@ pub struct DnsConfig {
     pub upstreams: Upstreams,
     /// The mark that takes our own upstream sockets out of the capture of port 53.
     pub mark: SocketMark,
+    /// Bridges whose containers are answered.
+    pub bridges: Vec<Interface>,
+    /// The port that their questions are brought to.
+    pub bridge_port: u16,
     /// Bounds; the defaults are this module's constants.
     pub limits: Limits,
 }
@@ -82,6 +88,8 @@ impl DnsConfig {
             ipv6: Ipv6Answers::Given,
             upstreams: Upstreams::ResolvConf(PathBuf::from("/etc/resolv.conf")),
             mark: SocketMark(None),
+            bridges: Vec::new(),
+            bridge_port: 0,
             limits: Limits::default(),
         }
     }

@@ -1,13 +1,15 @@
 //! What a snapshot asks the capture rules for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use baremesh_model::name::Key;
 use baremesh_model::peer_authentication::MtlsMode;
 
 use super::{LocalEndpoint, Snapshot, Transport};
-use crate::capture::{AgentPorts, CapturePlan, DnsCapture, LocalService, Outbound, Strictness, WhenGone};
+use crate::capture::{
+    AgentPorts, CapturePlan, DnsCapture, Interface, LocalService, Outbound, Strictness, WhenGone,
+};
 use crate::registration;
 
 /// What the rules depend on besides the mesh: this host's configuration.
@@ -23,6 +25,8 @@ pub struct CaptureSettings {
     pub outbound: Outbound,
     /// Ports of sshd besides 22.
     pub ssh_ports: BTreeSet<u16>,
+    /// Bridges whose containers are captured.
+    pub interfaces: BTreeSet<Interface>,
 }
 
 impl Snapshot {
@@ -39,7 +43,20 @@ impl Snapshot {
             dns: settings.dns,
             outbound: settings.outbound,
             ssh_ports: settings.ssh_ports.clone(),
+            bridges: settings
+                .interfaces
+                .iter()
+                .map(|name| (name.clone(), self.containers_on(name)))
+                .collect(),
         }
+    }
+
+    fn containers_on(&self, interface: &Interface) -> BTreeSet<IpAddr> {
+        let containers = self.registrations.iter().filter_map(|local| local.container.as_ref());
+        containers
+            .filter(|own| own.interface == *interface)
+            .flat_map(|own| own.addresses.iter().copied())
+            .collect()
     }
 
     fn remote_endpoints(&self) -> BTreeSet<SocketAddr> {

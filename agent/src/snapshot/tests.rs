@@ -1,6 +1,7 @@
 //! What a snapshot decides, on a host `h1` (10.0.0.1, fd00::1) with `orders` of its own, in a mesh where `web` is on
 //! another host and `legacy` has no agent.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -216,6 +217,7 @@ fn the_plan_captures_what_is_meshed_and_nothing_else() {
         agent_uid: 0,
         ports: AgentPorts::default(),
         dns: DnsCapture::Off,
+        interfaces: BTreeSet::new(),
         outbound: Outbound::Registered,
         ssh_ports: [].into(),
     };
