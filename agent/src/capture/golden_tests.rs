@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -14,7 +14,7 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
     let mut container = service("carts", 8080, Strictness::Permissive, WhenGone::Open);
     container.ports.clear();
     container.addresses = addresses(&["172.17.0.2:8080", "127.0.0.1:9000", "[fd17::2]:8080"]);
-    let endpoints = addresses(&["10.0.0.7:8080", "10.0.0.8:9090", "[fd09::7]:8080"]);
+    let endpoints: BTreeSet<SocketAddr> = addresses(&["10.0.0.7:8080", "10.0.0.8:9090", "[fd09::7]:8080"]);
     let strict_closed = service("orders", 8080, Strictness::Strict, WhenGone::Closed);
     let mut strict_container = service("box", 8080, Strictness::Strict, WhenGone::Closed);
     strict_container.addresses = addresses(&["172.17.0.3:80", "[fd17::3]:80"]);
