@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use if_addrs::{Interface, get_if_addrs};
 
+use crate::capture::link::LINK;
+
 /// A destination of TEST-NET-1 (RFC 5737): asked about as a route, never sent to.
 const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 
@@ -52,7 +54,7 @@ fn is_usable(interface: &Interface) -> bool {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
     };
-    !interface.is_loopback() && !link_local && !address.is_unspecified()
+    interface.name != LINK && !interface.is_loopback() && !link_local && !address.is_unspecified()
 }
 
 /// The source address that the kernel would take towards a destination. Connecting a UDP socket sends nothing.

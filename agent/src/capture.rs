@@ -13,8 +13,8 @@
 mod apply;
 /// Transactions in a file, as the guard and a pending change keep them.
 mod batch;
-/// Running `nft` and `ip`.
-mod command;
+/// Running `nft`, `ip` and `resolvectl`.
+pub(crate) mod command;
 /// A change that takes itself back unless it is confirmed.
 pub mod confirm;
 /// How full the table of tracked connections is.
@@ -29,6 +29,10 @@ pub mod guard;
 pub mod held;
 /// What stands while the mesh's state is not known.
 mod hold;
+/// Names of bridges.
+pub mod interface;
+/// The link by which systemd-resolved is told of names.
+pub mod link;
 /// Our own table as the kernel has it.
 mod listing;
 /// The kernel's word that somebody changed our table.
@@ -62,6 +66,7 @@ use std::path::PathBuf;
 
 pub use apply::{Anchor, Applied, Capture, Change};
 pub use gone::{apply_gone, render_gone};
+pub use interface::Interface;
 pub use plan::{
     AGENT_MARK, AgentPorts, CapturePlan, DnsCapture, LocalService, Outbound, Strictness, WhenGone,
 };
@@ -84,7 +89,7 @@ pub fn nft_ruleset() -> Result<String, CaptureError> {
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     /// A command that capture needs is not installed.
-    #[error("`{tool}` was not found in PATH, /usr/sbin or /sbin: install the package `{package}`")]
+    #[error("`{tool}` was not found in PATH, /usr/sbin, /sbin or /usr/bin: install the package `{package}`")]
     MissingTool {
         /// The command's name.
         tool: &'static str,

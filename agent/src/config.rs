@@ -3,8 +3,12 @@
 
 /// Directories.
 mod directories;
+/// The table `[dns]`.
+mod dns;
 
 pub use directories::Directories;
+pub use dns::DnsMode;
+use dns::RawDns;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,9 +21,9 @@ use baremesh_registry::consul;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::capture::Outbound;
+use crate::capture::{Interface, Outbound};
 use crate::proxy::{Limits, Ports};
-use crate::snapshot::{HostNetwork, NetworkRole};
+use crate::snapshot::{HostNetwork, NetworkRole, ShortNames};
 
 /// Where resources and endpoints come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,17 +34,6 @@ pub enum SourceConfig {
     Files(PathBuf),
     /// Consul.
     Consul(Box<consul::Settings>),
-}
-
-/// How names of the mesh are answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DnsMode {
-    /// Not at all.
-    Off,
-    /// To whoever asks 127.0.0.1 or ::1 on the agent's DNS port.
-    Nameserver,
-    /// To every program of the host: port 53 is captured.
-    Capture,
 }
 
 /// Where access log lines go.
@@ -81,6 +74,8 @@ pub struct AgentConfig {
     pub capture: bool,
     /// How much of what leaves the host is captured.
     pub outbound: Outbound,
+    /// Bridges whose containers are captured.
+    pub interfaces: BTreeSet<Interface>,
     /// Ports of sshd besides 22.
     pub ssh_ports: BTreeSet<u16>,
     /// DNS.
@@ -89,6 +84,8 @@ pub struct AgentConfig {
     pub dns_port: u16,
     /// Name servers for all other names; `/etc/resolv.conf`'s unless stated.
     pub upstreams: Vec<SocketAddr>,
+    /// Whether services answer to short names.
+    pub short_names: ShortNames,
     /// The access log.
     pub access_log: AccessLogTarget,
     /// How key sets that tokens are verified with are fetched.
@@ -245,6 +242,18 @@ impl RawProxy {
     }
 }
 
+/// So many bridges are captured at most.
+const MAX_INTERFACES: usize = 64;
+
+fn interfaces(names: &[String]) -> Result<BTreeSet<Interface>, String> {
+    if names.len() > MAX_INTERFACES {
+        return Err(format!("capture.interfaces: more than {MAX_INTERFACES}"));
+    }
+    let parsed =
+        names.iter().map(|name| name.parse().map_err(|error| format!("capture.interfaces: {error}")));
+    parsed.collect()
+}
+
 /// What is given in seconds, else the default.
 fn seconds(given: Option<u64>, default: Duration) -> Duration {
     given.map_or(default, Duration::from_secs)
@@ -255,6 +264,7 @@ fn seconds(given: Option<u64>, default: Duration) -> Duration {
 struct RawCapture {
     enabled: Option<bool>,
     outbound: RawOutbound,
+    interfaces: Vec<String>,
     ssh_ports: BTreeSet<u16>,
 }
 
@@ -271,33 +281,6 @@ impl From<RawOutbound> for Outbound {
         match raw {
             RawOutbound::Registered => Self::Registered,
             RawOutbound::All => Self::All,
-        }
-    }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct RawDns {
-    mode: RawDnsMode,
-    port: Option<u16>,
-    upstreams: Vec<SocketAddr>,
-}
-
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum RawDnsMode {
-    Off,
-    Nameserver,
-    #[default]
-    Capture,
-}
-
-impl From<RawDnsMode> for DnsMode {
-    fn from(raw: RawDnsMode) -> Self {
-        match raw {
-            RawDnsMode::Off => Self::Off,
-            RawDnsMode::Nameserver => Self::Nameserver,
-            RawDnsMode::Capture => Self::Capture,
         }
     }
 }
@@ -339,9 +322,11 @@ impl RawConfig {
             limits: self.proxy.limits(),
             capture: self.capture.enabled.unwrap_or(true),
             outbound: self.capture.outbound.into(),
+            interfaces: interfaces(&self.capture.interfaces)?,
             ssh_ports: self.capture.ssh_ports,
             dns: self.dns.mode.into(),
             dns_port: self.dns.port.unwrap_or(15053),
+            short_names: self.dns.short_names(),
             upstreams: self.dns.upstreams,
             access_log: self.telemetry.access_log()?,
             jwks: self.jwks,

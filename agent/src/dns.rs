@@ -2,10 +2,12 @@
 //! upstreams unchanged, so that a host can send it everything: as its name server, or by capture of port 53.
 //!
 //! Three rules hold whatever comes in. A name in the mesh's domain never goes upstream. An upstream never gets an
-//! address of the virtual ranges past us. And only processes of this host are served: the sockets are on loopback,
-//! where captured questions arrive too, so that nobody can have us send answers to a third party.
+//! address of the virtual ranges past us. And only processes of this host and containers on its bridges are served: the
+//! sockets are on loopback and on the bridges, where captured questions arrive too, so that nobody can have us send answers
+//! to a third party.
 
 mod answer;
+mod bridges;
 mod config;
 mod counters;
 mod forward;
@@ -29,7 +31,9 @@ pub use config::{
 };
 pub use counters::DnsCounters;
 pub use judge::{Verdict, judge};
-pub use zone::{Found, Zone};
+pub use reverse::domains_of;
+pub use upstreams::{STUBS, name_servers};
+pub use zone::{Found, Ports, Zone};
 
 use std::future::Future;
 use std::io;
@@ -49,10 +53,13 @@ use forward::Forwarder;
 use server::Server;
 use upstreams::UpstreamList;
 
+/// The two sockets of an address.
+type Both = (UdpSocket, TcpListener);
+
 /// A DNS server whose sockets are bound, and which answers nothing yet.
 #[derive(Debug)]
 pub struct Dns {
-    sockets: Vec<(UdpSocket, TcpListener)>,
+    sockets: Vec<Both>,
     server: Arc<Server>,
 }
 
@@ -129,6 +136,11 @@ impl Dns {
             loops.spawn(self.server.clone().serve_udp(udp, stop.clone()));
             loops.spawn(self.server.clone().serve_tcp(tcp, stop.clone()));
         }
+        let config = self.server.config.load_full();
+        if !config.bridges.is_empty() {
+            let bridges = (config.bridges.clone(), config.bridge_port);
+            loops.spawn(bridges::serve(self.server.clone(), bridges, stop.clone()));
+        }
         let watching = tokio::spawn(self.server.forwarder.upstreams.clone().watch());
         shutdown.await;
         let _ = stopping.send(true);
@@ -152,23 +164,28 @@ impl Settings {
     }
 }
 
-fn bind_both(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
+fn bind_both(address: SocketAddr) -> io::Result<Both> {
     if !address.ip().is_loopback() {
         return Err(invalid(
             "only loopback addresses are served, 127.0.0.1 and ::1, so that no other host can use it",
         ));
     }
+    bind_pair(address, None)
+}
+
+/// Binds both sockets of an address; of an interface, they take what arrives there alone.
+fn bind_pair(address: SocketAddr, interface: Option<&str>) -> io::Result<Both> {
     /// Connections that the kernel keeps for us until they are accepted.
     const BACKLOG: i32 = 128;
     /// A free TCP port may be taken for UDP; then another is tried.
     const FREE_PORT_TRIES: usize = 16;
     let mut tries = if address.port() == 0 { FREE_PORT_TRIES } else { 1 };
     loop {
-        let listener = bind(address, Type::STREAM, Protocol::TCP)?;
+        let listener = bind((address, interface), Type::STREAM, Protocol::TCP)?;
         listener.listen(BACKLOG)?;
         let listener = TcpListener::from_std(listener.into())?;
         tries -= 1;
-        match bind(listener.local_addr()?, Type::DGRAM, Protocol::UDP) {
+        match bind((listener.local_addr()?, interface), Type::DGRAM, Protocol::UDP) {
             Ok(udp) => return Ok((UdpSocket::from_std(udp.into())?, listener)),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries > 0 => {}
             Err(error) => return Err(error),
@@ -176,7 +193,11 @@ fn bind_both(address: SocketAddr) -> io::Result<(UdpSocket, TcpListener)> {
     }
 }
 
-fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+fn bind(
+    (address, interface): (SocketAddr, Option<&str>),
+    kind: Type,
+    protocol: Protocol,
+) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind.nonblocking().cloexec(), Some(protocol))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
@@ -184,6 +205,9 @@ fn bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socke
     if protocol == Protocol::TCP {
         // A restart is not held up by the last one's connections in TIME_WAIT.
         socket.set_reuse_address(true)?;
+    }
+    if let Some(interface) = interface {
+        socket.bind_device(Some(interface.as_bytes()))?;
     }
     socket.bind(&address.into())?;
     Ok(socket)

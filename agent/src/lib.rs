@@ -47,6 +47,8 @@ pub mod doctor;
 pub mod explain;
 /// Names of the mesh answered, others forwarded.
 pub mod dns;
+/// systemd-resolved, told which names are the mesh's.
+pub mod resolved;
 /// Who came to which service of this host.
 pub mod flows;
 /// Checks of this host's services.

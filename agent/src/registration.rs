@@ -3,6 +3,8 @@
 
 /// How a service is looked at.
 pub mod check;
+/// Services that are containers.
+pub mod container;
 /// The registration files: reading, writing, removing.
 pub mod file;
 /// What is left to a WorkloadGroup.
@@ -20,6 +22,7 @@ use baremesh_model::service::{Protocol, Service, ServicePort};
 use baremesh_model::workload::{Labels, Locality, Workload};
 
 use self::check::Check;
+pub use self::container::Container;
 use self::group::{Grouping, Standing};
 use crate::attribution::Matcher;
 use crate::snapshot::Host;
@@ -62,6 +65,8 @@ pub struct LocalService {
     pub addresses: Option<Vec<IpAddr>>,
     /// Which processes are the service, when they call others. Without one, only its inbound side is meshed.
     pub matcher: Option<Matcher>,
+    /// Which container the service is, when it calls others.
+    pub container: Option<Container>,
     /// Labels, for selectors and subsets.
     pub labels: Labels,
     /// Where it stands; the host's unless stated.

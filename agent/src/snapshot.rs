@@ -18,6 +18,8 @@ mod views;
 mod local;
 /// Limits on requests, and what they counted.
 pub mod rate_limit;
+/// Names, as the DNS server answers them.
+mod names;
 /// The capture plan that a snapshot comes to.
 pub mod plan;
 /// What callers of this host reach.
@@ -37,7 +39,6 @@ use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Labels, Workload};
 
 use crate::attribution::CallerTable;
-use crate::dns::Found;
 use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
 use crate::proxy::error::ProxyError;
@@ -50,6 +51,7 @@ pub use cluster::{Cluster, NoEndpoint};
 pub use endpoint::{Endpoint, EndpointState, Transport};
 pub use host::{Host, HostNetwork, NetworkRole};
 pub use local::{From, LocalEndpoint};
+pub use names::ShortNames;
 use rate_limit::RateLimits;
 pub use reach::Calls;
 use reach::Listed;
@@ -213,6 +215,8 @@ pub struct Snapshot {
     agents: HashSet<IpAddr>,
     /// What the registry has besides.
     listed: Listed,
+    /// The registration of each container's address.
+    containers: HashMap<IpAddr, usize>,
 }
 
 /// Where a captured connection goes.
@@ -263,6 +267,11 @@ impl Snapshot {
     /// The service of this host that is advertised at exactly `destination`.
     pub fn advertised(&self, destination: SocketAddr) -> Option<&Arc<LocalEndpoint>> {
         self.advertised.get(&destination)
+    }
+
+    /// The registration, by its index, of the container with this address on a bridge.
+    pub fn container(&self, address: IpAddr) -> Option<usize> {
+        self.containers.get(&address.to_canonical()).copied()
     }
 
     /// The identity that peers which send no server name reach at `address`.
@@ -326,45 +335,6 @@ impl Snapshot {
         all.sort();
         all.dedup();
         all
-    }
-
-    /// What the DNS server answers for `name`, lower case, without the final dot.
-    pub fn find_name(&self, name: &str) -> Found {
-        let config = &self.mesh.config;
-        let ours = name
-            .strip_suffix(config.domain.as_str())
-            .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-        let key = Key::resolve(name, &baremesh_model::name::default_namespace(), &config.domain);
-        match key.ok().and_then(|key| self.services.get(&key)) {
-            Some(service) => {
-                let v4 = service
-                    .addresses
-                    .iter()
-                    .filter_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None });
-                let v6 = service
-                    .addresses
-                    .iter()
-                    .filter_map(|a| if let IpAddr::V6(a) = a { Some(*a) } else { None });
-                Found::Service { v4: v4.collect(), v6: v6.collect() }
-            }
-            // A namespace is a name with others below it: saying that it does not exist would deny those too.
-            None if ours && self.is_namespace(name) => Found::Service { v4: Vec::new(), v6: Vec::new() },
-            None if ours => Found::NoSuchName,
-            None => Found::NotOurs,
-        }
-    }
-
-    fn is_namespace(&self, name: &str) -> bool {
-        let domain = self.mesh.config.domain.as_str();
-        let space = name.strip_suffix(domain).map(|rest| rest.trim_end_matches('.'));
-        space.is_some_and(|space| {
-            space.is_empty() || self.services.keys().any(|key| key.namespace.as_str() == space)
-        })
-    }
-
-    /// The full name behind a virtual address.
-    pub fn find_address(&self, address: IpAddr) -> Option<String> {
-        self.virtual_addresses.get(&address).map(|service| service.host.to_string())
     }
 
     /// Whether this host, as a gateway of its network, leads to the agent at `address` for somebody at `client`. Who is within

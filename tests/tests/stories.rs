@@ -29,6 +29,8 @@ mod analysis;
 mod authority_changes;
 #[path = "stories/authorization.rs"]
 mod authorization;
+#[path = "stories/bridges.rs"]
+mod bridges;
 #[path = "stories/broken_ends.rs"]
 mod broken_ends;
 #[path = "stories/calls_by_name.rs"]
@@ -57,6 +59,8 @@ mod destination_rules;
 mod differential;
 #[path = "stories/disk_full.rs"]
 mod disk_full;
+#[path = "stories/dns_answers.rs"]
+mod dns_answers;
 #[path = "stories/draining.rs"]
 mod draining;
 #[path = "stories/encrypts_plain_tcp.rs"]

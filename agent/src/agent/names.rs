@@ -28,6 +28,8 @@ pub fn bind(
     let mesh = &prepared.initial.config;
     let mut settings = DnsConfig::new(mesh.domain.clone(), as_list(&mesh.virtual_ranges));
     settings.mark = SocketMark(mark.0);
+    settings.bridges = config.interfaces.iter().cloned().collect();
+    settings.bridge_port = config.dns_port;
     if !config.upstreams.is_empty() {
         settings.upstreams = Upstreams::Fixed(config.upstreams.clone());
     }
@@ -35,8 +37,9 @@ pub fn bind(
         settings.ipv6 = dns::Ipv6Answers::Withheld;
     }
     let (forwards, backwards) = (publisher.snapshot(), publisher.snapshot());
+    let short = config.short_names;
     let zone = Zone::new(
-        move |name| forwards.load().find_name(name),
+        move |name| forwards.load().find_name(name, short),
         move |address| backwards.load().find_address(address),
     );
     let listen = [

@@ -273,9 +273,16 @@ pub fn capture_settings(config: &AgentConfig) -> CaptureSettings {
         },
         dns: match config.dns {
             DnsMode::Capture => DnsCapture::Port53,
-            DnsMode::Off | DnsMode::Nameserver => DnsCapture::Off,
+            DnsMode::Off => DnsCapture::Off,
+            DnsMode::OfThisHost | DnsMode::Nameserver | DnsMode::Resolved => {
+                match config.interfaces.is_empty() {
+                    true => DnsCapture::Off,
+                    false => DnsCapture::Bridges,
+                }
+            }
         },
         outbound: config.outbound,
         ssh_ports: config.ssh_ports.clone(),
+        interfaces: config.interfaces.clone(),
     }
 }

@@ -11,6 +11,7 @@ mod grouping;
 /// A service's word on itself.
 mod heartbeat;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -29,6 +30,7 @@ use crate::admin::report::{
     CertificateReport, EndpointReport, LocalServiceReport, ServiceReport, SourceReport, StatusReport,
 };
 use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
+use crate::capture::Interface;
 use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
@@ -256,7 +258,7 @@ impl Agent {
             privileges: privileges::in_words(),
             services: self.local_services(&snapshot),
             warnings: [
-                warnings(&snapshot),
+                warnings(&snapshot, &self.config.interfaces),
                 grouping::warnings(&snapshot),
                 self.ending(),
                 self.source_notes.borrow().clone(),
@@ -352,7 +354,7 @@ fn service_report(service: &crate::snapshot::ServiceEntry) -> ServiceReport {
 }
 
 /// What works, but perhaps not as meant.
-fn warnings(snapshot: &Snapshot) -> Vec<String> {
+fn warnings(snapshot: &Snapshot, interfaces: &BTreeSet<Interface>) -> Vec<String> {
     let mut warnings = Vec::new();
     warnings.extend(
         Tracked::read().filter(|tracked| tracked.is_nearly_full()).map(|tracked| tracked.to_string()),
@@ -370,11 +372,23 @@ fn warnings(snapshot: &Snapshot) -> Vec<String> {
             "{matcher} reaches the registry alone, and no user is named with it: what starts anew in a cgroup of its own is held only when the agent has found it; register it with --user too"
         ));
     }
-    for registered in snapshot.registrations.iter().filter(|registered| registered.matcher.is_none()) {
+    for registered in snapshot
+        .registrations
+        .iter()
+        .filter(|registered| registered.matcher.is_none() && registered.container.is_none())
+    {
         warnings.push(format!(
             "{} names neither unit, user nor cgroup: what its processes call, they call as the host",
             registered.key
         ));
+    }
+    for registered in &snapshot.registrations {
+        if let Some(own) = registered.container.as_ref().filter(|own| !interfaces.contains(&own.interface)) {
+            warnings.push(format!(
+                "{} is a container on {}, which is not in `capture.interfaces` of agent.toml: what it calls goes past the agent",
+                registered.key, own.interface
+            ));
+        }
     }
     warnings
 }

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle as Task;
 use super::routes;
 use crate::capture::guard::refuse_all;
 use crate::proxy::Phase;
+use crate::resolved::Resolved;
 use crate::telemetry::access_log::Writing;
 
 /// How long the last lines of the access log may take.
@@ -35,6 +36,8 @@ pub struct Running {
     pub held: Option<Arc<Vec<OwnedFd>>>,
     /// Keeps the guard's post, until it is told that the guard is no longer needed.
     pub guarding: Option<(oneshot::Sender<()>, Task<()>)>,
+    /// Tells systemd-resolved of the mesh's names, where it is told.
+    pub resolved: Option<Arc<Resolved>>,
     /// What may simply be dropped.
     pub others: Vec<Task<()>>,
 }
@@ -63,6 +66,9 @@ impl Running {
         }
         self.phase.send_replace(Phase::Closing);
         self.others.iter().for_each(Task::abort);
+        if let Some(resolved) = self.resolved {
+            resolved.forget().await;
+        }
         if let Some(log) = self.log {
             log.finish(LOG_PATIENCE).await;
         }

@@ -16,7 +16,7 @@ use super::running::Running;
 use super::{AgentError, doing, holder, names, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
-use crate::config::{AccessLogTarget, AgentConfig};
+use crate::config::{AccessLogTarget, AgentConfig, DnsMode};
 use crate::fetch::Fetcher;
 use crate::health::Checks;
 use crate::health::commands::Commands;
@@ -30,6 +30,7 @@ use crate::proxy::socket::Mark;
 use crate::proxy::{Limits, Listeners, Phase, Shared, Worker};
 use crate::publish::Publisher;
 use crate::registration::file;
+use crate::resolved::Resolved;
 use crate::snapshot::Snapshot;
 use crate::steward::{Mode, Steward};
 use crate::telemetry::Telemetry;
@@ -41,6 +42,7 @@ const PORTS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts the agent, or nothing.
 pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, AgentError> {
+    let config = AgentConfig { dns: config.dns.settled(), ..config };
     let limits = limits_within(&config, raise_descriptor_limit());
     let prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
@@ -106,6 +108,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         others.extend(tasks);
         counters
     });
+    let resolved = (config.dns == DnsMode::Resolved).then(|| Resolved::new(config.dns_port));
     let steward = capture.map(|capture| make_steward(capture, &config, &publisher, &metrics));
     let prober =
         Prober::new(mark, commands).map_err(doing("speaking with the process that runs commands"))?;
@@ -138,6 +141,11 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         Some(steward) => Some(keep_rules(steward).await?),
         None => None,
     };
+    if let Some(resolved) = &resolved {
+        // What starts after the agent asks for names of the mesh, which would go upstream.
+        resolved.tell_first(&agent.publisher).await;
+        others.push(tokio::spawn(Arc::clone(resolved).keep_told(Arc::clone(&agent.publisher))));
+    }
     let held = guard.as_ref().map(GuardPost::sockets);
     let guarding = guard.map(|post| {
         let (relieve, relieved) = oneshot::channel();
@@ -146,7 +154,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     others.push(tokio::spawn(routes::tell_service_manager(Arc::clone(&agent))));
     others.push(tokio::spawn(Arc::clone(&agent.publisher).reread_certificates()));
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), privileges = privileges::in_words(), "baremesh agent runs");
-    Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, others })
+    Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, resolved, others })
 }
 
 /// Keeps the keys that tokens are verified with; those that are on the disk are at hand when this returns.

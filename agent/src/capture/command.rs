@@ -1,4 +1,4 @@
-//! Running `nft` and `ip`: where they are, what they said, and a limit to how long they may take.
+//! Running `nft`, `ip` and `resolvectl`: where they are, what they said, and a limit to how long they may take.
 
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
@@ -19,11 +19,11 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 const COMPLAINT_LIMIT: usize = 600;
 
 /// Where the commands are when PATH, as a service or a user has it, does not name them.
-const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
+const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/bin"];
 
 /// The commands that capture needs, found once.
 #[derive(Debug, Clone)]
-pub(super) struct Tools {
+pub(crate) struct Tools {
     nft: PathBuf,
     ip: PathBuf,
     /// What ends a command with the process that started it, where that is wanted and to be had.
@@ -32,7 +32,7 @@ pub(super) struct Tools {
 
 impl Tools {
     /// Finds both, or says which package brings the one that is missing.
-    pub(super) fn find() -> Result<Self, CaptureError> {
+    pub(crate) fn find() -> Result<Self, CaptureError> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let find = |tool, package| find_in(&path, tool).ok_or(CaptureError::MissingTool { tool, package });
         Ok(Self { nft: find("nft", "nftables")?, ip: find("ip", "iproute2")?, setpriv: None })
@@ -40,7 +40,7 @@ impl Tools {
 
     /// Has both end when this process does. Of an agent that is killed none is left that would put its rules or routes in
     /// place once more, over what stands for a gone agent. Without `setpriv` (util-linux) it is not so.
-    pub(super) fn ending_with_us(self) -> Self {
+    pub(crate) fn ending_with_us(self) -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
         Self { setpriv: find_in(&path, "setpriv"), ..self }
     }
@@ -53,6 +53,14 @@ impl Tools {
     /// Runs `nft` and returns what it wrote.
     pub(super) fn nft(&self, arguments: &[&str], input: &str) -> Result<String, CaptureError> {
         self.run(&self.nft, arguments, input)
+    }
+
+    /// Runs `resolvectl` and returns what it wrote. It is looked for each time: few hosts need it, and it may be installed
+    /// while the agent runs.
+    pub(crate) fn resolvectl(&self, arguments: &[&str]) -> Result<String, CaptureError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let missing = CaptureError::MissingTool { tool: "resolvectl", package: "systemd-resolved" };
+        self.run(&find_in(&path, "resolvectl").ok_or(missing)?, arguments, "")
     }
 
     /// Runs `ip` and returns what it wrote.

@@ -1,19 +1,21 @@
 //! Plans and the rules that they come to, side by side in `golden/`: `NAME.plan.txt`, `NAME.nft` and
 //! `NAME.gone.nft`. `BAREMESH_UPDATE_GOLDEN=1` writes them anew. Each is loaded by the real nft, in a namespace.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 
 use super::held::Held;
 use super::namespace::{addresses, kinds, plan, service};
-use super::{CapturePlan, DnsCapture, Outbound, Strictness, WhenGone, render, render_gone};
+use super::{CapturePlan, DnsCapture, Interface, Outbound, Strictness, WhenGone, render, render_gone};
 
 fn plans() -> Vec<(&'static str, CapturePlan)> {
     let mut container = service("carts", 8080, Strictness::Permissive, WhenGone::Open);
     container.ports.clear();
     container.addresses = addresses(&["172.17.0.2:8080", "127.0.0.1:9000", "[fd17::2]:8080"]);
-    let endpoints = addresses(&["10.0.0.7:8080", "10.0.0.8:9090", "[fd09::7]:8080"]);
+    let endpoints: BTreeSet<SocketAddr> = addresses(&["10.0.0.7:8080", "10.0.0.8:9090", "[fd09::7]:8080"]);
     let strict_closed = service("orders", 8080, Strictness::Strict, WhenGone::Closed);
     let mut strict_container = service("box", 8080, Strictness::Strict, WhenGone::Closed);
     strict_container.addresses = addresses(&["172.17.0.3:80", "[fd17::3]:80"]);
@@ -24,14 +26,19 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
         ("nothing_registered_v4_only", CapturePlan { virtual_v6: None, ..plan() }),
         (
             "strict_closed_both_families",
-            CapturePlan { local: vec![strict_closed.clone()], endpoints, agent_uid: 990, ..plan() },
+            CapturePlan {
+                local: vec![strict_closed.clone()],
+                endpoints: endpoints.clone(),
+                agent_uid: 990,
+                ..plan()
+            },
         ),
         ("permissive_open_by_address", CapturePlan { local: vec![container.clone()], ..plan() }),
         ("strict_closed_container", CapturePlan { local: vec![strict_container], ..plan() }),
         (
             "dns_all_mixed",
             CapturePlan {
-                local: vec![strict_closed, container],
+                local: vec![strict_closed.clone(), container],
                 dns: DnsCapture::Port53,
                 outbound: Outbound::All,
                 ssh_ports: [2222].into(),
@@ -49,6 +56,22 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
             },
         ),
         (
+            "bridges_with_containers",
+            CapturePlan {
+                local: vec![strict_closed],
+                endpoints,
+                agent_uid: 990,
+                dns: DnsCapture::Bridges,
+                bridges: [
+                    bridge("docker0", &["172.17.0.2", "fd17::2"]),
+                    bridge("virbr0", &["192.168.122.5"]),
+                    bridge("br-none", &[]),
+                ]
+                .into(),
+                ..plan()
+            },
+        ),
+        (
             "exempt_even_if_registered",
             CapturePlan {
                 local: vec![forbidden],
@@ -62,6 +85,12 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
 
 fn held(users: &[u32]) -> Held {
     Held { users: users.iter().copied().collect(), ..Held::default() }
+}
+
+/// A bridge with the addresses of its containers.
+fn bridge(name: &str, containers: &[&str]) -> (Interface, BTreeSet<IpAddr>) {
+    let containers = containers.iter().map(|address| address.parse().expect("an address"));
+    (name.parse().expect("an interface"), containers.collect())
 }
 
 fn golden(file: &str) -> PathBuf {

@@ -11,9 +11,11 @@ use super::CaptureError;
 use super::batch::{Batch, IF_IT_IS_THERE, Routes};
 use super::command::Tools;
 use super::held::held_check;
+use super::link;
 use super::plan::{CapturePlan, LocalService, WhenGone};
 use super::rules::{
-    Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, own_socket, table, to_virtual, transaction,
+    Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, from_bridges, own_socket, table, to_virtual,
+    transaction,
     virtual_check,
 };
 use super::sets::{NamedSet, TABLE, endpoints, inbound_ports, loading, local_addresses};
@@ -42,12 +44,13 @@ pub fn render_gone(plan: &CapturePlan) -> String {
 }
 
 /// Applies the rules for a gone agent from the file that every `Capture::apply` writes. A file that is not there
-/// means that no rules were put in place, or that they were removed in good order: nothing is done.
+/// means that no rules were put in place, or that they were removed in good order: nothing is done to them. What
+/// systemd-resolved was told goes in any case: nobody answers any more.
 pub fn apply_gone(file: &Path) -> Result<(), CaptureError> {
-    match Batch::read(file)? {
-        Some(batch) => batch.run(&Tools::find()?),
-        None => Ok(()),
-    }
+    let (batch, tools) = (Batch::read(file)?, Tools::find()?);
+    // The rules first, and whatever becomes of the link.
+    let applied = batch.map_or(Ok(()), |batch| batch.run(&tools));
+    applied.and(link::withdraw(&tools))
 }
 
 pub(super) fn batch_of_gone(plan: &CapturePlan) -> Batch {
@@ -101,7 +104,7 @@ fn ruleset_of_gone(plan: &CapturePlan, closed: &[&LocalService]) -> Ruleset {
         Chain::new("outbound_check", Some(Hook::filter("output")), outbound_check(plan)),
         Chain::new("virtual_check", None, virtual_check()),
         Chain::new("inbound_check", Some(Hook::filter("input")), inbound_check(plan)),
-        Chain::new("forward_check", Some(Hook::filter("forward")), forward_check()),
+        Chain::new("forward_check", Some(Hook::filter("forward")), forward_check(plan)),
         Chain::new("closed_check", None, [RESETS, "counter name closed reject with tcp reset"]),
     ];
     if !plan.held_when_gone.is_empty() {
@@ -144,11 +147,17 @@ fn inbound_check(plan: &CapturePlan) -> Vec<String> {
     rules
 }
 
-/// What this host forwards to a closed service that is delivered into a container.
-fn forward_check() -> [String; 3] {
-    [
+/// What this host forwards to a closed service that is delivered into a container, and for containers.
+fn forward_check(plan: &CapturePlan) -> Vec<String> {
+    let mut rules = vec![
         EXEMPT.to_owned(),
         format!("ip daddr . tcp dport @closed4 {REFUSE}"),
         format!("ip6 daddr . tcp dport @closed6 {REFUSE}"),
-    ]
+    ];
+    // Nor does a container of a captured bridge go to endpoints in plaintext.
+    for from in from_bridges(plan) {
+        rules.push(format!("{from} ip daddr . tcp dport @endpoints4 {REFUSE}"));
+        rules.push(format!("{from} ip6 daddr . tcp dport @endpoints6 {REFUSE}"));
+    }
+    rules
 }

@@ -142,6 +142,7 @@ pub(super) fn plan() -> CapturePlan {
         agent_uid: 0,
         ports: AgentPorts::default(),
         dns: DnsCapture::Off,
+        bridges: std::collections::BTreeMap::new(),
         outbound: Outbound::Registered,
         ssh_ports: [].into(),
         held: Held::default(),

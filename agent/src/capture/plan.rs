@@ -3,13 +3,14 @@
 //! address, a name made of labels or a cgroup's path of harmless letters, so that no text from a registration can say anything to nft.
 
 use baremesh_ca::client::CONTROL_PORT;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use baremesh_model::name::Key;
 use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::held::Held;
+use super::interface::Interface;
 
 /// The mark (`SO_MARK`) on every socket that the agent opens towards peers, local services and name servers.
 /// Together with the agent's uid it exempts them from capture. It keeps clear of the bits that other programs test
@@ -53,6 +54,8 @@ pub struct CapturePlan {
     pub held: Held,
     /// The same of services that are closed while the agent is gone.
     pub held_when_gone: Held,
+    /// The bridges whose containers are captured, each with the addresses there that registrations name.
+    pub bridges: BTreeMap<Interface, BTreeSet<IpAddr>>,
 }
 
 /// A service registered on this host.
@@ -98,6 +101,8 @@ pub enum WhenGone {
 pub enum DnsCapture {
     /// They are left alone.
     Off,
+    /// Those of containers on the plan's bridges alone.
+    Bridges,
     /// UDP and TCP to port 53 of any address, loopback included, goes to the agent's DNS port on 127.0.0.1 and ::1.
     Port53,
 }
@@ -167,6 +172,7 @@ mod tests {
             ssh_ports: BTreeSet::from([2222]),
             held: Held::default(),
             held_when_gone: Held::default(),
+            bridges: BTreeMap::new(),
         }
     }
 

@@ -5,6 +5,7 @@
 //! which other hosts may have a route to.
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -92,6 +93,8 @@ const COUNTERS: &[(&str, &str)] = &[
     ("outbound_other", "other connections leaving the host, brought to the agent"),
     ("outbound_held", "connections of services that reach the registry alone, brought to the agent"),
     ("dns", "DNS questions brought to the agent"),
+    ("bridged", "connections of containers, brought to the agent"),
+    ("bridge_spoofed", "connections of containers from addresses of other bridges' containers, dropped"),
     ("inbound_plain", "connections of other hosts to services here, brought to the agent"),
     ("virtual_stray", "TCP packets to virtual addresses that no connection through the agent owns, refused"),
     ("virtual_protocol", "packets of other protocols to virtual addresses, refused"),
@@ -125,12 +128,13 @@ pub(super) fn ruleset(plan: &CapturePlan) -> Ruleset {
             [redirect("meta l4proto tcp", "outbound_virtual", plan.ports.outbound)],
         ),
         Chain::new("inbound", Some(Hook::nat("prerouting")), inbound(plan)),
+        Chain::new("bridged", None, bridged(plan)),
         Chain::new("outbound_check", Some(Hook::filter("output")), outbound_check(plan)),
         Chain::new("virtual_check", None, virtual_check()),
         Chain::new("local_check", None, past_the_agent(plan, "local_stray")),
         Chain::new("endpoint_check", None, past_the_agent(plan, "endpoint_stray")),
         Chain::new("inbound_check", Some(Hook::filter("input")), inbound_check(plan)),
-        Chain::new("forward_check", Some(Hook::filter("forward")), forward_check()),
+        Chain::new("forward_check", Some(Hook::filter("forward")), forward_check(plan)),
         Chain::new("strict_check", None, [RESETS, "counter name strict_stray reject with tcp reset"]),
         Chain::new("listener_check", None, ["ct status dnat return", "counter name listener_stray drop"]),
     ];
@@ -247,14 +251,69 @@ fn inbound(plan: &CapturePlan) -> Vec<String> {
     let forwarded = |family: &str, set: &str| {
         redirect(&format!("{family} daddr . tcp dport @{set} {OPENS}"), "inbound_plain", plan.ports.inbound)
     };
-    vec![
+    let mut rules = vec![
         "iifname \"lo\" return".to_owned(),
         EXEMPT.to_owned(),
         format!("tcp dport {} return comment \"HBONE\"", plan.ports.hbone),
+    ];
+    rules.extend(from_bridges(plan).map(|from| format!("{from} goto bridged")));
+    rules.extend([
         redirect(&what, "inbound_plain", plan.ports.inbound),
         forwarded("ip", "local4"),
         forwarded("ip6", "local6"),
-    ]
+    ]);
+    rules
+}
+
+/// What containers open, whose packets come from a bridge: as what this host opens, but that a container's sockets are not
+/// of this host, and that it may be asked for any name.
+fn bridged(plan: &CapturePlan) -> Vec<String> {
+    if plan.bridges.is_empty() {
+        return Vec::new();
+    }
+    let captured = |what: String| redirect(&what, "bridged", plan.ports.outbound);
+    let mut rules = exempt_destinations().to_vec();
+    if plan.dns != DnsCapture::Off {
+        rules.push(redirect("udp dport 53", "dns", plan.ports.dns));
+        rules.push(redirect("tcp dport 53", "dns", plan.ports.dns));
+    }
+    rules.extend(to_virtual(plan).map(|to| captured(format!("{to} meta l4proto tcp"))));
+    rules.push(format!("{OPENS_NOT} return comment \"from before the capture\""));
+    rules.push(captured("ip daddr . tcp dport @local4".to_owned()));
+    rules.push(captured("ip6 daddr . tcp dport @local6".to_owned()));
+    rules.push(captured("tcp dport @inbound_ports fib daddr type local".to_owned()));
+    rules.push(captured("ip daddr . tcp dport @endpoints4".to_owned()));
+    rules.push(captured("ip6 daddr . tcp dport @endpoints6".to_owned()));
+    if plan.outbound == Outbound::All {
+        rules.push(captured("fib daddr type != local meta l4proto tcp".to_owned()));
+    }
+    rules
+}
+
+/// Matches for the bridges, one or none.
+pub(super) fn from_bridges(plan: &CapturePlan) -> impl Iterator<Item = String> + use<> {
+    let names: Vec<_> = plan.bridges.keys().map(|name| format!("\"{name}\"")).collect();
+    (!names.is_empty()).then(|| format!("iifname {{ {} }}", names.join(", "))).into_iter()
+}
+
+/// A container has the address that its registration names, and on the bridge that it names: what comes from another one
+/// with it is dropped before the agent takes it for the service. Nothing here tells two containers of one bridge apart.
+fn spoofed(plan: &CapturePlan) -> Vec<String> {
+    let mut rules = Vec::new();
+    for name in plan.bridges.keys() {
+        let others =
+            plan.bridges.iter().filter(|(other, _)| *other != name).flat_map(|(_, addresses)| addresses);
+        let (v4, v6): (Vec<&IpAddr>, Vec<&IpAddr>) = others.partition(|address| address.is_ipv4());
+        for (family, addresses) in [("ip", v4), ("ip6", v6)] {
+            if !addresses.is_empty() {
+                let list = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                rules.push(format!(
+                    "iifname \"{name}\" {family} saddr {{ {list} }} counter name bridge_spoofed drop"
+                ));
+            }
+        }
+    }
+    rules
 }
 
 /// What leaves a local socket after translation: nothing captured should be left.
@@ -296,10 +355,10 @@ fn past_the_agent(plan: &CapturePlan, counter: &str) -> [String; 3] {
 /// What arrives at a local socket.
 fn inbound_check(plan: &CapturePlan) -> Vec<String> {
     let (outbound, inbound) = (plan.ports.outbound, plan.ports.inbound);
-    let mut rules = vec![
-        format!("tcp dport {{ {outbound}, {inbound} }} goto listener_check"),
-        "iifname \"lo\" return".to_owned(),
-    ];
+    let mut rules: Vec<String> =
+        spoofed(plan).into_iter().map(|rule| format!("tcp dport {outbound} {rule}")).collect();
+    rules.push(format!("tcp dport {{ {outbound}, {inbound} }} goto listener_check"));
+    rules.push("iifname \"lo\" return".to_owned());
     rules.extend(to_virtual(plan).map(|to| format!("{to} counter name virtual_from_outside drop")));
     rules.push(EXEMPT.to_owned());
     rules.extend(no_stranger_speaks_first(plan));
@@ -312,8 +371,15 @@ fn inbound_check(plan: &CapturePlan) -> Vec<String> {
 
 /// What this host forwards to a service that is delivered into a container, by the rules of what arrives at a local
 /// socket.
-fn forward_check() -> Vec<String> {
+fn forward_check(plan: &CapturePlan) -> Vec<String> {
     let mut rules = vec![EXEMPT.to_owned()];
+    for (from, (family, set)) in from_bridges(plan)
+        .flat_map(|from| [("ip", "endpoints4"), ("ip6", "endpoints6")].map(|to| (from.clone(), to)))
+    {
+        rules.push(format!(
+            "{from} {OPENS} {family} daddr . tcp dport @{set} counter name endpoint_stray reject with tcp reset"
+        ));
+    }
     rules.push("ip daddr . tcp dport @strict4 goto strict_check".to_owned());
     rules.push("ip6 daddr . tcp dport @strict6 goto strict_check".to_owned());
     for (family, set) in [("ip", "local4"), ("ip6", "local6")] {

@@ -12,7 +12,7 @@ fn an_empty_file_means_the_defaults() {
     let config = parse("").expect("the defaults");
     assert_eq!(config.source, SourceConfig::Control);
     assert_eq!(config.ports, Ports::default());
-    assert_eq!(config.dns, DnsMode::Capture);
+    assert_eq!(config.dns, DnsMode::OfThisHost);
     assert!(config.capture);
 }
 

@@ -11,7 +11,7 @@ use super::config::DnsConfig;
 use super::own_reply::own_reply;
 use super::reverse::reverse;
 use super::wire::{self, Asked, Rcode};
-use super::zone::{Found, Zone};
+use super::zone::{Found, Ports, Zone};
 
 /// What a message came in on, and an answer goes out on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,7 @@ pub(super) enum Content {
         v4: Vec<Ipv4Addr>,
         v6: Vec<Ipv6Addr>,
     },
+    Ports(Ports),
     Pointer(String),
     NoSuchName,
     /// The name exists, since there may be names below it, and has no records.
@@ -100,13 +101,14 @@ pub fn answer(query: &[u8], transport: Transport, zone: &Zone, config: &DnsConfi
     let Some(question) = read_question(query) else {
         return refuse(query, Rcode::FormErr);
     };
-    // A transfer answers one question with many messages, which a relay of single messages cannot pass on.
-    if matches!(question.query_type, RecordType::AXFR | RecordType::IXFR) {
+    // A transfer answers one question with many messages, which a relay of single messages cannot pass on. The other
+    // classes hold what servers say of themselves (`version.bind`), which is no business of those who ask a relay.
+    let transfer = matches!(question.query_type, RecordType::AXFR | RecordType::IXFR);
+    if transfer || question.query_class != DNSClass::IN {
         return refuse(query, Rcode::Refused);
     }
     match look_up(&question.name, zone, config) {
         None => Decision::Forward(Forward { asked }),
-        Some(_) if question.query_class != DNSClass::IN => refuse(query, Rcode::Refused),
         Some(content) => own_reply(query, asked, question, (content, transport), config)
             .unwrap_or_else(|| refuse(query, Rcode::ServFail)),
     }
@@ -142,6 +144,7 @@ fn look_up(name: &Name, zone: &Zone, config: &DnsConfig) -> Option<Content> {
     let domain = config.domain.as_str();
     let content = match zone.find(&text) {
         Found::Service { v4, v6 } => Content::Addresses { v4, v6 },
+        Found::Ports(ports) => Content::Ports(ports),
         Found::NoSuchName => Content::NoSuchName,
         Found::NotOurs if is_in(&text, domain) => Content::NoSuchName,
         Found::NotOurs => return None,
@@ -212,13 +215,28 @@ mod tests {
 
     #[test]
     fn answers_for_the_meshs_names() {
-        use RecordType::{A, AAAA, ANY, MX, PTR, SOA};
+        use RecordType::{A, AAAA, ANY, MX, PTR, SOA, SRV, TXT, Unknown};
         check("orders.shop.mesh.internal.", A, "NoError 240.240.0.1 240.240.0.2");
         check("ORDERS.shop.Mesh.internal.", A, "NoError 240.240.0.1 240.240.0.2");
         check("orders.shop.mesh.internal.", AAAA, "NoError fd00:ba::1");
         check("orders.shop.", A, "NoError 240.240.0.1 240.240.0.2");
         check("orders.shop.mesh.internal.", MX, "NoError mesh.internal.");
         check("orders.shop.", MX, "NoError orders.shop.");
+        check("orders.shop.mesh.internal.", TXT, "NoError mesh.internal.");
+        check("orders.shop.mesh.internal.", Unknown(65_280), "NoError mesh.internal.");
+        check("orders.shop.mesh.internal.", SRV, "NoError mesh.internal.");
+        check(
+            "_http._TCP.orders.shop.mesh.internal.",
+            SRV,
+            "NoError 0 0 8080 orders.shop.mesh.internal. 0 0 8081 orders.shop.mesh.internal.",
+        );
+        check("_http._tcp.orders.shop.mesh.internal.", A, "NoError mesh.internal.");
+        check("_https._tcp.orders.shop.mesh.internal.", SRV, "NXDomain mesh.internal.");
+        check(
+            "_http._tcp.orders.shop.",
+            SRV,
+            "NoError 0 0 8080 orders.shop.mesh.internal. 0 0 8081 orders.shop.mesh.internal.",
+        );
         check("orders.shop.mesh.internal.", ANY, "NoError RFC8482 ");
         check("shop.mesh.internal.", A, "NoError mesh.internal.");
         check("gone.shop.mesh.internal.", A, "NXDomain mesh.internal.");
@@ -274,9 +292,12 @@ mod tests {
             decide(&patched)
         };
         assert_eq!(patched(2, 0x80), Decision::Drop(DropReason::Response));
-        let (message, outcome) = reply(patched(2, 0x28));
-        assert_eq!((message.metadata.response_code, outcome), (ResponseCode::NotImp, Outcome::KindRefused));
-        assert_eq!(message.metadata.op_code, OpCode::Update);
+        for (flags, code) in [(0x28, OpCode::Update), (0x20, OpCode::Notify), (0x10, OpCode::Status)] {
+            let (message, outcome) = reply(patched(2, flags));
+            let said = (message.metadata.response_code, outcome);
+            assert_eq!(said, (ResponseCode::NotImp, Outcome::KindRefused), "{code:?}");
+            assert_eq!(message.metadata.op_code, code);
+        }
         for (at, byte) in [(5, 0), (5, 2), (7, 1), (11, 1), (12, 0xc0), (12, 0x40)] {
             let (message, outcome) = reply(patched(at, byte));
             assert_eq!(
@@ -284,11 +305,19 @@ mod tests {
                 (ResponseCode::FormErr, Outcome::Malformed)
             );
         }
-        let chaos = query.len() - 1;
-        assert_eq!(reply(patched(chaos, 3)).0.metadata.response_code, ResponseCode::Refused);
-        for name in ["orders.shop.", "example.com."] {
+        for name in ["orders.shop.", "example.com.", "version.bind."] {
             let (message, _) = reply(decide(&question(name, RecordType::AXFR)));
             assert_eq!(message.metadata.response_code, ResponseCode::Refused);
+            // CHAOS, HESIOD and "any class".
+            for class in [3, 4, 255] {
+                let mut query = question(name, RecordType::A);
+                if let Some(last) = query.last_mut() {
+                    *last = class;
+                }
+                let (message, outcome) = reply(decide(&query));
+                let said = (message.metadata.response_code, outcome);
+                assert_eq!(said, (ResponseCode::Refused, Outcome::KindRefused), "{name} {class}");
+            }
         }
     }
 
@@ -327,10 +356,29 @@ mod tests {
         assert_eq!(length(&with_edns("big.shop.", 0, 1232), Transport::Udp), (1221, 74, true, true));
         // A payload below 512 means 512, and one beyond what we send means that.
         assert_eq!(length(&with_edns("big.shop.", 0, 0), Transport::Udp), (501, 29, true, true));
-        assert_eq!(
-            length(&with_edns("big.shop.", 0, 65_535), Transport::Udp),
-            (37 + 100 * 16, 100, true, true)
+        assert_eq!(length(&with_edns("big.shop.", 0, 65_535), Transport::Udp), (1221, 74, true, true));
+    }
+
+    #[test]
+    fn a_port_brings_its_service_s_addresses_along_where_they_fit() {
+        let query = question("_http._tcp.orders.shop.", RecordType::SRV);
+        let (message, outcome) = reply(decide(&query));
+        let along: Vec<_> = message.additionals.iter().map(|record| record.data.to_string()).collect();
+        assert_eq!(along, ["240.240.0.1", "240.240.0.2", "fd00:ba::1"]);
+        assert!(
+            message.additionals.iter().all(|record| record.name.to_string() == "orders.shop.mesh.internal.")
         );
+        assert_eq!(outcome, Outcome::Answered);
+
+        let addresses: Vec<_> = (0..100_u32).map(|number| Ipv4Addr::from(0xf0f0_0000 + number)).collect();
+        let ports =
+            Ports { host: "a.b.mesh.internal".to_owned(), ports: vec![80], v4: addresses, v6: Vec::new() };
+        let many = Zone::new(move |_| Found::Ports(ports.clone()), |_| None);
+        let (message, _) = reply(answer(&query, Transport::Udp, &many, &config()));
+        assert_eq!((message.answers.len(), message.additionals.len()), (1, 0));
+        assert!(!message.metadata.truncation, "what was asked for is all there");
+        let (message, _) = reply(answer(&query, Transport::Tcp, &many, &config()));
+        assert_eq!((message.answers.len(), message.additionals.len()), (1, 100));
     }
 
     proptest! {

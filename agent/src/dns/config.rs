@@ -10,6 +10,8 @@ use baremesh_model::name::Domain;
 use ipnet::IpNet;
 use socket2::Socket;
 
+use crate::capture::Interface;
+
 /// Seconds for which an answer about a mesh name may be cached. Virtual addresses are stable (one is not used
 /// again for 7 days), so that this bounds only how long a removed service's name lives on.
 pub const ANSWER_TTL: u32 = 30;
@@ -47,8 +49,9 @@ pub const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 /// Name servers taken from a file; those after them are left out with a warning.
 pub const MAX_UPSTREAMS: usize = 16;
 
-/// The largest answer about a mesh name that goes out over UDP, whatever the client says it takes.
-pub const MAX_UDP_ANSWER: u16 = 4096;
+/// The largest answer about a mesh name that goes out over UDP, whatever the client says it takes, and what clients are
+/// told: it passes every network unfragmented (DNS flag day 2020), a container's behind a bridge too.
+pub const MAX_UDP_ANSWER: u16 = 1232;
 
 /// Addresses in one answer about a mesh name; more are left out, and the answer is marked truncated. The encoder
 /// writes a name of a larger message out in full again, so that its records would differ in length.
@@ -68,6 +71,10 @@ pub struct DnsConfig {
     pub upstreams: Upstreams,
     /// The mark that takes our own upstream sockets out of the capture of port 53.
     pub mark: SocketMark,
+    /// Bridges whose containers are answered.
+    pub bridges: Vec<Interface>,
+    /// The port that their questions are brought to.
+    pub bridge_port: u16,
     /// Bounds; the defaults are this module's constants.
     pub limits: Limits,
 }
@@ -81,6 +88,8 @@ impl DnsConfig {
             ipv6: Ipv6Answers::Given,
             upstreams: Upstreams::ResolvConf(PathBuf::from("/etc/resolv.conf")),
             mark: SocketMark(None),
+            bridges: Vec::new(),
+            bridge_port: 0,
             limits: Limits::default(),
         }
     }
@@ -100,7 +109,8 @@ pub enum Ipv6Answers {
 pub enum Upstreams {
     /// These, in this order.
     Fixed(Vec<SocketAddr>),
-    /// The `nameserver` lines of a file in the format of `resolv.conf(5)`, read again when the file changes.
+    /// The `nameserver` lines of a file in the format of `resolv.conf(5)`, read again when the file changes. Where they
+    /// name systemd-resolved's own server (127.0.0.53), the servers that it asks itself take their place.
     ResolvConf(PathBuf),
 }
 

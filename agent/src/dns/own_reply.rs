@@ -1,8 +1,10 @@
 //! Answers about the mesh's own names, as messages.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use hickory_proto::op::{Edns, Message, Metadata, Query, ResponseCode};
 use hickory_proto::op::{MessageType, OpCode};
-use hickory_proto::rr::rdata::{A, AAAA, HINFO, PTR, SOA};
+use hickory_proto::rr::rdata::{A, AAAA, HINFO, PTR, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::answer::{Content, Decision, Outcome, Transport, is_in, text};
@@ -31,16 +33,18 @@ pub(super) fn own_reply(
     }
 
     message.metadata.authoritative = true;
-    let soa = authority(&question.name, &content, config)?;
+    if let (RecordType::SRV, Content::Ports(ports)) = (question.query_type, &content) {
+        message.additionals = addresses(&full_name(&ports.host)?, (&ports.v4, &ports.v6), config);
+    }
     let outcome = if content == Content::NoSuchName {
         message.metadata.response_code = ResponseCode::NXDomain;
         Outcome::NoSuchName
     } else {
-        message.answers = records(&question, content, &soa, config)?;
+        message.answers = records(&question, &content, config)?;
         if message.answers.is_empty() { Outcome::NoData } else { Outcome::Answered }
     };
     if outcome != Outcome::Answered {
-        message.add_authority(soa);
+        message.add_authority(authority(&question.name, &content, config)?);
     }
     message.add_query(question);
     let limit = match transport {
@@ -59,21 +63,33 @@ fn metadata(query: &[u8]) -> Option<Metadata> {
 }
 
 /// The records that answer the question; none means NODATA.
-fn records(question: &Query, content: Content, soa: &Record, config: &DnsConfig) -> Option<Vec<Record>> {
+fn records(question: &Query, content: &Content, config: &DnsConfig) -> Option<Vec<Record>> {
     let owned = |data: RData| Record::from_rdata(question.name.clone(), ANSWER_TTL, data);
     Some(match (question.query_type, content) {
         // A minimal answer to ANY (RFC 8482, section 4.2): no list of everything for those who ask in bulk.
         (RecordType::ANY, _) => vec![owned(RData::HINFO(HINFO::new("RFC8482".to_owned(), String::new())))],
-        (RecordType::SOA, _) if soa.name == question.name => vec![soa.clone()],
-        (RecordType::A, Content::Addresses { v4, .. }) => {
-            v4.into_iter().map(|address| owned(RData::A(A(address)))).collect()
+        (RecordType::SOA, _) => {
+            let soa = authority(&question.name, content, config)?;
+            if soa.name == question.name { vec![soa] } else { Vec::new() }
         }
-        (RecordType::AAAA, Content::Addresses { v6, .. }) if config.ipv6 == Ipv6Answers::Given => {
-            v6.into_iter().map(|address| owned(RData::AAAA(AAAA(address)))).collect()
+        (RecordType::A, Content::Addresses { v4, .. }) => addresses(&question.name, (v4, &[]), config),
+        (RecordType::AAAA, Content::Addresses { v6, .. }) => addresses(&question.name, (&[], v6), config),
+        // One host behind them all, so that neither priority nor weight tells them apart.
+        (RecordType::SRV, Content::Ports(ports)) => {
+            let target = full_name(&ports.host)?;
+            ports.ports.iter().map(|port| owned(RData::SRV(SRV::new(0, 0, *port, target.clone())))).collect()
         }
-        (RecordType::PTR, Content::Pointer(host)) => vec![owned(RData::PTR(PTR(full_name(&host)?)))],
+        (RecordType::PTR, Content::Pointer(host)) => vec![owned(RData::PTR(PTR(full_name(host)?)))],
         _ => Vec::new(),
     })
+}
+
+/// The A and AAAA records of a name.
+fn addresses(name: &Name, (v4, v6): (&[Ipv4Addr], &[Ipv6Addr]), config: &DnsConfig) -> Vec<Record> {
+    let v6 = if config.ipv6 == Ipv6Answers::Given { v6 } else { &[] };
+    let v4 = v4.iter().map(|address| RData::A(A(*address)));
+    let data = v4.chain(v6.iter().map(|address| RData::AAAA(AAAA(*address))));
+    data.map(|data| Record::from_rdata(name.clone(), ANSWER_TTL, data)).collect()
 }
 
 /// The SOA record that negative answers are cached by (RFC 2308). It stands at the mesh's domain for names in it, and
@@ -103,7 +119,18 @@ fn full_name(text: &str) -> Option<Name> {
 /// Encodes the message in at most `limit` bytes. Answers that do not fit are left out and the message says so: some
 /// resolvers never turn to TCP, and are better served with some addresses than with none.
 fn encode(mut message: Message, limit: usize) -> Option<Vec<u8>> {
+    // Nearly every answer fits as it is.
+    if message.answers.len().max(message.additionals.len()) <= MAX_ADDRESSES {
+        let bytes = message.to_vec().ok()?;
+        if bytes.len() <= limit {
+            return Some(bytes);
+        }
+    }
     let mut answers = std::mem::take(&mut message.answers);
+    // What nobody asked for goes out where there is room for all of it, and is no truncation where there is not (RFC
+    // 2181, section 9).
+    let mut along = std::mem::take(&mut message.additionals);
+    along.truncate(MAX_ADDRESSES);
     let base = message.to_vec().ok()?.len();
     let room = match answers.first() {
         None => 0,
@@ -117,6 +144,13 @@ fn encode(mut message: Message, limit: usize) -> Option<Vec<u8>> {
     message.metadata.truncation = answers.len() > room;
     answers.truncate(room);
     message.answers = answers;
+    if !along.is_empty() && !message.metadata.truncation {
+        message.additionals = along;
+        match message.to_vec() {
+            Ok(bytes) if bytes.len() <= limit => return Some(bytes),
+            _ => message.additionals = Vec::new(),
+        }
+    }
     let bytes = message.to_vec().ok()?;
     if bytes.len() <= limit { Some(bytes) } else { message.truncate().to_vec().ok() }
 }

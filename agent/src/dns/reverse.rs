@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use baremesh_model::name::Domain;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::answer::Content;
@@ -72,6 +73,34 @@ fn digits(labels: &str, whole: usize, mut take: impl FnMut(usize, &str) -> bool)
     Some((read, if read == whole { Depth::Address } else { Depth::Network }))
 }
 
+/// The domains that the mesh is the authority of: its own, and those of the reverse names of its virtual ranges. A range
+/// that ends within a label of its reverse name has several.
+pub fn domains_of(domain: &Domain, ranges: &[IpNet]) -> Vec<String> {
+    let mut domains = vec![domain.to_string()];
+    for range in ranges {
+        match range {
+            IpNet::V4(range) => {
+                let whole = range.prefix_len().next_multiple_of(8).max(8);
+                let octets = |net: Ipv4Net| {
+                    let labels = net.addr().octets().into_iter().take(usize::from(whole / 8)).rev();
+                    labels.map(|octet| format!("{octet}.")).collect::<String>() + "in-addr.arpa"
+                };
+                domains.extend(range.subnets(whole).into_iter().flatten().map(octets));
+            }
+            IpNet::V6(range) => {
+                let whole = range.prefix_len().next_multiple_of(4).max(4);
+                let nibbles = |net: Ipv6Net| {
+                    let bits = u128::from(net.addr());
+                    let labels = (0..u32::from(whole / 4)).rev().map(|at| (bits >> (124 - 4 * at)) & 15);
+                    labels.map(|nibble| format!("{nibble:x}.")).collect::<String>() + "ip6.arpa"
+                };
+                domains.extend(range.subnets(whole).into_iter().flatten().map(nibbles));
+            }
+        }
+    }
+    domains
+}
+
 /// Whether an address lies in one of the ranges, an IPv4 address written in IPv6 included.
 pub(super) fn is_virtual(address: IpAddr, ranges: &[IpNet]) -> bool {
     let address = address.to_canonical();
@@ -81,6 +110,22 @@ pub(super) fn is_virtual(address: IpAddr, ranges: &[IpNet]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_have_the_domains_of_their_reverse_names() {
+        let check = |range: &str, expected: &[&str]| {
+            let domain = Domain::new("mesh.internal").expect("a domain");
+            let found = domains_of(&domain, &[range.parse().expect("a range")]);
+            assert_eq!(found[0], "mesh.internal");
+            assert_eq!(found[1..], *expected, "{range}");
+        };
+        check("240.240.0.0/16", &["240.240.in-addr.arpa"]);
+        check("240.240.0.0/15", &["240.240.in-addr.arpa", "241.240.in-addr.arpa"]);
+        check("240.240.4.0/24", &["4.240.240.in-addr.arpa"]);
+        check("240.240.4.8/31", &["8.4.240.240.in-addr.arpa", "9.4.240.240.in-addr.arpa"]);
+        check("fdba:4e3e:5400::/64", &["0.0.0.0.0.0.4.5.e.3.e.4.a.b.d.f.ip6.arpa"]);
+        check("fdba::/15", &["a.b.d.f.ip6.arpa", "b.b.d.f.ip6.arpa"]);
+    }
 
     fn check(name: &str, expected: Option<(&str, Depth)>) {
         let expected = expected.map(|(net, depth)| (net.parse().expect("a network"), depth));

@@ -36,6 +36,12 @@ pub(super) fn zone() -> Zone {
             v4: vec![Ipv4Addr::new(240, 240, 0, 1), Ipv4Addr::new(240, 240, 0, 2)],
             v6: vec!["fd00:ba::1".parse().expect("an address")],
         },
+        "_http._tcp.orders.shop" => Found::Ports(Ports {
+            host: "orders.shop.mesh.internal".to_owned(),
+            ports: vec![8080, 8081],
+            v4: vec![Ipv4Addr::new(240, 240, 0, 1), Ipv4Addr::new(240, 240, 0, 2)],
+            v6: vec!["fd00:ba::1".parse().expect("an address")],
+        }),
         "shop" if name != "shop" => Found::Service { v4: Vec::new(), v6: Vec::new() },
         "gone.shop" => Found::NoSuchName,
         _ => Found::NotOurs,

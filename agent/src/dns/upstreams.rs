@@ -1,8 +1,8 @@
 //! Who is asked about names that are not the mesh's: a fixed list, or the `nameserver` lines of a file that is watched.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
@@ -15,10 +15,20 @@ use super::config::{MAX_UPSTREAMS, RELOAD_INTERVAL, Upstreams};
 /// The largest file of name servers that is read.
 const MAX_FILE: u64 = 64 * 1024;
 
+/// Where systemd-resolved keeps a list of the servers that it asks itself.
+const UPLINKS: &str = "/run/systemd/resolve/resolv.conf";
+
+/// The addresses at which systemd-resolved answers the programs of its host. To ask it would lead back to us, as it asks us
+/// about our names, and as its own questions are captured where port 53 is.
+pub const STUBS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 53)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 54))];
+
 /// The list as it now is. A question loads it once; nothing on its way reads the disk.
 #[derive(Debug)]
 pub(super) struct UpstreamList {
     source: Upstreams,
+    /// See [`UPLINKS`].
+    uplinks: PathBuf,
     /// Our own addresses: an upstream that is one of them would ask us for ever.
     own: Vec<SocketAddr>,
     servers: ArcSwap<Vec<SocketAddr>>,
@@ -37,7 +47,11 @@ struct Stamp {
 impl UpstreamList {
     /// Reads the list. A file that cannot be read yet makes an empty list, since the network may come up after us.
     pub(super) fn load(source: Upstreams, own: Vec<SocketAddr>) -> Self {
-        let list = Self { source, own, servers: ArcSwap::default(), turn: AtomicUsize::new(0) };
+        Self::load_with(source, own, UPLINKS.into())
+    }
+
+    fn load_with(source: Upstreams, own: Vec<SocketAddr>, uplinks: PathBuf) -> Self {
+        let list = Self { source, uplinks, own, servers: ArcSwap::default(), turn: AtomicUsize::new(0) };
         list.read();
         list
     }
@@ -63,18 +77,14 @@ impl UpstreamList {
         // It is read once more at the start, as it may have changed since it was loaded.
         let mut seen = None;
         loop {
-            let stamp = tokio::fs::metadata(path).await.ok().map(|metadata| Stamp {
-                modified: metadata.modified().ok(),
-                length: metadata.len(),
-                inode: metadata.ino(),
-            });
-            if stamp.is_some() && stamp != seen {
+            let stamp = (stamp_of(path).await, stamp_of(&self.uplinks).await);
+            if stamp.0.is_some() && Some(&stamp) != seen.as_ref() {
                 let list = self.clone();
                 // The only error is a panic in there, which the next change of the file gets over.
                 let _ = tokio::task::spawn_blocking(move || list.read()).await;
             }
             // A file that is gone for a moment while it is replaced leaves the last list in force.
-            seen = stamp;
+            seen = Some(stamp);
             tokio::time::sleep(RELOAD_INTERVAL).await;
         }
     }
@@ -83,11 +93,27 @@ impl UpstreamList {
         match &self.source {
             Upstreams::Fixed(servers) => self.publish(servers.clone()),
             Upstreams::ResolvConf(path) => match read_file(path) {
-                Ok(text) => self.publish(parse(&text)),
+                Ok(text) => self.publish(self.without_stub(name_servers(&text))),
                 Err(error) => {
                     tracing::warn!(path = %path.display(), %error, "cannot read the name servers to forward to; the last ones stay");
                 }
             },
+        }
+    }
+
+    /// The servers of a file, and in place of systemd-resolved those that it asks.
+    fn without_stub(&self, servers: Vec<SocketAddr>) -> Vec<SocketAddr> {
+        if !servers.iter().any(|server| STUBS.contains(&server.ip())) {
+            return servers;
+        }
+        match read_file(&self.uplinks) {
+            Ok(text) => {
+                name_servers(&text).into_iter().filter(|server| !STUBS.contains(&server.ip())).collect()
+            }
+            Err(error) => {
+                tracing::debug!(path = %self.uplinks.display(), %error, "systemd-resolved says not whom it asks");
+                servers
+            }
         }
     }
 
@@ -115,6 +141,11 @@ impl UpstreamList {
     }
 }
 
+async fn stamp_of(path: &Path) -> Option<Stamp> {
+    let metadata = tokio::fs::metadata(path).await.ok()?;
+    Some(Stamp { modified: metadata.modified().ok(), length: metadata.len(), inode: metadata.ino() })
+}
+
 fn read_file(path: &Path) -> io::Result<String> {
     use io::Read;
     let mut text = String::new();
@@ -123,7 +154,7 @@ fn read_file(path: &Path) -> io::Result<String> {
 }
 
 /// The name servers of a `resolv.conf(5)`; lines that are none, or whose address is none, are passed over as libc does.
-fn parse(text: &str) -> Vec<SocketAddr> {
+pub fn name_servers(text: &str) -> Vec<SocketAddr> {
     text.lines()
         .filter_map(|line| {
             let mut words = line.split_whitespace();
@@ -158,7 +189,7 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expected: &[&str]) {
-        let found: Vec<_> = parse(text).iter().map(ToString::to_string).collect();
+        let found: Vec<_> = name_servers(text).iter().map(ToString::to_string).collect();
         assert_eq!(found, expected, "{text:?}");
     }
 
@@ -203,6 +234,23 @@ mod tests {
         fs::write(&path, "").expect("writable");
         list.read();
         assert_eq!(list.servers().len(), 0);
+    }
+
+    #[test]
+    fn the_servers_behind_systemd_resolved_are_asked_and_never_itself() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (path, uplinks) = (dir.path().join("resolv.conf"), dir.path().join("uplinks"));
+        let servers = |text: &str| {
+            fs::write(&path, text).expect("writable");
+            let source = Upstreams::ResolvConf(path.clone());
+            let list = UpstreamList::load_with(source, Vec::new(), uplinks.clone());
+            list.servers().iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(servers("nameserver 127.0.0.53\n"), ["127.0.0.53:53"], "it is not said who else");
+        fs::write(&uplinks, "nameserver 10.0.0.1\nnameserver 127.0.0.53\nnameserver fd00::1\n")
+            .expect("writable");
+        assert_eq!(servers("nameserver 127.0.0.53\n"), ["10.0.0.1:53", "[fd00::1]:53"]);
+        assert_eq!(servers("nameserver 10.0.0.9\n"), ["10.0.0.9:53"]);
     }
 
     #[tokio::test]

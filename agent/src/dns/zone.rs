@@ -16,10 +16,25 @@ pub enum Found {
         /// For AAAA questions.
         v6: Vec<Ipv6Addr>,
     },
+    /// `_NAME._tcp` of a service: where those of its ports are that have the name, for SRV questions (RFC 2782).
+    Ports(Ports),
     /// The mesh is the authority for this name, and it does not exist.
     NoSuchName,
     /// None of the mesh's business: asked upstream, unless the name is in the mesh's domain.
     NotOurs,
+}
+
+/// What an SRV question about a service's port is answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ports {
+    /// The service's full name, without the final dot.
+    pub host: String,
+    /// Its ports of that name, at least one.
+    pub ports: Vec<u16>,
+    /// Its addresses, which the answer brings along.
+    pub v4: Vec<Ipv4Addr>,
+    /// The same of IPv6.
+    pub v6: Vec<Ipv6Addr>,
 }
 
 type Find = dyn Fn(&str) -> Found + Send + Sync;

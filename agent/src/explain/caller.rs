@@ -92,6 +92,7 @@ pub fn in_set(mesh: &Mesh, named: &Named) -> Result<(Snapshot, Caller), ExplainE
         ports: Vec::new(),
         addresses: None,
         matcher: None,
+        container: None,
         labels,
         locality: named.locality.clone().or_else(|| workload.map(|workload| workload.locality.clone())),
         weight: 1,

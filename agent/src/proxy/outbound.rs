@@ -185,6 +185,7 @@ struct Call<'a> {
 }
 
 /// The identity of the service whose process opened the connection, with the index of its registration; else the host's.
+/// A container is known by its address, and has no identity without a registration.
 async fn who(
     worker: &Worker,
     client: &TcpStream,
@@ -193,6 +194,18 @@ async fn who(
     record: &mut Record,
 ) -> Result<(Identity, Option<usize>), ProxyError> {
     let unknown = |error: attribution::CallerUnknown| ProxyError::CallerUnknown(error.to_string());
+    if !socket::is_of_this_host(client) {
+        let address = client.peer_addr().map_err(|_| ProxyError::NotCaptured)?.ip().to_canonical();
+        let index = snapshot.container(address).ok_or_else(|| {
+            let text = format!(
+                "no service is registered for the container at {address}: `baremesh service register … --source {address} --interface BRIDGE`"
+            );
+            ProxyError::CallerUnknown(text)
+        })?;
+        let source = &snapshot.sources[index];
+        record.source = source.party.clone();
+        return Ok((source.identity.clone(), Some(index)));
+    }
     let asked = {
         let mut attributor = worker.attributor.lock().unwrap_or_else(PoisonError::into_inner);
         attributor.who(client, destination, &snapshot.callers).map_err(unknown)?

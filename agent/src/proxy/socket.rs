@@ -116,6 +116,12 @@ pub fn listen(address: SocketAddr, mark: Mark) -> io::Result<std::net::TcpListen
     Ok(socket.into())
 }
 
+/// Whether a redirected connection was opened on this host: the kernel leads such a one to loopback, and one that came from a
+/// bridge to the bridge's own address.
+pub fn is_of_this_host(stream: &TcpStream) -> bool {
+    stream.local_addr().is_ok_and(|local| canonical(local).ip().is_loopback())
+}
+
 /// Where a redirected connection was going before the rules sent it here, in canonical form. A connection that was
 /// not redirected reports this very socket's address: it is an error, and carrying it would lead back here.
 pub fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {

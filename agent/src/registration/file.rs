@@ -16,6 +16,7 @@ use baremesh_model::workload::Locality;
 use serde::{Deserialize, Serialize};
 
 use super::check::{Check, Fault, WrittenCheck, line_of};
+use super::container;
 use super::group::Grouping;
 use super::{DefaultForAddress, LocalPort, LocalService, WhenGone};
 use crate::attribution::{CgroupPath, Matcher, Uid, UnitName};
@@ -92,6 +93,12 @@ pub struct Written {
     /// The uid that it runs as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<u32>,
+    /// The container's addresses on the bridge.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<IpAddr>,
+    /// The bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
     /// Labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -175,6 +182,7 @@ impl TryFrom<&Written> for LocalService {
             ports,
             addresses: (!written.addresses.is_empty()).then(|| written.addresses.clone()),
             matcher: matcher(written)?,
+            container: container::read(written)?,
             labels: written.labels.iter().map(text).collect(),
             locality: written.locality.as_deref().map(Locality::parse),
             weight: written.weight.unwrap_or(1).max(1),
@@ -338,6 +346,14 @@ fn conflict(other: &LocalService, new: &LocalService) -> Option<String> {
     if new.matcher.is_some() && other.matcher == new.matcher {
         return Some(format!(
             "{} and {} name the same processes: nobody could tell them apart",
+            other.key, new.key
+        ));
+    }
+    if let (Some(own), Some(others)) = (&new.container, &other.container)
+        && let Some(address) = own.addresses.iter().find(|address| others.addresses.contains(address))
+    {
+        return Some(format!(
+            "{} and {} have one container, at {address}: nobody could tell them apart",
             other.key, new.key
         ));
     }

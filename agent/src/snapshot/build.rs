@@ -80,6 +80,7 @@ impl Snapshot {
             host: host.clone(),
             host_identity: Identity::host(config.trust_domain.clone(), host.name.clone()),
             callers: CallerTable::new(matched),
+            containers: containers(registrations),
             virtual_addresses: services.values().flat_map(of_addresses).collect(),
             endpoints: dialled_directly(&mesh, &services, &ways),
             basis,
@@ -111,6 +112,13 @@ impl Snapshot {
             mesh: Arc::new(mesh),
         })
     }
+}
+
+/// Registrations by the addresses of their containers.
+fn containers(registrations: &[Arc<LocalService>]) -> HashMap<IpAddr, usize> {
+    let with_index = registrations.iter().enumerate();
+    let own = with_index.filter_map(|(index, local)| Some((index, local.container.as_ref()?)));
+    own.flat_map(|(index, own)| own.addresses.iter().map(move |address| (*address, index))).collect()
 }
 
 /// The mesh with this host's own services in it, declared or not.

@@ -1,7 +1,7 @@
 //! What a snapshot asks the capture rules for.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use baremesh_model::name::Key;
 use baremesh_model::outbound::OutboundPolicy;
@@ -10,7 +10,9 @@ use baremesh_model::peer_authentication::MtlsMode;
 use super::{LocalEndpoint, Snapshot, Transport};
 use crate::attribution::Matcher;
 use crate::capture::held::Held;
-use crate::capture::{AgentPorts, CapturePlan, DnsCapture, LocalService, Outbound, Strictness, WhenGone};
+use crate::capture::{
+    AgentPorts, CapturePlan, DnsCapture, Interface, LocalService, Outbound, Strictness, WhenGone,
+};
 use crate::registration;
 
 /// What the rules depend on besides the mesh: this host's configuration.
@@ -26,6 +28,8 @@ pub struct CaptureSettings {
     pub outbound: Outbound,
     /// Ports of sshd besides 22.
     pub ssh_ports: BTreeSet<u16>,
+    /// Bridges whose containers are captured.
+    pub interfaces: BTreeSet<Interface>,
 }
 
 impl Snapshot {
@@ -44,6 +48,11 @@ impl Snapshot {
             ssh_ports: settings.ssh_ports.clone(),
             held: Held::default(),
             held_when_gone: Held::default(),
+            bridges: settings
+                .interfaces
+                .iter()
+                .map(|name| (name.clone(), self.containers_on(name)))
+                .collect(),
         }
     }
 
@@ -52,6 +61,14 @@ impl Snapshot {
         let all = self.registrations.iter().zip(&self.sources);
         let held = all.filter(|(_, source)| source.outbound == OutboundPolicy::RegistryOnly);
         held.filter_map(|(registered, _)| Some((registered.matcher.as_ref()?, registered.when_gone)))
+    }
+
+    fn containers_on(&self, interface: &Interface) -> BTreeSet<IpAddr> {
+        let containers = self.registrations.iter().filter_map(|local| local.container.as_ref());
+        containers
+            .filter(|own| own.interface == *interface)
+            .flat_map(|own| own.addresses.iter().copied())
+            .collect()
     }
 
     fn remote_endpoints(&self) -> BTreeSet<SocketAddr> {

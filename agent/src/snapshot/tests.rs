@@ -1,6 +1,7 @@
 //! What a snapshot decides, on a host `h1` (10.0.0.1, fd00::1) with `orders` of its own, in a mesh where `web` is on
 //! another host and `legacy` has no agent.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use baremesh_registry::set::assemble;
 
 use super::*;
 use crate::capture::{AgentPorts, DnsCapture, Outbound};
+use crate::dns::Found;
 use crate::registration::file::Written;
 
 const MESH: &str = r#"
@@ -117,7 +119,8 @@ fn only_the_advertised_address_is_an_authority() {
 #[test]
 fn names_exist_with_their_namespaces_and_no_others() {
     let snapshot = snapshot(MESH, &[ORDERS]);
-    let found = |name: &str| match snapshot.find_name(name) {
+    let found = |name: &str| match snapshot.find_name(name, ShortNames::Answered) {
+        Found::Ports(ports) => format!("{} {:?}", ports.host, ports.ports),
         Found::Service { v4, v6 } => format!("{} {}", v4.len(), v6.len()),
         Found::NoSuchName => "none".to_owned(),
         Found::NotOurs => "other".to_owned(),
@@ -133,8 +136,26 @@ fn names_exist_with_their_namespaces_and_no_others() {
         ("nope", "other"),
         ("example.com", "other"),
         ("web.default.svc.cluster.local", "1 1"),
+        ("_tcp.web.mesh.internal", "0 0"),
+        ("_tcp.nope.mesh.internal", "none"),
+        ("_80._tcp.web.mesh.internal", "web.default.mesh.internal [80]"),
+        ("_tcp._tcp.web", "web.default.mesh.internal [80]"),
+        ("_http._tcp.web.mesh.internal", "none"),
+        ("_80._udp.web.mesh.internal", "none"),
+        ("_udp.web.mesh.internal", "none"),
+        ("_80._tcp.example.com", "other"),
     ] {
         assert_eq!(found(name), expected, "{name}");
+    }
+    for (name, ours) in [
+        ("web", false),
+        ("web.default", false),
+        ("_80._tcp.web", false),
+        ("web.mesh.internal", true),
+        ("nope.mesh.internal", true),
+        ("web.default.svc.cluster.local", true),
+    ] {
+        assert_eq!(snapshot.find_name(name, ShortNames::Left) != Found::NotOurs, ours, "{name}");
     }
     assert_eq!(
         snapshot.find_address("240.240.0.2".parse().expect("an address")).as_deref(),
@@ -199,6 +220,7 @@ fn the_plan_captures_what_is_meshed_and_nothing_else() {
         agent_uid: 0,
         ports: AgentPorts::default(),
         dns: DnsCapture::Off,
+        interfaces: BTreeSet::new(),
         outbound: Outbound::Registered,
         ssh_ports: [].into(),
     };

@@ -61,7 +61,7 @@ The host must have been granted the service, by its join token (`baremesh token 
 `baremesh status` says so if it was not.
 
 --unit, --user and --cgroup say which processes are the service when they call others: their connections carry its
-identity. Where several are given, all of them must hold. Without any, others can call the service, and its own calls
+identity. Where several are given, all of them must hold. --source and --interface say it of a container. Without any, others can call the service, and its own calls
 carry the host's identity.
 
 With --group, labels, account, locality, weight and probe come from a WorkloadGroup where they are not given here, and
@@ -76,6 +76,7 @@ Examples:
   baremesh service register orders --port 8080 --unit orders.service
   baremesh service register orders --port 80:8080 --protocol http --namespace shop --label version=v2
   baremesh service register db --port 5432 --deliver 10.0.3.7:5432        in a container of this host
+  baremesh service register db --port 5432 --deliver 172.17.0.2:5432 --source 172.17.0.2 --interface docker0
   baremesh service register web --port 80 --port 443 --protocol http --protocol https --user www-data
   baremesh service register orders --port 8080 --protocol http --check-http /healthz --check-interval 5s
   baremesh service register orders --group orders-vm --unit orders.service
@@ -112,6 +113,12 @@ struct Register {
     /// The control group in which the service's processes are, as /proc/PID/cgroup shows it after `0::`
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,
+    /// The address of the container that the service is, on a bridge of `capture.interfaces`; can be given several times
+    #[arg(long = "source", value_name = "ADDRESS", requires = "interface")]
+    sources: Vec<IpAddr>,
+    /// The bridge that the container is on: docker0
+    #[arg(long, value_name = "NAME", requires = "sources")]
+    interface: Option<String>,
     /// Its namespace [default: default]
     #[arg(short, long, value_parser = Label::new)]
     namespace: Option<Label>,
@@ -202,6 +209,8 @@ impl Register {
             unit: self.unit.clone(),
             cgroup: self.cgroup.clone(),
             user: user.map(|Uid(number)| number),
+            sources: self.sources.clone(),
+            interface: self.interface.clone(),
             labels: self.labels.iter().cloned().collect(),
             locality: self.locality.clone(),
             weight: self.weight.map(NonZeroU32::get),
@@ -285,7 +294,7 @@ fn reload(directories: &Directories) -> anyhow::Result<bool> {
 
 fn say_registered(local: &LocalService) -> anyhow::Result<()> {
     say(format_args!("{} is registered", local.key))?;
-    if local.matcher.is_none() {
+    if local.matcher.is_none() && local.container.is_none() {
         remark(
             "note: its own calls carry the host's identity; --unit, --user or --cgroup gives them the service's",
         );
@@ -367,7 +376,9 @@ fn processes(written: &Written) -> String {
     let unit = written.unit.as_ref().map(|unit| format!("unit {unit}"));
     let cgroup = written.cgroup.as_ref().map(|cgroup| format!("cgroup {cgroup}"));
     let user = written.user.map(|user| format!("uid {user}"));
-    let parts: Vec<_> = [unit, cgroup, user].into_iter().flatten().collect();
+    let sources = || written.sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    let container = written.interface.as_ref().map(|bridge| format!("container {} on {bridge}", sources()));
+    let parts: Vec<_> = [unit, cgroup, user, container].into_iter().flatten().collect();
     if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
 }
 
