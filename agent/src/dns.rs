@@ -12,6 +12,7 @@ mod forward;
 mod framing;
 mod judge;
 mod own_reply;
+mod resolver;
 mod reverse;
 mod server;
 mod upstreams;
@@ -29,6 +30,7 @@ pub use config::{
 };
 pub use counters::DnsCounters;
 pub use judge::{Verdict, judge};
+pub use resolver::{Addresses, LookUpError, Resolver};
 pub use zone::{Found, Zone};
 
 use std::future::Future;

@@ -12,6 +12,8 @@ pub mod endpoint;
 mod views;
 /// Services of this host.
 mod local;
+/// Hosts of ServiceEntries.
+pub mod external;
 /// Limits on requests, and what they counted.
 pub mod rate_limit;
 /// The capture plan that a snapshot comes to.
@@ -26,7 +28,7 @@ use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::service::Protocol;
-use baremesh_model::virtual_service::Routing;
+use baremesh_model::virtual_service::{Destination, Routing};
 use baremesh_model::workload::Labels;
 
 use crate::attribution::CallerTable;
@@ -35,11 +37,13 @@ use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
 use crate::proxy::error::ProxyError;
 use crate::registration::LocalService;
+use crate::resolution::Resolved;
 use crate::telemetry::metrics::Party;
 
 pub use build::BuildError;
 pub use cluster::{Cluster, NoEndpoint};
 pub use endpoint::{Endpoint, EndpointState, Transport};
+use external::{External, ExternalHosts};
 pub use local::{From, LocalEndpoint};
 use rate_limit::RateLimits;
 
@@ -52,7 +56,7 @@ pub struct Host {
     pub addresses: Vec<IpAddr>,
 }
 
-/// One service, with what callers need of it.
+/// One service, or one host of ServiceEntries, with what callers need of it.
 #[derive(Debug)]
 pub struct ServiceEntry {
     /// Namespace and name.
@@ -65,6 +69,10 @@ pub struct ServiceEntry {
     pub addresses: Vec<IpAddr>,
     /// Declared ports.
     pub ports: Vec<PortEntry>,
+    /// The numbers at endpoints that nobody lists, by the index of the port.
+    pub targets: Vec<u16>,
+    /// What is known of it besides, where it is a host of ServiceEntries.
+    pub external: Option<External>,
     /// How it is called, by kinds of callers of this host.
     views: Views,
 }
@@ -79,6 +87,22 @@ impl ServiceEntry {
     /// The index of a port by its number.
     pub fn port_index(&self, number: u16) -> Option<usize> {
         self.ports.iter().position(|port| port.port == number)
+    }
+
+    /// The port that a route's destination means to those who dialled `dialled`: the one that is named, else the only one
+    /// that there is, else the one that was dialled.
+    pub fn port_meant(&self, to: &Destination, dialled: u16) -> Option<usize> {
+        self.port_index(match (to.port, &self.ports[..]) {
+            (Some(port), _) => port.get(),
+            (None, [only]) => only.port,
+            (None, _) => dialled,
+        })
+    }
+
+    /// The name by which records know it, and its namespace where that is not in the name.
+    pub fn noted(&self) -> (Option<Arc<str>>, Option<Arc<str>>) {
+        let namespace = self.external.as_ref().map(|_| self.key.namespace.as_str().into());
+        (Some(Arc::clone(&self.host)), namespace)
     }
 
     /// Whether any caller of this host has the endpoint left out.
@@ -188,6 +212,10 @@ pub struct Snapshot {
     pub providers: Arc<Providers>,
     /// Which processes are which service of this host.
     pub callers: CallerTable<usize>,
+    /// Hosts of ServiceEntries, by what they are called and reached by.
+    pub external: ExternalHosts,
+    /// Addresses of their endpoints' names.
+    pub resolved: Arc<Resolved>,
     services: HashMap<Key, Arc<ServiceEntry>>,
     virtual_addresses: HashMap<IpAddr, Arc<ServiceEntry>>,
     endpoints: HashMap<SocketAddr, (Arc<ServiceEntry>, u16, Arc<Endpoint>)>,
@@ -278,6 +306,23 @@ impl Snapshot {
         self.service(&key.ok()?)
     }
 
+    /// A service by its full host name, or the host of a ServiceEntry that callers of a namespace see. A name of two labels
+    /// may be either: a service of another namespace goes first.
+    pub fn called(&self, host: &str, from: &Label) -> Option<&Arc<ServiceEntry>> {
+        let domain = self.mesh.config.domain.as_str();
+        let as_written = || host.strip_suffix(domain)?.strip_suffix('.');
+        let external = || {
+            let named = self.external.named(host, from);
+            named.or_else(|| self.external.named(as_written()?, from))
+        };
+        self.service_of_host(host).or_else(external)
+    }
+
+    /// The namespace of a caller of this host: a registration by its index, or the host itself.
+    pub fn namespace_of(&self, caller: Option<usize>) -> &Label {
+        caller.map_or(self.host_identity.namespace(), |index| self.sources[index].identity.namespace())
+    }
+
     /// A service by its key.
     pub fn service(&self, key: &Key) -> Option<&Arc<ServiceEntry>> {
         self.services.get(key)
@@ -332,7 +377,7 @@ impl Snapshot {
             // A namespace is a name with others below it: saying that it does not exist would deny those too.
             None if ours && self.is_namespace(name) => Found::Service { v4: Vec::new(), v6: Vec::new() },
             None if ours => Found::NoSuchName,
-            None => Found::NotOurs,
+            None => self.external.answered(name).map_or(Found::NotOurs, |host| host.found()),
         }
     }
 
@@ -340,7 +385,8 @@ impl Snapshot {
         let domain = self.mesh.config.domain.as_str();
         let space = name.strip_suffix(domain).map(|rest| rest.trim_end_matches('.'));
         space.is_some_and(|space| {
-            space.is_empty() || self.services.keys().any(|key| key.namespace.as_str() == space)
+            let within = |key: &Key| key.as_host().is_none() && key.namespace.as_str() == space;
+            space.is_empty() || self.services.keys().any(within)
         })
     }
 

@@ -55,6 +55,8 @@ mod differential;
 mod disk_full;
 #[path = "stories/draining.rs"]
 mod draining;
+#[path = "stories/egress.rs"]
+mod egress;
 #[path = "stories/encrypts_plain_tcp.rs"]
 mod encrypts_plain_tcp;
 #[path = "stories/enrolment.rs"]
@@ -111,6 +113,8 @@ mod local_attackers;
 mod malformed_requests;
 #[path = "stories/meets_envoy.rs"]
 mod meets_envoy;
+#[path = "stories/name_server.rs"]
+mod name_server;
 #[path = "stories/names.rs"]
 mod names;
 #[path = "stories/operators.rs"]

@@ -14,6 +14,7 @@ use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Labels, Tunnel, Workload};
 
+use super::external::{self, ExternalHosts};
 use super::rate_limit::RateLimits;
 use super::views;
 use super::{
@@ -23,6 +24,7 @@ use crate::attribution::CallerTable;
 use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
 use crate::registration::{DefaultForAddress, LocalService};
+use crate::resolution::Resolved;
 use crate::telemetry::metrics::Party;
 
 /// Why a mesh and this host's registrations do not go together. The last good snapshot stays.
@@ -39,6 +41,17 @@ impl Snapshot {
         host: &Host,
         hbone_port: u16,
         previous: Option<&Self>,
+    ) -> Result<Self, BuildError> {
+        let resolved = previous.map(|previous| Arc::clone(&previous.resolved)).unwrap_or_default();
+        Self::build_resolved(mesh, registrations, (host, hbone_port), (previous, &resolved))
+    }
+
+    /// The same with what DNS says of names.
+    pub fn build_resolved(
+        mesh: &Mesh,
+        registrations: &[Arc<LocalService>],
+        (host, hbone_port): (&Host, u16),
+        (previous, resolved): (Option<&Self>, &Arc<Resolved>),
     ) -> Result<Self, BuildError> {
         let mesh = with_registrations(mesh, registrations, host)?;
         let config = &mesh.config;
@@ -57,8 +70,17 @@ impl Snapshot {
         let compile = |service: &Service| {
             Arc::new(service_entry((&mesh, &callers), service, &advertised, hbone_port, &known))
         };
-        let services: HashMap<_, _> =
+        let mut services: HashMap<_, _> =
             mesh.services.values().map(|service| (service.key.clone(), compile(service))).collect();
+        let host_identity = Identity::host(config.trust_domain.clone(), host.name.clone());
+        let mut namespaces: Vec<_> = registrations.iter().map(|local| &local.key.namespace).collect();
+        namespaces.push(host_identity.namespace());
+        let here = (&advertised, hbone_port);
+        let compile = |host: external::Host<'_>| {
+            Arc::new(host.compiled(&callers, here, &|name, at| known.state(name, at)))
+        };
+        let hosts: Vec<_> = external::of_mesh(&mesh, &namespaces, resolved).map(compile).collect();
+        services.extend(hosts.iter().map(|host| (host.key.clone(), Arc::clone(host))));
         let of_addresses = |service: &Arc<ServiceEntry>| {
             let entry = Arc::clone(service);
             service.addresses.clone().into_iter().map(move |address| (address, Arc::clone(&entry)))
@@ -67,10 +89,10 @@ impl Snapshot {
         let matched = matched.filter_map(|(index, local)| Some((local.matcher.clone()?, index)));
         Ok(Self {
             host: host.clone(),
-            host_identity: Identity::host(config.trust_domain.clone(), host.name.clone()),
+            host_identity: host_identity.clone(),
             callers: CallerTable::new(matched),
             virtual_addresses: services.values().flat_map(of_addresses).collect(),
-            endpoints: dialled_directly(&mesh, &services),
+            endpoints: dialled_directly(&mesh, &services, &hosts),
             captured: captured(&local),
             captured_ports: captured_ports(&local),
             unnamed: unnamed(registrations, &local, host),
@@ -89,6 +111,8 @@ impl Snapshot {
                 registrations,
                 previous.map(|previous| &previous.rate_limits),
             ),
+            external: ExternalHosts::new(&hosts),
+            resolved: Arc::clone(resolved),
             services,
             advertised,
             mesh: Arc::new(mesh),
@@ -276,6 +300,8 @@ fn service_entry(
     };
     let ports: Vec<PortEntry> = service.ports.iter().map(port).collect();
     ServiceEntry {
+        targets: service.ports.iter().map(|port| port.target_port.get()).collect(),
+        external: None,
         views: callers.views(&service.key, &host, &ports),
         ports,
         identity: mesh.identity_of(service),
@@ -290,8 +316,16 @@ fn service_entry(
 fn dialled_directly(
     mesh: &Mesh,
     services: &HashMap<baremesh_model::name::Key, Arc<ServiceEntry>>,
+    hosts: &[Arc<ServiceEntry>],
 ) -> HashMap<SocketAddr, (Arc<ServiceEntry>, u16, Arc<Endpoint>)> {
     let mut all = HashMap::new();
+    // Those of the mesh's services, which come after, go before them.
+    for host in hosts {
+        all.extend(
+            external::captured_endpoints(host)
+                .map(|(port, endpoint)| (endpoint.address, (Arc::clone(host), port, Arc::clone(endpoint)))),
+        );
+    }
     for service in mesh.services.values() {
         let Some(entry) = services.get(&service.key) else { continue };
         for workload in mesh.workloads_of(service).filter(|workload| workload.tunnel == Tunnel::Hbone) {

@@ -47,8 +47,8 @@ pub struct UpstreamKey {
 pub enum Via {
     /// By the agent at this address.
     Tunnel(SocketAddr),
-    /// By a socket, in the TLS that the rule asks for.
-    Socket(Option<ClientTls>),
+    /// By a socket, in the TLS that the rule asks for, of the host of that name.
+    Socket(Option<(ClientTls, Arc<str>)>),
     /// On this host, at this address.
     Local(SocketAddr),
 }

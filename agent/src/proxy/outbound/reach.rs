@@ -30,8 +30,7 @@ pub(super) async fn one_endpoint(
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
     let in_flight = endpoint.state.enter();
-    record.target =
-        Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
+    record.target = service.party(endpoint);
     record.upstream = Some(endpoint.address);
     let connecting = async {
         let mut upstream = match &endpoint.transport {
