@@ -109,11 +109,14 @@ impl Resolver {
     }
 }
 
+/// The largest answer that fits into one packet everywhere.
+const PAYLOAD: u16 = 1232;
+
 /// A question that wants recursion.
 fn question(name: &str, kind: u16) -> Option<Vec<u8>> {
     let mut query = vec![0, 0];
     query.extend(wire::RECURSION_DESIRED.to_be_bytes());
-    query.extend([0, 1, 0, 0, 0, 0, 0, 0]);
+    query.extend([0, 1, 0, 0, 0, 0, 0, 1]);
     for label in name.split('.') {
         let length = u8::try_from(label.len()).ok().filter(|length| (1..=63).contains(length))?;
         query.push(length);
@@ -122,6 +125,11 @@ fn question(name: &str, kind: u16) -> Option<Vec<u8>> {
     query.push(0);
     query.extend(kind.to_be_bytes());
     query.extend([0, 1]);
+    // EDNS (RFC 6891): answers of many addresses come in one datagram.
+    query.push(0);
+    query.extend(wire::TYPE_OPT.to_be_bytes());
+    query.extend(PAYLOAD.to_be_bytes());
+    query.extend([0; 6]);
     // A random id: what comes back is held against it.
     wire::set_id(&mut query, rand::random());
     Some(query)

@@ -146,7 +146,7 @@ async fn connect_and_relay(
         }
         // What was captured for the sake of other callers of this host, who see a ServiceEntry, goes as without.
         Route::Passthrough
-            if worker.shared.outbound == Outbound::All || snapshot.external.is_at(destination) =>
+            if worker.shared.outbound == Outbound::All || snapshot.is_captured_for_external(destination) =>
         {
             record.service_host = Some(PASSTHROUGH.into());
             as_it_was(&call, destination, record).await?

@@ -167,10 +167,15 @@ fn seen<'a, 'b>(
 }
 
 fn is_seen(service: &ServiceEntry, from: &Label) -> bool {
-    service.external.as_ref().is_some_and(|external| external.visibility.includes(from))
+    service.external.is_some() && service.is_for(from)
 }
 
 impl ServiceEntry {
+    /// Whether callers of a namespace see it. Services are everybody's.
+    pub fn is_for(&self, from: &Label) -> bool {
+        self.external.as_ref().is_none_or(|external| external.visibility.includes(from))
+    }
+
     /// What DNS answers for it.
     pub(super) fn found(&self) -> Found {
         let networks = self.external.iter().flat_map(|external| &external.addresses);
@@ -208,6 +213,13 @@ impl ServiceEntry {
 }
 
 impl Snapshot {
+    /// Whether connections to a real address are captured for the sake of a ServiceEntry.
+    pub fn is_captured_for_external(&self, destination: SocketAddr) -> bool {
+        let of_external = |service: &ServiceEntry| service.external.is_some();
+        self.external.is_at(destination)
+            || self.endpoints.get(&destination).is_some_and(|(service, ..)| of_external(service))
+    }
+
     /// The names that are to be looked up for endpoints, in order.
     pub fn names_to_resolve(&self) -> Vec<Arc<str>> {
         let mut names: Vec<Arc<str>> = Vec::new();

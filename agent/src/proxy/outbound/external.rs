@@ -38,6 +38,10 @@ pub(super) async fn settled(
                 None => by_name_alone(call.snapshot, client, (destination.port(), from)).await,
             }
         }
+        // It is not there for this caller.
+        Route::Endpoint(service, ..) if service.external.is_some() && !service.is_for(from) => {
+            return Ok(Route::Passthrough);
+        }
         _ => None,
     };
     let index = found.and_then(|host| Some((host, host.port_index(destination.port())?)));
