@@ -75,6 +75,11 @@ pub fn fields_of(kind: baremesh_model::mesh::Kind) -> &'static [fields::Field] {
     document::table_of(kind)
 }
 
+/// Whether something may be a label of a workload.
+pub fn is_label(key: &str, value: &str) -> bool {
+    labels::check_label(key, value).is_ok()
+}
+
 /// What a text held.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Parsed {

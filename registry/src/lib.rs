@@ -1,5 +1,5 @@
 //! Resources as people write them, TOML and Istio's YAML, made into the model; and the sources that supply them:
-//! a directory of files, and the control server with its protocol.
+//! a directory of files, the control server with its protocol, and Consul.
 //!
 //! Modules in reading order.
 
@@ -17,3 +17,5 @@ pub mod analysis;
 pub mod files;
 /// The control protocol: what the control server keeps and pushes, and how agents follow it.
 pub mod control;
+/// Consul: its catalog, its key-value store and the checks of a local Consul agent.
+pub mod consul;

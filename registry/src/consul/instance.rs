@@ -1,0 +1,223 @@
+//! What an instance in the catalog comes to: one that an agent of this mesh registered, one of somebody else's, or
+//! nothing that could be called.
+
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::sync::Arc;
+
+use baremesh_model::name::{Key, Label};
+use baremesh_model::service::Protocol;
+use baremesh_model::workload::Labels;
+
+use super::catalog::{Check, Instance};
+use super::mark;
+use crate::control::registration::Registration;
+use crate::format::is_label;
+
+/// The name that a port of a foreign instance has.
+pub const PORT_NAME: &str = "consul";
+/// The meta value that says what a foreign instance speaks.
+const PROTOCOL: &str = "protocol";
+/// The label for a tag that is no `key=value`, and its value.
+const TAG_LABEL: &str = "consul-tag";
+/// The label with the node's name.
+const NODE_LABEL: &str = "consul-node";
+/// The label with the datacenter.
+const DATACENTER_LABEL: &str = "consul-datacenter";
+
+/// How an instance is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It takes calls.
+    Well,
+    /// Somebody who knows says that it does not.
+    Ill,
+    /// Nobody has heard of it, or of its machine, in time.
+    Silent,
+}
+
+/// What an instance is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    /// An agent of this mesh is there.
+    Agent {
+        /// The host.
+        host: Label,
+        /// What it registered.
+        registration: Box<Registration>,
+    },
+    /// Somebody else's.
+    Foreign {
+        /// Where it is.
+        address: IpAddr,
+        /// Its port.
+        port: NonZeroU16,
+        /// What it speaks, where it says so.
+        protocol: Option<Protocol>,
+        /// Labels: of tags, meta values, the node and the datacenter.
+        labels: Labels,
+        /// Its share of calls.
+        weight: u32,
+    },
+}
+
+/// What `instance` of `service` is, or why it can be nothing.
+pub fn what(service: &Key, instance: &Instance) -> Result<What, String> {
+    match mark::read(&instance.service.meta) {
+        Some(Ok((host, registration))) if registration.service == *service => {
+            Ok(What::Agent { host, registration: Box::new(registration) })
+        }
+        Some(Ok((_, registration))) => Err(format!("it says that it is of {}", registration.service)),
+        Some(Err(reason)) => Err(format!("what an agent registered cannot be read: {reason}")),
+        None => foreign(service, instance),
+    }
+}
+
+fn foreign(service: &Key, instance: &Instance) -> Result<What, String> {
+    let registered = &instance.service;
+    if !registered.kind.is_empty() {
+        return Err(format!("it is a {} of Consul's own mesh", registered.kind));
+    }
+    let address = address(instance);
+    let address: IpAddr = address.parse().map_err(|_| {
+        format!("its address `{address}` is a name, and names are not resolved: register an IP address")
+    })?;
+    if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+        return Err(format!("no other host reaches it at {address}"));
+    }
+    let port = u16::try_from(registered.port).ok().and_then(NonZeroU16::new);
+    let port = port.ok_or_else(|| format!("its port is {}", registered.port))?;
+    let warns = instance.checks.iter().any(|check| check.status == "warning");
+    let weight = if warns { registered.weights.warning } else { registered.weights.passing };
+    Ok(What::Foreign {
+        address,
+        port,
+        protocol: registered.meta.get(PROTOCOL).and_then(|name| name.parse::<Protocol>().ok()),
+        labels: labels(service, instance),
+        weight: u32::try_from(weight).unwrap_or(1).max(1),
+    })
+}
+
+/// The address of an instance as Consul has it: its own, else its node's.
+fn address(instance: &Instance) -> &str {
+    match instance.service.address.as_str() {
+        "" => &instance.node.address,
+        own => own,
+    }
+}
+
+/// Whether an instance is where its node is, which its node's Consul agent has shown to the others.
+pub fn is_at_its_node(instance: &Instance) -> bool {
+    address(instance) == instance.node.address
+}
+
+/// Labels, of which a later one does not replace an earlier one: meta values, then tags, then where it is. What cannot be a
+/// label is left out.
+fn labels(service: &Key, instance: &Instance) -> Labels {
+    let registered = &instance.service;
+    let meta = registered.meta.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+    let tags = registered.tags.iter().map(|tag| tag.split_once('=').unwrap_or((TAG_LABEL, tag)));
+    let place = [
+        (NODE_LABEL, instance.node.node.as_str()),
+        (DATACENTER_LABEL, instance.node.datacenter.as_str()),
+        ("app", service.name.as_str()),
+    ];
+    let mut labels = Labels::new();
+    for (key, value) in meta.chain(tags).chain(place) {
+        if is_label(key, value) {
+            labels.entry(Arc::from(key)).or_insert_with(|| Arc::from(value));
+        }
+    }
+    labels
+}
+
+/// How an instance is, by its checks.
+pub fn standing(instance: &Instance) -> Standing {
+    let critical = || instance.checks.iter().filter(|check| check.status == "critical");
+    let of_node = |check: &&Check| check.service_id.is_empty();
+    // `serfHealth` is what the other Consul agents think of the node's; maintenance is somebody's order.
+    let is_order = |check: &Check| {
+        check.id.starts_with("_node_maintenance") || check.id.starts_with("_service_maintenance")
+    };
+    let is_ours = instance.service.tags.iter().any(|tag| tag == mark::TAG);
+    let is_said = |check: &Check| match (is_order(check), check.service_id.is_empty()) {
+        (true, _) => true,
+        (false, true) => check.id != "serfHealth",
+        (false, false) => {
+            !(is_ours && check.id == instance.service.id) || check.output.starts_with(mark::ILL)
+        }
+    };
+    if critical().any(is_said) {
+        Standing::Ill
+    } else if critical().any(|check| of_node(&check) || !is_said(check)) {
+        Standing::Silent
+    } else {
+        Standing::Well
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn instance(value: &serde_json::Value) -> Instance {
+        serde_json::from_value(value.clone()).expect("an instance")
+    }
+
+    fn key() -> Key {
+        mark::service_of("db").expect("a service")
+    }
+
+    #[test]
+    fn tags_and_meta_become_labels_and_what_cannot_be_called_is_nothing() {
+        let one = |service: serde_json::Value| {
+            let node = json!({ "Node": "n1", "Address": "10.0.0.5", "Datacenter": "dc1" });
+            instance(&json!({ "Node": node, "Service": service, "Checks": null }))
+        };
+        let found = what(
+            &key(),
+            &one(json!({
+                "ID": "db1", "Service": "db", "Port": 5432, "Tags": ["version=v2", "primary", "bad tag", "zone=x"],
+                "Meta": { "zone": "a", "protocol": "mysql", "no label": "" }, "Weights": { "Passing": 5, "Warning": 1 },
+            })),
+        );
+        let Ok(What::Foreign { address, port, labels, weight, .. }) = found else { panic!("{found:?}") };
+        assert_eq!((address.to_string().as_str(), port.get(), weight), ("10.0.0.5", 5432, 5));
+        let shown: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let expected =
+            "app=db consul-datacenter=dc1 consul-node=n1 consul-tag=primary protocol=mysql version=v2 zone=a";
+        assert_eq!(shown.join(" "), expected);
+        for (bad, part) in [
+            (json!({ "Service": "db", "Port": 0 }), "port is 0"),
+            (json!({ "Service": "db", "Port": 70000 }), "port is 70000"),
+            (json!({ "Service": "db", "Port": 1, "Address": "db.example" }), "not resolved"),
+            (json!({ "Service": "db", "Port": 1, "Address": "127.0.0.1" }), "reaches"),
+            (json!({ "Service": "db", "Port": 1, "Kind": "connect-proxy" }), "Consul's own mesh"),
+            (json!({ "Service": "db", "Port": 1, "Meta": { "baremesh-host": "h" } }), "cannot be read"),
+        ] {
+            let refused = what(&key(), &one(bad)).expect_err(part);
+            assert!(refused.contains(part), "{refused}");
+        }
+    }
+
+    #[test]
+    fn silence_is_told_from_what_somebody_says() {
+        let check = |tags: &[&str], checks: serde_json::Value, expected: Standing| {
+            let node = json!({ "Node": "n1", "Address": "10.0.0.5" });
+            let service = json!({ "ID": "s", "Service": "db", "Port": 1, "Tags": tags });
+            let instance = instance(&json!({ "Node": node, "Service": service, "Checks": checks }));
+            assert_eq!(standing(&instance), expected, "{checks}");
+        };
+        let one = |id: &str, service: &str, status: &str, output: &str| json!([{ "CheckID": id, "ServiceID": service, "Status": status, "Output": output }]);
+        check(&[], json!([]), Standing::Well);
+        check(&[], one("x", "s", "warning", ""), Standing::Well);
+        check(&[], one("x", "s", "critical", ""), Standing::Ill);
+        check(&[], one("serfHealth", "", "critical", ""), Standing::Silent);
+        check(&[], one("_node_maintenance", "", "critical", ""), Standing::Ill);
+        check(&["baremesh"], one("s", "s", "critical", "TTL expired (last output …)"), Standing::Silent);
+        check(&["baremesh"], one("s", "s", "critical", mark::ILL), Standing::Ill);
+        check(&["baremesh"], one("other", "s", "critical", ""), Standing::Ill);
+    }
+}
