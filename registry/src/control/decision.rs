@@ -673,7 +673,7 @@ mod tests {
             let crate::resource::Resource::ServiceEntry(entry) = parsed.resources[0].value.clone() else {
                 panic!("another kind")
             };
-            let service_entries = [(entry.key.clone(), (*entry).into())].into();
+            let service_entries = [(entry.key.clone(), std::sync::Arc::new(*entry))].into();
             Declared { service_entries, ..Declared::default() }
         };
         let mut catalog = Catalog::default();
@@ -692,7 +692,7 @@ mod tests {
         assert_eq!(of(&catalog, "api.example.com"), Vec::<IpAddr>::new());
         let stated = "]\nresolution = \"DNS\"\naddresses = [\"240.240.0.9\"]";
         redeclare(&mut catalog, declared(stated)).expect("taken");
-        let taken = Service { addresses: vec![[240, 240, 0, 9].into()], ..service("a.x", "x") };
+        let taken = Service { addresses: vec![IpAddr::from([240_u8, 240, 0, 9])], ..service("a.x", "x") };
         let both = Declared { services: [(taken.key.clone(), taken)].into(), ..declared(stated) };
         assert!(redeclare(&mut catalog, both).expect_err("it is the host's").to_string().contains("already"));
     }

@@ -246,7 +246,7 @@ struct Authority {
 impl Authority {
     fn new() -> Self {
         let key = KeyPair::generate().expect("a key");
-        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).expect("a certificate");
         let (pem, der) = (certificate.pem(), certificate.der().clone());
