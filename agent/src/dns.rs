@@ -14,6 +14,7 @@ mod forward;
 mod framing;
 mod judge;
 mod own_reply;
+mod resolver;
 mod reverse;
 mod server;
 mod upstreams;
@@ -31,6 +32,7 @@ pub use config::{
 };
 pub use counters::DnsCounters;
 pub use judge::{Verdict, judge};
+pub use resolver::{Addresses, LookUpError, Resolver};
 pub use reverse::domains_of;
 pub use upstreams::{STUBS, name_servers};
 pub use zone::{Found, Ports, Zone};

@@ -23,6 +23,7 @@ mod tokens;
 mod words;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Instant;
 
 use baremesh_model::http::{FieldError, RequestHead};
@@ -139,7 +140,8 @@ pub fn explain(
     let (asked, now) = (&asked, Instant::now());
     let case = Case { snapshot, caller, asked, sent: None, dialled, certified, now };
     let mut explanation = blank(question, &case);
-    match snapshot.route_of(caller.index, dialled) {
+    let route = named(&case, snapshot.route(dialled));
+    match route.and_then(|route| snapshot.within_sidecar(caller.index, route)) {
         Ok(Route::Service(service, port)) => {
             let entry = &service.ports[port];
             let is_http = match entry.protocol {
@@ -205,13 +207,27 @@ fn refused_with(error: &ProxyError) -> AnswerReport {
     }
 }
 
+/// The route of a call by a ServiceEntry's host, whatever else is at its address.
+fn named(case: &Case<'_>, route: Result<Route, ProxyError>) -> Result<Route, ProxyError> {
+    let is_address = case.asked.host.parse::<IpAddr>().is_ok();
+    let called = case.snapshot.called(&case.asked.host, case.caller.identity.namespace());
+    let external = called.filter(|service| !is_address && service.external.is_some());
+    let index = external.and_then(|service| Some((service, service.port_index(case.dialled.port())?)));
+    match index {
+        Some((service, port)) => Ok(Route::Service(Arc::clone(service), port)),
+        None => route,
+    }
+}
+
 /// Where a program's connection goes: an address as it is, a name as the mesh's DNS resolves it.
 fn dialled(snapshot: &Snapshot, caller: &Caller, asked: &Asked) -> Result<SocketAddr, ExplainError> {
     if let Ok(address) = asked.host.parse::<IpAddr>() {
         return Ok(SocketAddr::new(address, asked.port));
     }
-    let found = snapshot.service_of_host(&asked.host);
-    let address = found.and_then(|service| service.addresses.first());
+    let found = snapshot.called(&asked.host, caller.identity.namespace());
+    let given = found.and_then(|service| service.external.as_ref());
+    let given = given.and_then(|external| external.addresses.first()).map(ipnet::IpNet::addr);
+    let address = found.and_then(|service| service.addresses.first()).or(given.as_ref());
     address.map(|address| SocketAddr::new(*address, asked.port)).ok_or_else(|| ExplainError::NoService {
         name: asked.host.clone(),
         hint: caller::hint_of_services(snapshot, caller.identity.namespace(), &asked.host),

@@ -222,7 +222,7 @@ impl Fetcher {
 }
 
 /// What an address is that is not connected to; nothing where it is.
-fn kept_from(address: IpAddr, virtual_ranges: &VirtualRanges) -> Option<&'static str> {
+pub(crate) fn kept_from(address: IpAddr, virtual_ranges: &VirtualRanges) -> Option<&'static str> {
     if virtual_ranges.contains(address) {
         return Some("a virtual address of the mesh, which the agent itself does not call");
     }

@@ -31,6 +31,8 @@ mod share;
 pub mod originate;
 /// What URLs of resources serve.
 pub mod fetch;
+/// Addresses of names outside the mesh.
+pub mod resolution;
 /// Tokens of requests, and the keys that they are verified with.
 pub mod jwt;
 /// Who is asked by CUSTOM policies.

@@ -51,6 +51,7 @@ use crate::capture::Outbound;
 use crate::credentials::Credentials;
 use crate::flows::Flows;
 use crate::originate::Originations;
+use crate::resolution::AskedNames;
 use crate::share::Shares;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Telemetry;
@@ -177,6 +178,8 @@ pub struct Shared {
     pub outbound: Outbound,
     /// Who came to which service of this host.
     pub flows: Arc<Flows>,
+    /// Names that callers ask for below wildcards.
+    pub asked_names: Arc<AskedNames>,
 }
 
 /// One thread of the data path.

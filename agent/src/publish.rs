@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::originate::{Originations, REREAD};
 use crate::registration::LocalService;
+use crate::resolution::Resolved;
 use crate::snapshot::{Host, Snapshot};
 use crate::telemetry::metrics::Metrics;
 
@@ -19,6 +20,7 @@ use crate::telemetry::metrics::Metrics;
 struct Inputs {
     mesh: Arc<Mesh>,
     registrations: Vec<Arc<LocalService>>,
+    resolved: Arc<Resolved>,
     last_error: Option<String>,
     version: u64,
     taken: SystemTime,
@@ -67,6 +69,7 @@ impl Publisher {
         let inputs = Inputs {
             mesh: Arc::new(mesh),
             registrations: registrations.clone(),
+            resolved: Arc::default(),
             last_error: None,
             version,
             taken: SystemTime::now(),
@@ -189,6 +192,23 @@ impl Publisher {
         self.lock().last_error = None;
     }
 
+    /// Takes what DNS says of names. A state that was good with other addresses is with these.
+    pub fn take_resolved(&self, resolved: Resolved) {
+        let mut inputs = self.lock();
+        if *self.snapshot.load().resolved == resolved {
+            return;
+        }
+        inputs.resolved = Arc::new(resolved);
+        let (registrations, mesh) =
+            (inputs.registrations.clone(), (Arc::clone(&inputs.mesh), inputs.version));
+        let (taken, last_error) = (inputs.taken, inputs.last_error.clone());
+        if self.publish(&mut inputs, mesh, registrations).is_ok() {
+            // Nothing came from the source, and what it had refused is refused still.
+            (inputs.taken, inputs.last_error) = (taken, last_error);
+            note(&self.metrics, &inputs);
+        }
+    }
+
     fn publish(
         &self,
         inputs: &mut Inputs,
@@ -197,7 +217,8 @@ impl Publisher {
     ) -> Result<(), String> {
         let previous = self.snapshot.load();
         let registrations = in_groups(&mesh, &registrations);
-        match Snapshot::build(&mesh, &registrations, &self.host, self.hbone_port, Some(&previous)) {
+        let known = (Some(&**previous), &inputs.resolved);
+        match Snapshot::build_resolved(&mesh, &registrations, (&self.host, self.hbone_port), known) {
             Ok(snapshot) => {
                 let identities = snapshot.identities();
                 // Before it is in force: a call by it finds what it needs.
@@ -208,6 +229,7 @@ impl Publisher {
                 *inputs = Inputs {
                     mesh,
                     registrations: registrations.clone(),
+                    resolved: Arc::clone(&inputs.resolved),
                     last_error: None,
                     version,
                     taken: SystemTime::now(),

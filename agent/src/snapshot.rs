@@ -16,6 +16,8 @@ pub mod endpoint;
 mod views;
 /// Services of this host.
 mod local;
+/// Hosts of ServiceEntries.
+pub mod external;
 /// Limits on requests, and what they counted.
 pub mod rate_limit;
 /// Names, as the DNS server answers them.
@@ -32,10 +34,10 @@ use std::sync::Arc;
 use baremesh_model::destination_rule::{ClientTls, MergedRule};
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
-use baremesh_model::name::Key;
+use baremesh_model::name::{Key, Label};
 use baremesh_model::outbound::OutboundPolicy;
 use baremesh_model::service::{Protocol, Service};
-use baremesh_model::virtual_service::Routing;
+use baremesh_model::virtual_service::{Destination, Routing};
 use baremesh_model::workload::{Labels, Workload};
 
 use crate::attribution::CallerTable;
@@ -43,12 +45,14 @@ use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
 use crate::proxy::error::ProxyError;
 use crate::registration::LocalService;
+use crate::resolution::Resolved;
 use crate::telemetry::metrics::Party;
 
 use build::Basis;
 pub use build::BuildError;
 pub use cluster::{Cluster, NoEndpoint};
 pub use endpoint::{Endpoint, EndpointState, Transport};
+use external::{External, ExternalHosts};
 pub use host::{Host, HostNetwork, NetworkRole};
 pub use local::{From, LocalEndpoint};
 pub use names::ShortNames;
@@ -57,7 +61,7 @@ pub use reach::Calls;
 use reach::Listed;
 pub use ways::OutOfReach;
 
-/// One service, with what callers need of it.
+/// One service, or one host of ServiceEntries, with what callers need of it.
 #[derive(Debug)]
 pub struct ServiceEntry {
     /// Namespace and name.
@@ -72,6 +76,10 @@ pub struct ServiceEntry {
     pub ports: Vec<PortEntry>,
     /// Endpoints of other networks that no gateway leads to.
     pub out_of_reach: Vec<OutOfReach>,
+    /// The numbers at endpoints that nobody lists, by the index of the port.
+    pub targets: Vec<u16>,
+    /// What is known of it besides, where it is a host of ServiceEntries.
+    pub external: Option<External>,
     /// How it is called, by kinds of callers of this host.
     views: Views,
     /// What it was compiled from.
@@ -89,6 +97,22 @@ impl ServiceEntry {
     /// The index of a port by its number.
     pub fn port_index(&self, number: u16) -> Option<usize> {
         self.ports.iter().position(|port| port.port == number)
+    }
+
+    /// The port that a route's destination means to those who dialled `dialled`: the one that is named, else the only one
+    /// that there is, else the one that was dialled.
+    pub fn port_meant(&self, to: &Destination, dialled: u16) -> Option<usize> {
+        self.port_index(match (to.port, &self.ports[..]) {
+            (Some(port), _) => port.get(),
+            (None, [only]) => only.port,
+            (None, _) => dialled,
+        })
+    }
+
+    /// The name by which records know it, and its namespace where that is not in the name.
+    pub fn noted(&self) -> (Option<Arc<str>>, Option<Arc<str>>) {
+        let namespace = self.external.as_ref().map(|_| self.key.namespace.as_str().into());
+        (Some(Arc::clone(&self.host)), namespace)
     }
 
     /// Whether any caller of this host has the endpoint left out.
@@ -204,6 +228,10 @@ pub struct Snapshot {
     pub callers: CallerTable<usize>,
     /// What the services were compiled with.
     basis: Basis,
+    /// Hosts of ServiceEntries, by what they are called and reached by.
+    pub external: ExternalHosts,
+    /// Addresses of their endpoints' names.
+    pub resolved: Arc<Resolved>,
     services: HashMap<Key, Arc<ServiceEntry>>,
     virtual_addresses: HashMap<IpAddr, Arc<ServiceEntry>>,
     endpoints: HashMap<SocketAddr, (Arc<ServiceEntry>, u16, Arc<Endpoint>)>,
@@ -303,6 +331,23 @@ impl Snapshot {
     pub fn service_of_host(&self, host: &str) -> Option<&Arc<ServiceEntry>> {
         let key = Key::resolve(host, &baremesh_model::name::default_namespace(), &self.mesh.config.domain);
         self.service(&key.ok()?)
+    }
+
+    /// A service by its full host name, or the host of a ServiceEntry that callers of a namespace see. A name of two labels
+    /// may be either: a service of another namespace goes first.
+    pub fn called(&self, host: &str, from: &Label) -> Option<&Arc<ServiceEntry>> {
+        let domain = self.mesh.config.domain.as_str();
+        let as_written = || host.strip_suffix(domain)?.strip_suffix('.');
+        let external = || {
+            let named = self.external.named(host, from);
+            named.or_else(|| self.external.named(as_written()?, from))
+        };
+        self.service_of_host(host).or_else(external)
+    }
+
+    /// The namespace of a caller of this host: a registration by its index, or the host itself.
+    pub fn namespace_of(&self, caller: Option<usize>) -> &Label {
+        caller.map_or(self.host_identity.namespace(), |index| self.sources[index].identity.namespace())
     }
 
     /// A service by its key.

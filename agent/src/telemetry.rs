@@ -23,6 +23,8 @@ pub mod rate_limits;
 pub mod tokens;
 /// The metrics of HTTP and gRPC requests.
 pub mod requests;
+/// Look-ups of names outside the mesh.
+pub mod resolution;
 /// The forms that metrics are served in.
 pub mod text_format;
 
@@ -102,6 +104,8 @@ pub struct Record {
     pub target: Party,
     /// The called service's full host name.
     pub service_host: Option<Arc<str>>,
+    /// The namespace of the ServiceEntry, where the host is one's.
+    pub external_namespace: Option<Arc<str>>,
     /// Where it was carried to.
     pub upstream: Option<SocketAddr>,
     /// How it travelled.
@@ -126,6 +130,7 @@ impl Record {
             source: Party::default(),
             target: Party::default(),
             service_host: None,
+            external_namespace: None,
             upstream: None,
             security: Security::Unknown,
             peer_serial: None,
@@ -250,6 +255,7 @@ impl Telemetry {
             source: record.source.clone(),
             target: record.target.clone(),
             service_host: record.service_host.clone(),
+            external_namespace: record.external_namespace.clone(),
             security: record.security,
             flags,
         }

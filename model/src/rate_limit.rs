@@ -101,6 +101,14 @@ impl RateLimit {
         }
     }
 
+    /// The host of a ServiceEntry that callers send requests to, as it is written; `called` is none of that name.
+    pub fn called_host(&self) -> Option<&str> {
+        match &self.traffic {
+            Traffic::ToHost(written) => Some(written),
+            Traffic::ToWorkloads(_) => None,
+        }
+    }
+
     /// Whether it is for workloads of `namespace` at all: its own, or every one where it is the root's.
     pub fn is_in_scope(&self, namespace: &Label, root_namespace: &Label) -> bool {
         self.key.namespace == *root_namespace || self.key.namespace == *namespace

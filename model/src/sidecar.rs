@@ -94,6 +94,16 @@ impl EgressHost {
             EgressNamespace::None => false,
             EgressNamespace::Named(named) => service.namespace == *named,
         };
+        if let Some(host) = service.as_host() {
+            return of_namespace
+                && match &self.name {
+                    EgressName::Any => true,
+                    EgressName::Exact(name) => **name == *host,
+                    EgressName::Below(below) => {
+                        host.strip_suffix(&**below).is_some_and(|rest| rest.ends_with('.'))
+                    }
+                };
+        }
         of_namespace
             && match &self.name {
                 EgressName::Any => true,
@@ -204,6 +214,23 @@ mod tests {
         check("*/*.x.svc.cluster.local", "a.x", true);
         check("*/*.mesh.internal", "a.x", true);
         check("*/*.y.mesh.internal", "a.x", false);
+    }
+
+    #[test]
+    fn hosts_of_service_entries_are_matched_by_their_own_names() {
+        let check = |host: &str, name: &str, expected: bool| {
+            let service = Key::of_host(label("x"), &Arc::from(name));
+            let found = EgressHost::parse(host).expect(host);
+            assert_eq!(found.matches(&service, &label("shop"), &domain()), expected, "{host} {name}");
+        };
+        check("*/*", "api.example.com", true);
+        check("x/*", "api.example.com", true);
+        check("./*", "api.example.com", false);
+        check("x/api.example.com", "api.example.com", true);
+        check("x/example.com", "api.example.com", false);
+        check("*/*.example.com", "api.example.com", true);
+        check("*/*.example.com", "*.example.com", true);
+        check("*/*.example.com", "example.com", false);
     }
 
     #[test]

@@ -63,6 +63,8 @@ mod disk_full;
 mod dns_answers;
 #[path = "stories/draining.rs"]
 mod draining;
+#[path = "stories/egress.rs"]
+mod egress;
 #[path = "stories/encrypts_plain_tcp.rs"]
 mod encrypts_plain_tcp;
 #[path = "stories/enrolment.rs"]
@@ -119,6 +121,8 @@ mod local_attackers;
 mod malformed_requests;
 #[path = "stories/meets_envoy.rs"]
 mod meets_envoy;
+#[path = "stories/name_server.rs"]
+mod name_server;
 #[path = "stories/names.rs"]
 mod names;
 #[path = "stories/networks.rs"]

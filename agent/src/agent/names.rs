@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use baremesh_model::mesh::Mesh;
 use baremesh_model::virtual_address::VirtualRanges;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -10,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::prepare::Prepared;
 use super::{AgentError, holder, until};
 use crate::config::{AgentConfig, DnsMode};
-use crate::dns::{self, Dns, DnsConfig, DnsCounters, SocketMark, Upstreams, Zone};
+use crate::dns::{self, Dns, DnsConfig, DnsCounters, Resolver, SocketMark, Upstreams, Zone};
 use crate::proxy::Phase;
 use crate::proxy::socket::Mark;
 use crate::publish::Publisher;
@@ -25,14 +26,9 @@ pub fn bind(
     if config.dns == DnsMode::Off {
         return Ok(None);
     }
-    let mesh = &prepared.initial.config;
-    let mut settings = DnsConfig::new(mesh.domain.clone(), as_list(&mesh.virtual_ranges));
-    settings.mark = SocketMark(mark.0);
+    let mut settings = settings(config, &prepared.initial, mark);
     settings.bridges = config.interfaces.iter().cloned().collect();
     settings.bridge_port = config.dns_port;
-    if !config.upstreams.is_empty() {
-        settings.upstreams = Upstreams::Fixed(config.upstreams.clone());
-    }
     if crate::capture::ipv6_is_off().is_some() {
         settings.ipv6 = dns::Ipv6Answers::Withheld;
     }
@@ -42,11 +38,27 @@ pub fn bind(
         move |name| forwards.load().find_name(name, short),
         move |address| backwards.load().find_address(address),
     );
-    let listen = [
-        SocketAddr::from((Ipv4Addr::LOCALHOST, config.dns_port)),
-        SocketAddr::from((Ipv6Addr::LOCALHOST, config.dns_port)),
-    ];
-    Dns::bind(&listen, settings, zone).map(Some).map_err(holder::blame(&[config.dns_port]))
+    Dns::bind(&listeners(config), settings, zone).map(Some).map_err(holder::blame(&[config.dns_port]))
+}
+
+/// Looks names up for the agent itself, where the server's questions go as well.
+pub fn resolver(config: &AgentConfig, mesh: &Mesh, mark: Mark) -> Resolver {
+    Resolver::new(&settings(config, mesh, mark), listeners(config).into())
+}
+
+fn settings(config: &AgentConfig, mesh: &Mesh, mark: Mark) -> DnsConfig {
+    let of_mesh = &mesh.config;
+    let mut settings = DnsConfig::new(of_mesh.domain.clone(), as_list(&of_mesh.virtual_ranges));
+    settings.mark = SocketMark(mark.0);
+    if !config.upstreams.is_empty() {
+        settings.upstreams = Upstreams::Fixed(config.upstreams.clone());
+    }
+    settings
+}
+
+fn listeners(config: &AgentConfig) -> [SocketAddr; 2] {
+    let (v4, v6) = (Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST);
+    [SocketAddr::from((v4, config.dns_port)), SocketAddr::from((v6, config.dns_port))]
 }
 
 /// Answers until the agent closes; what is asked is counted.

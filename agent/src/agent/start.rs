@@ -30,6 +30,7 @@ use crate::proxy::socket::Mark;
 use crate::proxy::{Limits, Listeners, Phase, Shared, Worker};
 use crate::publish::Publisher;
 use crate::registration::file;
+use crate::resolution::{self, AskedNames};
 use crate::resolved::Resolved;
 use crate::snapshot::Snapshot;
 use crate::steward::{Mode, Steward};
@@ -81,6 +82,8 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     };
     let rotation_status = Arc::clone(&rotation.status);
     let mut others = vec![tokio::spawn(rotation.start().run()), tokio::spawn(keys.run())];
+    let resolver = Arc::new(names::resolver(&config, &prepared.initial, mark));
+    let asked_names = Arc::new(AskedNames::new(Arc::clone(&resolver), Arc::clone(&metrics.lookups)));
     let shared = Shared {
         snapshot: publisher.snapshot(),
         snapshot_changed: publisher.changed(),
@@ -96,6 +99,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         limits,
         outbound: config.outbound,
         flows: Arc::default(),
+        asked_names,
     };
     tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
     let (lines, log) = start_access_log(&config.access_log, publisher.snapshot())?;
@@ -153,6 +157,9 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     });
     others.push(tokio::spawn(routes::tell_service_manager(Arc::clone(&agent))));
     others.push(tokio::spawn(Arc::clone(&agent.publisher).reread_certificates()));
+    let lookups = Arc::clone(&agent.metrics.lookups);
+    others.push(tokio::spawn(resolution::keep(Arc::clone(&agent.publisher), Arc::clone(&resolver), lookups)));
+    others.push(tokio::spawn(async move { resolver.watch().await }));
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), privileges = privileges::in_words(), "baremesh agent runs");
     Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, resolved, others })
 }

@@ -22,8 +22,21 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
     let mut forbidden = service("shell", 22, Strictness::Strict, WhenGone::Closed);
     forbidden.ports.extend([2222, 15001, 123]);
     forbidden.addresses = addresses(&["169.254.169.254:80"]);
+    // The address within the block is covered by it, and the metadata service is exempt.
+    let external = [
+        "10.1.0.0/16 443",
+        "10.1.2.3/32 443",
+        "10.1.2.3/32 80",
+        "169.254.169.254/32 80",
+        "2001:db8::/32 443",
+    ];
+    let external = external.map(|text| {
+        let (network, port) = text.split_once(' ').expect("a block and a port");
+        (network.parse().expect("a block"), port.parse().expect("a port"))
+    });
     vec![
         ("nothing_registered_v4_only", CapturePlan { virtual_v6: None, ..plan() }),
+        ("service_entries", CapturePlan { external: external.into(), ..plan() }),
         (
             "strict_closed_both_families",
             CapturePlan {

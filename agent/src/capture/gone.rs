@@ -15,8 +15,7 @@ use super::link;
 use super::plan::{CapturePlan, LocalService, WhenGone};
 use super::rules::{
     Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, from_bridges, own_socket, table, to_virtual,
-    transaction,
-    virtual_check,
+    transaction, virtual_check,
 };
 use super::sets::{NamedSet, TABLE, endpoints, inbound_ports, loading, local_addresses};
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use serde_json::Value;
 
 use super::CaptureError;
@@ -167,8 +168,13 @@ fn element(value: &Value) -> Option<(Element, Option<String>)> {
         return Some((element(inner.get("val")?)?.0, comment));
     }
     if let Some([address, port]) = value.get("concat").and_then(Value::as_array).map(Vec::as_slice) {
-        let address: IpAddr = address.as_str()?.parse().ok()?;
         let port = u16::try_from(port.as_u64()?).ok()?;
+        if let Some(prefix) = address.get("prefix") {
+            let length = u8::try_from(prefix.get("len")?.as_u64()?).ok()?;
+            let network = IpNet::new(prefix.get("addr")?.as_str()?.parse().ok()?, length).ok()?;
+            return Some((Element::Network(network, port), None));
+        }
+        let address: IpAddr = address.as_str()?.parse().ok()?;
         return Some((Element::Socket(SocketAddr::new(address, port)), None));
     }
     Some((Element::Number(u32::try_from(value.as_u64()?).ok()?), None))

@@ -138,6 +138,7 @@ pub(super) fn plan() -> CapturePlan {
         virtual_v4: "240.240.0.0/16".parse().expect("a range"),
         virtual_v6: Some("fd00:240::/64".parse().expect("a range")),
         endpoints: [].into(),
+        external: [].into(),
         local: Vec::new(),
         agent_uid: 0,
         ports: AgentPorts::default(),

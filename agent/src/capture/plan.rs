@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use baremesh_model::name::Key;
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::held::Held;
 use super::interface::Interface;
@@ -38,6 +38,8 @@ pub struct CapturePlan {
     pub virtual_v6: Option<Ipv6Net>,
     /// The real address and port of every remote endpoint that is reached over HBONE.
     pub endpoints: BTreeSet<SocketAddr>,
+    /// Addresses and blocks outside the mesh, each with a port, by which hosts of ServiceEntries are reached.
+    pub external: BTreeSet<(IpNet, u16)>,
     /// The services registered on this host.
     pub local: Vec<LocalService>,
     /// The uid that the agent runs as, as seen in the network namespace's user namespace.
@@ -164,6 +166,7 @@ mod tests {
             virtual_v4: "240.240.0.0/16".parse().expect("a range"),
             virtual_v6: None,
             endpoints: BTreeSet::new(),
+            external: BTreeSet::new(),
             local: Vec::new(),
             agent_uid: 990,
             ports: AgentPorts::default(),

@@ -89,6 +89,7 @@ impl Chain {
 const COUNTERS: &[(&str, &str)] = &[
     ("outbound_virtual", "connections to virtual addresses, brought to the agent"),
     ("outbound_endpoint", "connections to endpoints of the mesh, brought to the agent"),
+    ("outbound_external", "connections to hosts of ServiceEntries, brought to the agent"),
     ("outbound_local", "connections of this host to its own services, brought to the agent"),
     ("outbound_other", "other connections leaving the host, brought to the agent"),
     ("outbound_held", "connections of services that reach the registry alone, brought to the agent"),
@@ -235,6 +236,8 @@ fn outbound(plan: &CapturePlan) -> Vec<String> {
     rules.push(redirect("tcp dport @local_ports fib daddr type local", "outbound_local", port));
     rules.push(redirect("ip daddr . tcp dport @endpoints4", "outbound_endpoint", port));
     rules.push(redirect("ip6 daddr . tcp dport @endpoints6", "outbound_endpoint", port));
+    rules.push(redirect("ip daddr . tcp dport @external4", "outbound_external", port));
+    rules.push(redirect("ip6 daddr . tcp dport @external6", "outbound_external", port));
     for held in plan.held.matches() {
         rules.push(redirect(&format!("{held} oifname != \"lo\" meta l4proto tcp"), "outbound_held", port));
     }

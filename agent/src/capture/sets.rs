@@ -6,6 +6,7 @@ use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
 use baremesh_model::name::Key;
+use ipnet::IpNet;
 
 use super::plan::{CapturePlan, LocalService, Strictness};
 
@@ -32,6 +33,8 @@ pub(super) enum Element {
     Number(u32),
     /// An address and a port.
     Socket(SocketAddr),
+    /// A block of addresses and a port.
+    Network(IpNet, u16),
 }
 
 impl fmt::Display for Element {
@@ -39,6 +42,7 @@ impl fmt::Display for Element {
         match self {
             Self::Number(number) => write!(f, "{number}"),
             Self::Socket(address) => write!(f, "{} . {}", address.ip(), address.port()),
+            Self::Network(network, port) => write!(f, "{network} . {port}"),
         }
     }
 }
@@ -50,7 +54,7 @@ pub(super) type Elements = BTreeMap<Element, Option<String>>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NamedSet {
     pub(super) name: String,
-    /// The nft type, as `ipv4_addr . inet_service`.
+    /// The nft type, as `ipv4_addr . inet_service`, and flags behind it.
     pub(super) kind: &'static str,
     pub(super) elements: Elements,
 }
@@ -91,6 +95,7 @@ pub(super) fn sets_of(plan: &CapturePlan) -> Vec<NamedSet> {
     sets.extend(NamedSet::of_sockets("strict", &local_addresses(plan, strict)));
     sets.extend(endpoints(plan));
     sets.extend(plan.held.set());
+    sets.extend(external(plan));
     sets.push(seal(&sets));
     sets
 }
@@ -99,6 +104,28 @@ pub(super) fn sets_of(plan: &CapturePlan) -> Vec<NamedSet> {
 pub(super) fn endpoints(plan: &CapturePlan) -> [NamedSet; 2] {
     let endpoints = plan.endpoints.iter().filter(|e| plan.capturable(e.ip(), e.port()));
     NamedSet::of_sockets("endpoints", &endpoints.map(|e| (plain(*e), None)).collect())
+}
+
+/// Where hosts of ServiceEntries are reached. What lies within a block for the same port is left out: the kernel takes no
+/// intervals that overlap.
+pub(super) fn external(plan: &CapturePlan) -> [NamedSet; 2] {
+    let all = || plan.external.iter().filter(|(network, port)| plan.capturable(network.addr(), *port));
+    let is_within = |(network, port): &(IpNet, u16)| {
+        all().any(|(other, of)| of == port && other != network && other.contains(network))
+    };
+    let of = |v4: bool| {
+        let chosen = all().filter(|one| matches!(one.0, IpNet::V4(_)) == v4 && !is_within(one));
+        let element = |(network, port): &(IpNet, u16)| match network.prefix_len() == network.max_prefix_len()
+        {
+            true => Element::Socket(SocketAddr::new(network.addr(), *port)),
+            false => Element::Network(*network, *port),
+        };
+        chosen.map(|one| (element(one), None)).collect()
+    };
+    [
+        NamedSet::new("external4", "ipv4_addr . inet_service; flags interval", of(true)),
+        NamedSet::new("external6", "ipv6_addr . inet_service; flags interval", of(false)),
+    ]
 }
 
 /// Exact addresses of services, with their owners' names.

@@ -13,6 +13,7 @@ use crate::admin::report::explain::{
 };
 use crate::proxy::error::ProxyError;
 use crate::snapshot::cluster::Standing;
+use crate::snapshot::external::Way;
 use crate::snapshot::{Cluster, Endpoint, ServiceEntry, Transport};
 
 /// What a cluster comes to for a call whose key hashes to `hash`.
@@ -22,6 +23,19 @@ pub(super) fn of_cluster(
     share: f64,
     hash: Option<u64>,
 ) -> DestinationReport {
+    let way = service.port_index(cluster.name.port).map_or(&Way::Endpoints, |port| service.way(port));
+    let unlisted = match way {
+        Way::Endpoints => None,
+        Way::OriginalDestination => Some(format!("to where the caller was going: {}", case.dialled)),
+        Way::AskedName(hosts) => Some(format!(
+            "to the addresses that DNS has for the name that is asked for, if {hosts} takes it in"
+        )),
+    };
+    if let Some(unlisted) = unlisted {
+        let mut report = report(case, (service, cluster), &[], (share, None));
+        report.effects.insert(0, words::effect("resolution", unlisted));
+        return DestinationReport { passes: true, fault: None, balancer: None, ..report };
+    }
     let hashed_to = hash.and_then(|hash| cluster.pick(&[], Some(hash), case.now, hash).ok());
     let hashed_to = hashed_to.map(|endpoint| endpoint.address);
     report(case, (service, cluster), &cluster.standings(case.now), (share, hashed_to))

@@ -25,7 +25,9 @@ pub(super) fn explain(case: &Case<'_>, dialled: &ServiceEntry, port: usize, expl
     let token = tokens::for_routes(case);
     let (token, authority) = (token.as_ref(), Authority::Names);
     let (identity, service) = (&case.caller.identity, &dialled.key);
-    let asked = Asked { identity, service, port: number, token, authority };
+    let ranges = &case.snapshot.mesh.config.virtual_ranges;
+    let real_address = !ranges.contains(case.dialled.ip());
+    let asked = Asked { identity, service, port: number, token, authority, real_address };
     let caller = baremesh_model::virtual_service::Caller {
         gateway: &Gateway::Mesh,
         namespace: case.caller.identity.namespace(),

@@ -96,7 +96,7 @@ fn drawn(snapshot: &Snapshot, from: Option<&str>, question: &Question, draws: u6
     let service = snapshot.service_of_host(&asked.host).expect("a service");
     let authority = plan::Authority::Names;
     let (identity, service) = (&caller.identity, &service.key);
-    let to = plan::Asked { identity, service, port: asked.port, token: None, authority };
+    let to = plan::Asked { identity, service, port: asked.port, token: None, authority, real_address: false };
     let mut found = BTreeMap::new();
     for random in 0..draws {
         let what = match plan::plan(snapshot, to, &asked.head, random) {

@@ -86,6 +86,17 @@ pub enum ProxyError {
         /// One of the endpoints.
         first: OutOfReach,
     },
+    /// A host that is a wildcard was dialled, and the caller names none below it.
+    #[error("{0} is called by the name that a request or TLS asks for, and this one asks for none below it")]
+    NotNamed(Key),
+    /// DNS has no address for the name that a caller asks for.
+    #[error("{name} is not resolved: {source}")]
+    Unresolved {
+        /// The name.
+        name: String,
+        /// Why.
+        source: crate::dns::LookUpError,
+    },
     /// Outlier detection has left out every endpoint.
     #[error(
         "every endpoint of {0} is left out by outlier detection: `baremesh status` shows why and until when"
@@ -242,6 +253,8 @@ impl ProxyError {
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoEndpoint(_) | Self::OutOfReach { .. } => Reason::NoEndpoint,
+            Self::NotNamed(_) => Reason::NotNamed,
+            Self::Unresolved { .. } => Reason::Unresolved,
             Self::AllEjected(_) => Reason::AllEjected,
             Self::AllUnhealthy(_) => Reason::AllUnhealthy,
             Self::OverLimit(_) => Reason::OverLimit,
@@ -326,6 +339,8 @@ reasons! {
     NoSuchService, "no_such_service", "NR", Client;
     NoSuchPort, "no_such_port", "NR", Client;
     NoEndpoint, "no_endpoint", "UH", Upstream;
+    NotNamed, "not_named", "NR", Client;
+    Unresolved, "unresolved", "UH", Upstream;
     AllEjected, "all_ejected", "UH", Upstream;
     AllUnhealthy, "all_unhealthy", "UH", Upstream;
     OverLimit, "over_limit", "UO", Policy;

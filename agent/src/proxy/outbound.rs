@@ -1,6 +1,8 @@
 //! What a local program opens: captured, who opened it, where it goes, to which endpoint, over which transport,
 //! relayed, recorded.
 
+/// Hosts of ServiceEntries.
+mod external;
 /// Reaching one endpoint.
 mod reach;
 /// Routes of bytes.
@@ -112,11 +114,12 @@ async fn connect_and_relay(
     let (caller, index) = who(worker, client, destination, &snapshot, record).await?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let call = Call { worker, snapshot: &snapshot, caller, index };
-    let route = snapshot.route_of(index, destination);
+    let route = external::settled(&call, client, (snapshot.route(destination)?, destination)).await?;
+    let route = snapshot.within_sidecar(index, route);
     let route = route.inspect_err(|error| reach::note_refusal(error, record))?;
     let upstream = match route {
         Route::Service(service, port) => {
-            record.service_host = Some(Arc::clone(&service.host));
+            (record.service_host, record.external_namespace) = service.noted();
             let PortEntry { port: number, protocol, .. } = service.ports[port];
             let is_http = match protocol {
                 Protocol::Auto => sniff::is_http(client, number).await,
@@ -128,11 +131,11 @@ async fn connect_and_relay(
             }
             let opened = (destination, number, protocol);
             let target = stream_route::target(&call, client, opened, (service, port)).await?;
-            record.service_host = Some(Arc::clone(&target.service.host));
-            any_endpoint(&call, &target, record).await?
+            (record.service_host, record.external_namespace) = target.service.noted();
+            any_endpoint(&call, client, &target, record).await?
         }
         Route::Endpoint(service, port, endpoint) => {
-            record.service_host = Some(Arc::clone(&service.host));
+            (record.service_host, record.external_namespace) = service.noted();
             dialled_endpoint(&call, &service, port, &endpoint, record).await?
         }
         Route::Local(local) => {
@@ -316,11 +319,16 @@ impl From<Broken> for ProxyError {
 /// that, so that each may be tried.
 async fn any_endpoint(
     call: &Call<'_>,
-    stream_route::Target { service, port, subset }: &stream_route::Target,
+    client: &TcpStream,
+    target: &stream_route::Target,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
+    let stream_route::Target { service, port, subset } = target;
     let cluster =
         service.cluster(call.index, *port, subset.as_deref()).ok_or_else(|| no_endpoint(service))?;
+    let dialled = record.destination.unwrap_or(record.client);
+    let asked_for = external::endpoints(call, client, (target, cluster), dialled).await?;
+    let cluster = asked_for.as_ref().unwrap_or(cluster);
     let held = cluster.connection()?;
     let hash = cluster.hash_of_connection(record.client.ip());
     let mut tried = Vec::new();

@@ -77,6 +77,57 @@ pub async fn server_name(client: &TcpStream) -> Option<String> {
     tokio::time::timeout(PATIENCE, told).await.ok().flatten()
 }
 
+/// How much of a request's head is looked at.
+const HEAD: usize = 8 * 1024;
+
+/// The host that the first request of HTTP/1 names, without a port, in lower case; nothing of HTTP/2, whose fields are not
+/// to be read in passing.
+pub async fn host(client: &TcpStream) -> Option<String> {
+    let told = async {
+        let mut first = vec![0; HEAD];
+        let (mut before, mut pause) = (0, LOOK_AGAIN);
+        loop {
+            match client.peek(&mut first).await {
+                Ok(0) | Err(_) => return None,
+                Ok(length) if length > before => {
+                    before = length;
+                    if let Some(told) = host_of(&first[..length]) {
+                        return told;
+                    }
+                }
+                Ok(HEAD) => return None,
+                Ok(_) => {}
+            }
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(LOOK_AT_LEAST);
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.ok().flatten()
+}
+
+/// The host in a request's first bytes; nothing while they are not enough. What is made of the request itself is decided
+/// when it is read in full.
+fn host_of(bytes: &[u8]) -> Option<Option<String>> {
+    if bytes.starts_with(PREFACE) {
+        return Some(None);
+    }
+    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').skip(1);
+    loop {
+        let line = lines.next()?;
+        let Some(line) = line.strip_suffix(b"\n") else { return None };
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() {
+            return Some(None);
+        }
+        let Some((name, value)) = line.split_at_checked(5) else { continue };
+        if name.eq_ignore_ascii_case(b"host:") {
+            let value = str::from_utf8(value).ok().map(str::trim).unwrap_or_default();
+            let host = value.rsplit_once(':').map_or(value, |(host, _)| host);
+            return Some((!host.is_empty()).then(|| host.to_ascii_lowercase()));
+        }
+    }
+}
+
 /// The name in a TLS client's first message; nothing while it is not whole.
 fn hello(mut bytes: &[u8]) -> Option<Option<String>> {
     let mut acceptor = Acceptor::default();
@@ -127,6 +178,25 @@ mod tests {
         assert_eq!(hello(&first), Some(Some("orders.example".to_owned())));
         assert_eq!(hello(&first[..first.len() - 1]), None);
         assert_eq!(hello(b"GET / HTTP/1.1\r\n\r\n"), Some(None));
+    }
+
+    #[test]
+    fn the_host_is_read_from_a_head_that_goes_so_far() {
+        let check = |bytes: &[u8], expected: Option<Option<&str>>| {
+            let found = host_of(bytes);
+            assert_eq!(
+                found.as_ref().map(|host| host.as_deref()),
+                expected,
+                "{}",
+                String::from_utf8_lossy(bytes)
+            );
+        };
+        check(b"GET / HTTP/1.1\r\nHost: API.example.com:8080\r\n\r\n", Some(Some("api.example.com")));
+        check(b"GET / HTTP/1.1\r\nA: b\r\nhost:a.b\r\n", Some(Some("a.b")));
+        check(b"GET / HTTP/1.1\r\nHost: api.exam", None);
+        check(b"GET / HTTP/1.1\r\nA: b\r\n\r\n", Some(None));
+        check(b"GET / HTTP/1.1\r\nHost:\r\n\r\n", Some(None));
+        check(PREFACE, Some(None));
     }
 
     #[test]

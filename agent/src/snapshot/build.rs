@@ -17,6 +17,7 @@ use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Labels, Tunnel, Workload};
 
 use super::endpoint::Agent;
+use super::external::{self, ExternalHosts};
 use super::rate_limit::RateLimits;
 use super::reach::{Listed, source};
 use super::views;
@@ -29,6 +30,7 @@ use crate::attribution::CallerTable;
 use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
 use crate::registration::{DefaultForAddress, LocalService};
+use crate::resolution::Resolved;
 
 /// Why a mesh and this host's registrations do not go together. The last good snapshot stays.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +46,17 @@ impl Snapshot {
         host: &Host,
         hbone_port: u16,
         previous: Option<&Self>,
+    ) -> Result<Self, BuildError> {
+        let resolved = previous.map(|previous| Arc::clone(&previous.resolved)).unwrap_or_default();
+        Self::build_resolved(mesh, registrations, (host, hbone_port), (previous, &resolved))
+    }
+
+    /// The same with what DNS says of names.
+    pub fn build_resolved(
+        mesh: &Mesh,
+        registrations: &[Arc<LocalService>],
+        (host, hbone_port): (&Host, u16),
+        (previous, resolved): (Option<&Self>, &Arc<Resolved>),
     ) -> Result<Self, BuildError> {
         let mesh = with_registrations(mesh, registrations, host)?;
         let config = &mesh.config;
@@ -68,8 +81,18 @@ impl Snapshot {
                 None => Arc::new(service_entry((&mesh, &callers), service, &advertised, &ways, former)),
             }
         };
-        let services: HashMap<_, _> =
+        let mut services: HashMap<_, _> =
             mesh.services.values().map(|service| (service.key.clone(), compile(service))).collect();
+        let host_identity = Identity::host(config.trust_domain.clone(), host.name.clone());
+        let mut namespaces: Vec<_> = registrations.iter().map(|local| &local.key.namespace).collect();
+        namespaces.push(host_identity.namespace());
+        let here = (&advertised, &ways);
+        let compile = |host: external::Host<'_>| {
+            let former = previous.and_then(|previous| previous.services.get(host.key()));
+            Arc::new(host.compiled(&callers, here, former.map(|former| &**former)))
+        };
+        let hosts: Vec<_> = external::of_mesh(&mesh, &namespaces, resolved).map(compile).collect();
+        services.extend(hosts.iter().map(|host| (host.key.clone(), Arc::clone(host))));
         let of_addresses = |service: &Arc<ServiceEntry>| {
             let entry = Arc::clone(service);
             service.addresses.clone().into_iter().map(move |address| (address, Arc::clone(&entry)))
@@ -78,11 +101,11 @@ impl Snapshot {
         let matched = matched.filter_map(|(index, local)| Some((local.matcher.clone()?, index)));
         Ok(Self {
             host: host.clone(),
-            host_identity: Identity::host(config.trust_domain.clone(), host.name.clone()),
+            host_identity: host_identity.clone(),
             callers: CallerTable::new(matched),
             containers: containers(registrations),
             virtual_addresses: services.values().flat_map(of_addresses).collect(),
-            endpoints: dialled_directly(&mesh, &services, &ways),
+            endpoints: dialled_directly(&mesh, &services, (&hosts, &ways)),
             basis,
             listed: Listed::new(&mesh, &services),
             captured: captured(&local),
@@ -107,6 +130,8 @@ impl Snapshot {
                 Some(HostNetwork { role: NetworkRole::Gateway, name }) => agents_of(&mesh, name),
                 Some(HostNetwork { role: NetworkRole::Member, .. }) | None => HashSet::new(),
             },
+            external: ExternalHosts::new(&hosts),
+            resolved: Arc::clone(resolved),
             services,
             advertised,
             mesh: Arc::new(mesh),
@@ -348,7 +373,7 @@ fn service_entry(
             locality: workload.locality.clone(),
             weight: workload.weight,
             health: workload.health,
-            state: known.get(&address).map(|state| Arc::clone(state)).unwrap_or_default(),
+            state,
         })
     };
     let port = |port: &ServicePort| {
@@ -367,6 +392,8 @@ fn service_entry(
     };
     let ports: Vec<PortEntry> = service.ports.iter().map(port).collect();
     ServiceEntry {
+        targets: service.ports.iter().map(|port| port.target_port.get()).collect(),
+        external: None,
         views: callers.views(&service.key, &host, &ports, former.map(|former| &former.views)),
         ports,
         identity: mesh.identity_of(service),
@@ -387,9 +414,16 @@ type Spot<'a> = (SocketAddr, Option<&'a Label>);
 fn dialled_directly(
     mesh: &Mesh,
     services: &HashMap<Key, Arc<ServiceEntry>>,
-    ways: &Ways<'_>,
+    (hosts, ways): (&[Arc<ServiceEntry>], &Ways<'_>),
 ) -> HashMap<SocketAddr, (Arc<ServiceEntry>, u16, Arc<Endpoint>)> {
     let mut all = HashMap::with_capacity(mesh.workloads.len());
+    // Those of the mesh's services, which come after, go before them.
+    for host in hosts {
+        all.extend(
+            external::captured_endpoints(host)
+                .map(|(port, endpoint)| (endpoint.address, (Arc::clone(host), port, Arc::clone(endpoint)))),
+        );
+    }
     for service in mesh.services.values() {
         let Some(entry) = services.get(&service.key) else { continue };
         // An address of another network is another host's here, or nobody's.
@@ -399,7 +433,8 @@ fn dialled_directly(
             for (port, compiled) in service.ports.iter().zip(&entry.ports) {
                 let preferred = workload.endpoint(port);
                 // They are in the order of their places.
-                let found = compiled.endpoints.binary_search_by(|known| known.place().cmp(&(preferred, None)));
+                let found =
+                    compiled.endpoints.binary_search_by(|known| known.place().cmp(&(preferred, None)));
                 let Ok(known) = found.map(|index| &compiled.endpoints[index]) else { continue };
                 for address in workload.endpoints(port) {
                     let endpoint = at_address(known, address);

@@ -120,6 +120,38 @@ impl Cluster {
         Self { name, policy, endpoints: endpoints.into(), groups: groups.into(), all_healthy, state }
     }
 
+    /// The same with other TLS towards endpoints without an agent.
+    pub(super) fn with_tls(&self, tls: ClientTls) -> Self {
+        let policy = EffectivePolicy { tls: Some(tls), ..self.policy.clone() };
+        let group =
+            |group: &Group| Group { range: group.range.clone(), table: Arc::clone(&group.table), ..*group };
+        Self {
+            name: self.name.clone(),
+            policy,
+            endpoints: self.endpoints.clone(),
+            groups: self.groups.iter().map(group).collect(),
+            all_healthy: self.all_healthy,
+            state: Arc::clone(&self.state),
+        }
+    }
+
+    /// The same towards other endpoints, under the name of `host`: those that a caller asks for by itself. What is counted is
+    /// counted together.
+    pub fn toward(&self, host: &Arc<str>, endpoints: Vec<Arc<Endpoint>>) -> Self {
+        let member = |endpoint: &Arc<Endpoint>| Member {
+            id: baremesh_model::balance::hash::of_endpoint(endpoint.address),
+            weight: endpoint.weight,
+        };
+        let members: Box<[Member]> = endpoints.iter().map(member).collect();
+        // No table is worth making for one call.
+        let algorithm = Algorithm::default();
+        let balancer = Balancer::new(&algorithm, &members);
+        let table = Arc::new(Table { algorithm, members, balancer });
+        let groups = vec![Group { priority: 0, weight: 1, range: 0..endpoints.len(), table }];
+        let name = ClusterName { host: Arc::clone(host), ..self.name.clone() };
+        Self::new(name, self.policy.clone(), endpoints, groups, Arc::clone(&self.state))
+    }
+
     /// Its endpoints. Those that no locality's weight covers are not among them.
     pub fn endpoints(&self) -> &[Arc<Endpoint>] {
         &self.endpoints

@@ -37,7 +37,7 @@ impl Snapshot {
             // A namespace is a name with others below it: saying that it does not exist would deny those too.
             None if is_in(name, domain) && self.is_namespace(name) => EMPTY,
             None if is_in(name, domain) => Found::NoSuchName,
-            None => Found::NotOurs,
+            None => self.external.answered(name).map_or(Found::NotOurs, |host| host.found()),
         }
     }
 
@@ -81,7 +81,8 @@ impl Snapshot {
         let domain = self.mesh.config.domain.as_str();
         let space = name.strip_suffix(domain).map(|rest| rest.trim_end_matches('.'));
         space.is_some_and(|space| {
-            space.is_empty() || self.services.keys().any(|key| key.namespace.as_str() == space)
+            let within = |key: &Key| key.as_host().is_none() && key.namespace.as_str() == space;
+            space.is_empty() || self.services.keys().any(within)
         })
     }
 }

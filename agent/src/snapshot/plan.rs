@@ -40,6 +40,7 @@ impl Snapshot {
             virtual_v4: ranges.v4,
             virtual_v6: ranges.v6,
             endpoints: self.remote_endpoints(),
+            external: self.external_addresses(),
             local: self.local_services(),
             agent_uid: settings.agent_uid,
             ports: settings.ports,

@@ -2,8 +2,8 @@
 //! of this host, or of those that this host's callers send to one. A decision takes a lock for one look-up at most. What
 //! was counted is kept from one snapshot to the next.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -17,6 +17,7 @@ use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::rate_limit::{Asking, Bucket, RateLimit, Table, Verdict};
+use baremesh_model::service_entry::ServiceEntry;
 use baremesh_model::token::Token;
 
 use super::LocalEndpoint;
@@ -330,7 +331,17 @@ impl RateLimits {
             let has_callers =
                 is_roots || registrations.iter().any(|local| local.key.namespace == policy.key.namespace);
             let called = policy.called(&mesh.config.domain).filter(|_| has_callers);
-            if let Some(service) = called.filter(|service| mesh.services.contains_key(service)) {
+            let called = called.filter(|service| mesh.services.contains_key(service));
+            let external = policy.called_host().filter(|_| has_callers && called.is_none());
+            let external = external.into_iter().flat_map(|host| {
+                let host = host.to_ascii_lowercase();
+                let seen =
+                    |entry: &&Arc<ServiceEntry>| is_roots || entry.export_to.includes(&policy.key.namespace);
+                let entries = mesh.service_entries.values().filter(seen);
+                let keys = entries.filter(|entry| entry.host_names().any(|name| *name == *host));
+                keys.map(|entry| entry.key_of(&host)).collect::<BTreeSet<_>>()
+            });
+            for service in called.into_iter().chain(external) {
                 let callers = (!is_roots).then_some(&policy.key.namespace);
                 let limiter = limiter(&service, callers, previous.map(|previous| &previous.to_hosts));
                 limits.to_hosts.entry(service).or_default().push(limiter);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::outbound::OutboundPolicy;
-use baremesh_model::service_entry::{Address, Endpoints};
+use baremesh_model::service_entry::{Address, Endpoints, hosts};
 use baremesh_model::sidecar::Scope;
 use baremesh_model::virtual_service::Visibility;
 use ipnet::IpNet;
@@ -80,11 +80,10 @@ impl Listed {
 }
 
 impl Snapshot {
-    /// Where a connection of a caller of this host goes: a registration by its index, or the host. A service that is none of
+    /// The route of a caller of this host, a registration by its index or the host, if it may go there. A service that is none of
     /// those that the caller's Sidecar names is no service to it; and what is one of the mesh's never goes there in
     /// plaintext instead.
-    pub fn route_of(&self, caller: Option<usize>, destination: SocketAddr) -> Result<Route, ProxyError> {
-        let route = self.route(destination)?;
+    pub fn within_sidecar(&self, caller: Option<usize>, route: Route) -> Result<Route, ProxyError> {
         let (service, port) = match &route {
             Route::Service(service, port) => (&service.key, service.ports[*port].port),
             Route::Endpoint(service, port, _) => (&service.key, *port),
@@ -135,11 +134,17 @@ pub(super) fn source(local: &LocalService, mesh: &Mesh, tokens: Option<Arc<Token
     let scope = Scope::of(&mesh.sidecars, (namespace, &labels), &config.root_namespace);
     let outbound = scope.outbound.unwrap_or(config.outbound);
     let calls = scope.egress.map(|(sidecar, _)| {
-        let called = mesh.services.values().filter_map(|service| {
+        let services = mesh.services.values().map(|service| {
             let ports = service.ports.iter().map(|port| port.port.get());
-            let ports: Vec<u16> =
-                ports.filter(|port| scope.calls((&service.key, *port), namespace, &config.domain)).collect();
-            (!ports.is_empty()).then(|| (service.key.clone(), ports))
+            (service.key.clone(), ports.collect::<Vec<_>>())
+        });
+        let external = hosts(&mesh.service_entries, &config.virtual_ranges).into_values().map(|host| {
+            let ports = host.ports.iter().map(|port| port.port.port.get()).collect::<Vec<_>>();
+            (host.key, ports)
+        });
+        let called = services.chain(external).filter_map(|(key, mut ports)| {
+            ports.retain(|port| scope.calls((&key, *port), namespace, &config.domain));
+            (!ports.is_empty()).then_some((key, ports))
         });
         Calls { sidecar: sidecar.clone(), ports: called.collect() }
     });

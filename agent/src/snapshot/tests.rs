@@ -44,7 +44,8 @@ namespace = "mesh-system"
 mtls = { mode = "STRICT" }
 "#;
 
-const ORDERS: &str = "name = \"orders\"\nports = [{ port = 7000, deliver = \"127.0.0.1:9000\" }]\nuser = 7\n";
+pub(crate) const ORDERS: &str =
+    "name = \"orders\"\nports = [{ port = 7000, deliver = \"127.0.0.1:9000\" }]\nuser = 7\n";
 
 pub(crate) fn registration(toml: &str) -> Arc<LocalService> {
     let written: Written = toml::from_str(toml).expect("a registration");

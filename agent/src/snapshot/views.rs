@@ -99,6 +99,29 @@ impl Callers {
         }
         Views { views, of_caller }
     }
+
+    /// The views of a host of ServiceEntries. Where a rule originates TLS and names nobody, the entry says whose certificate
+    /// is taken.
+    pub(super) fn views_of_external(
+        &self,
+        (service, host): (&Key, &Arc<str>),
+        ports: &[PortEntry],
+        names: &[Arc<str>],
+        former: Option<&Views>,
+    ) -> Views {
+        let mut views = self.views(service, host, ports, former);
+        if !names.is_empty() {
+            let ports = views.views.iter_mut().flat_map(|view| &mut view.ports);
+            let clusters =
+                ports.flat_map(|port| std::iter::once(&mut port.whole).chain(port.subsets.values_mut()));
+            clusters.for_each(|cluster| {
+                if let Some(Some(of_entry)) = cluster.tls().map(|tls| tls.held_to(names)) {
+                    *cluster = Arc::new(cluster.with_tls(of_entry));
+                }
+            });
+        }
+        views
+    }
 }
 
 /// One view; what was learnt is shared with `others` of the same service, and comes from its `former` ones.

@@ -69,8 +69,9 @@ impl<'a> Ways<'a> {
 
 /// The addresses of the agents in a network.
 pub(super) fn agents_of(mesh: &Mesh, network: &Label) -> HashSet<IpAddr> {
-    let within =
-        |workload: &&Workload| workload.tunnel == Tunnel::Hbone && workload.network.as_ref() == Some(network);
+    let within = |workload: &&Arc<Workload>| {
+        workload.tunnel == Tunnel::Hbone && workload.network.as_ref() == Some(network)
+    };
     let workloads = mesh.workloads.values().filter(within);
     workloads
         .flat_map(|workload| std::iter::once(workload.address).chain(workload.other_addresses.clone()))

@@ -199,7 +199,12 @@ impl ConsulSource {
             metrics.registry_connected.set(i64::from(is_connected));
             if known.is_changed() || looked {
                 let began = Instant::now();
-                again = match publish(&mut known, (&mut followed, &mut derived), (&settings, &trust), publisher) {
+                again = match publish(
+                    &mut known,
+                    (&mut followed, &mut derived),
+                    (&settings, &trust),
+                    publisher,
+                ) {
                     Ok(()) => {
                         attempt = 0;
                         None

@@ -19,6 +19,7 @@ use super::external_authorization::ExternalAuthorizationMetrics;
 use super::health::HealthMetrics;
 use super::rate_limits::RateLimitMetrics;
 use super::requests::RequestMetrics;
+use super::resolution::Lookups;
 use super::tokens::TokenMetrics;
 use super::{Reporter, Security};
 use crate::dns::DnsCounters;
@@ -68,6 +69,8 @@ pub struct SeriesKey {
     pub target: Party,
     /// The called service's full host name.
     pub service_host: Option<Arc<str>>,
+    /// The namespace of the ServiceEntry, where the host is one's.
+    pub external_namespace: Option<Arc<str>>,
     /// How it travels.
     pub security: Security,
     /// Envoy's response flags, or `-`.
@@ -152,6 +155,8 @@ pub struct Metrics {
     pub tokens: TokenMetrics,
     /// What checks of this host's services have found.
     pub health: HealthMetrics,
+    /// Look-ups of names outside the mesh.
+    pub lookups: Arc<Lookups>,
     /// Connections open at this moment.
     pub open_connections: Gauge,
     /// Sockets to endpoints that are kept without a request at this moment.
@@ -201,6 +206,7 @@ impl Metrics {
         registry.register_collector(Box::new(external_authorization.clone()));
         let health = HealthMetrics::register(&mut registry);
         let tokens = TokenMetrics::register(&mut registry);
+        let lookups = Lookups::register(&mut registry);
         let metrics = Self {
             registry: Mutex::new(registry),
             requests,
@@ -208,6 +214,7 @@ impl Metrics {
             external_authorization,
             tokens,
             health,
+            lookups,
             cluster: Mutex::new(cluster.into()),
             opened: Family::default(),
             closed: Family::default(),
@@ -358,13 +365,17 @@ impl Metrics {
         let principal = |party: &Party| party.identity.as_ref().map(|id| Arc::from(id.to_string()));
         let canonical = |party: &Party| party.app.clone().or_else(|| account(party));
         let workload = |party: &Party| party.workload.clone().or_else(|| account(party));
-        let (service, space) =
-            match key.service_host.as_deref().map(|host| host.splitn(3, '.').collect::<Vec<_>>()) {
-                Some(parts) if parts.len() == 3 => (Some(Arc::from(parts[0])), Some(Arc::from(parts[1]))),
+        let (service, space) = match (key.service_host.as_deref(), &key.external_namespace) {
+            // A host of a ServiceEntry is its own short name, as in Istio.
+            (Some(host), Some(namespace)) => (Some(Arc::from(host)), Some(Arc::clone(namespace))),
+            (Some(host), None) => match host.splitn(3, '.').collect::<Vec<_>>()[..] {
+                [name, namespace, _] => (Some(Arc::from(name)), Some(Arc::from(namespace))),
                 // Istio's names for what is outside of the mesh.
-                Some(parts) if parts.len() == 1 => (Some(Arc::from(parts[0])), None),
+                [name] => (Some(Arc::from(name)), None),
                 _ => (None, None),
-            };
+            },
+            (None, _) => (None, None),
+        };
         TcpLabels {
             reporter: key.reporter.name(),
             source_workload: or_unknown(&workload(&key.source)),
@@ -396,7 +407,13 @@ impl Key for SeriesKey {
     type Series = Series;
 
     fn unnamed(self) -> Self {
-        Self { source: Party::default(), target: Party::default(), service_host: None, ..self }
+        Self {
+            source: Party::default(),
+            target: Party::default(),
+            service_host: None,
+            external_namespace: None,
+            ..self
+        }
     }
 
     fn series(&self, metrics: &Metrics) -> Series {

@@ -196,7 +196,10 @@ impl Rules {
     ) -> Option<&Arc<MergedRule>> {
         let space = self.spaces.get(namespace)?;
         let full = service.host(&self.domain);
-        let exact = space.exact.get(&*full).and_then(|rules| rules.iter().find(wanted));
+        // A host of two labels is read as a service of a namespace where a rule names it.
+        let as_service = || space.exact.get(&*format!("{}.{}", service.as_host()?, self.domain));
+        let rules = space.exact.get(&*full).or_else(as_service);
+        let exact = rules.and_then(|rules| rules.iter().find(wanted));
         exact.or_else(|| {
             // Istio's name for the service, which wildcards copied from there end in.
             let istio = format!("{}.{}.svc.cluster.local", service.name, service.namespace);

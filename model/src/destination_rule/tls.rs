@@ -16,6 +16,22 @@ pub enum ClientTls {
 }
 
 impl ClientTls {
+    /// The same where the server's certificate must show one of these names; nothing where it makes no TLS, or names some
+    /// itself.
+    pub fn held_to(&self, names: &[Arc<str>]) -> Option<Self> {
+        let held = |check: &ServerCheck| {
+            let subject_alt_names = names.to_vec();
+            check.subject_alt_names.is_empty().then(|| ServerCheck { subject_alt_names, ..check.clone() })
+        };
+        match self {
+            Self::Disable | Self::IstioMutual => None,
+            Self::Simple(check) => held(check).map(Self::Simple),
+            Self::Mutual(certificate, check) => {
+                held(check).map(|check| Self::Mutual(certificate.clone(), check))
+            }
+        }
+    }
+
     /// The mode as written.
     pub fn mode(&self) -> &'static str {
         match self {

@@ -127,8 +127,9 @@ impl HostName {
 
     /// The host of a service.
     pub fn of_service(key: &Key, domain: &Domain) -> Self {
-        let istio = format!("{}.{}.svc.cluster.local", key.name, key.namespace);
-        Self { full: key.host(domain).into(), written: None, istio: Some(istio.into()) }
+        let istio = || format!("{}.{}.svc.cluster.local", key.name, key.namespace).into();
+        let istio = key.as_host().is_none().then(istio);
+        Self { full: key.host(domain).into(), written: None, istio }
     }
 
     /// The full name: of a service with its namespace and domain, of anything else as it stands.

@@ -14,7 +14,6 @@ use super::url::{MatchedPath, Redirect, Rewrite};
 use crate::grpc;
 use crate::http::RequestHead;
 use crate::name::Key;
-use crate::service::Service;
 
 /// One entry of `http`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,18 +108,6 @@ pub struct Destination {
     pub subset: Option<Arc<str>>,
     /// The port; see [`Destination::port_of`] for what it is without.
     pub port: Option<NonZeroU16>,
-}
-
-impl Destination {
-    /// The port of `service` that is meant by a request to `dialled`: the one that is named, else the only one that there
-    /// is, else the one that was dialled.
-    pub fn port_of(&self, service: &Service, dialled: u16) -> u16 {
-        match (self.port, &service.ports[..]) {
-            (Some(port), _) => port.get(),
-            (None, [only]) => only.port.get(),
-            (None, _) => dialled,
-        }
-    }
 }
 
 /// A copy of a part of the requests.

@@ -73,7 +73,15 @@ impl Routing {
                 visibility: service.export_to.clone(),
                 routes: Arc::new(routing.routes_of(service, &by_key)),
             });
-            for host in &service.hosts {
+            let written = all.iter().find(|one| one.key == service.key).map(|one| &one.hosts[..]);
+            for (index, host) in service.hosts.iter().enumerate() {
+                // A host of two labels, which is read as a service of a namespace, may be a ServiceEntry's.
+                if let Some(HostPattern::Exact(text)) = written.and_then(|written| written.get(index))
+                    && text.contains('.')
+                    && HostPattern::Exact(Arc::clone(text)) != *host
+                {
+                    routing.exact.entry(Arc::clone(text)).or_default().push(Arc::clone(&bound));
+                }
                 match host {
                     HostPattern::Exact(name) => {
                         routing.exact.entry(Arc::clone(name)).or_default().push(Arc::clone(&bound));

@@ -680,6 +680,39 @@ mod tests {
     }
 
     #[test]
+    fn hosts_of_service_entries_are_assigned_addresses_that_stay() {
+        let declared = |more: &str| {
+            let text = format!("[[ServiceEntry]]\nname = \"e\"\nhosts = [\"api.example.com\"{more}\n");
+            let parsed = crate::format::toml::parse(&text, "e.toml");
+            assert!(!parsed.failed(), "{:?}", parsed.findings);
+            let crate::resource::Resource::ServiceEntry(entry) = parsed.resources[0].value.clone() else {
+                panic!("another kind")
+            };
+            let service_entries = [(entry.key.clone(), std::sync::Arc::new(*entry))].into();
+            Declared { service_entries, ..Declared::default() }
+        };
+        let mut catalog = Catalog::default();
+        let of = |catalog: &Catalog, host: &str| {
+            let entry = catalog.service_entry(&key("e.default")).expect("declared");
+            entry.assigned.get(host).cloned().unwrap_or_default()
+        };
+        redeclare(&mut catalog, declared("]\nresolution = \"DNS\"")).expect("taken");
+        let first = of(&catalog, "api.example.com");
+        assert_eq!(first.len(), 2, "one of each family");
+        redeclare(&mut catalog, declared(", \"b.example.com\"]\nresolution = \"DNS\"")).expect("taken");
+        assert_eq!(of(&catalog, "api.example.com"), first);
+        assert_ne!(of(&catalog, "b.example.com"), first);
+        // Where callers are going nobody else says.
+        redeclare(&mut catalog, declared("]\nresolution = \"NONE\"")).expect("taken");
+        assert_eq!(of(&catalog, "api.example.com"), Vec::<IpAddr>::new());
+        let stated = "]\nresolution = \"DNS\"\naddresses = [\"240.240.0.9\"]";
+        redeclare(&mut catalog, declared(stated)).expect("taken");
+        let taken = Service { addresses: vec![IpAddr::from([240_u8, 240, 0, 9])], ..service("a.x", "x") };
+        let both = Declared { services: [(taken.key.clone(), taken)].into(), ..declared(stated) };
+        assert!(redeclare(&mut catalog, both).expect_err("it is the host's").to_string().contains("already"));
+    }
+
+    #[test]
     fn what_is_published_always_assembles() {
         let mut catalog = Catalog::default();
         let hosts = ["h1", "h2", "h3"];

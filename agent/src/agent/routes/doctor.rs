@@ -17,6 +17,7 @@ use crate::admin::server::{Answer, json};
 use crate::doctor::look::host::{descriptors, memory, unwritable};
 use crate::membership::Membership;
 use crate::proxy::socket::{self, Mark};
+use crate::snapshot::endpoint::Agent;
 use crate::snapshot::{Snapshot, Transport};
 use crate::source::control::probe::step_of_connect;
 
@@ -112,8 +113,9 @@ fn agents_of(snapshot: &Snapshot) -> BTreeMap<SocketAddr, String> {
     let mut agents = BTreeMap::new();
     for service in snapshot.services() {
         for endpoint in service.ports.iter().flat_map(|port| &port.endpoints) {
-            if let Transport::Hbone(agent) = endpoint.transport {
-                agents.entry(agent).or_insert_with(|| service.key.to_string());
+            // Those of other networks are reached through gateways.
+            if let Transport::Hbone(Agent { address, beyond: None }) = &endpoint.transport {
+                agents.entry(*address).or_insert_with(|| service.key.to_string());
             }
         }
     }

@@ -29,9 +29,11 @@ use super::downstream::Exchange;
 use super::grpc::MessageCount;
 use super::reply::Reply;
 use crate::proxy::Worker;
+use crate::proxy::error::ProxyError;
 use crate::proxy::flood::Ended;
 use crate::proxy::open::RequestWatch;
-use crate::snapshot::Snapshot;
+use crate::snapshot::external::Way;
+use crate::snapshot::{Cluster, Snapshot};
 use crate::telemetry::Record;
 use crate::telemetry::request_record::{LoggedFields, RequestRecord};
 use crate::telemetry::requests::RequestProtocol;
@@ -81,18 +83,57 @@ impl Caller {
         let token = self.token_for_routes(&snapshot, exchange.head);
         let (service, port) = (&self.dialled.0, self.dialled.1);
         let authority = self.authority;
-        let asked = Asked { identity: &self.identity, service, port, token: token.as_ref(), authority };
+        let ranges = &snapshot.mesh.config.virtual_ranges;
+        let real_address = self.peers.destination.is_some_and(|address| !ranges.contains(address.ip()));
+        let token = token.as_ref();
+        let asked = Asked { identity: &self.identity, service, port, token, authority, real_address };
         match plan::plan(&snapshot, asked, exchange.head, rand::random()) {
             Plan::Answer(reply) => exchange.reply(&reply, &mut record).await,
             Plan::Forward(forward) => {
-                record.peers.service_host = Some(Arc::clone(&forward.service.host));
+                (record.peers.service_host, record.peers.external_namespace) = forward.service.noted();
                 record.route = forward.route.and_then(|route| route.name()).map(Into::into);
-                self.forward((&snapshot, watch), &forward, &mut exchange, &mut record).await;
+                match self.asked_for(&snapshot, &forward, exchange.head).await {
+                    Ok(asked_for) => {
+                        let cluster = asked_for.as_ref().unwrap_or(forward.cluster);
+                        let forward = Forward { cluster, ..forward };
+                        self.forward((&snapshot, watch), &forward, &mut exchange, &mut record).await;
+                    }
+                    Err(error) => {
+                        record.fault = Some(error.to_string());
+                        exchange.reply(&Reply::no_healthy_upstream(), &mut record).await;
+                    }
+                }
             }
         }
         let ended = record.ended();
         self.finish(record, &exchange);
         ended
+    }
+
+    /// The endpoints of a request where its host lists none; nothing where it does.
+    async fn asked_for(
+        &self,
+        snapshot: &Snapshot,
+        forward: &Forward<'_>,
+        head: &RequestHead,
+    ) -> Result<Option<Arc<Cluster>>, ProxyError> {
+        let (service, cluster) = (&**forward.service, forward.cluster);
+        match service.way(forward.port) {
+            Way::Endpoints => Ok(None),
+            Way::OriginalDestination => {
+                let cluster =
+                    self.worker.where_it_was_going(snapshot, (service, cluster), self.peers.destination)?;
+                Ok(Some(cluster))
+            }
+            Way::AskedName(pattern) => {
+                // A route names the host itself; without one the request does.
+                let named = forward.to.map(|to| &*to.destination.host);
+                let name = named.filter(|host| pattern.matches_text(host)).unwrap_or(head.host());
+                let at = (service, cluster, forward.port);
+                let asked = self.worker.at_asked_name(snapshot, at, (pattern, Some(name)));
+                Box::pin(asked).await.map(Some)
+            }
+        }
     }
 
     /// What the request's token says to routes, where any asks: by the rules of the workload that calls, as a gateway goes by

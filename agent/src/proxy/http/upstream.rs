@@ -48,8 +48,8 @@ pub struct UpstreamKey {
 pub enum Via {
     /// By this agent.
     Tunnel(Agent),
-    /// By a socket, in the TLS that the rule asks for.
-    Socket(Option<ClientTls>),
+    /// By a socket, in the TLS that the rule asks for, of the host of that name.
+    Socket(Option<(ClientTls, Arc<str>)>),
     /// On this host, at this address.
     Local(SocketAddr),
 }

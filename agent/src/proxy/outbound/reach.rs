@@ -33,8 +33,7 @@ pub(super) async fn one_endpoint(
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
     let in_flight = endpoint.state.enter();
-    record.target =
-        Party::registered(&service.identity, Some(Arc::clone(&endpoint.workload)), &endpoint.labels);
+    record.target = service.party(endpoint);
     record.upstream = Some(endpoint.address);
     let connecting = async {
         let mut upstream = match &endpoint.transport {
@@ -146,7 +145,9 @@ pub(super) async fn outside(
     // everything of this caller.
     let is_held =
         call.index.is_some_and(|index| call.snapshot.sources[index].outbound == OutboundPolicy::RegistryOnly);
-    if call.worker.shared.outbound != Outbound::All && !is_held {
+    // What was captured for the sake of other callers of this host, who see a ServiceEntry, goes as without.
+    let is_others = call.snapshot.is_captured_for_external(address);
+    if call.worker.shared.outbound != Outbound::All && !is_held && !is_others {
         return Err(ProxyError::NotMeshed(address));
     }
     record.service_host = Some(Arc::clone(&PASSTHROUGH));

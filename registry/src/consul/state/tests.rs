@@ -74,6 +74,7 @@ fn endpoints(derived: &Derived, service: &str) -> Vec<String> {
     let port = &service.ports[0];
     let shown = mesh
         .workloads_of(service)
+        .iter()
         .map(|w| format!("{} {:?} {}", w.endpoint(port), w.tunnel, w.health.word()));
     let mut shown: Vec<_> = shown.collect();
     shown.sort();

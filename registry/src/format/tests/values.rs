@@ -352,8 +352,7 @@ fn any_mesh_config() -> impl Strategy<Value = MeshConfig> {
     let normalization = prop_oneof![Just(None), Just(Base), Just(MergeSlashes), Just(DecodeAndMergeSlashes)];
     let elsewhere = (any_federation(), any_networks());
     let outbound = prop_oneof![Just(OutboundPolicy::AllowAny), Just(OutboundPolicy::RegistryOnly)];
-    let settings =
-        (retries, any_access_log(), normalization, any_providers(), 0..4_u32, elsewhere, outbound);
+    let settings = (retries, any_access_log(), normalization, any_providers(), 0..4_u32, elsewhere, outbound);
     (any_label(), domain(), domain(), any_label(), any_mode(), v4, v6, settings).prop_map(
         |(name, trust_domain, domain, root_namespace, default_mtls, v4, v6, settings)| MeshConfig {
             name,

@@ -106,7 +106,12 @@ impl Caller {
             via: match (&target.endpoint.transport, self.local(target)) {
                 (_, Some(local)) => Via::Local(local.deliver),
                 (Transport::Hbone(agent), None) => Via::Tunnel(agent.clone()),
-                (Transport::Plain | Transport::Local(_), None) => Via::Socket(target.cluster.tls().cloned()),
+                (Transport::Plain | Transport::Local(_), None) => {
+                    Via::Socket(target.cluster.tls().map(|tls| {
+                        // Hosts at one address may be asked for under one rule.
+                        (tls.clone(), Arc::clone(&target.cluster.name.host))
+                    }))
+                }
             },
         }
     }

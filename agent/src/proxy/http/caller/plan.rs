@@ -13,6 +13,7 @@ use baremesh_model::virtual_service::{
 };
 
 use crate::proxy::http::reply::Reply;
+use crate::snapshot::external::Way;
 use crate::snapshot::{Cluster, ServiceEntry, Snapshot};
 
 /// Who asks, and where the connection was going.
@@ -28,6 +29,8 @@ pub struct Asked<'a> {
     pub token: Option<&'a Token>,
     /// What the request's authority says.
     pub authority: Authority,
+    /// Whether a real address was dialled, and no virtual one.
+    pub real_address: bool,
 }
 
 /// What the authority of a request is taken for.
@@ -122,10 +125,15 @@ pub fn concerned<'a>(
         Authority::SaysNothing => None,
     };
     let caller = snapshot.caller(asked.identity);
-    let named = named.filter(|service| {
-        service.port_index(asked.port).is_some()
-            && snapshot.sidecar_against(caller, &service.key, asked.port).is_none()
-    });
+    // Where callers are going is known of those who dial the address itself.
+    let is_reached = |service: &&Arc<ServiceEntry>| match service.port_index(asked.port) {
+        Some(port) => {
+            (*service.way(port) != Way::OriginalDestination || asked.real_address)
+                && snapshot.sidecar_against(caller, &service.key, asked.port).is_none()
+        }
+        None => false,
+    };
+    let named = named.filter(is_reached);
     let service = named.or_else(|| snapshot.service(asked.service))?;
     let written = (asked.authority == Authority::Names).then_some(head);
     Some((service, routes(snapshot, written, from, service)))
@@ -162,17 +170,16 @@ pub fn destination<'a>(
     (dialled, caller): (u16, Option<usize>),
     to: &Destination,
 ) -> Option<(&'a Arc<ServiceEntry>, usize, &'a Arc<Cluster>)> {
-    let service = snapshot.service_of_host(&to.host)?;
-    let declared = snapshot.mesh.services.get(&service.key)?;
-    let port = service.port_index(to.port_of(declared, dialled))?;
+    let service = snapshot.called(&to.host, snapshot.namespace_of(caller))?;
+    let port = service.port_meant(to, dialled)?;
     let cluster = service.cluster(caller, port, to.subset.as_deref())?;
     Some((service, port, cluster))
 }
 
 /// The service that the request's authority names.
 fn named<'a>(snapshot: &'a Snapshot, head: &RequestHead, from: &Label) -> Option<&'a Arc<ServiceEntry>> {
-    let key = Key::resolve(head.host(), from, &snapshot.mesh.config.domain).ok()?;
-    snapshot.service(&key)
+    let key = Key::resolve(head.host(), from, &snapshot.mesh.config.domain).ok();
+    key.and_then(|key| snapshot.service(&key)).or_else(|| snapshot.external.named(head.host(), from))
 }
 
 /// The routes that hold: those of the name in the authority, else those of the service.

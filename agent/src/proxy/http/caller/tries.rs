@@ -24,7 +24,6 @@ use crate::proxy::http::upload::Replay;
 use crate::proxy::open::RequestWatch;
 use crate::snapshot::cluster::Held;
 use crate::snapshot::{Endpoint, Snapshot};
-use crate::telemetry::metrics::Party;
 use crate::telemetry::request_record::RequestRecord;
 
 /// How the caller sees an answer.
@@ -179,8 +178,7 @@ impl Caller {
         let cluster = &**forward.cluster;
         let _in_flight = endpoint.state.enter();
         let target = Target { snapshot, endpoint, identity: &forward.service.identity, cluster };
-        let workload = Some(Arc::clone(&endpoint.workload));
-        record.peers.target = Party::registered(target.identity, workload, &endpoint.labels);
+        record.peers.target = forward.service.party(endpoint);
         record.peers.upstream = Some(endpoint.address);
         // Before it is decided on: what policies see is what the program does.
         let remote_ip = self.introduce(&target, &mut exchange.head.headers);

@@ -137,7 +137,7 @@ async fn what_is_reached_otherwise_or_by_another_is_another_connection() {
     let elsewhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 81));
     let source = Identity::parse("spiffe://mesh/ns/a/sa/other").expect("one");
     for other in [
-        UpstreamKey { via: Via::Socket(Some(ClientTls::Disable)), ..key() },
+        UpstreamKey { via: Via::Socket(Some((ClientTls::Disable, "a".into()))), ..key() },
         UpstreamKey { via: Via::Local(key().address), ..key() },
         UpstreamKey { via: Via::Local(elsewhere), ..key() },
         UpstreamKey { via: Via::Tunnel(Agent::direct(elsewhere)), ..key() },

@@ -1,0 +1,133 @@
+//! Which host a name or an address means, to whom.
+
+use std::net::SocketAddr;
+
+use baremesh_model::name::Label;
+
+use super::super::tests::{host, mesh, registration};
+use super::*;
+use crate::snapshot::Route;
+use crate::snapshot::tests::ORDERS;
+
+const ENTRIES: &str = r#"
+[[ServiceEntry]]
+name = "api"
+hosts = ["api.example.com", "httpbin.org"]
+resolution = "DNS"
+ports = [{ number = 443, protocol = "TLS" }]
+
+[[ServiceEntry]]
+name = "wide"
+hosts = ["*.example.com"]
+resolution = "DYNAMIC_DNS"
+ports = [{ number = 443, protocol = "TLS" }, { number = 80, protocol = "HTTP" }]
+
+[[ServiceEntry]]
+name = "block"
+hosts = ["partner.example.net"]
+addresses = ["10.1.0.0/16", "10.2.0.7"]
+ports = [{ number = 5432, protocol = "TCP" }]
+
+[[ServiceEntry]]
+name = "listed"
+hosts = ["listed.example.net"]
+resolution = "STATIC"
+ports = [{ number = 80, targetPort = 8080, protocol = "HTTP", name = "http" }]
+endpoints = [{ address = "192.0.2.1" }, { address = "192.0.2.2", ports = { http = 9090 } }]
+
+[[ServiceEntry]]
+name = "untold"
+hosts = ["*.untold.example"]
+ports = [{ number = 443, protocol = "TLS" }]
+
+[[ServiceEntry]]
+name = "theirs"
+namespace = "web"
+exportTo = ["web"]
+hosts = ["theirs.example.com"]
+resolution = "DNS"
+ports = [{ number = 443, protocol = "TLS" }]
+"#;
+
+fn snapshot() -> Snapshot {
+    Snapshot::build(&mesh(ENTRIES), &[registration(ORDERS)], &host(), 15008, None).expect("a snapshot")
+}
+
+fn label(text: &str) -> Label {
+    Label::new(text).expect("a label")
+}
+
+#[test]
+fn names_mean_the_exact_host_before_a_wildcard_and_only_to_those_who_see_it() {
+    let snapshot = snapshot();
+    let check = |name: &str, expected: Option<&str>| {
+        let found = snapshot.called(name, &label("shop")).map(|service| &*service.host);
+        assert_eq!(found, expected, "{name}");
+    };
+    check("api.example.com", Some("api.example.com"));
+    check("API.example.com.", Some("api.example.com"));
+    check("b.example.com", Some("*.example.com"));
+    check("example.com", None);
+    check("httpbin.org", Some("httpbin.org"));
+    // As routes have it in full.
+    check("httpbin.org.mesh.internal", Some("httpbin.org"));
+    check("theirs.example.com", Some("*.example.com"));
+    check("elsewhere.test", None);
+}
+
+#[test]
+fn dns_answers_for_hosts_with_an_address_and_forwards_the_rest() {
+    let snapshot = snapshot();
+    let check = |name: &str, expected: Option<&str>| {
+        let found = match snapshot.find_name(name) {
+            Found::Service { v4, .. } => v4.first().map(|address| address.to_string()),
+            Found::NoSuchName | Found::NotOurs => None,
+        };
+        match expected {
+            Some(part) => {
+                assert!(found.as_ref().is_some_and(|found| found.contains(part)), "{name}: {found:?}")
+            }
+            None => assert_eq!(found, None, "{name}"),
+        }
+    };
+    check("api.example.com", Some("240.240."));
+    check("b.example.com", Some("240.240."));
+    check("partner.example.net", Some("10.2.0.7"));
+    check("a.untold.example", None);
+    check("theirs.example.com", Some("240.240."));
+    assert_ne!(snapshot.find_name("api.example.com"), snapshot.find_name("b.example.com"));
+}
+
+#[test]
+fn addresses_blocks_and_listed_endpoints_are_captured() {
+    let snapshot = snapshot();
+    let route = |address: &str| {
+        let address: SocketAddr = address.parse().expect("an address");
+        match snapshot.route(address) {
+            Ok(Route::Endpoint(service, port, endpoint)) => {
+                format!("{} {port} {}", service.host, endpoint.address)
+            }
+            Ok(Route::Passthrough) => {
+                let from = label("shop");
+                let found = snapshot.external.at(address, &from).next();
+                found.map_or("passthrough".to_owned(), |service| service.host.to_string())
+            }
+            other => format!("{other:?}"),
+        }
+    };
+    assert_eq!(route("10.1.2.3:5432"), "partner.example.net");
+    assert_eq!(route("10.2.0.7:5432"), "partner.example.net");
+    assert_eq!(route("10.1.2.3:80"), "passthrough");
+    assert_eq!(route("192.0.2.1:8080"), "listed.example.net 80 192.0.2.1:8080");
+    assert_eq!(route("192.0.2.2:9090"), "listed.example.net 80 192.0.2.2:9090");
+    assert_eq!(route("192.0.2.2:8080"), "passthrough");
+    let captured: Vec<String> =
+        snapshot.external_addresses().iter().map(|(network, port)| format!("{network} {port}")).collect();
+    assert_eq!(captured, ["10.1.0.0/16 5432", "10.2.0.7/32 5432", "192.0.2.1/32 8080", "192.0.2.2/32 9090"]);
+}
+
+#[test]
+fn the_names_of_what_is_called_here_are_looked_up() {
+    let names = snapshot().names_to_resolve();
+    assert_eq!(names, ["api.example.com".into(), "httpbin.org".into()] as [Arc<str>; 2]);
+}
