@@ -182,9 +182,9 @@ mod tests {
         let web = Identity::parse("spiffe://td/ns/default/sa/web").expect("an identity");
         let issued = issuer.issue(std::slice::from_ref(&web), now).remove(0).expect("issued");
         let held = Arc::new(Credential::new(&issued).expect("a credential"));
-        let credentials = Credentials::new(bundle, [held.clone()]);
+        let credentials = Credentials::new(bundle, [held]);
         let name = web.server_name();
-        let named = Listening { unnamed: Some(web.clone()), gateway: None };
+        let named = Listening { unnamed: Some(web), gateway: None };
         let (with, without) =
             (ByServerName::new(&credentials, &named), ByServerName::new(&credentials, &Listening::default()));
         for (at, valid) in [(now, true), (now + 2 * hour, false), (now - hour, false)] {

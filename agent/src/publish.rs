@@ -54,12 +54,12 @@ impl Publisher {
     /// Publishes the first state. Without a good one there is nothing to start with, and the reason is the error.
     pub fn new(
         (mesh, version): (Mesh, u64),
-        registrations: Vec<Arc<LocalService>>,
+        registrations: &[Arc<LocalService>],
         (host, hbone_port): (Host, u16),
         originations: Arc<Originations>,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, String> {
-        let registrations = in_groups(&mesh, &registrations);
+        let registrations = in_groups(&mesh, registrations);
         let snapshot = Snapshot::build(&mesh, &registrations, &host, hbone_port, None);
         let snapshot = snapshot.map_err(|error| error.to_string())?;
         originations.load(&snapshot);
@@ -134,7 +134,7 @@ impl Publisher {
     pub fn take_mesh(&self, mesh: Mesh, version: u64) -> Result<(), String> {
         let mut inputs = self.lock();
         let registrations = inputs.registrations.clone();
-        self.publish(&mut inputs, (Arc::new(mesh), version), registrations)
+        self.publish(&mut inputs, (Arc::new(mesh), version), &registrations)
     }
 
     /// What is in force is the source's state of this version: it says so where nothing changed, after it counted anew.
@@ -157,7 +157,7 @@ impl Publisher {
             set_health(registration, health);
         }
         let mesh = (Arc::clone(&inputs.mesh), inputs.version);
-        self.publish(&mut inputs, mesh, registrations)
+        self.publish(&mut inputs, mesh, &registrations)
     }
 
     /// Takes what checks have found. Of a service that has been registered anew meanwhile, nothing was found yet.
@@ -173,7 +173,7 @@ impl Publisher {
         }
         let mesh = (Arc::clone(&inputs.mesh), inputs.version);
         let (taken, last_error) = (inputs.taken, inputs.last_error.clone());
-        self.publish(&mut inputs, mesh, registrations)?;
+        self.publish(&mut inputs, mesh, &registrations)?;
         // Nothing came from the source, and what it had refused is refused still.
         (inputs.taken, inputs.last_error) = (taken, last_error);
         note(&self.metrics, &inputs);
@@ -202,7 +202,7 @@ impl Publisher {
         let (registrations, mesh) =
             (inputs.registrations.clone(), (Arc::clone(&inputs.mesh), inputs.version));
         let (taken, last_error) = (inputs.taken, inputs.last_error.clone());
-        if self.publish(&mut inputs, mesh, registrations).is_ok() {
+        if self.publish(&mut inputs, mesh, &registrations).is_ok() {
             // Nothing came from the source, and what it had refused is refused still.
             (inputs.taken, inputs.last_error) = (taken, last_error);
             note(&self.metrics, &inputs);
@@ -213,10 +213,10 @@ impl Publisher {
         &self,
         inputs: &mut Inputs,
         (mesh, version): (Arc<Mesh>, u64),
-        registrations: Vec<Arc<LocalService>>,
+        registrations: &[Arc<LocalService>],
     ) -> Result<(), String> {
         let previous = self.snapshot.load();
-        let registrations = in_groups(&mesh, &registrations);
+        let registrations = in_groups(&mesh, registrations);
         let known = (Some(&**previous), &inputs.resolved);
         match Snapshot::build_resolved(&mesh, &registrations, (&self.host, self.hbone_port), known) {
             Ok(snapshot) => {
@@ -304,7 +304,7 @@ mod tests {
         };
         let metrics = Metrics::new("mesh");
         let originations = Arc::new(Originations::new("/nowhere".into()));
-        let publisher = Publisher::new((mesh, 57), Vec::new(), (host, 15008), originations, metrics.clone());
+        let publisher = Publisher::new((mesh, 57), &[], (host, 15008), originations, metrics.clone());
         let publisher = publisher.expect("published");
         let (before, changed) = (publisher.published(), publisher.changed());
         // The control server has restarted, and counts anew.

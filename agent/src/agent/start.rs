@@ -50,7 +50,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     let originations = Arc::new(Originations::new(config.directories.config.join("credentials")));
     let publisher = Publisher::new(
         (prepared.initial.clone(), prepared.version),
-        prepared.registrations.clone(),
+        &prepared.registrations,
         (prepared.host.clone(), config.ports.hbone),
         Arc::clone(&originations),
         Arc::clone(&metrics),

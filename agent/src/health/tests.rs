@@ -42,7 +42,7 @@ struct Run {
 }
 
 impl Run {
-    fn of(services: Vec<Arc<LocalService>>) -> Self {
+    fn of(services: &[Arc<LocalService>]) -> Self {
         let mut parts = Parts::default();
         // Room for a thousand names whose addresses are hashes.
         parts.config.virtual_ranges.v4 = "240.0.0.0/8".parse().expect("a range");
@@ -103,7 +103,7 @@ async fn serve() -> (SocketAddr, Arc<Mutex<&'static str>>) {
 #[tokio::test]
 async fn a_service_is_healthy_while_its_check_passes_and_says_why_when_not() {
     let (at, status) = serve().await;
-    let run = Run::of(vec![checked("web", at, "httpGet = {}")]);
+    let run = Run::of(&[checked("web", at, "httpGet = {}")]);
     assert_eq!(run.health("web"), Some(Health::Unhealthy), "before there is a result");
     run.until("web", Health::Healthy).await;
     assert!(run.metric("baremesh_health_check_up{service=\"web.default\"} 1"));
@@ -134,7 +134,7 @@ async fn a_look_that_hangs_holds_up_no_other_and_none_that_is_gone_says_anything
     let silent = hanging.local_addr().expect("an address");
     let hangs = checked("hangs", silent, "timeout = \"300s\"\nhttpGet = {}");
     let mut services = vec![hangs, checked("web", at, "httpGet = {}")];
-    let run = Run::of(services.clone());
+    let run = Run::of(&services);
     run.until("web", Health::Healthy).await;
     let accepted = timeout(PATIENCE, hanging.accept()).await.expect("it is looked at").expect("accepted");
     assert_eq!(run.health("hangs"), Some(Health::Unhealthy));
@@ -155,7 +155,7 @@ async fn what_takes_calls_goes_on_while_it_is_registered_anew_with_another_check
     let (at, _) = serve().await;
     let plain =
         registration(&format!("name = \"web\"\nports = [{{ port = {}, deliver = \"{at}\" }}]\n", at.port()));
-    let run = Run::of(vec![plain]);
+    let run = Run::of(&[plain]);
     assert_eq!(run.health("web"), Some(Health::Healthy), "without a check it always is");
     let nowhere = "initialDelay = \"1h\"\nhttpGet = { path = \"/x\" }";
     run.publisher.take_registrations(vec![checked("web", at, nowhere)]).expect("taken");
@@ -170,17 +170,17 @@ async fn what_takes_calls_goes_on_while_it_is_registered_anew_with_another_check
 async fn the_first_results_are_waited_for_and_those_that_are_to_come_late_are_not() {
     let (at, _) = serve().await;
     let late = checked("late", SocketAddr::new(at.ip(), 9), "initialDelay = \"1h\"\ntcpSocket = {}");
-    let run = Run::of(vec![checked("web", at, "httpGet = {}"), late]);
+    let run = Run::of(&[checked("web", at, "httpGet = {}"), late]);
     timeout(PATIENCE, run.checks.first_results()).await.expect("they come");
     assert_eq!((run.health("web"), run.health("late")), (Some(Health::Healthy), Some(Health::Unhealthy)));
-    let none = Run::of(Vec::new());
+    let none = Run::of(&[]);
     timeout(PATIENCE, none.checks.first_results()).await.expect("there is nothing to wait for");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_service_that_speaks_for_itself_is_healthy_until_it_is_silent() {
     let at = "127.0.0.1:9".parse().expect("an address");
-    let run = Run::of(vec![
+    let run = Run::of(&[
         checked("cron", at, "ttl = \"30s\""),
         checked("web", "127.0.0.1:10".parse().expect("an address"), "initialDelay = \"1h\"\ntcpSocket = {}"),
     ]);
@@ -227,7 +227,7 @@ async fn a_thousand_checks_do_not_wait_for_each_other() {
             at.port()
         ))
     };
-    let run = Run::of((0..1000).map(service).collect());
+    let run = Run::of(&(0..1000).map(service).collect::<Vec<_>>());
     for n in (0..1000).step_by(2) {
         run.until(&format!("s{n}"), Health::Healthy).await;
     }

@@ -114,7 +114,7 @@ fn host_of(bytes: &[u8]) -> Option<Option<String>> {
     let mut lines = bytes.split_inclusive(|byte| *byte == b'\n').skip(1);
     loop {
         let line = lines.next()?;
-        let Some(line) = line.strip_suffix(b"\n") else { return None };
+        let line = line.strip_suffix(b"\n")?;
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.is_empty() {
             return Some(None);

@@ -188,7 +188,7 @@ fn check_of(probe: &Probe, ports: &[LocalPort]) -> Result<Check, Fault> {
                     });
                 }
                 Look::TcpSocket { port } => {
-                    written.tcp_socket = Some(WrittenTcpSocket { port: named(port)? })
+                    written.tcp_socket = Some(WrittenTcpSocket { port: named(port)? });
                 }
                 Look::Grpc { port, service } => {
                     let service = service.to_string();

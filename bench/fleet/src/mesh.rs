@@ -120,6 +120,7 @@ pub fn registration(service: usize, agent: usize) -> Registration {
             ("app".into(), key(service).name.as_str().into()),
             ("version".into(), format!("v{}", agent % 3).into()),
         ]),
+        network: None,
         locality: Locality::parse(&format!("eu/zone-{}", agent % 3)),
         weight: 1,
         service_account: None,

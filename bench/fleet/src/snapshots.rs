@@ -63,12 +63,14 @@ impl Agent {
                 let host = Host {
                     name: mesh::host(self.number),
                     addresses: vec![IpAddr::V4(mesh::address(self.number))],
+                    why: "".into(),
+                    network: None,
                 };
                 let services = local_services(self.size, self.number)?;
                 let originations = Arc::new(Originations::new("/nonexistent".into()));
                 let publisher = Publisher::new(
                     (mesh, self.version),
-                    services,
+                    &services,
                     (host, HBONE),
                     originations,
                     Metrics::new("bench"),

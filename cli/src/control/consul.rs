@@ -130,7 +130,7 @@ impl ConsulSide {
         };
         match Box::pin(side.store.read(&Set::default())).await {
             Ok(Some(set)) => {
-                side.directory.mirror(&set.values).map_err(|refused| super::findings(&refused))?
+                side.directory.mirror(&set.values).map_err(|refused| super::findings(&refused))?;
             }
             Ok(None) => Box::pin(side.seed(&directories.registry())).await?,
             Err(error) => {

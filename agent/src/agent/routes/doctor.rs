@@ -17,8 +17,7 @@ use crate::admin::server::{Answer, json};
 use crate::doctor::look::host::{descriptors, memory, unwritable};
 use crate::membership::Membership;
 use crate::proxy::socket::{self, Mark};
-use crate::snapshot::endpoint::Agent;
-use crate::snapshot::{Snapshot, Transport};
+use crate::snapshot::{Snapshot, Transport, endpoint};
 use crate::source::control::probe::step_of_connect;
 
 /// How many other agents are tried.
@@ -114,7 +113,7 @@ fn agents_of(snapshot: &Snapshot) -> BTreeMap<SocketAddr, String> {
     for service in snapshot.services() {
         for endpoint in service.ports.iter().flat_map(|port| &port.endpoints) {
             // Those of other networks are reached through gateways.
-            if let Transport::Hbone(Agent { address, beyond: None }) = &endpoint.transport {
+            if let Transport::Hbone(endpoint::Agent { address, beyond: None }) = &endpoint.transport {
                 agents.entry(*address).or_insert_with(|| service.key.to_string());
             }
         }

@@ -28,7 +28,7 @@ pub fn own(report: &CaptureReport, restored: Option<&RestoredReport>, agent: Age
     let differences = report.differences.join("; ");
     match (report.state.as_str(), report.agent.as_deref()) {
         ("in-place", Some("trial")) => {
-            check.found(Code::RulesOff, "they are on trial, and take themselves back")
+            check.found(Code::RulesOff, "they are on trial, and take themselves back");
         }
         ("in-place", _) => {}
         ("missing", Some("off")) => check.found(Code::RulesOff, "capture is off, and there are no rules"),

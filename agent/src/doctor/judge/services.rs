@@ -130,6 +130,8 @@ mod tests {
             service: "orders.default".to_owned(),
             identity: String::new(),
             advertised: vec![([10, 0, 0, 1], 7000).into()],
+            own_addresses: false,
+            group: None,
             deliver: Vec::new(),
             mtls: "STRICT".to_owned(),
             certificate: true,

@@ -6,8 +6,8 @@ use baremesh_model::name::Label;
 
 use super::super::tests::{host, mesh, registration};
 use super::*;
-use crate::snapshot::Route;
 use crate::snapshot::tests::ORDERS;
+use crate::snapshot::{Route, ShortNames};
 
 const ENTRIES: &str = r#"
 [[ServiceEntry]]
@@ -79,13 +79,13 @@ fn names_mean_the_exact_host_before_a_wildcard_and_only_to_those_who_see_it() {
 fn dns_answers_for_hosts_with_an_address_and_forwards_the_rest() {
     let snapshot = snapshot();
     let check = |name: &str, expected: Option<&str>| {
-        let found = match snapshot.find_name(name) {
+        let found = match snapshot.find_name(name, ShortNames::Answered) {
             Found::Service { v4, .. } => v4.first().map(|address| address.to_string()),
-            Found::NoSuchName | Found::NotOurs => None,
+            Found::Ports(_) | Found::NoSuchName | Found::NotOurs => None,
         };
         match expected {
             Some(part) => {
-                assert!(found.as_ref().is_some_and(|found| found.contains(part)), "{name}: {found:?}")
+                assert!(found.as_ref().is_some_and(|found| found.contains(part)), "{name}: {found:?}");
             }
             None => assert_eq!(found, None, "{name}"),
         }
@@ -95,7 +95,10 @@ fn dns_answers_for_hosts_with_an_address_and_forwards_the_rest() {
     check("partner.example.net", Some("10.2.0.7"));
     check("a.untold.example", None);
     check("theirs.example.com", Some("240.240."));
-    assert_ne!(snapshot.find_name("api.example.com"), snapshot.find_name("b.example.com"));
+    assert_ne!(
+        snapshot.find_name("api.example.com", ShortNames::Answered),
+        snapshot.find_name("b.example.com", ShortNames::Answered)
+    );
 }
 
 #[test]

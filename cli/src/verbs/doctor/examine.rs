@@ -126,7 +126,7 @@ fn configured(directories: &Directories) -> (AgentConfig, Vec<Arc<LocalService>>
     let config = AgentConfig::load(directories.clone()).unwrap_or_else(|error| {
         match &error {
             ConfigError::File { source, .. } if is_kept_from_us(source) => {
-                check.unchecked.push(error.to_string())
+                check.unchecked.push(error.to_string());
             }
             _ => check.found(Code::ConfigInvalid, error.to_string()),
         }
