@@ -53,6 +53,8 @@ mod destination_rules;
 mod differential;
 #[path = "stories/disk_full.rs"]
 mod disk_full;
+#[path = "stories/doctor.rs"]
+mod doctor;
 #[path = "stories/draining.rs"]
 mod draining;
 #[path = "stories/encrypts_plain_tcp.rs"]
@@ -107,6 +109,8 @@ mod led_astray;
 mod load;
 #[path = "stories/local_attackers.rs"]
 mod local_attackers;
+#[path = "stories/lossy.rs"]
+mod lossy;
 #[path = "stories/malformed_requests.rs"]
 mod malformed_requests;
 #[path = "stories/meets_envoy.rs"]
