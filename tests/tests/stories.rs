@@ -61,6 +61,8 @@ mod differential;
 mod disk_full;
 #[path = "stories/dns_answers.rs"]
 mod dns_answers;
+#[path = "stories/doctor.rs"]
+mod doctor;
 #[path = "stories/draining.rs"]
 mod draining;
 #[path = "stories/egress.rs"]
@@ -117,6 +119,8 @@ mod led_astray;
 mod load;
 #[path = "stories/local_attackers.rs"]
 mod local_attackers;
+#[path = "stories/lossy.rs"]
+mod lossy;
 #[path = "stories/malformed_requests.rs"]
 mod malformed_requests;
 #[path = "stories/meets_envoy.rs"]
