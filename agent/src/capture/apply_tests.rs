@@ -188,9 +188,9 @@ namespace_test! {
         // What is not concerned is not looked at, until all is.
         sh("nft delete element inet baremesh endpoints4 '{ 10.0.0.9 . 8080 }'");
         assert_eq!(follow(&mut capture, 20_001), Change::Elements { added: 1, removed: 0 });
-        assert_eq!(capture.apply(&many(20_001)).expect("applied").change, Change::Replaced);
+        assert_eq!(capture.apply(&many(20_001)).expect("applied").change, Change::Restored);
         sh("nft delete table inet baremesh");
-        assert_eq!(follow(&mut capture, 20_002), Change::Replaced);
+        assert_eq!(follow(&mut capture, 20_002), Change::Restored);
         assert_eq!(capture.status().expect("status").state, State::InPlace);
     }
 }

@@ -195,7 +195,8 @@ namespace_test! {
             assert_eq!(state(), State::InPlace);
         };
         let taken_back = || {
-            eventually("it is taken back", || !runtime.path().join("reverting.nft").exists() && !capture().is_unconfirmed());
+            // In this order: the one file becomes the other.
+            eventually("it is taken back", || !capture().is_unconfirmed() && !runtime.path().join("reverting.nft").exists());
             assert!(matches!(capture().confirm(), Err(CaptureError::NothingToConfirm)));
         };
         // To nothing.
