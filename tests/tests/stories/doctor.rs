@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use baremesh_tests::{Host, Member, Mesh, exit, exit_code_of, needs_root, output_of, run, wait_until};
 use serde_json::Value;
@@ -251,12 +252,24 @@ fn fake_time() -> String {
     found
 }
 
+/// For how long the first of a member's certificates is valid still.
+fn seconds_left(member: &Member) -> u64 {
+    let certificates = member.ask("/certificates").unwrap_or_default();
+    let ends = certificates.as_array().into_iter().flatten().filter_map(|held| held["not_after"].as_u64());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    ends.min().unwrap_or(now).saturating_sub(now)
+}
+
 #[test]
 fn doctor_names_certificates_that_ended_and_those_that_cannot_be_renewed() {
     let mesh = Mesh::with_control_arguments("doctor-ended", &["--workload-lifetime", "60"]);
     let web = member(&mesh, &["web"]);
     mesh.kill_control();
     named(&web.host, "renewal_fails", &[]);
+    // Longer than is waited for one thing.
+    for left in [30, 10] {
+        wait_until("the certificate nears its end", || seconds_left(&web) < left);
+    }
     let found = named(&web.host, "certificate_ended", &[]);
     assert!(seen(&found).contains("ago"), "{found:#}");
     named(&web.host, "not_ready", &[]);
@@ -290,7 +303,7 @@ fn doctor_names_what_is_wrong_on_the_host_itself() {
         let found = named(store, code, &[]);
         assert!(seen(&found).contains("idle.default"), "{found:#}");
     }
-    output_of(store.baremesh(["service", "register", "idle", "--port", "7100", "--check-tcp", "7100"]));
+    output_of(store.baremesh(["service", "register", "idle", "--port", "7100", "--check-tcp"]));
     let found = named(store, "service_unhealthy", &[]);
     assert!(seen(&found).contains("idle.default"), "{found:#}");
 
@@ -379,7 +392,7 @@ fn explain_names_what_keeps_a_call_from_its_service() {
     becomes("tcp://echo:7000", "forwarded", "echo");
 
     let store = &pair.store.host;
-    output_of(store.baremesh(["service", "register", "ill", "--port", "7100", "--check-tcp", "7100"]));
+    output_of(store.baremesh(["service", "register", "ill", "--port", "7100", "--check-tcp"]));
     becomes("tcp://ill:7100", "no_endpoint", "unhealthy");
 
     pair.mesh.enforce(
