@@ -11,10 +11,15 @@ const BACK: Duration = Duration::from_secs(30);
 
 /// Has a host lose so many of a hundred packets, each by chance, in both directions. Those of its own interfaces pass.
 fn lose(host: &Host, percent: u32) {
+    // nft takes no comparison that always holds.
+    let by_chance = match percent {
+        100 => String::new(),
+        some => format!("numgen random mod 100 < {some} "),
+    };
     let chain = |name: &str, hook: &str, device: &str| {
         format!(
             "add chain inet loss {name} {{ type filter hook {hook} priority -300; }}; \
-             add rule inet loss {name} {device} != \"lo\" meta l4proto tcp numgen random mod 100 < {percent} drop"
+             add rule inet loss {name} {device} != \"lo\" meta l4proto tcp {by_chance}drop"
         )
     };
     let rules = [chain("in", "input", "iifname"), chain("out", "output", "oifname")].join("; ");
