@@ -10,7 +10,7 @@ use baremesh_model::service_entry::{
     Address, Endpoints, EntryEndpoint, ExternalHost, HostPort, Location, Resolution, hosts,
 };
 use baremesh_model::virtual_service::HostPattern;
-use baremesh_model::workload::{Tunnel, Workload, selects};
+use baremesh_model::workload::{OF_CATALOG, Tunnel, Workload, selects};
 
 use super::super::endpoint::Agent;
 use super::super::views::Callers;
@@ -134,7 +134,9 @@ impl Host<'_> {
             Endpoints::Selected(labels) => {
                 let workloads = self.mesh.workloads.values();
                 let chosen = workloads.filter(|workload| {
-                    workload.key.namespace == entry.key.namespace && selects(labels, &workload.labels)
+                    workload.key.namespace == entry.key.namespace
+                        && selects(labels, &workload.labels)
+                        && !workload.labels.contains_key(OF_CATALOG)
                 });
                 chosen
                     .filter_map(|workload| self.selected(port, workload, (advertised, ways), state))

@@ -134,3 +134,31 @@ fn the_names_of_what_is_called_here_are_looked_up() {
     let names = snapshot().names_to_resolve();
     assert_eq!(names, ["api.example.com".into(), "httpbin.org".into()] as [Arc<str>; 2]);
 }
+
+#[test]
+fn a_selector_takes_no_endpoint_of_a_catalog_into_which_others_write() {
+    let toml = r#"
+[[ServiceEntry]]
+name = "vms"
+hosts = ["vms.example.com"]
+resolution = "STATIC"
+ports = [{ number = 80, protocol = "TCP" }]
+workloadSelector = { labels = { app = "vm" } }
+
+[[WorkloadEntry]]
+name = "written"
+address = "192.0.2.1"
+labels = { app = "vm" }
+
+[[WorkloadEntry]]
+name = "foreign"
+address = "192.0.2.2"
+labels = { app = "vm", consul-catalog = "true" }
+"#;
+    let snapshot =
+        Snapshot::build(&mesh(toml), &[registration(ORDERS)], &host(), 15008, None).expect("a snapshot");
+    let service = snapshot.called("vms.example.com", &label("default")).expect("the host");
+    let endpoints: Vec<String> =
+        service.ports[0].endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
+    assert_eq!(endpoints, ["192.0.2.1:80"]);
+}
