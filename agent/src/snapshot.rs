@@ -241,6 +241,8 @@ pub struct Snapshot {
     unnamed: HashMap<IpAddr, Identity>,
     /// The agents of this host's network, where this host takes connections to them from outside.
     agents: HashSet<IpAddr>,
+    /// Where the gateways of that network are.
+    gateways: HashSet<IpAddr>,
     /// What the registry has besides.
     listed: Listed,
     /// The registration of each container's address.
@@ -382,11 +384,12 @@ impl Snapshot {
         all
     }
 
-    /// Whether this host, as a gateway of its network, leads to the agent at `address` for somebody at `client`. Who is within
-    /// the network dials it himself, so that no connection goes round by gateways without end.
+    /// Whether this host, as a gateway of its network, leads to the agent at `address` for somebody at `client`. Not for itself,
+    /// nor for another gateway of the network, so that no connection goes round by gateways without end. Who else is within is
+    /// not asked: an address that a member says it has may be the one that many come from.
     pub fn leads_to(&self, address: IpAddr, client: IpAddr) -> bool {
-        let within = self.is_here(client) || self.agents.contains(&client);
-        !within && self.agents.contains(&address)
+        let is_gateway = self.is_here(client) || self.gateways.contains(&client);
+        !is_gateway && self.agents.contains(&address)
     }
 
     /// Whether a service of this host is reached at that port, at whichever address.
