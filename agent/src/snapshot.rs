@@ -309,9 +309,11 @@ impl Snapshot {
         self.unnamed.get(&address)
     }
 
-    /// The registration, by its index, as which `identity` calls from here; none for the host itself.
-    pub fn caller(&self, identity: &Identity) -> Option<usize> {
-        self.sources.iter().position(|source| source.identity == *identity)
+    /// The registration of a service of this host, by its index: the same service's from one state to the next, where several
+    /// have one identity. None for the host itself, and for a service that is registered here no longer.
+    pub fn registration(&self, service: Option<&Key>) -> Option<usize> {
+        let service = service?;
+        self.registrations.iter().position(|local| local.key == *service)
     }
 
     /// The labels of a caller of this host, as routes match them. The host itself has none.

@@ -95,8 +95,16 @@ fn drawn(snapshot: &Snapshot, from: Option<&str>, question: &Question, draws: u6
     let asked = Asked::read(question).expect("a question");
     let service = snapshot.service_of_host(&asked.host).expect("a service");
     let authority = plan::Authority::Names;
-    let (identity, service) = (&caller.identity, &service.key);
-    let to = plan::Asked { identity, service, port: asked.port, token: None, authority, real_address: false };
+    let (identity, index, service) = (&caller.identity, caller.index, &service.key);
+    let to = plan::Asked {
+        identity,
+        caller: index,
+        service,
+        port: asked.port,
+        token: None,
+        authority,
+        real_address: false,
+    };
     let mut found = BTreeMap::new();
     for random in 0..draws {
         let what = match plan::plan(snapshot, to, &asked.head, random) {

@@ -129,6 +129,12 @@ impl ExternalHosts {
         let stars = self.stars.iter().filter(|(suffix, _)| below(suffix)).map(|(_, hosts)| hosts);
         self.exact.get(name).into_iter().chain(stars).find_map(|hosts| hosts.first())
     }
+    /// Whether a name is that of hosts of which somebody in `from` sees none.
+    pub fn hides(&self, name: &str, from: &Label) -> bool {
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        self.answered(&name).is_some() && self.named(&name, from).is_none()
+    }
+
 
     /// Whether any host is reached at that address and port, for whomever.
     pub fn is_at(&self, destination: SocketAddr) -> bool {

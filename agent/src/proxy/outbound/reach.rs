@@ -9,14 +9,13 @@ use std::time::{Duration, SystemTime};
 use baremesh_model::authorization::Hello;
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
-use baremesh_model::outbound::OutboundPolicy;
 use tokio::net::TcpStream;
 
 use super::ruled::{self, Times};
 use super::{Call, Leg, Upstream};
 use crate::capture::Outbound;
 use crate::proxy::error::ProxyError;
-use crate::proxy::open::Delivered;
+use crate::proxy::open::{Beyond, Delivered};
 use crate::proxy::tunnel::Peer;
 use crate::proxy::{Worker, relay, socket};
 use crate::snapshot::endpoint::Agent;
@@ -143,8 +142,7 @@ pub(super) async fn outside(
     }
     // What is captured although the mesh leads nobody there was the mesh's a moment ago, unless everything is, or
     // everything of this caller.
-    let is_held =
-        call.index.is_some_and(|index| call.snapshot.sources[index].outbound == OutboundPolicy::RegistryOnly);
+    let is_held = call.snapshot.is_held(call.index);
     // What was captured for the sake of other callers of this host, who see a ServiceEntry, goes as without.
     let is_others = call.snapshot.is_captured_for_external(address);
     if call.worker.shared.outbound != Outbound::All && !is_held && !is_others {
@@ -152,7 +150,7 @@ pub(super) async fn outside(
     }
     record.service_host = Some(Arc::clone(&PASSTHROUGH));
     let upstream = as_it_was(call, address, record).await?;
-    Ok(Upstream { outside: Some(address), ..upstream })
+    Ok(Upstream { outside: Some(Beyond::Address(address)), ..upstream })
 }
 
 /// Says where a connection was going that the caller's Sidecar does not let go there.

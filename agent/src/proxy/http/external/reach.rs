@@ -125,8 +125,8 @@ impl Worker {
         }
         let mut record = Record::new(Reporter::Source, own_address(local));
         record.source = Party::registered(&local.identity, None, &local.labels);
-        let caller =
-            Caller::new(Arc::clone(self), local.identity.clone(), (service, port), record).to_dialled();
+        let who = (local.identity.clone(), Some(local.service.clone()));
+        let caller = Caller::new(Arc::clone(self), who, (service, port), record).to_dialled();
         let mut kept = Kept::new(MAX_ANSWER);
         let upload = Upload::own(check.body.clone());
         let exchange = Exchange { head: &mut check.head, upload, answer: Answer::Kept(&mut kept) };
