@@ -16,7 +16,7 @@ use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Labels, Tunnel, Workload};
 
-use super::endpoint::Agent;
+use super::endpoint::{Agent, Origin};
 use super::external::{self, ExternalHosts};
 use super::rate_limit::RateLimits;
 use super::reach::{Listed, source};
@@ -367,6 +367,7 @@ fn service_entry(
         Arc::new(Endpoint {
             address,
             transport,
+            origin: Origin::Given,
             workload: workload.key.name.as_str().into(),
             labels: workload.labels.clone(),
             locality: workload.locality.clone(),
@@ -457,6 +458,7 @@ fn at_address(known: &Arc<Endpoint>, address: SocketAddr) -> Arc<Endpoint> {
     Arc::new(Endpoint {
         address,
         transport,
+        origin: known.origin,
         workload: Arc::clone(&known.workload),
         labels: known.labels.clone(),
         locality: known.locality.clone(),

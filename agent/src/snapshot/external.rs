@@ -10,6 +10,7 @@ use baremesh_model::virtual_service::{HostPattern, Visibility};
 use baremesh_model::workload::{Labels, Locality};
 use ipnet::IpNet;
 
+use super::endpoint::Origin;
 use super::{Endpoint, ServiceEntry, Snapshot, Transport};
 use crate::dns::Found;
 use crate::telemetry::metrics::Party;
@@ -48,10 +49,11 @@ pub enum Way {
 }
 
 /// An endpoint that nobody listed.
-pub fn ad_hoc(address: SocketAddr, host: &Arc<str>) -> Arc<Endpoint> {
+pub fn ad_hoc(address: SocketAddr, host: &Arc<str>, origin: Origin) -> Arc<Endpoint> {
     Arc::new(Endpoint {
         address,
         transport: Transport::Plain,
+        origin,
         workload: Arc::clone(host),
         labels: Labels::new(),
         locality: Locality::default(),

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use super::{Call, stream_route};
 use crate::proxy::error::ProxyError;
 use crate::proxy::{Worker, sniff};
+use crate::snapshot::endpoint::Origin;
 use crate::snapshot::external::{Way, ad_hoc};
 use crate::snapshot::{Cluster, Route, ServiceEntry, Snapshot};
 
@@ -137,7 +138,7 @@ impl Worker {
         let ranges = &snapshot.mesh.config.virtual_ranges;
         let real = destination.filter(|address| !ranges.contains(address.ip()));
         let address = real.ok_or_else(|| ProxyError::NoEndpoint(service.key.clone()))?;
-        Ok(Arc::new(cluster.toward(&service.host, vec![ad_hoc(address, &service.host)])))
+        Ok(Arc::new(cluster.toward(&service.host, vec![ad_hoc(address, &service.host, Origin::Given)])))
     }
 
     /// The cluster towards the addresses of the name that a caller asks for, if it is one of those that are meant. Waits
@@ -158,7 +159,8 @@ impl Worker {
         let unresolved = |source| ProxyError::Unresolved { name: name.clone(), source };
         let addresses = addresses.map_err(unresolved)?;
         let (host, number) = (name.as_str().into(), service.targets[port]);
-        let endpoints = addresses.iter().map(|address| ad_hoc(SocketAddr::new(*address, number), &host));
+        let endpoint = |address: &_| ad_hoc(SocketAddr::new(*address, number), &host, Origin::Dns);
+        let endpoints = addresses.iter().map(endpoint);
         Ok(Arc::new(cluster.toward(&host, endpoints.collect())))
     }
 }
