@@ -233,12 +233,11 @@ impl Snapshot {
         let mut names: Vec<Arc<str>> = Vec::new();
         for entry in self.mesh.service_entries.values().filter(|entry| entry.resolution.is_dns()) {
             // What nobody here calls needs no address here.
-            let host = entry.host_names().next().and_then(|host| self.services.get(&entry.key_of(&host)));
-            if host.is_none() {
-                continue;
-            }
+            let mut called =
+                entry.host_names().filter(|host| self.services.contains_key(&entry.key_of(host)));
             match &entry.endpoints {
-                Endpoints::Listed(listed) if listed.is_empty() => names.extend(entry.host_names()),
+                Endpoints::Listed(listed) if listed.is_empty() => names.extend(called),
+                _ if called.next().is_none() => {}
                 Endpoints::Listed(listed) => {
                     names.extend(listed.iter().filter_map(|endpoint| match &endpoint.address {
                         Address::Name(name) => Some(Arc::clone(name)),

@@ -162,3 +162,25 @@ labels = { app = "vm", consul-catalog = "true" }
         service.ports[0].endpoints.iter().map(|endpoint| endpoint.address.to_string()).collect();
     assert_eq!(endpoints, ["192.0.2.1:80"]);
 }
+
+#[test]
+fn every_host_that_somebody_here_calls_is_resolved_and_no_other() {
+    let toml = r#"
+[[ServiceEntry]]
+name = "a"
+exportTo = ["~"]
+hosts = ["hidden.example.org"]
+resolution = "DNS"
+ports = [{ number = 443, protocol = "TCP" }]
+
+[[ServiceEntry]]
+name = "b"
+hosts = ["one.example.org", "two.example.org"]
+resolution = "DNS"
+ports = [{ number = 443, protocol = "TCP" }]
+"#;
+    let snapshot =
+        Snapshot::build(&mesh(toml), &[registration(ORDERS)], &host(), 15008, None).expect("a snapshot");
+    let names = snapshot.names_to_resolve();
+    assert_eq!(names.iter().map(|name| &**name).collect::<Vec<_>>(), ["one.example.org", "two.example.org"]);
+}
