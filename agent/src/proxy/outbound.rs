@@ -40,6 +40,7 @@ use crate::telemetry::{Counted, Record, Reporter};
 mod ruled;
 
 use attempts::{any_endpoint, dialled_endpoint, no_endpoint};
+use external::Settled;
 use reach::{outside, this_host};
 use ruled::Times;
 
@@ -117,7 +118,11 @@ async fn connect_and_relay(
     let (caller, index) = who(worker, client, destination, &snapshot, record).await?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let call = Call { worker, snapshot: &snapshot, caller, index };
-    let route = external::settled(&call, client, (snapshot.route(destination)?, destination)).await?;
+    let settled = external::settled(&call, client, (snapshot.route(destination)?, destination)).await?;
+    let (route, unseen) = match settled {
+        Settled::Route(route) => (route, None),
+        Settled::Unseen(host) => (Route::Passthrough, Some(host)),
+    };
     let route = snapshot.within_sidecar(index, route);
     let route = route.inspect_err(|error| reach::note_refusal(error, record))?;
     let mut upstream = match route {
@@ -150,7 +155,10 @@ async fn connect_and_relay(
             record.service_host = snapshot.service(&local.service).map(|service| Arc::clone(&service.host));
             this_host(&call, &local, record).await?
         }
-        Route::Passthrough => outside(&call, destination, record).await?,
+        Route::Passthrough => match unseen {
+            Some(host) => external::unseen(&call, (&host, destination), record).await?,
+            None => outside(&call, destination, record).await?,
+        },
     };
     let outside = upstream.outside.take();
     let upstream = match upstream {

@@ -137,10 +137,7 @@ pub(super) async fn outside(
     address: SocketAddr,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
-    if !call.snapshot.lets_out(call.index, address) {
-        record.service_host = Some(Arc::clone(&BLACK_HOLE));
-        return Err(ProxyError::NotInRegistry(address));
-    }
+    let_out(call, address, record)?;
     // What is captured although the mesh leads nobody there was the mesh's a moment ago, unless everything is, or
     // everything of this caller.
     let is_held = call.snapshot.is_held(call.index);
@@ -149,9 +146,27 @@ pub(super) async fn outside(
     if call.worker.shared.outbound != Outbound::All && !is_held && !is_others {
         return Err(ProxyError::NotMeshed(address));
     }
+    passed_on(call, (address, Origin::Given), record).await
+}
+
+/// Refuses what the caller may not reach.
+pub(super) fn let_out(call: &Call<'_>, address: SocketAddr, record: &mut Record) -> Result<(), ProxyError> {
+    if call.snapshot.lets_out(call.index, address) {
+        return Ok(());
+    }
+    record.service_host = Some(Arc::clone(&BLACK_HOLE));
+    Err(ProxyError::NotInRegistry(address))
+}
+
+/// To where no service is.
+pub(super) async fn passed_on(
+    call: &Call<'_>,
+    to: (SocketAddr, Origin),
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
     record.service_host = Some(Arc::clone(&PASSTHROUGH));
-    let upstream = as_it_was(call, (address, Origin::Given), record).await?;
-    Ok(Upstream { outside: Some(Beyond::Address(address)), ..upstream })
+    let upstream = as_it_was(call, to, record).await?;
+    Ok(Upstream { outside: Some(Beyond::Address(to.0)), ..upstream })
 }
 
 /// Says where a connection was going that the caller's Sidecar does not let go there.
