@@ -34,6 +34,7 @@ use crate::admin::report::explain::{
     AnswerReport, CalledReport, Explanation, Outcome, Question, RequestReport,
 };
 use crate::proxy::error::ProxyError;
+use crate::snapshot::external::{Meant, best};
 use crate::snapshot::{Route, ServiceEntry, Snapshot};
 use asked::{Asked, Carried};
 pub use caller::Caller;
@@ -140,7 +141,11 @@ pub fn explain(
     let (asked, now) = (&asked, Instant::now());
     let case = Case { snapshot, caller, asked, sent: None, dialled, certified, now };
     let mut explanation = blank(question, &case);
-    let route = named(&case, snapshot.route(dialled));
+    let (route, unseen) = match settled(&case, snapshot.route(dialled)) {
+        Ok(Settled::Route(route)) => (Ok(route), None),
+        Ok(Settled::Unseen(host)) => (Ok(Route::Passthrough), Some(host)),
+        Err(error) => (Err(error), None),
+    };
     match route.and_then(|route| snapshot.within_sidecar(caller.index, route)) {
         Ok(Route::Service(service, port)) => {
             let entry = &service.ports[port];
@@ -181,9 +186,18 @@ pub fn explain(
         }
         Ok(Route::Passthrough) => {
             explanation.outcome = Outcome::NotMeshed;
-            explanation.summary = format!(
-                "{dialled} is no service's: unless `capture.outbound = \"all\"` says otherwise it is not captured, and goes as without a mesh"
-            );
+            explanation.summary = match unseen {
+                Some(host) => format!(
+                    "{dialled} is given to {}, which `exportTo` keeps from this caller: the name is looked up, and it goes as without a mesh",
+                    host.host
+                ),
+                None if snapshot.is_held(caller.index) || snapshot.is_captured_for_external(dialled) => {
+                    format!("{dialled} is no service's for this caller: it goes as without a mesh")
+                }
+                None => format!(
+                    "{dialled} is no service's: unless `capture.outbound = \"all\"` says otherwise it is not captured, and goes as without a mesh"
+                ),
+            };
         }
         Err(error) => {
             explanation.outcome = match error {
@@ -207,16 +221,47 @@ fn refused_with(error: &ProxyError) -> AnswerReport {
     }
 }
 
-/// The route of a call by a ServiceEntry's host, whatever else is at its address.
-fn named(case: &Case<'_>, route: Result<Route, ProxyError>) -> Result<Route, ProxyError> {
-    let is_address = case.asked.host.parse::<IpAddr>().is_ok();
-    let called = case.snapshot.called(&case.asked.host, case.caller.identity.namespace());
+/// Where a call goes, once it is known which host of ServiceEntries it means.
+enum Settled {
+    Route(Route),
+    /// As without a mesh, to a host that the caller does not see.
+    Unseen(Arc<ServiceEntry>),
+}
+
+/// The route of a call by the host of ServiceEntries that it names, or by what is at the address that it dials, as the data path
+/// takes it: the first bytes of the call name what the question does.
+fn settled(case: &Case<'_>, route: Result<Route, ProxyError>) -> Result<Settled, ProxyError> {
+    let (snapshot, asked, port) = (case.snapshot, case.asked, case.dialled.port());
+    let is_address = asked.host.parse::<IpAddr>().is_ok();
+    let called = snapshot.called(&asked.host, case.caller.identity.namespace());
     let external = called.filter(|service| !is_address && service.external.is_some());
-    let index = external.and_then(|service| Some((service, service.port_index(case.dialled.port())?)));
-    match index {
-        Some((service, port)) => Ok(Route::Service(Arc::clone(service), port)),
-        None => route,
+    let named = external.and_then(|service| Some((service, service.port_index(port)?)));
+    if let Some((service, port)) = named {
+        return Ok(Settled::Route(Route::Service(Arc::clone(service), port)));
     }
+    let name = match asked.carried {
+        Carried::Requests => Some(asked.head.host()),
+        Carried::Bytes => asked.sni.as_deref(),
+    };
+    let found = match snapshot.meant(case.caller.index, (route?, case.dialled))? {
+        Meant::Routed(route) => return Ok(Settled::Route(route)),
+        Meant::Unseen(host) => return Ok(Settled::Unseen(host)),
+        Meant::Hosts(all) => {
+            let named = name.and_then(|name| best(all.iter().copied(), name));
+            named.or(all.first().copied())
+        }
+        Meant::Unaddressed(all) => {
+            let is_bytes = |host: &&Arc<ServiceEntry>| {
+                host.port_index(port).is_some_and(|index| host.ports[index].protocol == Protocol::Tcp)
+            };
+            let speaking = all.iter().copied().filter(|host| !is_bytes(host));
+            let named = name.and_then(|name| best(speaking, name));
+            named.or_else(|| all.iter().copied().find(is_bytes))
+        }
+    };
+    let index = found.and_then(|host| Some((host, host.port_index(port)?)));
+    let route = index.map(|(host, index)| Route::Service(Arc::clone(host), index));
+    Ok(Settled::Route(route.unwrap_or(Route::Passthrough)))
 }
 
 /// Where a program's connection goes: an address as it is, a name as the mesh's DNS resolves it.

@@ -44,6 +44,13 @@ impl Resolved {
     pub fn addresses(&self, name: &str) -> &[IpAddr] {
         self.0.get(name).map_or(&[], Vec::as_slice)
     }
+
+    /// What DNS says in a test.
+    #[cfg(test)]
+    pub(crate) fn of<const N: usize>(names: [(&str, &[&str]); N]) -> Self {
+        let address = |text: &&str| text.parse().expect("an address");
+        Self(names.map(|(name, all)| (name.into(), all.iter().map(address).collect())).into())
+    }
 }
 
 /// The addresses that may be connected to, in their order, IPv4's alone where there are some: the way to IPv6 may not be

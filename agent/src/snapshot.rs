@@ -241,6 +241,8 @@ pub struct Snapshot {
     unnamed: HashMap<IpAddr, Identity>,
     /// The agents of this host's network, where this host takes connections to them from outside.
     agents: HashSet<IpAddr>,
+    /// Where the gateways of that network are.
+    gateways: HashSet<IpAddr>,
     /// What the registry has besides.
     listed: Listed,
     /// The registration of each container's address.
@@ -307,9 +309,11 @@ impl Snapshot {
         self.unnamed.get(&address)
     }
 
-    /// The registration, by its index, as which `identity` calls from here; none for the host itself.
-    pub fn caller(&self, identity: &Identity) -> Option<usize> {
-        self.sources.iter().position(|source| source.identity == *identity)
+    /// The registration of a service of this host, by its index: the same service's from one state to the next, where several
+    /// have one identity. None for the host itself, and for a service that is registered here no longer.
+    pub fn registration(&self, service: Option<&Key>) -> Option<usize> {
+        let service = service?;
+        self.registrations.iter().position(|local| local.key == *service)
     }
 
     /// The labels of a caller of this host, as routes match them. The host itself has none.
@@ -382,11 +386,12 @@ impl Snapshot {
         all
     }
 
-    /// Whether this host, as a gateway of its network, leads to the agent at `address` for somebody at `client`. Who is within
-    /// the network dials it himself, so that no connection goes round by gateways without end.
+    /// Whether this host, as a gateway of its network, leads to the agent at `address` for somebody at `client`. Not for itself,
+    /// nor for another gateway of the network, so that no connection goes round by gateways without end. Who else is within is
+    /// not asked: an address that a member says it has may be the one that many come from.
     pub fn leads_to(&self, address: IpAddr, client: IpAddr) -> bool {
-        let within = self.is_here(client) || self.agents.contains(&client);
-        !within && self.agents.contains(&address)
+        let is_gateway = self.is_here(client) || self.gateways.contains(&client);
+        !is_gateway && self.agents.contains(&address)
     }
 
     /// Whether a service of this host is reached at that port, at whichever address.

@@ -13,6 +13,10 @@ use crate::service::{Service, ServicePort};
 /// Labels of a workload, or the labels that a selector asks for.
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
+/// The label, whatever its value, of a workload that is in a catalog into which others write: nobody of the mesh answers for
+/// its other labels.
+pub const OF_CATALOG: &str = "consul-catalog";
+
 /// Whether every label of `selector` stands in `labels` with the same value.
 pub fn selects(selector: &Labels, labels: &Labels) -> bool {
     selector.iter().all(|(key, value)| labels.get(key) == Some(value))

@@ -114,7 +114,7 @@ pub fn in_set(mesh: &Mesh, named: &Named) -> Result<(Snapshot, Caller), ExplainE
     let hbone = crate::proxy::Ports::default().hbone;
     let snapshot = Snapshot::build(mesh, &registrations, &host, hbone, None)
         .map_err(|error| ExplainError::Set(error.to_string()))?;
-    let index = snapshot.caller(&identity);
+    let index = (!snapshot.registrations.is_empty()).then_some(0);
     let addresses = workload.into_iter().flat_map(|workload| {
         std::iter::once(workload.address).chain(workload.other_addresses.iter().copied())
     });

@@ -27,11 +27,12 @@ pub(super) fn explain(case: &Case<'_>, dialled: &ServiceEntry, port: usize, expl
     let (identity, service) = (&case.caller.identity, &dialled.key);
     let ranges = &case.snapshot.mesh.config.virtual_ranges;
     let real_address = !ranges.contains(case.dialled.ip());
-    let asked = Asked { identity, service, port: number, token, authority, real_address };
+    let caller = case.caller.index;
+    let asked = Asked { identity, caller, service, port: number, token, authority, real_address };
     let caller = baremesh_model::virtual_service::Caller {
         gateway: &Gateway::Mesh,
         namespace: case.caller.identity.namespace(),
-        labels: snapshot.labels_of(snapshot.caller(&case.caller.identity)),
+        labels: snapshot.labels_of(case.caller.index),
     };
     let incoming = Incoming { head, port: number, caller, token };
     let mut routed = Routed::Unconcerned;
@@ -48,8 +49,8 @@ pub(super) fn explain(case: &Case<'_>, dialled: &ServiceEntry, port: usize, expl
     match (routed, plan::plan(snapshot, asked, head, 0)) {
         (Routed::Route(route), first) => match &route.route.action {
             HttpAction::Forward(split) => {
-                let caller = snapshot.caller(&case.caller.identity);
-                let exists = |to: &_| plan::destination(snapshot, (number, caller), to).is_some();
+                let dialled = (number, case.caller.index);
+                let exists = |to: &_| plan::destination(snapshot, dialled, to).is_some();
                 explanation.effects = words::of_route(route.route, head, exists);
                 let draws = draws(split)
                     .map(|(to, share, random)| (to, share, plan::plan(snapshot, asked, head, random)));
@@ -148,8 +149,8 @@ fn destination(
         // A weight of 0 is never drawn, and the draw is the next one's; or it names what there is not.
         Plan::Forward(_) | Plan::Answer(_) => {
             let snapshot = case.snapshot;
-            let caller = snapshot.caller(&case.caller.identity);
-            match plan::destination(snapshot, (case.dialled.port(), caller), &to.destination) {
+            let dialled = (case.dialled.port(), case.caller.index);
+            match plan::destination(snapshot, dialled, &to.destination) {
                 Some((service, _, cluster)) => {
                     destinations::of_cluster(case, (service, cluster), share, None)
                 }

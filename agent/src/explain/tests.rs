@@ -95,8 +95,16 @@ fn drawn(snapshot: &Snapshot, from: Option<&str>, question: &Question, draws: u6
     let asked = Asked::read(question).expect("a question");
     let service = snapshot.service_of_host(&asked.host).expect("a service");
     let authority = plan::Authority::Names;
-    let (identity, service) = (&caller.identity, &service.key);
-    let to = plan::Asked { identity, service, port: asked.port, token: None, authority, real_address: false };
+    let (identity, index, service) = (&caller.identity, caller.index, &service.key);
+    let to = plan::Asked {
+        identity,
+        caller: index,
+        service,
+        port: asked.port,
+        token: None,
+        authority,
+        real_address: false,
+    };
     let mut found = BTreeMap::new();
     for random in 0..draws {
         let what = match plan::plan(snapshot, to, &asked.head, random) {
@@ -347,4 +355,46 @@ fn who_cannot_call_from_here_is_told_who_can() {
     assert_eq!(of(Some("shop.default")), of(Some(shop)));
     assert_eq!(of(None).as_deref(), Ok("spiffe://mesh.internal/ns/hosts/sa/h1"));
     assert_eq!(of(None), of(Some("spiffe://mesh.internal/ns/hosts/sa/h1")));
+}
+
+#[test]
+fn an_address_is_explained_by_the_host_of_service_entries_that_is_reached_there() {
+    let entries = r#"
+[[ServiceEntry]]
+name = "block"
+hosts = ["block.example.com"]
+addresses = ["10.1.0.0/16"]
+ports = [{ number = 5432, protocol = "TCP" }]
+
+[[ServiceEntry]]
+name = "listed"
+hosts = ["listed.example.com"]
+resolution = "STATIC"
+ports = [{ number = 80, targetPort = 8080, protocol = "TCP" }]
+endpoints = [{ address = "192.0.2.1" }]
+
+[[ServiceEntry]]
+name = "one"
+hosts = ["one.example.com"]
+addresses = ["198.51.100.1"]
+ports = [{ number = 443, protocol = "TLS" }]
+
+[[ServiceEntry]]
+name = "two"
+hosts = ["two.example.com"]
+addresses = ["198.51.100.1"]
+ports = [{ number = 443, protocol = "TLS" }]
+"#;
+    let snapshot = build(entries);
+    let check = |url: &str, sni: Option<&str>, expected: Option<&str>| {
+        let asked = Question { sni: sni.map(str::to_owned), ..question(url) };
+        let explanation = explained(&snapshot, Some("shop"), &asked);
+        let service = explanation.service.as_ref().map(|service| &*service.host);
+        assert_eq!(service, expected, "{url} {sni:?} {explanation:?}");
+    };
+    check("tcp://10.1.2.3:5432", None, Some("block.example.com"));
+    check("tcp://10.1.2.3:5433", None, None);
+    check("tcp://192.0.2.1:8080", None, Some("listed.example.com"));
+    check("tls://198.51.100.1:443", None, Some("one.example.com"));
+    check("tls://198.51.100.1:443", Some("two.example.com"), Some("two.example.com"));
 }

@@ -33,7 +33,7 @@ pub(super) fn for_routes(case: &Case<'_>) -> Option<Token> {
         return None;
     }
     let identity = &case.caller.identity;
-    let labels = case.snapshot.labels_of(case.snapshot.caller(identity));
+    let labels = case.snapshot.labels_of(case.caller.index);
     let rules = rules(case, (identity.namespace(), labels));
     judge(case, rules.as_deref(), &case.asked.head).ok().flatten()
 }

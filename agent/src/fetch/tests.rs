@@ -32,7 +32,13 @@ fn loopback_is_somebodys_and_metadata_is_nobodys() {
         ("64:ff9b::169.254.169.254", false),
         ("fe80::1", false),
         ("fd00:ec2::254", false),
+        ("fd20:ce::254", false),
         ("100.100.100.200", false),
+        ("168.63.129.16", false),
+        ("168.63.129.17", true),
+        ("192.0.0.192", false),
+        ("::ffff:0:168.63.129.16", false),
+        ("64:ff9b:1::169.254.169.254", false),
         ("224.0.0.1", false),
     ] {
         let found = is_nobodys(address.parse().expect("an address"));
@@ -62,6 +68,11 @@ fn addresses_of_this_host_its_link_and_the_mesh_are_kept_from() {
         "::ffff:169.254.169.254",
         "::127.0.0.1",
         "64:ff9b::a9fe:a9fe",
+        "::ffff:0:127.0.0.1",
+        "64:ff9b:1::7f00:1",
+        "64:ff9b:1:a9fe:a9:fe00::",
+        "64:ff9b:1:a9:fe:a9fe::",
+        "64:ff9b:1:0:a9:fea9:fe00:0",
         "2002:7f00:1::",
         "fe80::1",
         "febf::1",
@@ -71,9 +82,16 @@ fn addresses_of_this_host_its_link_and_the_mesh_are_kept_from() {
     ] {
         check(address, true);
     }
-    for address in
-        ["10.0.0.1", "192.168.1.1", "1.1.1.1", "fd00::1", "2606:4700::1", "64:ff9b::a00:1", "2002:a00:1::"]
-    {
+    for address in [
+        "10.0.0.1",
+        "192.168.1.1",
+        "1.1.1.1",
+        "fd00::1",
+        "2606:4700::1",
+        "64:ff9b::a00:1",
+        "64:ff9b:1::a00:1",
+        "2002:a00:1::",
+    ] {
         check(address, false);
     }
 }

@@ -52,6 +52,12 @@ pub enum ProxyError {
          WorkloadEntry if it is to be reached"
     )]
     NotInRegistry(SocketAddr),
+    /// The host that a connection led to is there no longer, or no longer for the caller, who reaches the registry alone.
+    #[error(
+        "{0} is no longer in the registry for its caller, and outboundTrafficPolicy is REGISTRY_ONLY: declare it as a ServiceEntry \
+         that `exportTo` shows the caller if it is to be reached"
+    )]
+    NoLongerInRegistry(Key),
     /// The caller's Sidecar does not name the service.
     #[error(
         "Sidecar {sidecar} does not have its workloads call {service} at port {port}: add it to `egress` if they are to"
@@ -248,7 +254,7 @@ impl ProxyError {
             Self::NotCaptured => Reason::NotCaptured,
             Self::CallerUnknown(_) => Reason::CallerUnknown,
             Self::NotMeshed(_) => Reason::NotMeshed,
-            Self::NotInRegistry(_) => Reason::NotInRegistry,
+            Self::NotInRegistry(_) | Self::NoLongerInRegistry(_) => Reason::NotInRegistry,
             Self::NotInSidecar { .. } => Reason::NotInSidecar,
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,

@@ -10,11 +10,12 @@ use arc_swap::ArcSwap;
 use baremesh_ca::revocation::Revoked;
 use baremesh_model::authorization::{Carried, Hello, Request};
 use baremesh_model::identity::Identity;
+use baremesh_model::name::Key;
 use baremesh_model::peer_authentication::MtlsMode;
 use tokio::sync::{Notify, watch};
 
 use super::error::ProxyError;
-use crate::snapshot::{From, LocalEndpoint, Snapshot};
+use crate::snapshot::{From, LocalEndpoint, ServiceEntry, Snapshot};
 use crate::telemetry::Counted;
 
 /// What a policy decided on when a delivered connection was let through, to decide again when it changes.
@@ -79,6 +80,62 @@ impl Delivered {
     }
 }
 
+/// Where a connection of this host leads, where that is outside of the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Beyond {
+    /// To an address that is no service's.
+    Address(SocketAddr),
+    /// To the host of ServiceEntries that was dialled, at its port.
+    Host(Key, u16),
+    /// To a host of ServiceEntries to which a route led: the caller's Sidecar need not name it.
+    Routed(Key),
+}
+
+impl Beyond {
+    /// Of a connection that was opened to a service's port, and led to `target`; nothing where both are the mesh's.
+    pub fn of_hosts((dialled, port): (&ServiceEntry, u16), target: &ServiceEntry) -> Option<Self> {
+        match (&dialled.external, &target.external) {
+            (Some(_), _) => Some(Self::Host(dialled.key.clone(), port)),
+            (None, Some(_)) => Some(Self::Routed(target.key.clone())),
+            (None, None) => None,
+        }
+    }
+}
+
+/// A connection of a service of this host out of the mesh.
+#[derive(Debug, Clone)]
+pub struct Outside {
+    /// The service as which the caller is registered here.
+    pub caller: Key,
+    /// Where it leads.
+    pub beyond: Beyond,
+}
+
+impl Outside {
+    /// Why a state does not let the caller out there any more; nothing where it does, or holds nobody back.
+    pub fn no_longer_allowed(&self, snapshot: &Snapshot) -> Option<ProxyError> {
+        let caller = snapshot.registration(Some(&self.caller));
+        let (host, port) = match &self.beyond {
+            Beyond::Address(address) => {
+                return (!snapshot.lets_out(caller, *address)).then_some(ProxyError::NotInRegistry(*address));
+            }
+            Beyond::Host(host, port) => (host, Some(*port)),
+            Beyond::Routed(host) => (host, None),
+        };
+        if !snapshot.is_held(caller) {
+            return None;
+        }
+        let from = snapshot.namespace_of(caller);
+        let known = snapshot.service(host).filter(|service| service.is_for(from));
+        if known.is_none_or(|service| port.is_some_and(|port| service.port_index(port).is_none())) {
+            return Some(ProxyError::NoLongerInRegistry(host.clone()));
+        }
+        let (service, port) = (host.clone(), port?);
+        let sidecar = snapshot.sidecar_against(caller, host, port)?.clone();
+        Some(ProxyError::NotInSidecar { service, port, sidecar })
+    }
+}
+
 /// One open connection.
 #[derive(Debug)]
 pub struct Open {
@@ -87,8 +144,8 @@ pub struct Open {
     counted: Option<Arc<Counted>>,
     /// With what it carries: where bytes are counted, bytes.
     delivered: Option<Delivered>,
-    /// Who of this host goes where, where that is no service's.
-    outside: Option<(Identity, SocketAddr)>,
+    /// Who of this host goes where outside of the mesh.
+    outside: Option<Outside>,
     closed: Notify,
     reason: Mutex<Option<ProxyError>>,
 }
@@ -111,19 +168,15 @@ pub struct Entry {
 impl OpenConnections {
     /// Enters a connection. `delivered` is there where this host's policies let it through.
     pub fn enter(&self, counted: Option<Arc<Counted>>, delivered: Option<Delivered>) -> Entry {
-        self.enter_open(counted, delivered, None)
+        self.enter_outside(counted, delivered, None)
     }
 
-    /// Enters a connection of this host to what is no service's.
-    pub fn enter_outside(&self, counted: Arc<Counted>, outside: (Identity, SocketAddr)) -> Entry {
-        self.enter_open(Some(counted), None, Some(outside))
-    }
-
-    fn enter_open(
+    /// The same of a connection that a service of this host opened. `outside` is there where it leads out of the mesh.
+    pub fn enter_outside(
         &self,
         counted: Option<Arc<Counted>>,
         delivered: Option<Delivered>,
-        outside: Option<(Identity, SocketAddr)>,
+        outside: Option<Outside>,
     ) -> Entry {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (closed, reason) = (Notify::new(), Mutex::default());
@@ -220,10 +273,8 @@ impl Open {
         if let Some(reason) = reason {
             self.close(ProxyError::NoLongerAllowed(reason));
         }
-        if let Some((caller, address)) = &self.outside
-            && !snapshot.lets_out(snapshot.caller(caller), *address)
-        {
-            self.close(ProxyError::NotInRegistry(*address));
+        if let Some(reason) = self.outside.as_ref().and_then(|outside| outside.no_longer_allowed(snapshot)) {
+            self.close(reason);
         }
     }
 
@@ -268,3 +319,6 @@ impl RequestWatch {
         std::future::pending().await
     }
 }
+
+#[cfg(test)]
+mod tests;

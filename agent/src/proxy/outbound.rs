@@ -1,6 +1,8 @@
 //! What a local program opens: captured, who opened it, where it goes, to which endpoint, over which transport,
 //! relayed, recorded.
 
+/// Endpoints, until one takes the connection.
+mod attempts;
 /// Hosts of ServiceEntries.
 mod external;
 /// Reaching one endpoint.
@@ -10,11 +12,9 @@ pub mod stream_route;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
 
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
-use baremesh_model::outlier::Outcome;
 use baremesh_model::service::Protocol;
 use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
@@ -25,7 +25,7 @@ use super::error::ProxyError;
 use super::http::callee::{self, Arrived};
 use super::http::caller::Caller;
 use super::http::downstream::{self, Side};
-use super::open::Delivered;
+use super::open::{Beyond, Delivered, Outside};
 use super::relay::{self, Broken, TunnelStream};
 use super::sniff::First;
 use super::socket;
@@ -33,13 +33,15 @@ use super::tunnel::Place;
 use super::{Entered, Worker, http, sniff};
 use crate::attribution::{self, Who};
 use crate::snapshot::cluster::Held;
-use crate::snapshot::{Endpoint, NoEndpoint, PortEntry, Route, ServiceEntry, Snapshot, endpoint};
+use crate::snapshot::{PortEntry, Route, Snapshot, endpoint};
 use crate::telemetry::{Counted, Record, Reporter};
 
 /// What DestinationRules add.
 mod ruled;
 
-use reach::{one_endpoint, outside, this_host};
+use attempts::{any_endpoint, dialled_endpoint, no_endpoint};
+use external::Settled;
+use reach::{outside, this_host};
 use ruled::Times;
 
 /// Carries one captured connection, and writes its record.
@@ -78,6 +80,8 @@ enum Carried {
 /// A connection whose requests are carried one by one.
 struct Requests {
     caller: Identity,
+    /// The service of this host as which it calls; none for the host itself.
+    registration: Option<Key>,
     service: Key,
     port: u16,
     /// Counts against the limit on connections.
@@ -85,10 +89,10 @@ struct Requests {
 }
 
 async fn carry_requests(worker: Arc<Worker>, client: TcpStream, requests: Requests, record: Record) {
-    let Requests { caller, service, port, entered } = requests;
+    let Requests { caller, registration, service, port, entered } = requests;
     let entry = worker.open.enter(None, None);
     let (reader, writer) = http::bytes::of_socket(client);
-    let caller = Caller::new(Arc::clone(&worker), caller, (service, port), record);
+    let caller = Caller::new(Arc::clone(&worker), (caller, registration), (service, port), record);
     tokio::select! {
         biased;
         _ = entry.until_closed() => {}
@@ -114,10 +118,14 @@ async fn connect_and_relay(
     let (caller, index) = who(worker, client, destination, &snapshot, record).await?;
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let call = Call { worker, snapshot: &snapshot, caller, index };
-    let route = external::settled(&call, client, (snapshot.route(destination)?, destination)).await?;
+    let settled = external::settled(&call, client, (snapshot.route(destination)?, destination)).await?;
+    let (route, unseen) = match settled {
+        Settled::Route(route) => (route, None),
+        Settled::Unseen(host) => (Route::Passthrough, Some(host)),
+    };
     let route = snapshot.within_sidecar(index, route);
     let route = route.inspect_err(|error| reach::note_refusal(error, record))?;
-    let upstream = match route {
+    let mut upstream = match route {
         Route::Service(service, port) => {
             (record.service_host, record.external_namespace) = service.noted();
             let PortEntry { port: number, protocol, .. } = service.ports[port];
@@ -126,24 +134,33 @@ async fn connect_and_relay(
                 declared => declared.is_http(),
             };
             if is_http {
-                let (caller, service) = (call.caller, service.key.clone());
-                return Ok(Carried::Requests(Requests { caller, service, port: number, entered }));
+                let (registration, service, port) = (call.registration(), service.key.clone(), number);
+                let caller = call.caller;
+                return Ok(Carried::Requests(Requests { caller, registration, service, port, entered }));
             }
             let opened = (destination, number, protocol);
+            let dialled = Arc::clone(&service);
             let target = stream_route::target(&call, client, opened, (service, port)).await?;
             (record.service_host, record.external_namespace) = target.service.noted();
-            any_endpoint(&call, client, &target, record).await?
+            let upstream = any_endpoint(&call, client, &target, record).await?;
+            let outside = Beyond::of_hosts((&dialled, number), &target.service);
+            Upstream { outside, ..upstream }
         }
         Route::Endpoint(service, port, endpoint) => {
             (record.service_host, record.external_namespace) = service.noted();
-            dialled_endpoint(&call, &service, port, &endpoint, record).await?
+            let upstream = dialled_endpoint(&call, &service, port, &endpoint, record).await?;
+            Upstream { outside: Beyond::of_hosts((&service, port), &service), ..upstream }
         }
         Route::Local(local) => {
             record.service_host = snapshot.service(&local.service).map(|service| Arc::clone(&service.host));
             this_host(&call, &local, record).await?
         }
-        Route::Passthrough => outside(&call, destination, record).await?,
+        Route::Passthrough => match unseen {
+            Some(host) => external::unseen(&call, (&host, destination), record).await?,
+            None => outside(&call, destination, record).await?,
+        },
     };
+    let outside = upstream.outside.take();
     let upstream = match upstream {
         // What goes on through an HTTP proxy is not this host's program's.
         Upstream {
@@ -175,6 +192,7 @@ async fn connect_and_relay(
         }
     };
     let counted = counted.insert(worker.telemetry.open(record));
+    let upstream = Upstream { outside, ..upstream };
     upstream.relay(&call, client, counted).await.map(|()| Carried::Bytes)
 }
 
@@ -185,6 +203,13 @@ struct Call<'a> {
     caller: Identity,
     /// The caller's registration; none for the host itself.
     index: Option<usize>,
+}
+
+impl Call<'_> {
+    /// The service of this host as which the caller calls; none for the host itself.
+    fn registration(&self) -> Option<Key> {
+        self.index.map(|index| self.snapshot.registrations[index].key.clone())
+    }
 }
 
 /// The identity of the service whose process opened the connection, with the index of its registration; else the host's.
@@ -241,8 +266,8 @@ struct Upstream {
     delivered: Option<Delivered>,
     /// What came of the called side with the answer of an HTTP proxy, where it is reached through one.
     first: Option<BytesMut>,
-    /// Where it is, where that is no service's.
-    outside: Option<SocketAddr>,
+    /// What of the outside it is.
+    outside: Option<Beyond>,
 }
 
 enum Leg {
@@ -256,14 +281,15 @@ enum Leg {
 impl Upstream {
     async fn relay(
         mut self,
-        Call { worker, snapshot, caller, .. }: &Call<'_>,
+        call: &Call<'_>,
         client: &mut TcpStream,
         counted: &Arc<Counted>,
     ) -> Result<(), ProxyError> {
-        let entry = match self.outside {
-            Some(outside) => worker.open.enter_outside(Arc::clone(counted), (caller.clone(), outside)),
-            None => worker.open.enter(Some(Arc::clone(counted)), self.delivered.take()),
-        };
+        let Call { worker, snapshot, .. } = call;
+        let (counted_there, delivered) = (Some(Arc::clone(counted)), self.delivered.take());
+        let outside = self.outside.take().zip(call.registration());
+        let outside = outside.map(|(beyond, caller)| Outside { caller, beyond });
+        let entry = worker.open.enter_outside(counted_there, delivered, outside);
         entry.judge_again(snapshot, &worker.shared.snapshot);
         let idle = self.times.idle.unwrap_or(worker.shared.limits.idle_timeout);
         let relayed = async {
@@ -313,88 +339,4 @@ impl From<Broken> for ProxyError {
             Broken::Idle => Self::Idle,
         }
     }
-}
-
-/// Tries endpoints of the service until one takes the connection. Nothing of the caller's has been sent before
-/// that, so that each may be tried.
-async fn any_endpoint(
-    call: &Call<'_>,
-    client: &TcpStream,
-    target: &stream_route::Target,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    let stream_route::Target { service, port, subset } = target;
-    let cluster =
-        service.cluster(call.index, *port, subset.as_deref()).ok_or_else(|| no_endpoint(service))?;
-    let dialled = record.destination.unwrap_or(record.client);
-    let asked_for = external::endpoints(call, client, (target, cluster), dialled).await?;
-    let cluster = asked_for.as_ref().unwrap_or(cluster);
-    let held = cluster.connection()?;
-    let hash = cluster.hash_of_connection(record.client.ip());
-    let mut tried = Vec::new();
-    let mut last = None;
-    while tried.len() < call.worker.shared.limits.max_attempts {
-        let endpoint = match cluster.pick(&tried, hash, Instant::now(), rand::random()) {
-            Ok(endpoint) => endpoint,
-            Err(NoEndpoint::Ejected) => {
-                last = last.or_else(|| Some(ProxyError::AllEjected(service.key.clone())));
-                break;
-            }
-            Err(NoEndpoint::Unhealthy) => {
-                last = last.or_else(|| Some(ProxyError::AllUnhealthy(service.key.clone())));
-                break;
-            }
-            Err(NoEndpoint::Empty | NoEndpoint::Tried) => break,
-        };
-        let connected = one_endpoint(call, service, cluster, endpoint, record).await;
-        match &connected {
-            Ok(_) => _ = cluster.judge(endpoint, Outcome::Success, Instant::now()),
-            Err(error) if error.is_endpoints_own() => {
-                call.worker.judge(cluster, endpoint, Outcome::LocalFailure);
-            }
-            Err(_) => {}
-        }
-        match connected {
-            Ok(mut upstream) => {
-                upstream.held = Some(held);
-                return Ok(upstream);
-            }
-            Err(error) if error.is_endpoints_own() => {
-                tried.push(endpoint.address);
-                last = Some(error);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(last.unwrap_or_else(|| no_endpoint(service)))
-}
-
-fn no_endpoint(service: &ServiceEntry) -> ProxyError {
-    match service.out_of_reach.first() {
-        Some(first) => ProxyError::OutOfReach { service: service.key.clone(), first: first.clone() },
-        None => ProxyError::NoEndpoint(service.key.clone()),
-    }
-}
-
-/// Connects to the endpoint that was dialled by its own address: the limits of its service hold there too.
-async fn dialled_endpoint(
-    call: &Call<'_>,
-    service: &ServiceEntry,
-    port: u16,
-    endpoint: &Arc<Endpoint>,
-    record: &mut Record,
-) -> Result<Upstream, ProxyError> {
-    let index = service.ports.iter().position(|entry| entry.port == port);
-    let cluster = index.and_then(|index| service.cluster(call.index, index, None));
-    let cluster = cluster.ok_or_else(|| no_endpoint(service))?;
-    let held = cluster.connection()?;
-    let connected = one_endpoint(call, service, cluster, endpoint, record).await;
-    match &connected {
-        Ok(_) => endpoint.state.succeeded(),
-        Err(error) if error.is_endpoints_own() => endpoint.state.failed(),
-        Err(_) => {}
-    }
-    let mut upstream = connected?;
-    upstream.held = Some(held);
-    Ok(upstream)
 }

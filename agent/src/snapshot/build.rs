@@ -1,7 +1,7 @@
 //! From a whole mesh and this host's registrations to a snapshot. What is registered here holds whatever the
 //! registry says of it: a service of this host is delivered to with no registry in reach.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -16,15 +16,14 @@ use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Labels, Tunnel, Workload};
 
-use super::endpoint::Agent;
+use super::endpoint::{Agent, Origin};
 use super::external::{self, ExternalHosts};
 use super::rate_limit::RateLimits;
 use super::reach::{Listed, source};
 use super::views;
-use super::ways::{Way, Ways, agents_of};
+use super::ways::{Way, Ways, agents_of, gateways_of};
 use super::{
-    Endpoint, EndpointState, Host, HostNetwork, LocalEndpoint, NetworkRole, PortEntry, ServiceEntry,
-    Snapshot, Transport,
+    Endpoint, EndpointState, Host, LocalEndpoint, NetworkRole, PortEntry, ServiceEntry, Snapshot, Transport,
 };
 use crate::attribution::CallerTable;
 use crate::external_authorization::Providers;
@@ -99,6 +98,8 @@ impl Snapshot {
         };
         let matched = registrations.iter().enumerate();
         let matched = matched.filter_map(|(index, local)| Some((local.matcher.clone()?, index)));
+        let leading = host.network.as_ref().filter(|network| network.role == NetworkRole::Gateway);
+        let leading = leading.map(|network| &network.name);
         Ok(Self {
             host: host.clone(),
             host_identity: host_identity.clone(),
@@ -126,10 +127,8 @@ impl Snapshot {
                 registrations,
                 previous.map(|previous| &previous.rate_limits),
             ),
-            agents: match &host.network {
-                Some(HostNetwork { role: NetworkRole::Gateway, name }) => agents_of(&mesh, name),
-                Some(HostNetwork { role: NetworkRole::Member, .. }) | None => HashSet::new(),
-            },
+            agents: leading.map(|network| agents_of(&mesh, network)).unwrap_or_default(),
+            gateways: leading.map(|network| gateways_of(&mesh, network)).unwrap_or_default(),
             external: ExternalHosts::new(&hosts),
             resolved: Arc::clone(resolved),
             services,
@@ -368,6 +367,7 @@ fn service_entry(
         Arc::new(Endpoint {
             address,
             transport,
+            origin: Origin::Given,
             workload: workload.key.name.as_str().into(),
             labels: workload.labels.clone(),
             locality: workload.locality.clone(),
@@ -458,6 +458,7 @@ fn at_address(known: &Arc<Endpoint>, address: SocketAddr) -> Arc<Endpoint> {
     Arc::new(Endpoint {
         address,
         transport,
+        origin: known.origin,
         workload: Arc::clone(&known.workload),
         labels: known.labels.clone(),
         locality: known.locality.clone(),

@@ -46,6 +46,15 @@ impl Agent {
     }
 }
 
+/// Who says that an endpoint is one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The registry, or the caller by dialling it.
+    Given,
+    /// DNS, for a name: whoever answers for that may name any address.
+    Dns,
+}
+
 /// One place where a service's connections can go.
 #[derive(Debug, Clone)]
 pub struct Endpoint {
@@ -53,6 +62,8 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// How it is reached.
     pub transport: Transport,
+    /// Who says so.
+    pub origin: Origin,
     /// The workload's name.
     pub workload: Arc<str>,
     /// The workload's labels.

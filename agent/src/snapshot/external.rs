@@ -1,5 +1,6 @@
 //! Hosts of ServiceEntries: which of them a name or an address means, and where connections to each go.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,14 +11,18 @@ use baremesh_model::virtual_service::{HostPattern, Visibility};
 use baremesh_model::workload::{Labels, Locality};
 use ipnet::IpNet;
 
+use super::endpoint::Origin;
 use super::{Endpoint, ServiceEntry, Snapshot, Transport};
 use crate::dns::Found;
 use crate::telemetry::metrics::Party;
 
 /// From hosts of entries to services.
 mod compile;
+/// What a captured connection means.
+mod meant;
 
 pub use compile::{Host, of_mesh};
+pub use meant::Meant;
 
 /// What is known of a service that is a host of ServiceEntries.
 #[derive(Debug)]
@@ -48,10 +53,11 @@ pub enum Way {
 }
 
 /// An endpoint that nobody listed.
-pub fn ad_hoc(address: SocketAddr, host: &Arc<str>) -> Arc<Endpoint> {
+pub fn ad_hoc(address: SocketAddr, host: &Arc<str>, origin: Origin) -> Arc<Endpoint> {
     Arc::new(Endpoint {
         address,
         transport: Transport::Plain,
+        origin,
         workload: Arc::clone(host),
         labels: Labels::new(),
         locality: Locality::default(),
@@ -105,9 +111,9 @@ impl ExternalHosts {
             }
         }
         tables.stars = stars.into_iter().collect();
-        tables.stars.sort_by_key(|(suffix, _)| std::cmp::Reverse(suffix.len()));
+        tables.stars.sort_by_key(|(suffix, _)| Reverse(suffix.len()));
         tables.networks = networks.into_iter().collect();
-        tables.networks.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix_len()));
+        tables.networks.sort_by_key(|(network, _)| Reverse(network.prefix_len()));
         tables
     }
 
@@ -123,6 +129,12 @@ impl ExternalHosts {
         self.exact.get(&*name).into_iter().chain(stars).find_map(|hosts| seen(hosts, from).next())
     }
 
+    /// Whether a name is that of hosts of which somebody in `from` sees none.
+    pub fn hides(&self, name: &str, from: &Label) -> bool {
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        self.answered(&name).is_some() && self.named(&name, from).is_none()
+    }
+
     /// A host that DNS answers for, whoever asks.
     pub(super) fn answered(&self, name: &str) -> Option<&Arc<ServiceEntry>> {
         let below = |suffix: &str| name.len() > suffix.len() && name.ends_with(suffix);
@@ -132,29 +144,46 @@ impl ExternalHosts {
 
     /// Whether any host is reached at that address and port, for whomever.
     pub fn is_at(&self, destination: SocketAddr) -> bool {
-        self.all_at(destination).next().is_some()
+        self.groups_at(destination).flatten().any(|service| has_port(destination)(&service))
     }
 
-    /// The hosts that somebody in `from` reaches at that address and port.
+    /// The hosts that somebody in `from` reaches at that address and port: the nearest block's first, and of one block his own
+    /// namespace's.
     pub fn at<'a>(
         &'a self,
         destination: SocketAddr,
         from: &'a Label,
     ) -> impl Iterator<Item = &'a Arc<ServiceEntry>> {
-        self.all_at(destination).filter(move |service| is_seen(service, from))
+        self.groups_at(destination).flat_map(move |hosts| seen(hosts, from)).filter(has_port(destination))
     }
 
     /// The hosts without an address that somebody in `from` may mean by a connection to that port.
     pub fn on_port<'a>(&'a self, port: u16, from: &'a Label) -> impl Iterator<Item = &'a Arc<ServiceEntry>> {
-        self.by_port.get(&port).into_iter().flatten().filter(move |service| is_seen(service, from))
+        self.by_port.get(&port).into_iter().flat_map(move |hosts| seen(hosts, from))
     }
 
-    fn all_at(&self, destination: SocketAddr) -> impl Iterator<Item = &Arc<ServiceEntry>> {
-        let exact = self.addresses.get(&destination.ip()).into_iter().flatten();
+    fn groups_at(&self, destination: SocketAddr) -> impl Iterator<Item = &Vec<Arc<ServiceEntry>>> {
+        let exact = self.addresses.get(&destination.ip()).into_iter();
         let within = self.networks.iter().filter(move |(network, _)| network.contains(&destination.ip()));
-        let has_port = move |service: &&Arc<ServiceEntry>| service.port_index(destination.port()).is_some();
-        exact.chain(within.flat_map(|(_, hosts)| hosts)).filter(has_port)
+        exact.chain(within.map(|(_, hosts)| hosts))
     }
+}
+
+fn has_port(destination: SocketAddr) -> impl Fn(&&Arc<ServiceEntry>) -> bool {
+    move |service| service.port_index(destination.port()).is_some()
+}
+
+/// Of several hosts the exact one of a name, else the longest wildcard; of equals the first.
+pub fn best<'a>(
+    hosts: impl Iterator<Item = &'a Arc<ServiceEntry>>,
+    name: &str,
+) -> Option<&'a Arc<ServiceEntry>> {
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let meant = hosts.filter(|host| match host.host.strip_prefix('*') {
+        Some(suffix) => name.len() > suffix.len() && name.ends_with(suffix),
+        None => *host.host == *name,
+    });
+    meant.min_by_key(|host| (host.host.starts_with('*'), Reverse(host.host.len())))
 }
 
 /// Those that callers of a namespace see, its own first.
@@ -163,7 +192,8 @@ fn seen<'a, 'b>(
     from: &'b Label,
 ) -> impl Iterator<Item = &'a Arc<ServiceEntry>> + use<'a, 'b> {
     let own = hosts.iter().filter(move |host| host.key.namespace == *from);
-    own.chain(hosts).filter(move |host| is_seen(host, from))
+    let others = hosts.iter().filter(move |host| host.key.namespace != *from);
+    own.chain(others).filter(move |host| is_seen(host, from))
 }
 
 fn is_seen(service: &ServiceEntry, from: &Label) -> bool {
@@ -225,12 +255,11 @@ impl Snapshot {
         let mut names: Vec<Arc<str>> = Vec::new();
         for entry in self.mesh.service_entries.values().filter(|entry| entry.resolution.is_dns()) {
             // What nobody here calls needs no address here.
-            let host = entry.host_names().next().and_then(|host| self.services.get(&entry.key_of(&host)));
-            if host.is_none() {
-                continue;
-            }
+            let mut called =
+                entry.host_names().filter(|host| self.services.contains_key(&entry.key_of(host)));
             match &entry.endpoints {
-                Endpoints::Listed(listed) if listed.is_empty() => names.extend(entry.host_names()),
+                Endpoints::Listed(listed) if listed.is_empty() => names.extend(called),
+                _ if called.next().is_none() => {}
                 Endpoints::Listed(listed) => {
                     names.extend(listed.iter().filter_map(|endpoint| match &endpoint.address {
                         Address::Name(name) => Some(Arc::clone(name)),

@@ -1,7 +1,7 @@
 //! What a caller of this host reaches: which services its Sidecar has it call, and whether it goes to where the mesh leads
 //! nobody.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use baremesh_model::sidecar::Scope;
 use baremesh_model::virtual_service::Visibility;
 use ipnet::IpNet;
 
-use super::{LocalEndpoint, Route, ServiceEntry, Snapshot, Source, Transport};
+use super::{Endpoint, LocalEndpoint, Route, ServiceEntry, Snapshot, Source, Transport};
 use crate::jwt::TokenRules;
 use crate::proxy::error::ProxyError;
 use crate::registration::LocalService;
@@ -31,8 +31,8 @@ pub struct Calls {
 /// Real addresses that the registry has, and that no agent serves.
 #[derive(Debug, Default)]
 pub(super) struct Listed {
-    /// Endpoints of services.
-    endpoints: HashSet<SocketAddr>,
+    /// Endpoints of services, with the services and their ports.
+    endpoints: HashMap<SocketAddr, Vec<(Key, u16)>>,
     /// Of ServiceEntries: their addresses, and endpoints that stand in them.
     external: Vec<External>,
 }
@@ -42,25 +42,36 @@ struct External {
     block: IpNet,
     port: u16,
     seen_by: Visibility,
+    /// The entry's hosts, and their port that it is of.
+    hosts: (Arc<[Key]>, u16),
 }
 
 impl Listed {
     pub(super) fn new(mesh: &Mesh, services: &HashMap<Key, Arc<ServiceEntry>>) -> Self {
-        let endpoints = services.values().flat_map(|service| &service.ports).flat_map(|port| &port.endpoints);
-        let plain = endpoints.filter(|endpoint| matches!(endpoint.transport, Transport::Plain));
-        let mut listed =
-            Self { endpoints: plain.map(|endpoint| endpoint.address).collect(), ..Self::default() };
+        let mut listed = Self::default();
+        // What a ServiceEntry's names resolve to is reached by the name: who else is at such an address is not known.
+        for service in services.values().filter(|service| service.external.is_none()) {
+            for port in &service.ports {
+                let plain = |endpoint: &&Arc<Endpoint>| matches!(endpoint.transport, Transport::Plain);
+                for endpoint in port.endpoints.iter().filter(plain) {
+                    let of = listed.endpoints.entry(endpoint.address).or_default();
+                    of.push((service.key.clone(), port.port));
+                }
+            }
+        }
         for entry in mesh.service_entries.values() {
-            let mut add = |block, port| {
-                let seen_by = entry.export_to.clone();
-                listed.external.push(External { block, port, seen_by });
+            let hosts: Arc<[Key]> = entry.host_names().map(|host| entry.key_of(&host)).collect();
+            let mut add = |block, port, of| {
+                let (seen_by, hosts) = (entry.export_to.clone(), (Arc::clone(&hosts), of));
+                listed.external.push(External { block, port, seen_by, hosts });
             };
             for port in &entry.ports {
-                entry.addresses.iter().for_each(|block| add(*block, port.port.get()));
+                let number = port.port.get();
+                entry.addresses.iter().for_each(|block| add(*block, number, number));
                 if let Endpoints::Listed(endpoints) = &entry.endpoints {
                     for endpoint in endpoints {
                         if let Address::Ip(address) = endpoint.address {
-                            add(address.into(), endpoint.port(port));
+                            add(address.into(), endpoint.port(port), number);
                         }
                     }
                 }
@@ -69,12 +80,16 @@ impl Listed {
         listed
     }
 
-    fn has(&self, destination: SocketAddr, namespace: &Label) -> bool {
-        self.endpoints.contains(&destination)
+    /// Whether somebody of a namespace, who calls those services that `calls` says, goes there.
+    fn has(&self, destination: SocketAddr, namespace: &Label, calls: impl Fn(&Key, u16) -> bool) -> bool {
+        let mut services = self.endpoints.get(&destination).into_iter().flatten();
+        services.any(|(service, port)| calls(service, *port))
             || self.external.iter().any(|external| {
+                let (hosts, port) = &external.hosts;
                 external.port == destination.port()
                     && external.block.contains(&destination.ip())
                     && external.seen_by.includes(namespace)
+                    && hosts.iter().any(|host| calls(host, *port))
             })
     }
 }
@@ -106,14 +121,16 @@ impl Snapshot {
         (!called).then_some(&calls.sidecar)
     }
 
+    /// Whether a caller of this host reaches the registry alone: a registration by its index, or the host.
+    pub fn is_held(&self, caller: Option<usize>) -> bool {
+        caller.is_some_and(|index| self.sources[index].outbound == OutboundPolicy::RegistryOnly)
+    }
+
     /// Whether a caller of this host may go to where the mesh leads nobody: a registration by its index, or the host.
     pub fn lets_out(&self, caller: Option<usize>, destination: SocketAddr) -> bool {
-        let Some(index) =
-            caller.filter(|index| self.sources[*index].outbound == OutboundPolicy::RegistryOnly)
-        else {
-            return true;
-        };
-        self.listed.has(destination, &self.registrations[index].key.namespace)
+        let Some(index) = caller.filter(|_| self.is_held(caller)) else { return true };
+        let calls = |service: &Key, port| self.sidecar_against(caller, service, port).is_none();
+        self.listed.has(destination, &self.registrations[index].key.namespace, calls)
     }
 
     /// The port that callers name, of what is delivered here.
@@ -150,3 +167,6 @@ pub(super) fn source(local: &LocalService, mesh: &Mesh, tokens: Option<Arc<Token
     });
     Source { identity, labels, party, outbound, calls, tokens }
 }
+
+#[cfg(test)]
+mod tests;

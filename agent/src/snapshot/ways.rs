@@ -78,6 +78,22 @@ pub(super) fn agents_of(mesh: &Mesh, network: &Label) -> HashSet<IpAddr> {
         .collect()
 }
 
+/// The addresses of the gateways of a network: those where others reach them, and those within that their hosts register.
+pub(super) fn gateways_of(mesh: &Mesh, network: &Label) -> HashSet<IpAddr> {
+    let own = mesh.config.networks.iter().filter(|known| known.name == *network);
+    let gateways: Vec<_> = own.flat_map(|network| &network.gateways).collect();
+    let is_theirs = |workload: &&Arc<Workload>| {
+        workload.tunnel == Tunnel::Hbone
+            && workload.network.as_ref() == Some(network)
+            && gateways.iter().any(|gateway| workload.host.as_ref() == Some(&gateway.host))
+    };
+    let within = mesh.workloads.values().filter(is_theirs);
+    within
+        .flat_map(|workload| std::iter::once(workload.address).chain(workload.other_addresses.clone()))
+        .chain(gateways.iter().map(|gateway| gateway.address.ip()))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use crate::snapshot::tests::{host, mesh};
@@ -104,6 +120,18 @@ tunnel = "hbone"
 name = "far"
 service = "orders"
 address = "10.0.0.5"
+network = "eu"
+tunnel = "hbone"
+
+[[Service]]
+name = "edge"
+ports = [{ port = 80 }]
+
+[[WorkloadEntry]]
+name = "of-gateway"
+service = "edge"
+host = "gw"
+address = "10.0.0.8"
 network = "eu"
 tunnel = "hbone"
 
@@ -161,12 +189,16 @@ network = "eu"
             snapshot.leads_to(to.parse().expect("an address"), from.parse().expect("an address"))
         };
         assert!(leads(&gateway, "10.0.0.5", outside));
+        // A member may come from where everybody behind the same address translation does.
+        assert!(leads(&gateway, "10.0.0.5", "10.0.0.5"));
         for (to, from) in [
             ("10.0.0.7", outside),
             ("10.0.0.6", outside),
             ("10.0.0.1", outside),
             ("127.0.0.1", outside),
-            ("10.0.0.5", "10.0.0.5"),
+            // Gateways: another by where it is reached from outside and where it is within, and this one.
+            ("10.0.0.5", "203.0.113.5"),
+            ("10.0.0.5", "10.0.0.8"),
             ("10.0.0.5", "10.0.0.1"),
             ("10.0.0.5", "127.0.0.1"),
         ] {

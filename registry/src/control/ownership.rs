@@ -219,9 +219,58 @@ pub fn owned(
     }
 }
 
+/// The network of a host by what it registers, and its list without those that say another than the first.
+pub fn of_one_network(
+    list: Vec<Result<Registration, RegistrationError>>,
+) -> (Option<Label>, Vec<Result<Registration, RegistrationError>>) {
+    let first = list.iter().flatten().next().and_then(|registration| registration.network.clone());
+    let words = |network: &Option<Label>| match network {
+        Some(network) => format!("the network {network}"),
+        None => "no network".to_owned(),
+    };
+    let of_first = |registration: Registration| match registration.network == first {
+        true => Ok(registration),
+        false => {
+            let (first, stated) = (words(&first), words(&registration.network));
+            Err(RegistrationError::Networks { first, stated })
+        }
+    };
+    let list = list.into_iter().map(|registration| registration.and_then(of_first)).collect();
+    (first, list)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_in_the_network_that_its_first_registration_says() {
+        let check = |networks: &[Option<&str>], expected: Option<&str>, taken: &[bool]| {
+            let read = |network: &Option<&str>| {
+                let mut raw = serde_json::json!({
+                    "service": "orders.shop", "ports": [{ "port": 80, "targetPort": 8080 }], "addresses": ["10.0.0.7"]
+                });
+                if let Some(network) = network {
+                    raw["network"] = (*network).into();
+                }
+                Registration::read(&raw)
+            };
+            let (network, list) = of_one_network(networks.iter().map(read).collect());
+            assert_eq!(network, expected.map(label), "{networks:?}");
+            assert_eq!(list.iter().map(Result::is_ok).collect::<Vec<_>>(), taken, "{networks:?}");
+            let refused = list.into_iter().filter_map(Result::err);
+            assert!(
+                refused.into_iter().all(|error| matches!(error, RegistrationError::Networks { .. })),
+                "{networks:?}"
+            );
+        };
+        check(&[], None, &[]);
+        check(&[None, None], None, &[true, true]);
+        check(&[Some("eu"), Some("eu")], Some("eu"), &[true, true]);
+        check(&[Some("eu"), Some("us"), Some("eu")], Some("eu"), &[true, false, true]);
+        check(&[Some("eu"), None], Some("eu"), &[true, false]);
+        check(&[None, Some("us")], None, &[true, false]);
+    }
 
     fn label(text: &str) -> Label {
         Label::new(text).expect("a label")

@@ -92,6 +92,10 @@ pub enum RegistrationError {
     Weight,
     #[error("the Service of that name is another mesh's ({0}): choose another name")]
     Federated(Identity),
+    #[error(
+        "the first registration of this host says that it is in {first}, and this one {stated}: a host is in one network, make them the same"
+    )]
+    Networks { first: String, stated: String },
     #[error(transparent)]
     NotOwn(#[from] NotOwn),
 }

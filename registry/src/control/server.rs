@@ -26,7 +26,7 @@ use super::codec::MAX_MESSAGE;
 use super::leases::Alarm;
 use super::memory::{Core, HostStatus};
 use super::message::{Outcome, Unknown};
-use super::ownership::{AddressGrants, NotOwn, owned};
+use super::ownership::{AddressGrants, NotOwn, of_one_network, owned};
 use super::push::MAX_LARGE_PUSHES;
 use super::registration::{Registration, RegistrationError};
 use super::session::{self, SessionError};
@@ -289,8 +289,14 @@ impl Control {
     ) -> Result<Vec<Result<Vec<NotOwn>, Refusal>>, ControlError> {
         self.take_turn(move |shared| {
             let allowed = &*shared.settings.allowed;
-            let network = list.iter().flatten().find_map(|registration| registration.network.as_ref());
-            shared.core().place(&host, network);
+            let (network, list) = of_one_network(list);
+            let mut core = shared.core();
+            // A session that was superseded says nothing of its host any more.
+            if !core.is_current(&host, session) {
+                return Err(ControlError::Superseded);
+            }
+            core.place(&host, network.as_ref());
+            drop(core);
             let named = list.iter().flatten().flat_map(|registration| registration.addresses.iter().copied());
             let checked = shared.check(&host, named.collect());
             let check = |address: IpAddr| checked.get(&address).cloned().unwrap_or(Ok(()));

@@ -236,6 +236,30 @@ fn a_host_for_other_namespaces_is_none_here() {
     assert!(outside.names.asked_for("api.example.com") > 0, "the real answer is the right one");
 }
 
+#[test]
+fn who_is_given_the_address_of_a_host_that_it_does_not_see_is_passed_on_by_its_name() {
+    let outside = Outside::new("egress-unseen");
+    // A neighbour sees the host, so that DNS answers for it, whoever asks.
+    outside.web.register("neighbour.elsewhere", ["--port", "81", "--user", "12321"]);
+    outside.names.say("api.example.com", &[[10, 77, 0, 66]]);
+    outside.mesh.enforce(&entry(
+        "api",
+        "namespace = \"elsewhere\"\nexportTo = [\".\"]\nhosts = [\"api.example.com\"]\nresolution = \"DNS\"\n\
+         ports = [{ number = 8080, protocol = \"TCP\" }]",
+    ));
+    let of_mesh = |address: &str| address.starts_with("240.240.");
+    let passed_on = |line: &serde_json::Value| {
+        line["upstream_cluster"] == "PassthroughCluster"
+            && line["upstream_host"] == "10.77.0.66:8080"
+            && line["downstream_local_address"].as_str().is_some_and(of_mesh)
+    };
+    wait_until("a call to the virtual address is passed on", || {
+        outside.web.host.get(&["--timeout", "30"], "http://api.example.com:8080/").is_ok()
+            && outside.web.log().iter().any(passed_on)
+    });
+    outside.wait_for("outside66", "http://api.example.com:8080/");
+}
+
 /// Somebody who signs certificates outside the mesh.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,

@@ -47,6 +47,8 @@ pub struct Caller {
     pub worker: Arc<Worker>,
     /// Who calls.
     identity: Identity,
+    /// The service of this host as which it calls; none for the host itself.
+    registration: Option<Key>,
     /// The service and the port that were dialled.
     dialled: (Key, u16),
     authority: Authority,
@@ -54,9 +56,19 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A connection of `identity` to a port of a service.
-    pub fn new(worker: Arc<Worker>, identity: Identity, dialled: (Key, u16), peers: Record) -> Self {
-        Self { worker, identity, dialled, authority: Authority::Names, peers }
+    /// A connection of somebody, by the identity and the service registered on this host, to a port of a service.
+    pub fn new(
+        worker: Arc<Worker>,
+        (identity, registration): (Identity, Option<Key>),
+        dialled: (Key, u16),
+        peers: Record,
+    ) -> Self {
+        Self { worker, identity, registration, dialled, authority: Authority::Names, peers }
+    }
+
+    /// The registration as which it calls, by its index in a state.
+    fn index(&self, snapshot: &Snapshot) -> Option<usize> {
+        snapshot.registration(self.registration.as_ref())
     }
 
     /// The same, for requests whose authority says nothing of where they go: they are for what was dialled.
@@ -86,7 +98,8 @@ impl Caller {
         let ranges = &snapshot.mesh.config.virtual_ranges;
         let real_address = self.peers.destination.is_some_and(|address| !ranges.contains(address.ip()));
         let token = token.as_ref();
-        let asked = Asked { identity: &self.identity, service, port, token, authority, real_address };
+        let (identity, caller) = (&self.identity, self.index(&snapshot));
+        let asked = Asked { identity, caller, service, port, token, authority, real_address };
         match plan::plan(&snapshot, asked, exchange.head, rand::random()) {
             Plan::Answer(reply) => exchange.reply(&reply, &mut record).await,
             Plan::Forward(forward) => {
@@ -142,7 +155,7 @@ impl Caller {
         if !snapshot.routes_ask_for_claims {
             return None;
         }
-        let source = &snapshot.sources[snapshot.caller(&self.identity)?];
+        let source = &snapshot.sources[self.index(snapshot)?];
         source.tokens.as_ref()?.peek(head, SystemTime::now())
     }
 

@@ -3,16 +3,25 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use baremesh_model::name::Label;
 use baremesh_model::service::Protocol;
 use baremesh_model::virtual_service::HostPattern;
 use tokio::net::TcpStream;
 
-use super::{Call, stream_route};
+use super::{Call, Upstream, reach, stream_route};
 use crate::proxy::error::ProxyError;
 use crate::proxy::{Worker, sniff};
-use crate::snapshot::external::{Way, ad_hoc};
+use crate::snapshot::endpoint::Origin;
+use crate::snapshot::external::{Meant, Way, ad_hoc, best};
 use crate::snapshot::{Cluster, Route, ServiceEntry, Snapshot};
+use crate::telemetry::Record;
+
+/// Where a connection goes.
+pub(super) enum Settled {
+    /// By a route.
+    Route(Route),
+    /// As without a mesh, to a host that the caller does not see and was given a virtual address of.
+    Unseen(Arc<ServiceEntry>),
+}
 
 /// The route of a connection once it is known which host the caller means: several may share an address, some have none,
 /// and none is for everybody.
@@ -20,32 +29,42 @@ pub(super) async fn settled(
     call: &Call<'_>,
     client: &TcpStream,
     (route, destination): (Route, SocketAddr),
-) -> Result<Route, ProxyError> {
-    let from = call.caller.namespace();
-    let hosts = &call.snapshot.external;
-    let found = match &route {
-        Route::Service(service, _) if service.external.is_some() => {
-            let all: Vec<_> = hosts.at(destination, from).collect();
-            if all.is_empty() {
-                return Err(ProxyError::NoSuchService(destination));
-            }
-            among(client, &all, destination.port()).await.or(all.first().copied())
-        }
-        Route::Passthrough => {
-            let all: Vec<_> = hosts.at(destination, from).collect();
-            match among(client, &all, destination.port()).await.or(all.first().copied()) {
-                Some(found) => Some(found),
-                None => by_name_alone(call.snapshot, client, (destination.port(), from)).await,
-            }
-        }
-        // It is not there for this caller.
-        Route::Endpoint(service, ..) if service.external.is_some() && !service.is_for(from) => {
-            return Ok(Route::Passthrough);
-        }
-        _ => None,
+) -> Result<Settled, ProxyError> {
+    let port = destination.port();
+    let found = match call.snapshot.meant(call.index, (route, destination))? {
+        Meant::Routed(route) => return Ok(Settled::Route(route)),
+        Meant::Unseen(host) => return Ok(Settled::Unseen(host)),
+        Meant::Hosts(all) => among(client, &all, port).await.or(all.first().copied()),
+        Meant::Unaddressed(all) => by_name_alone(&all, client, port).await,
     };
-    let index = found.and_then(|host| Some((host, host.port_index(destination.port())?)));
-    Ok(index.map_or(route, |(host, index)| Route::Service(Arc::clone(host), index)))
+    let index = found.and_then(|host| Some((host, host.port_index(port)?)));
+    let route = index.map(|(host, index)| Route::Service(Arc::clone(host), index));
+    Ok(Settled::Route(route.unwrap_or(Route::Passthrough)))
+}
+
+/// To a host that the caller does not see, as without a mesh: to the addresses of its name. DNS gave the caller a virtual
+/// address, for it does not know who asks.
+pub(super) async fn unseen(
+    call: &Call<'_>,
+    (host, destination): (&ServiceEntry, SocketAddr),
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
+    reach::let_out(call, destination, record)?;
+    let shared = &call.worker.shared;
+    let ranges = &call.snapshot.mesh.config.virtual_ranges;
+    let addresses =
+        Box::pin(shared.asked_names.addresses(&host.host, ranges, shared.limits.connect_timeout)).await;
+    let unresolved = |source| ProxyError::Unresolved { name: host.host.to_string(), source };
+    let addresses = addresses.map_err(unresolved)?;
+    let mut last = None;
+    for address in addresses.iter().take(shared.limits.max_attempts) {
+        let address = SocketAddr::new(*address, destination.port());
+        match reach::passed_on(call, (address, Origin::Dns), record).await {
+            Ok(upstream) => return Ok(upstream),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| ProxyError::NoEndpoint(host.key.clone())))
 }
 
 /// The one of several hosts that the caller's first bytes name.
@@ -67,11 +86,10 @@ async fn among<'a>(
 
 /// The host without an address that the caller's first bytes name, or whose port carries bytes that name nothing.
 async fn by_name_alone<'a>(
-    snapshot: &'a Snapshot,
+    hosts: &[&'a Arc<ServiceEntry>],
     client: &TcpStream,
-    (port, from): (u16, &'a Label),
+    port: u16,
 ) -> Option<&'a Arc<ServiceEntry>> {
-    let hosts: Vec<_> = snapshot.external.on_port(port, from).collect();
     let speaks = |host: &&Arc<ServiceEntry>| host.port_index(port).map(|index| host.ports[index].protocol);
     let is_named = |host: &&&Arc<ServiceEntry>| speaks(host) != Some(Protocol::Tcp);
     if let Some(first) = hosts.iter().find(is_named)
@@ -94,15 +112,6 @@ async fn named_by(client: &TcpStream, protocol: Protocol, port: u16) -> Option<S
             false => sniff::server_name(client).await,
         },
     }
-}
-
-/// The exact host of that name, else the longest wildcard.
-fn best<'a>(hosts: impl Iterator<Item = &'a Arc<ServiceEntry>>, name: &str) -> Option<&'a Arc<ServiceEntry>> {
-    let meant = hosts.filter(|host| match host.host.strip_prefix('*') {
-        Some(suffix) => name.len() > suffix.len() && name.ends_with(suffix),
-        None => *host.host == *name,
-    });
-    meant.max_by_key(|host| (!host.host.starts_with('*'), host.host.len()))
 }
 
 /// The endpoints of a connection of bytes where the host lists none; nothing where it does.
@@ -137,7 +146,7 @@ impl Worker {
         let ranges = &snapshot.mesh.config.virtual_ranges;
         let real = destination.filter(|address| !ranges.contains(address.ip()));
         let address = real.ok_or_else(|| ProxyError::NoEndpoint(service.key.clone()))?;
-        Ok(Arc::new(cluster.toward(&service.host, vec![ad_hoc(address, &service.host)])))
+        Ok(Arc::new(cluster.toward(&service.host, vec![ad_hoc(address, &service.host, Origin::Given)])))
     }
 
     /// The cluster towards the addresses of the name that a caller asks for, if it is one of those that are meant. Waits
@@ -158,7 +167,8 @@ impl Worker {
         let unresolved = |source| ProxyError::Unresolved { name: name.clone(), source };
         let addresses = addresses.map_err(unresolved)?;
         let (host, number) = (name.as_str().into(), service.targets[port]);
-        let endpoints = addresses.iter().map(|address| ad_hoc(SocketAddr::new(*address, number), &host));
+        let endpoint = |address: &_| ad_hoc(SocketAddr::new(*address, number), &host, Origin::Dns);
+        let endpoints = addresses.iter().map(endpoint);
         Ok(Arc::new(cluster.toward(&host, endpoints.collect())))
     }
 }

@@ -9,17 +9,16 @@ use std::time::{Duration, SystemTime};
 use baremesh_model::authorization::Hello;
 use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::identity::Identity;
-use baremesh_model::outbound::OutboundPolicy;
 use tokio::net::TcpStream;
 
 use super::ruled::{self, Times};
 use super::{Call, Leg, Upstream};
 use crate::capture::Outbound;
 use crate::proxy::error::ProxyError;
-use crate::proxy::open::Delivered;
+use crate::proxy::open::{Beyond, Delivered};
 use crate::proxy::tunnel::Peer;
 use crate::proxy::{Worker, relay, socket};
-use crate::snapshot::endpoint::Agent;
+use crate::snapshot::endpoint::{Agent, Origin};
 use crate::snapshot::{Cluster, Endpoint, LocalEndpoint, ServiceEntry, Snapshot, Transport};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::{Record, Security};
@@ -40,7 +39,7 @@ pub(super) async fn one_endpoint(
             Transport::Hbone(agent) => {
                 over_tunnel(call, (agent, endpoint.address), &service.identity, record).await?
             }
-            Transport::Plain => without_agent(call, cluster, endpoint.address, record).await?,
+            Transport::Plain => without_agent(call, cluster, endpoint, record).await?,
             Transport::Local(local) => this_host(call, local, record).await?,
         };
         ruled::announce(&mut upstream.leg, cluster, record).await?;
@@ -102,9 +101,10 @@ pub(super) async fn this_host(
 async fn without_agent(
     call: &Call<'_>,
     cluster: &Cluster,
-    address: SocketAddr,
+    endpoint: &Endpoint,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
+    let address = endpoint.address;
     if call.worker.is_own(call.snapshot, address) {
         return Err(ProxyError::NotMeshed(address));
     }
@@ -115,7 +115,7 @@ async fn without_agent(
                 // What asks for TLS is never sent in plaintext.
                 return Err(ProxyError::NeedsTls { address, mode: tls.mode() });
             }
-            let upstream = as_it_was(call, address, record).await?;
+            let upstream = as_it_was(call, (address, endpoint.origin), record).await?;
             if let (Leg::Socket(socket), Some(keepalive)) = (&upstream.leg, cluster.limits().keepalive) {
                 socket::keep_alive_as(socket, keepalive).map_err(ProxyError::UpstreamBroke)?;
             }
@@ -137,22 +137,36 @@ pub(super) async fn outside(
     address: SocketAddr,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
-    if !call.snapshot.lets_out(call.index, address) {
-        record.service_host = Some(Arc::clone(&BLACK_HOLE));
-        return Err(ProxyError::NotInRegistry(address));
-    }
+    let_out(call, address, record)?;
     // What is captured although the mesh leads nobody there was the mesh's a moment ago, unless everything is, or
     // everything of this caller.
-    let is_held =
-        call.index.is_some_and(|index| call.snapshot.sources[index].outbound == OutboundPolicy::RegistryOnly);
+    let is_held = call.snapshot.is_held(call.index);
     // What was captured for the sake of other callers of this host, who see a ServiceEntry, goes as without.
     let is_others = call.snapshot.is_captured_for_external(address);
     if call.worker.shared.outbound != Outbound::All && !is_held && !is_others {
         return Err(ProxyError::NotMeshed(address));
     }
+    passed_on(call, (address, Origin::Given), record).await
+}
+
+/// Refuses what the caller may not reach.
+pub(super) fn let_out(call: &Call<'_>, address: SocketAddr, record: &mut Record) -> Result<(), ProxyError> {
+    if call.snapshot.lets_out(call.index, address) {
+        return Ok(());
+    }
+    record.service_host = Some(Arc::clone(&BLACK_HOLE));
+    Err(ProxyError::NotInRegistry(address))
+}
+
+/// To where no service is.
+pub(super) async fn passed_on(
+    call: &Call<'_>,
+    to: (SocketAddr, Origin),
+    record: &mut Record,
+) -> Result<Upstream, ProxyError> {
     record.service_host = Some(Arc::clone(&PASSTHROUGH));
-    let upstream = as_it_was(call, address, record).await?;
-    Ok(Upstream { outside: Some(address), ..upstream })
+    let upstream = as_it_was(call, to, record).await?;
+    Ok(Upstream { outside: Some(Beyond::Address(to.0)), ..upstream })
 }
 
 /// Says where a connection was going that the caller's Sidecar does not let go there.
@@ -169,13 +183,13 @@ static PASSTHROUGH: LazyLock<Arc<str>> = LazyLock::new(|| "PassthroughCluster".i
 /// Plaintext, as without a mesh.
 pub(super) async fn as_it_was(
     Call { worker, snapshot, .. }: &Call<'_>,
-    address: SocketAddr,
+    (address, origin): (SocketAddr, Origin),
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
     record.security = Security::None;
     record.upstream = Some(address);
     let timeout = worker.shared.limits.connect_timeout;
-    let upstream = worker.connect_outside(snapshot, address, timeout).await?;
+    let upstream = worker.connect_outside(snapshot, (address, origin), timeout).await?;
     Ok(Upstream::on(Leg::Socket(upstream)))
 }
 
@@ -184,19 +198,61 @@ impl Worker {
     pub(in crate::proxy) async fn connect_outside(
         &self,
         snapshot: &Snapshot,
-        address: SocketAddr,
+        to: (SocketAddr, Origin),
         timeout: Duration,
     ) -> Result<TcpStream, ProxyError> {
-        let stream = socket::connect(address, self.shared.mark, timeout)
-            .await
-            .inspect(relay::reset_on_close)
-            .map_err(|source| ProxyError::Connect { address, source })?;
-        // Both ends at one address: it is this host, under an address that was not known to be its own. Its services are
-        // reached through their policies or not at all.
-        let here = stream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address.ip());
-        if here && snapshot.serves_port(address.port()) {
-            return Err(ProxyError::NotMeshed(address));
+        connected(snapshot, to, self.shared.mark, timeout).await
+    }
+}
+
+async fn connected(
+    snapshot: &Snapshot,
+    (address, origin): (SocketAddr, Origin),
+    mark: socket::Mark,
+    timeout: Duration,
+) -> Result<TcpStream, ProxyError> {
+    // Whoever answers for a name does not lead callers to what listens on this host for this host alone.
+    if origin == Origin::Dns && snapshot.host.addresses.contains(&address.ip().to_canonical()) {
+        return Err(ProxyError::NotMeshed(address));
+    }
+    let stream = socket::connect(address, mark, timeout)
+        .await
+        .inspect(relay::reset_on_close)
+        .map_err(|source| ProxyError::Connect { address, source })?;
+    // Both ends at one address: it is this host, under an address that was not known to be its own. Its services are reached
+    // through their policies or not at all.
+    let here = stream.local_addr().is_ok_and(|local| local.ip().to_canonical() == address.ip());
+    if here && (origin == Origin::Dns || snapshot.serves_port(address.port())) {
+        return Err(ProxyError::NotMeshed(address));
+    }
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::snapshot::tests::{host, mesh};
+
+    #[tokio::test]
+    async fn whoever_answers_for_a_name_leads_nobody_to_this_host() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let snapshot = Snapshot::build(&mesh(""), &[], &host(), 15008, None).expect("a snapshot");
+        let own = SocketAddr::new(snapshot.host.addresses[0], address.port());
+        let timeout = Duration::from_secs(10);
+        for (to, origin, expected) in [
+            (address, Origin::Given, true),
+            // Found by where the connection comes from.
+            (address, Origin::Dns, false),
+            (own, Origin::Dns, false),
+        ] {
+            let found = connected(&snapshot, (to, origin), socket::Mark(None), timeout).await;
+            match expected {
+                true => assert!(found.is_ok(), "{to} {origin:?} {found:?}"),
+                false => assert!(matches!(found, Err(ProxyError::NotMeshed(_))), "{to} {origin:?} {found:?}"),
+            }
         }
-        Ok(stream)
     }
 }

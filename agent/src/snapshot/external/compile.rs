@@ -10,9 +10,9 @@ use baremesh_model::service_entry::{
     Address, Endpoints, EntryEndpoint, ExternalHost, HostPort, Location, Resolution, hosts,
 };
 use baremesh_model::virtual_service::HostPattern;
-use baremesh_model::workload::{Tunnel, Workload, selects};
+use baremesh_model::workload::{OF_CATALOG, Tunnel, Workload, selects};
 
-use super::super::endpoint::Agent;
+use super::super::endpoint::{Agent, Origin};
 use super::super::views::Callers;
 use super::super::ways::{Way as Reached, Ways};
 use super::super::{Endpoint, EndpointState, LocalEndpoint, PortEntry, ServiceEntry, Transport};
@@ -133,8 +133,11 @@ impl Host<'_> {
             }
             Endpoints::Selected(labels) => {
                 let workloads = self.mesh.workloads.values();
+                // Who may write into a catalog does not get the calls of a host by the labels that he writes there.
                 let chosen = workloads.filter(|workload| {
-                    workload.key.namespace == entry.key.namespace && selects(labels, &workload.labels)
+                    workload.key.namespace == entry.key.namespace
+                        && selects(labels, &workload.labels)
+                        && !workload.labels.contains_key(OF_CATALOG)
                 });
                 chosen
                     .filter_map(|workload| self.selected(port, workload, (advertised, ways), state))
@@ -147,9 +150,9 @@ impl Host<'_> {
     }
 
     fn listed(&self, port: &HostPort, endpoint: &EntryEndpoint, state: State<'_>) -> Vec<Endpoint> {
-        let addresses: &[IpAddr] = match &endpoint.address {
-            Address::Ip(address) => std::slice::from_ref(address),
-            Address::Name(name) => self.resolved.addresses(name),
+        let (addresses, origin): (&[IpAddr], _) = match &endpoint.address {
+            Address::Ip(address) => (std::slice::from_ref(address), Origin::Given),
+            Address::Name(name) => (self.resolved.addresses(name), Origin::Dns),
         };
         let most = if port.entry.resolution == Resolution::DnsRoundRobin { 1 } else { usize::MAX };
         let number = endpoint.port(&port.port);
@@ -158,6 +161,7 @@ impl Host<'_> {
             Endpoint {
                 address,
                 transport: Transport::Plain,
+                origin,
                 workload: Arc::clone(&self.host.name),
                 labels: endpoint.labels.clone(),
                 locality: endpoint.locality.clone(),
@@ -206,6 +210,7 @@ impl Host<'_> {
         Some(Endpoint {
             address,
             transport,
+            origin: Origin::Given,
             workload: workload.key.name.as_str().into(),
             labels: workload.labels.clone(),
             locality: workload.locality.clone(),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use baremesh_model::health::Health;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::service::Service;
-use baremesh_model::workload::{Locality, Tunnel, Workload};
+use baremesh_model::workload::{Locality, OF_CATALOG, Tunnel, Workload};
 
 use super::super::instance::{Standing, What};
 use super::services::{Known, Member};
@@ -105,6 +105,8 @@ fn workload(service: &Service, member: &Member, derived: &Derived) -> Result<Wor
             let (node, id) = &member.place;
             let place = Label::new(&Digest::of(node, id).short()).expect("hexadecimal digits");
             let name = workload_name(&service.key.name, &place, taken);
+            let mut labels = labels.clone();
+            labels.insert(OF_CATALOG.into(), "true".into());
             if taken(&name) {
                 return Err("a WorkloadEntry of that name is there already".to_owned());
             }
@@ -115,7 +117,7 @@ fn workload(service: &Service, member: &Member, derived: &Derived) -> Result<Wor
                 service: Some(service.key.name.clone()),
                 host: None,
                 ports: mapped(service, *port)?,
-                labels: labels.clone(),
+                labels,
                 network: None,
                 locality: Locality::default(),
                 weight: *weight,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use baremesh_model::mesh::Mesh;
+use baremesh_model::workload::{OF_CATALOG, Tunnel};
 use serde_json::json;
 
 use super::super::mark::service_of;
@@ -194,4 +195,22 @@ fn meshed_services_are_remembered_for_a_week() {
     assert!(now.contains_key(&memory));
     remember(&mut now, 1000 + 24 * 3600 + MESHED_FOR);
     assert!(!now.contains_key(&memory));
+}
+
+#[test]
+fn a_foreign_instance_is_marked_as_one_whatever_it_says_of_itself() {
+    for meta in [json!({}), json!({ OF_CATALOG: "false" })] {
+        let legacy = json!({ "ID": "legacy", "Service": "legacy", "Port": 5432, "Meta": meta });
+        let of = [
+            ("legacy", json!([instance("n1", "10.0.0.9", &legacy)])),
+            ("web", json!([ours("web", "h1", "10.0.0.1", None)])),
+        ];
+        let derived = derive(&inputs(&of, &[]), &BTreeSet::new());
+        let mesh = mesh(&derived);
+        assert_eq!(mesh.workloads.len(), 2);
+        for workload in mesh.workloads.values() {
+            let expected = (workload.tunnel == Tunnel::Plain).then_some("true");
+            assert_eq!(workload.labels.get(OF_CATALOG).map(|value| &**value), expected, "{}", workload.key);
+        }
+    }
 }

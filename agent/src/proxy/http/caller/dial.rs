@@ -269,7 +269,8 @@ impl Caller {
     async fn in_plaintext(&self, target: &Target<'_>, address: SocketAddr) -> Result<Dialled, ProxyError> {
         let limits = target.cluster.limits();
         let timeout = limits.connect_timeout.unwrap_or(self.worker.shared.limits.connect_timeout);
-        let stream = self.worker.connect_outside(target.snapshot, address, timeout).await?;
+        let stream =
+            self.worker.connect_outside(target.snapshot, (address, target.endpoint.origin), timeout).await?;
         if let Some(keepalive) = limits.keepalive {
             socket::keep_alive_as(&stream, keepalive).map_err(ProxyError::UpstreamBroke)?;
         }

@@ -63,7 +63,7 @@ impl Caller {
             };
             let caller = Self::new(
                 Arc::clone(&self.worker),
-                self.identity.clone(),
+                (self.identity.clone(), self.registration.clone()),
                 self.dialled.clone(),
                 self.peers.again(),
             );
@@ -86,7 +86,7 @@ impl Caller {
         mut head: RequestHead,
         mut upload: Upload<'static>,
     ) {
-        let caller = (self.dialled.1, snapshot.caller(&self.identity));
+        let caller = (self.dialled.1, self.index(snapshot));
         let Some((service, _, cluster)) = plan::destination(snapshot, caller, to) else { return };
         let Ok(endpoint) = cluster.pick(&[], None, Instant::now(), rand::random()) else { return };
         let target = Target { snapshot, endpoint, identity: &service.identity, cluster };

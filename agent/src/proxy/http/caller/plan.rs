@@ -21,6 +21,8 @@ use crate::snapshot::{Cluster, ServiceEntry, Snapshot};
 pub struct Asked<'a> {
     /// Who calls.
     pub identity: &'a Identity,
+    /// The registration as which it calls, by its index in the state in force; none for the host itself.
+    pub caller: Option<usize>,
     /// The service that was dialled.
     pub service: &'a Key,
     /// Its port.
@@ -69,7 +71,7 @@ pub struct Forward<'a> {
 /// Decides. A request names a service in its authority; one that does not is for the service that was dialled.
 pub fn plan<'a>(snapshot: &'a Snapshot, asked: Asked<'_>, head: &RequestHead, random: u64) -> Plan<'a> {
     let from = asked.identity.namespace();
-    let caller = snapshot.caller(asked.identity);
+    let caller = asked.caller;
     let Some((service, routes)) = concerned(snapshot, asked, head) else {
         return Plan::Answer(Reply::no_route());
     };
@@ -106,36 +108,42 @@ pub fn plan<'a>(snapshot: &'a Snapshot, asked: Asked<'_>, head: &RequestHead, ra
             }
             HttpAction::Forward(split) => {
                 let to = &split.all()[split.pick(random)];
-                forward(snapshot, (asked, caller), route, to)
+                forward(snapshot, asked, route, to)
             }
         },
     }
 }
 
 /// The service that a request is for, and the routes that hold for it, if there are any; nothing where the service that was
-/// dialled is there no longer.
+/// dialled is there no longer, or no longer for this caller. What the caller may not call is no service to it, and the routes of
+/// that are none either, whatever the request's authority says.
 pub fn concerned<'a>(
     snapshot: &'a Snapshot,
     asked: Asked<'_>,
     head: &RequestHead,
 ) -> Option<(&'a Arc<ServiceEntry>, Option<&'a Arc<Routes>>)> {
     let from = asked.identity.namespace();
-    let named = match asked.authority {
-        Authority::Names => named(snapshot, head, from),
-        Authority::SaysNothing => None,
+    let is_called = |service: &ServiceEntry| {
+        service.is_for(from) && snapshot.sidecar_against(asked.caller, &service.key, asked.port).is_none()
     };
-    let caller = snapshot.caller(asked.identity);
+    let (named, written) = match asked.authority {
+        Authority::Names => match named(snapshot, head, from) {
+            Some(service) if is_called(service) => (Some(service), Some(head)),
+            Some(_) => (None, None),
+            None => (None, (!snapshot.external.hides(head.host(), from)).then_some(head)),
+        },
+        Authority::SaysNothing => (None, None),
+    };
     // Where callers are going is known of those who dial the address itself.
     let is_reached = |service: &&Arc<ServiceEntry>| match service.port_index(asked.port) {
-        Some(port) => {
-            (*service.way(port) != Way::OriginalDestination || asked.real_address)
-                && snapshot.sidecar_against(caller, &service.key, asked.port).is_none()
-        }
+        Some(port) => *service.way(port) != Way::OriginalDestination || asked.real_address,
         None => false,
     };
-    let named = named.filter(is_reached);
-    let service = named.or_else(|| snapshot.service(asked.service))?;
-    let written = (asked.authority == Authority::Names).then_some(head);
+    // The state may have changed since the connection was let through. Checks of policies are no calls of the workload's own.
+    let is_still_called =
+        |service: &&Arc<ServiceEntry>| asked.authority == Authority::SaysNothing || is_called(service);
+    let dialled = || snapshot.service(asked.service).filter(is_still_called);
+    let service = named.filter(is_reached).or_else(dialled)?;
     Some((service, routes(snapshot, written, from, service)))
 }
 
@@ -150,11 +158,11 @@ fn marked(mut reply: Reply, route: &RouteMatch<'_>) -> Reply {
 /// Where a route's destination leads.
 fn forward<'a>(
     snapshot: &'a Snapshot,
-    (asked, caller): (Asked<'_>, Option<usize>),
+    asked: Asked<'_>,
     route: RouteMatch<'a>,
     to: &'a WeightedDestination,
 ) -> Plan<'a> {
-    match destination(snapshot, (asked.port, caller), &to.destination) {
+    match destination(snapshot, (asked.port, asked.caller), &to.destination) {
         Some((service, port, cluster)) => {
             Plan::Forward(Forward { service, port, cluster, route: Some(route), to: Some(to) })
         }
@@ -198,3 +206,6 @@ fn routes<'a>(
         .and_then(|written| snapshot.routing.on_mesh(from, &written))
         .or_else(|| snapshot.routing.on_mesh(from, &HostName::of_service(&service.key, domain)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,7 @@ use crate::proxy::http::downstream::Exchange;
 use crate::proxy::http::upload::Upload;
 use crate::proxy::http::upstream::{Connection, ShareError, Terms, UpstreamKey, Via};
 use crate::proxy::socket;
+use crate::snapshot::endpoint::Origin;
 use crate::snapshot::{LocalEndpoint, Snapshot};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::{Record, Reporter};
@@ -125,8 +126,8 @@ impl Worker {
         }
         let mut record = Record::new(Reporter::Source, own_address(local));
         record.source = Party::registered(&local.identity, None, &local.labels);
-        let caller =
-            Caller::new(Arc::clone(self), local.identity.clone(), (service, port), record).to_dialled();
+        let who = (local.identity.clone(), Some(local.service.clone()));
+        let caller = Caller::new(Arc::clone(self), who, (service, port), record).to_dialled();
         let mut kept = Kept::new(MAX_ANSWER);
         let upload = Upload::own(check.body.clone());
         let exchange = Exchange { head: &mut check.head, upload, answer: Answer::Kept(&mut kept) };
@@ -184,8 +185,9 @@ impl Worker {
             let mut connection = match kept {
                 Some(connection) => connection,
                 None => {
-                    let socket =
-                        self.connect_outside(snapshot, key.address, provider.definition.timeout).await;
+                    let socket = self
+                        .connect_outside(snapshot, (key.address, Origin::Given), provider.definition.timeout)
+                        .await;
                     let (reader, writer) = bytes::of_socket(socket.map_err(|error| error.to_string())?);
                     Connection::new(reader, writer, (None, None))
                 }
@@ -211,7 +213,8 @@ impl Worker {
     ) -> Result<Said, String> {
         let address = key.address;
         let connect = async |_| {
-            let socket = self.connect_outside(snapshot, address, provider.definition.timeout).await?;
+            let socket =
+                self.connect_outside(snapshot, (address, Origin::Given), provider.definition.timeout).await?;
             let (reader, writer) = bytes::of_socket(socket);
             Ok((Joined::new(reader, writer, BytesMut::new()), (None, None)))
         };
