@@ -377,7 +377,7 @@ impl Steward {
         let mut notices = open_notices();
         let mut respite = Respite::default();
         loop {
-            let mut by = None;
+            let (mut by, mut was_noticed) = (None, false);
             let now = Instant::now();
             let pause = respite.bound(due.saturating_duration_since(now), now);
             let look = tokio::select! {
@@ -391,6 +391,7 @@ impl Steward {
                 }
                 told = noticed(&mut notices), if respite.is_over(now) => {
                     by = told.and_then(|changed| changed.by);
+                    was_noticed = true;
                     Look::AtAll
                 }
                 () = self.until_held_cgroups_change(), if self.mode() == Mode::Keep => Look::AtWhatDiffers,
@@ -415,6 +416,8 @@ impl Steward {
             if let Ok(Applied { found: Some(found), .. }) = &applied {
                 self.note_restored(found.clone(), by);
                 respite.begin(Instant::now());
+            } else if was_noticed {
+                respite.nothing_found(Instant::now());
             }
             wait = match applied.map(|applied| applied.change) {
                 Ok(Change::None | Change::Held | Change::Restored) => LOOK,
