@@ -36,7 +36,7 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
     });
     vec![
         ("nothing_registered_v4_only", CapturePlan { virtual_v6: None, ..plan() }),
-        ("service_entries", CapturePlan { external: external.clone().into(), ..plan() }),
+        ("service_entries", CapturePlan { external: external.into(), ..plan() }),
         (
             "strict_closed_both_families",
             CapturePlan {
@@ -89,7 +89,7 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
                 local: vec![strict_closed],
                 endpoints,
                 agent_uid: 990,
-                external: external.clone().into(),
+                external: external.into(),
                 dns: DnsCapture::Bridges,
                 bridges: [
                     bridge("docker0", &["172.17.0.2", "fd17::2"]),
