@@ -15,6 +15,8 @@ mod apply;
 mod batch;
 /// Running `nft`, `ip` and `resolvectl`.
 pub(crate) mod command;
+/// Containers on bridges.
+mod bridged;
 /// A change that takes itself back unless it is confirmed.
 pub mod confirm;
 /// How full the table of tracked connections is.
@@ -25,7 +27,7 @@ pub mod flows;
 mod gone;
 /// The process that outlives the agent by a moment.
 pub mod guard;
-/// Processes that reach the registry alone.
+/// Processes and containers that reach the registry alone.
 pub mod held;
 /// What stands while the mesh's state is not known.
 mod hold;
@@ -37,6 +39,8 @@ pub mod link;
 mod listing;
 /// The kernel's word that somebody changed our table.
 pub mod notices;
+/// Whether others than containers are on a bridge.
+mod outside;
 /// What is to be captured: a pure value, built from the configuration and the mesh's state.
 pub mod plan;
 /// The local routes that make virtual addresses reachable.
@@ -65,6 +69,7 @@ use std::io;
 use std::path::PathBuf;
 
 pub use apply::{Anchor, Applied, Capture, Change};
+pub use bridged::Containers;
 pub use gone::{apply_gone, render_gone};
 pub use interface::Interface;
 pub use plan::{

@@ -180,6 +180,8 @@ pub struct Shared {
     pub flows: Arc<Flows>,
     /// Names that callers ask for below wildcards.
     pub asked_names: Arc<AskedNames>,
+    /// Streams that are led to other agents of this host's network, by whose they are, over all workers.
+    pub led: Arc<Shares<Identity>>,
 }
 
 /// One thread of the data path.

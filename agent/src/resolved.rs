@@ -1,8 +1,9 @@
 //! systemd-resolved, told which names are the mesh's: of a link of our own it is said that the agent is its server, that
-//! the mesh's domains are asked there and nowhere else, and that no other name is. Everything else goes where it went
+//! the mesh's domains and the hosts of ServiceEntries are asked there and nowhere else, and that no other name is. Everything else goes where it went
 //! before, past the agent. A drop-in for `resolved.conf` would not do: the servers named there are of one list with those
 //! that the operator named, so that names of the mesh would be asked of these too, and are asked about every other name.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -143,16 +144,15 @@ impl Told {
         let ranges: Vec<_> = std::iter::once(config.virtual_ranges.v4.into())
             .chain(config.virtual_ranges.v6.map(Into::into))
             .collect();
-        let mut domains = domains_of(&config.domain, &ranges);
-        if domains.len() > MAX_DOMAINS {
+        let own = domains_of(&config.domain, &ranges);
+        let (mut domains, left_out) = chosen(own, snapshot.external.domains());
+        if left_out > 0 {
             tracing::warn!(
-                domains = domains.len(),
+                left_out,
                 limit = MAX_DOMAINS,
                 "systemd-resolved takes no more domains than this: the last names do not resolve; `dns.mode = \"capture\"` has no such limit"
             );
-            domains.truncate(MAX_DOMAINS);
         }
-        let mut domains: Vec<_> = domains.into_iter().map(|domain| format!("~{domain}")).collect();
         domains.sort();
         // The first address of the range, which no service gets.
         Self { port, address: config.virtual_ranges.v4.network(), domains }
@@ -162,6 +162,20 @@ impl Told {
     fn server(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
+}
+
+/// The domains that resolved is told, the mesh's own first, and how many it does not take. A host within the mesh's domain
+/// is asked of the agent already.
+fn chosen(own: Vec<String>, external: BTreeSet<String>) -> (Vec<String>, usize) {
+    let is_within = |name: &str| {
+        own.iter().any(|domain| {
+            name.strip_suffix(&**domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        })
+    };
+    let further: Vec<_> = external.into_iter().filter(|name| !is_within(name)).collect();
+    let all: Vec<_> = own.into_iter().chain(further).map(|domain| format!("~{domain}")).collect();
+    let left_out = all.len().saturating_sub(MAX_DOMAINS);
+    (all.into_iter().take(MAX_DOMAINS).collect(), left_out)
 }
 
 /// Tells resolved, unless it knows. Domains come first: a server without any would be asked about every name.
@@ -214,6 +228,23 @@ mod tests {
         ] {
             assert_eq!(asks_resolved(text), expected, "{text:?}");
         }
+    }
+
+    #[test]
+    fn hosts_of_service_entries_come_after_the_mesh_s_own_and_are_bounded() {
+        let own = || vec!["mesh.internal".to_owned(), "240.240.in-addr.arpa".to_owned()];
+        let check = |external: &[&str], expected: &[&str]| {
+            let external = external.iter().map(|name| (*name).to_owned()).collect();
+            assert_eq!(chosen(own(), external).0, expected);
+        };
+        let ours = ["~mesh.internal", "~240.240.in-addr.arpa"];
+        check(&[], &ours);
+        check(&["b.example", "a.example"], &[&ours[..], &["~a.example", "~b.example"]].concat());
+        check(&["x.mesh.internal", "mesh.internal"], &ours);
+        check(&["xmesh.internal"], &[&ours[..], &["~xmesh.internal"]].concat());
+        let many = (0..MAX_DOMAINS).map(|number| format!("h{number}.example")).collect();
+        let (told, left_out) = chosen(own(), many);
+        assert_eq!((told.len(), left_out, &told[..2]), (MAX_DOMAINS, 2, &ours.map(str::to_owned)[..]));
     }
 
     #[test]

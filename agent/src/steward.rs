@@ -4,6 +4,7 @@
 /// How long two who both want the rules otherwise are kept apart.
 mod respite;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,7 @@ use crate::capture::conntrack::Tracked;
 use crate::capture::held::Held;
 use crate::capture::notices::{Changed, Notices};
 use crate::capture::{
-    Anchor, Applied, Capture, CaptureError, CapturePlan, Change, State, Status, apply_gone,
+    Anchor, Applied, Capture, CaptureError, CapturePlan, Change, Interface, State, Status, apply_gone,
 };
 use crate::publish::Publisher;
 use crate::registration::WhenGone;
@@ -35,6 +36,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const RETRY: Duration = Duration::from_secs(2);
 /// How often is looked for cgroups of services that are held to the registry.
 const HELD_LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether others than containers are on captured bridges, as the DNS server does.
+const BRIDGE_LOOK: Duration = Duration::from_secs(2);
 /// What is wrong while the rules for a gone agent are kept.
 const NOTHING_KNOWN: &str =
     "the rules for a gone agent stand until the mesh's state is known: closed services are refused";
@@ -89,7 +92,7 @@ pub struct Steward {
     metrics: Arc<Metrics>,
     /// The plan that was put in place last, while nothing else was since.
     applied: Mutex<Option<CapturePlan>>,
-    /// Who was held when the last plan was made.
+    /// Who was held, and what led outside, when the last plan was made.
     seen: Mutex<Seen>,
     /// What stands, in words; empty while the rules are in place.
     trouble: watch::Sender<Option<String>>,
@@ -106,10 +109,12 @@ struct Restored {
     by: Option<String>,
 }
 
-/// Who is held to the registry.
+/// What the last plan was made with, besides the state.
 #[derive(Debug, Default)]
 struct Seen {
     held: Held,
+    /// The bridges that others than containers are on, of those that are to be captured.
+    outside: BTreeSet<Interface>,
     /// Why not all that should be.
     unheld: Option<String>,
 }
@@ -121,6 +126,8 @@ fn held_of(snapshot: &Snapshot) -> (Held, Held, Option<CgroupError>) {
     let closed = snapshot.held().filter(|(_, when_gone)| *when_gone == WhenGone::Closed);
     // What cannot be seen for one cannot be seen for the other.
     let same = when_gone.add(closed.map(|(matcher, _)| matcher)).err();
+    held.containers = snapshot.held_containers(None);
+    when_gone.containers = snapshot.held_containers(Some(WhenGone::Closed));
     (held, when_gone, error.or(same))
 }
 
@@ -170,7 +177,10 @@ impl Steward {
     /// The plan that the state in force comes to.
     pub fn plan(&self) -> CapturePlan {
         let snapshot = self.publisher.snapshot().load_full();
-        let mut plan = snapshot.capture_plan(&self.settings);
+        let outside = self.outside();
+        let mut settings = self.settings.clone();
+        settings.interfaces.retain(|interface| !outside.contains(interface));
+        let mut plan = snapshot.capture_plan(&settings);
         let mut unheld = None;
         match held_of(&snapshot) {
             (held, when_gone, None) => (plan.held, plan.held_when_gone) = (held, when_gone),
@@ -181,8 +191,29 @@ impl Steward {
                 ));
             }
         }
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Seen { held: plan.held.clone(), unheld };
+        let now = Seen { held: plan.held.clone(), outside, unheld };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = now;
         plan
+    }
+
+    /// The bridges of which nothing is captured, though it was asked for: others than containers are on them.
+    fn outside(&self) -> BTreeSet<Interface> {
+        self.settings.interfaces.iter().filter(|interface| interface.leads_outside()).cloned().collect()
+    }
+
+    /// Ends when other bridges lead outside than when the last plan was made.
+    async fn until_bridges_change(&self) {
+        loop {
+            tokio::time::sleep(BRIDGE_LOOK).await;
+            // Some files of sysfs for each port, which are no disk's.
+            let outside = self.outside();
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if outside != seen.outside {
+                tracing::warn!(?outside, "bridges that others than containers are on are not captured");
+                seen.outside = outside;
+                return;
+            }
+        }
     }
 
     /// Ends when other cgroups are to be held than the last plan has: a unit's is another one after each start.
@@ -346,7 +377,7 @@ impl Steward {
         let mut notices = open_notices();
         let mut respite = Respite::default();
         loop {
-            let mut by = None;
+            let (mut by, mut was_noticed) = (None, false);
             let now = Instant::now();
             let pause = respite.bound(due.saturating_duration_since(now), now);
             let look = tokio::select! {
@@ -360,9 +391,11 @@ impl Steward {
                 }
                 told = noticed(&mut notices), if respite.is_over(now) => {
                     by = told.and_then(|changed| changed.by);
+                    was_noticed = true;
                     Look::AtAll
                 }
                 () = self.until_held_cgroups_change(), if self.mode() == Mode::Keep => Look::AtWhatDiffers,
+                () = self.until_bridges_change(), if self.mode() == Mode::Keep => Look::AtWhatDiffers,
                 () = tokio::time::sleep(pause) => Look::AtAll,
             };
             if look == Look::AtAll {
@@ -383,6 +416,8 @@ impl Steward {
             if let Ok(Applied { found: Some(found), .. }) = &applied {
                 self.note_restored(found.clone(), by);
                 respite.begin(Instant::now());
+            } else if was_noticed {
+                respite.nothing_found(Instant::now());
             }
             wait = match applied.map(|applied| applied.change) {
                 Ok(Change::None | Change::Held | Change::Restored) => LOOK,

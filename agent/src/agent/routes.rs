@@ -382,13 +382,23 @@ fn warnings(snapshot: &Snapshot, interfaces: &BTreeSet<Interface>) -> Vec<String
             registered.key
         ));
     }
+    let outside: BTreeSet<_> = interfaces.iter().filter(|interface| interface.leads_outside()).collect();
+    warnings.extend(outside.iter().map(|interface| {
+        format!(
+            "{interface} of `capture.interfaces` has others than containers on it, who could take a container's address: nothing of it is captured; take the network card off the bridge, or name a bridge without one"
+        )
+    }));
     for registered in &snapshot.registrations {
-        if let Some(own) = registered.container.as_ref().filter(|own| !interfaces.contains(&own.interface)) {
-            warnings.push(format!(
-                "{} is a container on {}, which is not in `capture.interfaces` of agent.toml: what it calls goes past the agent",
-                registered.key, own.interface
-            ));
-        }
+        let Some(own) = &registered.container else { continue };
+        let why = match interfaces.contains(&own.interface) {
+            false => "is not in `capture.interfaces` of agent.toml",
+            true if outside.contains(&own.interface) => "is not captured",
+            true => continue,
+        };
+        warnings.push(format!(
+            "{} is a container on {}, which {why}: the endpoints of the mesh refuse it, and what else it calls goes past the agent",
+            registered.key, own.interface
+        ));
     }
     warnings
 }

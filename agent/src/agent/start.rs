@@ -100,6 +100,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         outbound: config.outbound,
         flows: Arc::default(),
         asked_names,
+        led: Arc::default(),
     };
     tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
     let (lines, log) = start_access_log(&config.access_log, publisher.snapshot())?;

@@ -69,11 +69,27 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
             },
         ),
         (
+            "containers_held_to_the_registry",
+            CapturePlan {
+                local: vec![strict_closed.clone()],
+                agent_uid: 990,
+                bridges: [bridge("docker0", &["172.17.0.2", "172.17.0.4", "fd17::2"])].into(),
+                uncaptured: [bridge("br-lan", &["192.168.1.5"])].into(),
+                held: held_containers(&[
+                    bridge("docker0", &["172.17.0.2", "fd17::2"]),
+                    bridge("br-lan", &["192.168.1.5"]),
+                ]),
+                held_when_gone: held_containers(&[bridge("docker0", &["172.17.0.2", "fd17::2"])]),
+                ..plan()
+            },
+        ),
+        (
             "bridges_with_containers",
             CapturePlan {
                 local: vec![strict_closed],
                 endpoints,
                 agent_uid: 990,
+                external: external.into(),
                 dns: DnsCapture::Bridges,
                 bridges: [
                     bridge("docker0", &["172.17.0.2", "fd17::2"]),
@@ -98,6 +114,10 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
 
 fn held(users: &[u32]) -> Held {
     Held { users: users.iter().copied().collect(), ..Held::default() }
+}
+
+fn held_containers(containers: &[(Interface, BTreeSet<IpAddr>)]) -> Held {
+    Held { containers: containers.iter().cloned().collect(), ..Held::default() }
 }
 
 /// A bridge with the addresses of its containers.

@@ -9,13 +9,14 @@ use std::path::Path;
 
 use super::CaptureError;
 use super::batch::{Batch, IF_IT_IS_THERE, Routes};
+use super::bridged::never_in_plaintext;
 use super::command::Tools;
-use super::held::held_check;
+use super::held::{container_jumps, held_check};
 use super::link;
 use super::plan::{CapturePlan, LocalService, WhenGone};
 use super::rules::{
-    Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, from_bridges, own_socket, table, to_virtual,
-    transaction, virtual_check,
+    Chain, EXEMPT, Hook, RESETS, Ruleset, exempt_destinations, own_socket, table, to_virtual, transaction,
+    virtual_check,
 };
 use super::sets::{NamedSet, TABLE, endpoints, inbound_ports, loading, local_addresses};
 
@@ -148,15 +149,19 @@ fn inbound_check(plan: &CapturePlan) -> Vec<String> {
 
 /// What this host forwards to a closed service that is delivered into a container, and for containers.
 fn forward_check(plan: &CapturePlan) -> Vec<String> {
-    let mut rules = vec![
+    let mut rules = container_jumps(&plan.held_when_gone);
+    rules.extend([
         EXEMPT.to_owned(),
         format!("ip daddr . tcp dport @closed4 {REFUSE}"),
         format!("ip6 daddr . tcp dport @closed6 {REFUSE}"),
-    ];
+    ]);
     // Nor does a container of a captured bridge go to endpoints in plaintext.
-    for from in from_bridges(plan) {
-        rules.push(format!("{from} ip daddr . tcp dport @endpoints4 {REFUSE}"));
-        rules.push(format!("{from} ip6 daddr . tcp dport @endpoints6 {REFUSE}"));
+    for (of, from) in never_in_plaintext(plan) {
+        for (family, set) in [("ip", "endpoints4"), ("ip6", "endpoints6")] {
+            if of.is_none_or(|of| of == family) {
+                rules.push(format!("{from} {family} daddr . tcp dport @{set} {REFUSE}"));
+            }
+        }
     }
     rules
 }

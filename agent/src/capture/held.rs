@@ -1,4 +1,4 @@
-//! Processes that are held to the registry (`outboundTrafficPolicy: REGISTRY_ONLY`): whatever they send goes to this
+//! Processes and containers that are held to the registry (`outboundTrafficPolicy: REGISTRY_ONLY`): whatever they send goes to this
 //! host itself, through the agent, or nowhere. Their TCP is brought to the agent, which knows what the registry has;
 //! a chain after it refuses every other packet of theirs, of whatever protocol and to whatever port, SSH's, DHCP's and
 //! NTP's included: those are exempt for the host's own daemons, and would be a way out for these.
@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use super::bridged::{Containers, End, matches};
 use super::plan::CapturePlan;
+use super::rules::OPENS_NOT;
 use super::sets::{Element, NamedSet};
 use crate::attribution::cgroup::Hierarchy;
 use crate::attribution::{CgroupError, Matcher, Uid};
@@ -22,6 +24,8 @@ pub struct Held {
     pub users: BTreeSet<u32>,
     /// Everything in these cgroups and below them, as they are now.
     pub cgroups: BTreeSet<HeldCgroup>,
+    /// Everything that comes from these addresses on these interfaces, captured or not.
+    pub containers: Containers,
 }
 
 /// A cgroup that stands now.
@@ -48,6 +52,10 @@ impl HeldCgroup {
 impl Held {
     /// Whether nobody is.
     pub fn is_empty(&self) -> bool {
+        self.has_no_processes() && self.containers.is_empty()
+    }
+
+    fn has_no_processes(&self) -> bool {
         self.users.is_empty() && self.cgroups.is_empty()
     }
 
@@ -134,7 +142,23 @@ pub(super) fn held_check() -> [String; 6] {
 /// process whose peer speaks first would answer such a connection, and pass. So nobody who is not known speaks first.
 pub(super) fn no_stranger_speaks_first(plan: &CapturePlan) -> Option<String> {
     let rule = "meta l4proto tcp ct state new tcp flags & (fin | syn | rst | ack) != syn counter name held_midstream drop";
-    (!plan.held.is_empty()).then(|| rule.to_owned())
+    (!plan.held.has_no_processes()).then(|| rule.to_owned())
+}
+
+/// What this host forwards of held containers goes to the same chain, before anything lets it pass.
+pub(super) fn container_jumps(held: &Held) -> Vec<String> {
+    let from = matches(&held.containers, End::Source);
+    from.into_iter().map(|(_, from)| format!("{from} jump held_check")).collect()
+}
+
+/// The same of what this host forwards to held containers.
+pub(super) fn no_stranger_speaks_first_to_containers(held: &Held) -> Vec<String> {
+    let to = matches(&held.containers, End::Destination);
+    to.into_iter()
+        .map(|(_, to)| {
+            format!("{to} meta l4proto tcp ct state new {OPENS_NOT} counter name held_midstream drop")
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use baremesh_model::name::{Key, Label};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::held::Held;
-use super::{AgentPorts, CapturePlan, DnsCapture, LocalService, Outbound, Strictness, WhenGone};
+use super::{AgentPorts, CapturePlan, Containers, DnsCapture, LocalService, Outbound, Strictness, WhenGone};
 
 /// Names the test that runs in a namespace.
 const INSIDE: &str = "BAREMESH_TEST_INSIDE";
@@ -143,7 +143,8 @@ pub(super) fn plan() -> CapturePlan {
         agent_uid: 0,
         ports: AgentPorts::default(),
         dns: DnsCapture::Off,
-        bridges: std::collections::BTreeMap::new(),
+        bridges: Containers::new(),
+        uncaptured: Containers::new(),
         outbound: Outbound::Registered,
         ssh_ports: [].into(),
         held: Held::default(),

@@ -1,6 +1,12 @@
 //! The kernel's notices that somebody changed nftables (linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h): one for
 //! each object that a transaction made or removed, and one at its end that names the process. Those of others that touch our
 //! table are told; our own and those about tables of others are not. Nothing is read from them but that it is time to look.
+//!
+//! The kernel names the process by its number in the first PID namespace. An agent in another one (a container) knows its own
+//! commands by other numbers, and is told of its own changes as of somebody else's. Each then costs one look at the whole
+//! table, which finds it as it was meant: nothing is put back, nothing counted as restored, and the steward heeds the next
+//! notice a second later at the earliest, so that a look that itself changes something is not followed by looks without end.
+//! A command of somebody else that has by chance the number of one of ours is not told; the look every 30 s finds it.
 
 use std::collections::VecDeque;
 use std::io;

@@ -3,14 +3,14 @@
 //! address, a name made of labels or a cgroup's path of harmless letters, so that no text from a registration can say anything to nft.
 
 use baremesh_ca::client::CONTROL_PORT;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use baremesh_model::name::Key;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::bridged::Containers;
 use super::held::Held;
-use super::interface::Interface;
 
 /// The mark (`SO_MARK`) on every socket that the agent opens towards peers, local services and name servers.
 /// Together with the agent's uid it exempts them from capture. It keeps clear of the bits that other programs test
@@ -57,7 +57,9 @@ pub struct CapturePlan {
     /// The same of services that are closed while the agent is gone.
     pub held_when_gone: Held,
     /// The bridges whose containers are captured, each with the addresses there that registrations name.
-    pub bridges: BTreeMap<Interface, BTreeSet<IpAddr>>,
+    pub bridges: Containers,
+    /// Containers that registrations name on other interfaces, from which nothing is captured.
+    pub uncaptured: Containers,
 }
 
 /// A service registered on this host.
@@ -175,7 +177,8 @@ mod tests {
             ssh_ports: BTreeSet::from([2222]),
             held: Held::default(),
             held_when_gone: Held::default(),
-            bridges: BTreeMap::new(),
+            bridges: Containers::new(),
+            uncaptured: Containers::new(),
         }
     }
 

@@ -5,12 +5,14 @@
 //! which other hosts may have a route to.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::bridged::{bridged, from_bridges, never_in_plaintext, spoofed};
 use super::gone::{ANCHOR_TABLE, removal};
-use super::held::{held_check, jumps, no_stranger_speaks_first};
+use super::held::{
+    container_jumps, held_check, jumps, no_stranger_speaks_first, no_stranger_speaks_first_to_containers,
+};
 use super::plan::{AGENT_MARK, CapturePlan, DnsCapture, METADATA_V4, METADATA_V6, Outbound};
 use super::sets::{NamedSet, TABLE, loading, sets_of};
 
@@ -22,8 +24,8 @@ pub(super) const NAT_PRIORITY: i32 = -105;
 pub(super) const FILTER_PRIORITY: i32 = 0;
 
 /// A packet that opens a connection. Anything else in a nat chain belongs to a connection from before the capture.
-const OPENS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
-const OPENS_NOT: &str = "tcp flags & (fin | syn | rst | ack) != syn";
+pub(super) const OPENS: &str = "tcp flags & (fin | syn | rst | ack) == syn";
+pub(super) const OPENS_NOT: &str = "tcp flags & (fin | syn | rst | ack) != syn";
 
 /// A reset carries nothing and ends a connection. Those for a socket that is gone have neither owner nor mark, and
 /// a service that does not hear them goes on sending for a quarter of an hour.
@@ -95,7 +97,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ("outbound_held", "connections of services that reach the registry alone, brought to the agent"),
     ("dns", "DNS questions brought to the agent"),
     ("bridged", "connections of containers, brought to the agent"),
-    ("bridge_spoofed", "connections of containers from addresses of other bridges' containers, dropped"),
+    ("bridge_spoofed", "connections of containers from addresses of other interfaces' containers, dropped"),
     ("inbound_plain", "connections of other hosts to services here, brought to the agent"),
     ("virtual_stray", "TCP packets to virtual addresses that no connection through the agent owns, refused"),
     ("virtual_protocol", "packets of other protocols to virtual addresses, refused"),
@@ -192,7 +194,7 @@ pub(super) fn table(ruleset: &Ruleset) -> String {
     text + "}\n"
 }
 
-fn redirect(what: &str, counter: &str, port: u16) -> String {
+pub(super) fn redirect(what: &str, counter: &str, port: u16) -> String {
     format!("{what} counter name {counter} redirect to :{port}")
 }
 
@@ -268,57 +270,6 @@ fn inbound(plan: &CapturePlan) -> Vec<String> {
     rules
 }
 
-/// What containers open, whose packets come from a bridge: as what this host opens, but that a container's sockets are not
-/// of this host, and that it may be asked for any name.
-fn bridged(plan: &CapturePlan) -> Vec<String> {
-    if plan.bridges.is_empty() {
-        return Vec::new();
-    }
-    let captured = |what: String| redirect(&what, "bridged", plan.ports.outbound);
-    let mut rules = exempt_destinations().to_vec();
-    if plan.dns != DnsCapture::Off {
-        rules.push(redirect("udp dport 53", "dns", plan.ports.dns));
-        rules.push(redirect("tcp dport 53", "dns", plan.ports.dns));
-    }
-    rules.extend(to_virtual(plan).map(|to| captured(format!("{to} meta l4proto tcp"))));
-    rules.push(format!("{OPENS_NOT} return comment \"from before the capture\""));
-    rules.push(captured("ip daddr . tcp dport @local4".to_owned()));
-    rules.push(captured("ip6 daddr . tcp dport @local6".to_owned()));
-    rules.push(captured("tcp dport @inbound_ports fib daddr type local".to_owned()));
-    rules.push(captured("ip daddr . tcp dport @endpoints4".to_owned()));
-    rules.push(captured("ip6 daddr . tcp dport @endpoints6".to_owned()));
-    if plan.outbound == Outbound::All {
-        rules.push(captured("fib daddr type != local meta l4proto tcp".to_owned()));
-    }
-    rules
-}
-
-/// Matches for the bridges, one or none.
-pub(super) fn from_bridges(plan: &CapturePlan) -> impl Iterator<Item = String> + use<> {
-    let names: Vec<_> = plan.bridges.keys().map(|name| format!("\"{name}\"")).collect();
-    (!names.is_empty()).then(|| format!("iifname {{ {} }}", names.join(", "))).into_iter()
-}
-
-/// A container has the address that its registration names, and on the bridge that it names: what comes from another one
-/// with it is dropped before the agent takes it for the service. Nothing here tells two containers of one bridge apart.
-fn spoofed(plan: &CapturePlan) -> Vec<String> {
-    let mut rules = Vec::new();
-    for name in plan.bridges.keys() {
-        let others =
-            plan.bridges.iter().filter(|(other, _)| *other != name).flat_map(|(_, addresses)| addresses);
-        let (v4, v6): (Vec<&IpAddr>, Vec<&IpAddr>) = others.partition(|address| address.is_ipv4());
-        for (family, addresses) in [("ip", v4), ("ip6", v6)] {
-            if !addresses.is_empty() {
-                let list = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                rules.push(format!(
-                    "iifname \"{name}\" {family} saddr {{ {list} }} counter name bridge_spoofed drop"
-                ));
-            }
-        }
-    }
-    rules
-}
-
 /// What leaves a local socket after translation: nothing captured should be left.
 fn outbound_check(plan: &CapturePlan) -> Vec<String> {
     let mut rules: Vec<String> = to_virtual(plan).map(|to| format!("{to} goto virtual_check")).collect();
@@ -375,13 +326,17 @@ fn inbound_check(plan: &CapturePlan) -> Vec<String> {
 /// What this host forwards to a service that is delivered into a container, by the rules of what arrives at a local
 /// socket.
 fn forward_check(plan: &CapturePlan) -> Vec<String> {
-    let mut rules = vec![EXEMPT.to_owned()];
-    for (from, (family, set)) in from_bridges(plan)
-        .flat_map(|from| [("ip", "endpoints4"), ("ip6", "endpoints6")].map(|to| (from.clone(), to)))
-    {
-        rules.push(format!(
-            "{from} {OPENS} {family} daddr . tcp dport @{set} counter name endpoint_stray reject with tcp reset"
-        ));
+    let mut rules = container_jumps(&plan.held);
+    rules.extend(no_stranger_speaks_first_to_containers(&plan.held));
+    rules.push(EXEMPT.to_owned());
+    for (of, from) in never_in_plaintext(plan) {
+        for (family, set) in [("ip", "endpoints4"), ("ip6", "endpoints6")] {
+            if of.is_none_or(|of| of == family) {
+                rules.push(format!(
+                    "{from} {OPENS} {family} daddr . tcp dport @{set} counter name endpoint_stray reject with tcp reset"
+                ));
+            }
+        }
     }
     rules.push("ip daddr . tcp dport @strict4 goto strict_check".to_owned());
     rules.push("ip6 daddr . tcp dport @strict6 goto strict_check".to_owned());

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -73,33 +72,9 @@ fn places(bridges: &[Interface]) -> io::Result<BTreeSet<Place>> {
     for found in get_if_addrs()? {
         let Some(interface) = bridges.iter().find(|bridge| bridge.as_str() == found.name) else { continue };
         let link_local = matches!(found.ip(), IpAddr::V6(v6) if v6.is_unicast_link_local());
-        if !link_local && !leads_outside(interface, Path::new("/sys/class/net")) {
+        if !link_local && !interface.leads_outside() {
             places.insert((interface.clone(), found.index, found.ip()));
         }
     }
     Ok(places)
-}
-
-/// Whether a network card is a port of the bridge: then others than containers are on it.
-fn leads_outside(interface: &Interface, links: &Path) -> bool {
-    let Ok(ports) = std::fs::read_dir(links.join(interface.as_str()).join("brif")) else { return false };
-    ports.flatten().any(|port| links.join(port.file_name()).join("device").exists())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_bridge_with_a_network_card_is_the_network_s() {
-        let links = tempfile::tempdir().expect("a directory");
-        let make = |path: &str| std::fs::create_dir_all(links.path().join(path)).expect("made");
-        for path in
-            ["br0/brif/veth1", "br1/brif/veth2", "br1/brif/eth0", "eth0/device", "veth1", "veth2", "dummy0"]
-        {
-            make(path);
-        }
-        let leads = |name: &str| leads_outside(&name.parse().expect("a name"), links.path());
-        assert_eq!(["br0", "br1", "dummy0", "gone"].map(leads), [false, true, false, false]);
-    }
 }

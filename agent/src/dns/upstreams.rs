@@ -101,7 +101,8 @@ impl UpstreamList {
         }
     }
 
-    /// The servers of a file, and in place of systemd-resolved those that it asks.
+    /// The servers of a file, and in place of systemd-resolved those that it asks. Where it does not say whom, it is not
+    /// asked in their stead: what it asks us would come back to it.
     fn without_stub(&self, servers: Vec<SocketAddr>) -> Vec<SocketAddr> {
         if !servers.iter().any(|server| STUBS.contains(&server.ip())) {
             return servers;
@@ -111,8 +112,8 @@ impl UpstreamList {
                 name_servers(&text).into_iter().filter(|server| !STUBS.contains(&server.ip())).collect()
             }
             Err(error) => {
-                tracing::debug!(path = %self.uplinks.display(), %error, "systemd-resolved says not whom it asks");
-                servers
+                tracing::warn!(path = %self.uplinks.display(), %error, "systemd-resolved says not whom it asks: names that are not the mesh's are asked of nobody through it");
+                servers.into_iter().filter(|server| !STUBS.contains(&server.ip())).collect()
             }
         }
     }
@@ -246,7 +247,9 @@ mod tests {
             let list = UpstreamList::load_with(source, Vec::new(), uplinks.clone());
             list.servers().iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        assert_eq!(servers("nameserver 127.0.0.53\n"), ["127.0.0.53:53"], "it is not said who else");
+        let none: [&str; 0] = [];
+        assert_eq!(servers("nameserver 127.0.0.53\n"), none, "it is not said who else");
+        assert_eq!(servers("nameserver 127.0.0.53\nnameserver 10.0.0.9\n"), ["10.0.0.9:53"]);
         fs::write(&uplinks, "nameserver 10.0.0.1\nnameserver 127.0.0.53\nnameserver fd00::1\n")
             .expect("writable");
         assert_eq!(servers("nameserver 127.0.0.53\n"), ["10.0.0.1:53", "[fd00::1]:53"]);

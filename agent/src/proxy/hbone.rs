@@ -23,6 +23,10 @@ pub const MAX_HANDSHAKES: usize = 1024;
 pub const MAX_HANDSHAKES_OF_HOST: usize = 256;
 /// Tunnels that one identity may have from one address with one worker.
 pub const MAX_TUNNELS_OF_PEER: usize = 256;
+
+/// Streams that one identity may have open through this host where it is a gateway between networks, over all workers
+/// and addresses: nobody takes what is there for all members.
+pub const MAX_STREAMS_OF_MEMBER: usize = 256;
 /// The largest frame that we take.
 pub const MAX_FRAME: u32 = 256 * 1024;
 /// The most bytes of a request's header list.

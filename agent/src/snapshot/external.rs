@@ -142,6 +142,17 @@ impl ExternalHosts {
         self.exact.get(name).into_iter().chain(stars).find_map(|hosts| hosts.first())
     }
 
+    /// The domains below which DNS answers for hosts: a host itself, what a wildcard's hosts lie below. Sorted.
+    pub fn domains(&self) -> BTreeSet<String> {
+        let answers = |hosts: &Vec<Arc<ServiceEntry>>| {
+            hosts.first().is_some_and(|host| !matches!(host.found(), Found::NotOurs))
+        };
+        let exact = self.exact.iter().filter(|(_, hosts)| answers(hosts)).map(|(name, _)| &**name);
+        let stars = self.stars.iter().filter(|(_, hosts)| answers(hosts));
+        let parents = stars.filter_map(|(suffix, _)| suffix.strip_prefix('.'));
+        exact.chain(parents).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    }
+
     /// Whether any host is reached at that address and port, for whomever.
     pub fn is_at(&self, destination: SocketAddr) -> bool {
         self.groups_at(destination).flatten().any(|service| has_port(destination)(&service))

@@ -11,7 +11,7 @@ use super::{LocalEndpoint, Snapshot, Transport};
 use crate::attribution::Matcher;
 use crate::capture::held::Held;
 use crate::capture::{
-    AgentPorts, CapturePlan, DnsCapture, Interface, LocalService, Outbound, Strictness, WhenGone,
+    AgentPorts, CapturePlan, Containers, DnsCapture, Interface, LocalService, Outbound, Strictness, WhenGone,
 };
 use crate::registration;
 
@@ -28,8 +28,16 @@ pub struct CaptureSettings {
     pub outbound: Outbound,
     /// Ports of sshd besides 22.
     pub ssh_ports: BTreeSet<u16>,
-    /// Bridges whose containers are captured.
+    /// Bridges whose containers are captured, none that leads outside.
     pub interfaces: BTreeSet<Interface>,
+}
+
+fn of_containers<'a>(containers: impl Iterator<Item = &'a registration::Container>) -> Containers {
+    let mut found = Containers::new();
+    for own in containers {
+        found.entry(own.interface.clone()).or_default().extend(&own.addresses);
+    }
+    found
 }
 
 impl Snapshot {
@@ -54,6 +62,9 @@ impl Snapshot {
                 .iter()
                 .map(|name| (name.clone(), self.containers_on(name)))
                 .collect(),
+            uncaptured: of_containers(
+                self.containers().filter(|own| !settings.interfaces.contains(&own.interface)),
+            ),
         }
     }
 
@@ -64,12 +75,24 @@ impl Snapshot {
         held.filter_map(|(registered, _)| Some((registered.matcher.as_ref()?, registered.when_gone)))
     }
 
+    /// The containers that are held to the registry, on whatever interface; with `Some`, those of them with which that
+    /// becomes of them while the agent is gone.
+    pub fn held_containers(&self, when_gone: Option<registration::WhenGone>) -> Containers {
+        let all = self.registrations.iter().zip(&self.sources);
+        let held = all.filter(|(registered, source)| {
+            source.outbound == OutboundPolicy::RegistryOnly
+                && when_gone.is_none_or(|wanted| registered.when_gone == wanted)
+        });
+        of_containers(held.filter_map(|(registered, _)| registered.container.as_ref()))
+    }
+
+    fn containers(&self) -> impl Iterator<Item = &registration::Container> {
+        self.registrations.iter().filter_map(|local| local.container.as_ref())
+    }
+
     fn containers_on(&self, interface: &Interface) -> BTreeSet<IpAddr> {
-        let containers = self.registrations.iter().filter_map(|local| local.container.as_ref());
-        containers
-            .filter(|own| own.interface == *interface)
-            .flat_map(|own| own.addresses.iter().copied())
-            .collect()
+        let on_it = self.containers().filter(|own| own.interface == *interface);
+        on_it.flat_map(|own| own.addresses.iter().copied()).collect()
     }
 
     fn remote_endpoints(&self) -> BTreeSet<SocketAddr> {

@@ -236,6 +236,50 @@ fn the_plan_captures_what_is_meshed_and_nothing_else() {
 }
 
 #[test]
+fn containers_are_held_wherever_they_are_and_captured_on_bridges_alone() {
+    let container = |name: &str, port: u16, (bridge, address): (&str, &str), more: &str| {
+        format!(
+            "name = \"{name}\"\nports = [{{ port = {port} }}]\ninterface = \"{bridge}\"\nsources = [\"{address}\"]\n{more}"
+        )
+    };
+    let registered = [
+        container("cart", 81, ("br0", "172.17.0.2"), "whenGone = \"open\"\n"),
+        container("till", 82, ("br0", "172.17.0.3"), ""),
+        container("elsewhere", 83, ("br-lan", "192.168.1.5"), ""),
+    ];
+    let registered: Vec<&str> = registered.iter().map(String::as_str).collect();
+    let held = format!("{MESH}[[MeshConfig]]\noutboundTrafficPolicy = {{ mode = \"REGISTRY_ONLY\" }}\n");
+    let settings = plan::CaptureSettings {
+        agent_uid: 0,
+        ports: AgentPorts::default(),
+        dns: DnsCapture::Off,
+        interfaces: ["br0".parse().expect("a bridge")].into(),
+        outbound: Outbound::Registered,
+        ssh_ports: [].into(),
+    };
+    let text = |containers: crate::capture::Containers| {
+        let on = |(bridge, addresses): (crate::capture::Interface, BTreeSet<IpAddr>)| {
+            addresses.into_iter().map(move |address| format!("{bridge} {address}")).collect::<Vec<_>>()
+        };
+        containers.into_iter().flat_map(on).collect::<Vec<_>>()
+    };
+    let snapshot_of = |toml: &str| snapshot(toml, &registered);
+    let plan = snapshot_of(MESH).capture_plan(&settings);
+    assert_eq!(text(plan.bridges), ["br0 172.17.0.2", "br0 172.17.0.3"]);
+    assert_eq!(text(plan.uncaptured), ["br-lan 192.168.1.5"]);
+    assert!(snapshot_of(MESH).held_containers(None).is_empty());
+    let held = snapshot_of(&held);
+    let all = ["br-lan 192.168.1.5", "br0 172.17.0.2", "br0 172.17.0.3"];
+    assert_eq!(text(held.held_containers(None)), all);
+    let closed = held.held_containers(Some(crate::registration::WhenGone::Closed));
+    assert_eq!(text(closed), ["br-lan 192.168.1.5", "br0 172.17.0.3"]);
+    // The agent judges by the same registration.
+    let cart = held.container("172.17.0.2".parse().expect("an address"));
+    let lets_out = |to: &str| held.lets_out(cart, to.parse().expect("an address"));
+    assert_eq!(["198.51.100.1:443", "10.0.0.9:5432"].map(lets_out), [false, true]);
+}
+
+#[test]
 fn what_did_not_change_is_taken_over_and_what_depends_on_it_is_not() {
     let registrations = [registration(ORDERS)];
     let build = |toml: &str, host: &Host, previous: Option<&Snapshot>| {

@@ -1,5 +1,5 @@
 //! Rules are put back at once. Where somebody changes them again and again, such as a second agent, each would otherwise undo
-//! the other as fast as it can: the pauses grow.
+//! the other as fast as it can: the pauses grow. A notice that leads to nothing is followed by a short pause as well.
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,8 @@ const QUIET: Duration = Duration::from_secs(60);
 pub struct Respite {
     last: Option<Instant>,
     pause: Duration,
+    /// Until when notices wait, because the last one led to nothing.
+    heedless_until: Option<Instant>,
 }
 
 impl Respite {
@@ -27,6 +29,12 @@ impl Respite {
             (true, pause) => (pause * 2).min(LONGEST),
         };
         self.last = Some(now);
+    }
+
+    /// Somebody was said to have changed the rules, and they were as they should be. Where the kernel's word on who it was
+    /// cannot be trusted it may have been this process, whose next look would be noticed like this one.
+    pub fn nothing_found(&mut self, now: Instant) {
+        self.heedless_until = Some(now + FIRST);
     }
 
     /// Whether what is changed now is looked at at once.
@@ -42,13 +50,30 @@ impl Respite {
     }
 
     fn left(&self, now: Instant) -> Duration {
-        self.last.map_or(Duration::ZERO, |last| (last + self.pause).saturating_duration_since(now))
+        let of_fight =
+            self.last.map_or(Duration::ZERO, |last| (last + self.pause).saturating_duration_since(now));
+        let of_nothing =
+            self.heedless_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+        of_fight.max(of_nothing)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn notices_that_lead_to_nothing_are_heeded_once_a_second() {
+        let start = Instant::now();
+        let mut respite = Respite::default();
+        respite.nothing_found(start);
+        assert!(!respite.is_over(start));
+        assert_eq!(respite.bound(QUIET, start), FIRST, "what is changed meanwhile is looked at when it ends");
+        assert!(respite.is_over(start + FIRST));
+        // It is no fight.
+        respite.begin(start + FIRST);
+        assert!(respite.is_over(start + FIRST));
+    }
 
     #[test]
     fn the_first_time_is_mended_at_once_and_a_fight_slows_down() {

@@ -143,7 +143,7 @@ impl Caller {
                 let named = forward.to.map(|to| &*to.destination.host);
                 let name = named.filter(|host| pattern.matches_text(host)).unwrap_or(head.host());
                 let at = (service, cluster, forward.port);
-                let asked = self.worker.at_asked_name(snapshot, at, (pattern, Some(name)));
+                let asked = self.worker.at_asked_name(snapshot, at, (&self.identity, pattern, Some(name)));
                 Box::pin(asked).await.map(Some)
             }
         }

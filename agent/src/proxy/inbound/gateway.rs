@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use baremesh_model::identity::Identity;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
@@ -17,6 +18,7 @@ use crate::proxy::error::ProxyError;
 use crate::proxy::hbone::{self, Target};
 use crate::proxy::relay::{self, TunnelStream};
 use crate::proxy::socket;
+use crate::share::{Share, Shares};
 use crate::snapshot::Snapshot;
 use crate::telemetry::{Counted, Record};
 
@@ -32,10 +34,12 @@ pub(super) async fn carry(
         if entered.is_none() {
             return Err(ProxyError::Overloaded("max_connections"));
         }
+        let place = place(&worker.shared.led, &tunnel.peer.identity)?;
         let address = judge(worker, tunnel, snapshot, &request)?;
         (record.destination, record.upstream) = (Some(address), Some(address));
         let connected = socket::connect(address, worker.shared.mark, worker.shared.limits.connect_timeout);
-        connected.await.map_err(|source| ProxyError::Connect { address, source })
+        let connected = connected.await.map_err(|source| ProxyError::Connect { address, source })?;
+        Ok((connected, place))
     };
     // A stream that its peer resets meanwhile leaves no connect behind.
     let reset = poll_fn(|cx| respond.poll_reset(cx));
@@ -44,7 +48,8 @@ pub(super) async fn carry(
         connected = connecting => connected,
         _ = reset => Err(ProxyError::ClientBroke(std::io::ErrorKind::ConnectionReset.into())),
     };
-    let mut upstream = connected.inspect_err(|error| refuse(respond, error))?;
+    // The place is held for as long as the stream lives.
+    let (mut upstream, _place) = connected.inspect_err(|error| refuse(respond, error))?;
     let send = respond
         .send_response(Response::new(()), false)
         .map_err(|source| ProxyError::Tunnel { address: tunnel.client, source })?;
@@ -63,6 +68,12 @@ pub(super) async fn carry(
         cut(error, &upstream, &mut stream);
     }
     relayed.map(|()| Carried::Bytes)
+}
+
+/// A place among those that one member has.
+fn place(led: &Shares<Identity>, member: &Identity) -> Result<Share<Identity>, ProxyError> {
+    let place = led.take(member.clone(), hbone::MAX_STREAMS_OF_MEMBER);
+    place.ok_or(ProxyError::Overloaded("MAX_STREAMS_OF_MEMBER"))
 }
 
 /// The agent that is asked for, where this host leads to it.
@@ -86,5 +97,27 @@ fn judge(
             Ok(address)
         }
         target => Err(ProxyError::NotRegistered { authority: target.to_string() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::error::Reason;
+
+    #[test]
+    fn one_member_takes_not_all_that_a_gateway_carries() {
+        let of = |name: &str| -> Identity {
+            Identity::parse(&format!("spiffe://mesh.internal/ns/default/sa/{name}")).expect("an identity")
+        };
+        let led = Shares::default();
+        let greedy: Vec<_> =
+            (0..hbone::MAX_STREAMS_OF_MEMBER).map(|_| place(&led, &of("greedy")).expect("a place")).collect();
+        let refused = place(&led, &of("greedy")).expect_err("its share is used up");
+        assert_eq!(refused.reason(), Reason::Overloaded);
+        assert!(refused.to_string().contains("MAX_STREAMS_OF_MEMBER"), "{refused}");
+        assert!(place(&led, &of("other")).is_ok(), "others have theirs");
+        drop(greedy);
+        assert!(place(&led, &of("greedy")).is_ok());
     }
 }

@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use baremesh_model::identity::Identity;
+use baremesh_model::name::Label;
 use baremesh_model::service::Protocol;
 use baremesh_model::virtual_service::HostPattern;
 use tokio::net::TcpStream;
@@ -130,7 +132,8 @@ pub(super) async fn endpoints(
         Way::AskedName(pattern) => {
             let name = sniff::server_name(client).await;
             let at = (service, cluster, target.port);
-            call.worker.at_asked_name(call.snapshot, at, (pattern, name.as_deref())).await.map(Some)
+            let asked = (&call.caller, pattern, name.as_deref());
+            call.worker.at_asked_name(call.snapshot, at, asked).await.map(Some)
         }
     }
 }
@@ -155,7 +158,7 @@ impl Worker {
         &self,
         snapshot: &Snapshot,
         (service, cluster, port): (&ServiceEntry, &Arc<Cluster>, usize),
-        (pattern, name): (&HostPattern, Option<&str>),
+        (caller, pattern, name): (&Identity, &HostPattern, Option<&str>),
     ) -> Result<Arc<Cluster>, ProxyError> {
         let name = name.map(|name| name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase());
         let Some(name) = name.filter(|name| pattern.matches_text(name)) else {
@@ -163,7 +166,7 @@ impl Worker {
         };
         let patience = cluster.limits().connect_timeout.unwrap_or(self.shared.limits.connect_timeout);
         let ranges = &snapshot.mesh.config.virtual_ranges;
-        let addresses = Box::pin(self.shared.asked_names.addresses(&name, ranges, patience)).await;
+        let addresses = Box::pin(self.shared.asked_names.addresses((caller, &name), ranges, patience)).await;
         let unresolved = |source| ProxyError::Unresolved { name: name.clone(), source };
         let addresses = addresses.map_err(unresolved)?;
         let (host, number) = (name.as_str().into(), service.targets[port]);
