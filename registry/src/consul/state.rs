@@ -29,7 +29,7 @@ use crate::resource::Resource;
 pub const INSTANCES: &str = "consul/instances/";
 /// Before a virtual address: whose it is.
 pub const ADDRESS: &str = "consul/address/";
-/// Before the name of a service that agents of this mesh were seen to have: when the last one was, in seconds since 1970.
+/// Before a service, as `name.namespace`, that agents of this mesh were seen to have: when the last one was, in seconds since 1970.
 pub const MESHED: &str = "consul/meshed/";
 /// How long a service counts as meshed after the last of its agents was seen, in seconds: seven days, as long as its
 /// virtual address is nobody else's.
@@ -156,14 +156,15 @@ pub fn remember(inputs: &mut BTreeMap<String, Value>, now: u64) {
     /// How old a memory is made anew, so that the state does not change with each look.
     const RENEWED: u64 = 24 * 3600;
     let has_agent = |all: &[Instance]| all.iter().any(|one| mark::read(&one.service.meta).is_some());
-    let seen: Vec<String> =
-        instances(inputs).filter(|(_, all)| has_agent(all)).map(|(name, _)| name.to_owned()).collect();
+    let named =
+        |(name, all): (&str, Vec<Instance>)| has_agent(&all).then(|| mark::service_named(name).ok())?;
+    let seen: BTreeSet<Key> = instances(inputs).filter_map(named).collect();
     inputs.retain(|key, value| {
         let since = || value.as_u64().unwrap_or(0);
         !key.starts_with(MESHED) || now.saturating_sub(since()) < MESHED_FOR
     });
-    for name in seen {
-        let since = inputs.entry(format!("{MESHED}{name}")).or_insert_with(|| now.into());
+    for service in seen {
+        let since = inputs.entry(format!("{MESHED}{service}")).or_insert_with(|| now.into());
         if since.as_u64().is_none_or(|since| now.saturating_sub(since) >= RENEWED) {
             *since = now.into();
         }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use baremesh_registry::consul::mark::TAG;
+use baremesh_registry::consul::mark::{TAG, service_named};
 
 /// Most services that are waited for.
 pub(super) const MAX_WAITED: usize = 64;
@@ -21,11 +21,11 @@ pub(super) struct Choice {
 }
 
 /// Services of this mesh come first, because agents hold the endpoints of all of them, and then those that are waited for
-/// already, so that none changes sides without need.
+/// already, so that none changes sides without need. What is no service of the mesh is not read.
 pub(super) fn choose(names: &BTreeMap<String, Vec<String>>, waited: &BTreeSet<String>) -> Choice {
     let mut ranked: Vec<_> = names
         .iter()
-        .filter(|(name, _)| *name != CONSUL_ITSELF)
+        .filter(|(name, _)| *name != CONSUL_ITSELF && service_named(name).is_ok())
         .map(|(name, tags)| (!tags.iter().any(|tag| tag == TAG), !waited.contains(name), name.clone()))
         .collect();
     ranked.sort();
@@ -46,7 +46,11 @@ mod tests {
         let choice = choose(&names, &BTreeSet::new());
         assert!(choice.waited.contains("zz") && choice.waited.len() == MAX_WAITED);
         assert_eq!(choice.in_turn.len(), 101 - MAX_WAITED);
-        names.extend([named("a".to_owned(), &[])]);
+        names.extend([
+            named("a".to_owned(), &[]),
+            named("zz.default".to_owned(), &[TAG]),
+            named("No_Name".to_owned(), &[]),
+        ]);
         let again = choose(&names, &choice.waited);
         assert_eq!(again.waited, choice.waited);
         let small: BTreeMap<_, _> = [named("a".to_owned(), &[])].into();

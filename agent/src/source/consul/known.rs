@@ -6,6 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use baremesh_registry::consul::catalog::Instance;
 use baremesh_registry::consul::damping::{At, Damper};
+use baremesh_registry::consul::mark::service_named;
 use baremesh_registry::consul::resources::Set;
 use baremesh_registry::consul::state::{
     ADDRESS, AddressRecord, INSTANCES, MESHED, Report, is_input, remember,
@@ -46,6 +47,8 @@ pub(super) struct Known {
     addresses: BTreeMap<String, Value>,
     meshed: BTreeMap<String, Value>,
     seen: BTreeMap<At, Instance>,
+    /// Names of the catalog that are no service's: not read, and said.
+    unread: BTreeSet<String>,
     damper: Damper,
     /// How each part stands; a part that nothing was heard of yet is not there.
     parts: BTreeMap<Part, Option<String>>,
@@ -82,6 +85,7 @@ impl Known {
             meshed: with(MESHED),
             damper: Damper::new(seen.clone(), now),
             seen,
+            unread: BTreeSet::new(),
             parts: BTreeMap::new(),
             missing: None,
             in_turn: 0,
@@ -138,7 +142,10 @@ impl Known {
                 let all = all.into_iter().map(|(address, of)| (format!("{ADDRESS}{address}"), record(of)));
                 self.addresses = all.collect();
             }
-            News::Names(names) => self.seen.retain(|(name, _, _), _| names.contains(name)),
+            News::Names(names) => {
+                self.seen.retain(|(name, _, _), _| names.contains(name));
+                self.unread = names.into_iter().filter(|name| service_named(name).is_err()).collect();
+            }
             News::Instances(name, instances) => {
                 self.seen.retain(|(of, _, _), _| *of != name);
                 self.seen.extend(instances.into_iter().map(|one| (at(&name, &one), one)));
@@ -175,6 +182,8 @@ impl Known {
             return None;
         }
         let mut by_name: BTreeMap<String, Vec<Instance>> = BTreeMap::new();
+        let unread = self.unread.iter().map(|name| (format!("{INSTANCES}{name}"), Vec::new()));
+        by_name.extend(unread);
         for ((name, _, _), instance) in held {
             by_name.entry(format!("{INSTANCES}{name}")).or_default().push(instance);
         }

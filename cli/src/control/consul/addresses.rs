@@ -6,11 +6,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use baremesh_model::identity::RESERVED_NAMESPACES;
 use baremesh_model::name::Key;
 use baremesh_registry::consul::ConsulError;
 use baremesh_registry::consul::kv::When;
-use baremesh_registry::consul::mark::service_of;
+use baremesh_registry::consul::mark::service_named;
 use baremesh_registry::consul::query::{Consistency, Place, Read, Step};
 use baremesh_registry::consul::state::AddressRecord;
 use baremesh_registry::control::addresses::{Addresses, Assignment};
@@ -44,9 +43,8 @@ async fn follow_names(side: Arc<ConsulSide>, tell: watch::Sender<Names>) {
             Ok(answer) => {
                 attempt = 0;
                 if place.advance(answer.index) != Step::Same {
-                    let own = |key: &Key| !RESERVED_NAMESPACES.contains(&key.namespace.as_str());
                     let all = answer.value.keys().filter(|name| *name != "consul");
-                    tell.send_replace(Some(all.filter_map(|name| service_of(name)).filter(own).collect()));
+                    tell.send_replace(Some(all.filter_map(|name| service_named(name).ok()).collect()));
                 }
                 sleep(PACE).await;
             }

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use baremesh_model::identity::RESERVED_NAMESPACES;
 use baremesh_model::name::Key;
 use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::service_entry::hosts;
@@ -13,7 +12,7 @@ use serde_json::Value;
 
 use super::super::catalog::Instance;
 use super::super::instance::{PORT_NAME, Standing, What, is_at_its_node, standing, what};
-use super::super::mark::service_of;
+use super::super::mark::service_named;
 use super::{CONSUL_ITSELF, Declared, Derived, MESHED, Report, assigned, instances};
 use crate::format;
 use crate::resource::Resource;
@@ -45,15 +44,13 @@ pub(super) fn catalog(
 ) -> BTreeMap<Key, Known> {
     let mut all = BTreeMap::new();
     for (name, instances) in instances(inputs).filter(|(name, _)| *name != CONSUL_ITSELF) {
-        let Some(key) = service_of(name) else {
-            let why = "it is no name of the mesh: those are lower-case letters, digits and hyphens, as `name` or `name.namespace`";
-            report.leave_out(name.to_owned(), why);
-            continue;
+        let key = match service_named(name) {
+            Ok(key) => key,
+            Err(why) => {
+                report.leave_out(name.to_owned(), why);
+                continue;
+            }
         };
-        if RESERVED_NAMESPACES.contains(&key.namespace.as_str()) {
-            report.leave_out(name.to_owned(), format!("the namespace `{}` is the mesh's own", key.namespace));
-            continue;
-        }
         let stated = declared.services.get(&key);
         if stated.is_some_and(|service| service.federated.is_some()) {
             report.leave_out(name.to_owned(), "the Service of that name is another mesh's");
@@ -61,7 +58,7 @@ pub(super) fn catalog(
         }
         let members = members(&key, &instances, report);
         let agents = || members.iter().filter(|member| matches!(member.what, What::Agent { .. }));
-        let was_meshed = inputs.contains_key(&format!("{MESHED}{name}"));
+        let was_meshed = inputs.contains_key(&format!("{MESHED}{key}"));
         let takes_plain =
             plain.contains(&key) || (stated.is_none() && agents().next().is_none() && !was_meshed);
         let Some(service) = stated.cloned().or_else(|| implied(&key, &members, takes_plain)) else {

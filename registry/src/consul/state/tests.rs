@@ -106,7 +106,7 @@ fn nobody_turns_a_meshed_service_to_plaintext_by_registering_under_its_name() {
     let check = |of: &[Value], resources: &[Value], meshed: bool, plain: &[&str], expected: &[&str]| {
         let mut inputs = inputs(&[("orders", json!(of))], resources);
         if meshed {
-            inputs.insert(format!("{MESHED}orders"), 1.into());
+            inputs.insert(format!("{MESHED}orders.default"), 1.into());
         }
         let plain = plain.iter().map(|name| key(name)).collect();
         let derived = derive(&inputs, &plain);
@@ -123,6 +123,29 @@ fn nobody_turns_a_meshed_service_to_plaintext_by_registering_under_its_name() {
     check(std::slice::from_ref(&evil), &[resource(ORDERS)], false, &[], &[]);
     check(std::slice::from_ref(&evil), &[resource(ORDERS)], false, &["orders"], &[plain]);
     check(std::slice::from_ref(&evil), &[], false, &[], &[plain]);
+}
+
+#[test]
+fn a_service_has_no_second_name_in_the_catalog_to_take_it_over_by() {
+    let all = [
+        ("orders", json!([ours("orders", "h1", "10.0.0.1", None)])),
+        ("orders.default", json!([foreign("orders.default", "evil", "10.6.6.6", 8080)])),
+    ];
+    for (resources, meshed) in [(vec![], false), (vec![resource(ORDERS)], false), (vec![], true)] {
+        // Of those under its own name, some instances, or none any more.
+        for of in [&all[..], &all[1..]] {
+            let mut inputs = inputs(of, &resources);
+            if meshed {
+                inputs.insert(format!("{MESHED}orders.default"), 1.into());
+            }
+            let derived = derive(&inputs, &BTreeSet::new());
+            let found = endpoints(&derived, "orders");
+            assert!(!found.iter().any(|endpoint| endpoint.contains("Plain")), "{found:?}");
+            assert_eq!(found.contains(&"10.0.0.1:8080 Hbone healthy".to_owned()), of.len() == 2, "{found:?}");
+            let why = &derived.report.named["orders.default"];
+            assert!(why.contains("no second name"), "{why}");
+        }
+    }
 }
 
 #[test]
@@ -183,7 +206,7 @@ const NO_ENDPOINTS: [&str; 0] = [];
 #[test]
 fn meshed_services_are_remembered_for_a_week() {
     let mut now = inputs(&[("orders", json!([ours("orders", "h1", "10.0.0.1", None)]))], &[]);
-    let memory = format!("{MESHED}orders");
+    let memory = format!("{MESHED}orders.default");
     remember(&mut now, 1000);
     remember(&mut now, 2000);
     assert_eq!(now[&memory], 1000, "the state does not change with each look");
