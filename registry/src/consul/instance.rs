@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use baremesh_model::address::is_unreachable;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::service::Protocol;
 use baremesh_model::workload::Labels;
@@ -82,8 +83,9 @@ fn foreign(service: &Key, instance: &Instance) -> Result<What, String> {
     let address: IpAddr = address.parse().map_err(|_| {
         format!("its address `{address}` is a name, and names are not resolved: register an IP address")
     })?;
-    if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
-        return Err(format!("no other host reaches it at {address}"));
+    let address = address.to_canonical();
+    if let Some(why) = is_unreachable(address) {
+        return Err(format!("no other host reaches it at {address}: {why}"));
     }
     let port = u16::try_from(registered.port).ok().and_then(NonZeroU16::new);
     let port = port.ok_or_else(|| format!("its port is {}", registered.port))?;
@@ -200,6 +202,42 @@ mod tests {
             let refused = what(&key(), &one(bad)).expect_err(part);
             assert!(refused.contains(part), "{refused}");
         }
+    }
+
+    #[test]
+    fn what_others_registered_leads_to_no_host_s_own_ports_and_to_no_metadata() {
+        for address in [
+            "127.0.0.1",
+            "127.8.8.8",
+            "::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::7f00:1",
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "255.255.255.255",
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "fe80::1",
+            "fd00:ec2::254",
+            "100.100.100.200",
+        ] {
+            // As the instance's own, and as its node's.
+            for (of_node, own) in [("10.0.0.5", address), (address, "")] {
+                let found = instance(&json!({
+                    "Node": { "Node": "n1", "Address": of_node },
+                    "Service": { "Service": "db", "Port": 5432, "Address": own },
+                }));
+                let refused = what(&key(), &found).expect_err(address);
+                assert!(refused.contains("no other host reaches it"), "{refused}");
+            }
+        }
+        let found = instance(&json!({
+            "Node": { "Node": "n1", "Address": "10.0.0.5" },
+            "Service": { "Service": "db", "Port": 5432, "Address": "::ffff:10.0.0.6" },
+        }));
+        let Ok(What::Foreign { address, .. }) = what(&key(), &found) else { panic!("an address") };
+        assert_eq!(address.to_string(), "10.0.0.6");
     }
 
     #[test]
