@@ -114,7 +114,7 @@ impl ConsulSource {
         if self.followed.entries().is_empty() {
             return Ok((empty_mesh(membership)?, 0));
         }
-        let derived = baremesh_registry::consul::state::derive(&self.followed.values(), &self.settings.plain);
+        let derived = baremesh_registry::consul::state::derive(&self.followed.values(), &self.settings);
         let entries = entries_of(&derived.entries, &Entries::new());
         match Resources::default().mesh(&entries, &self.trust.now()) {
             Ok(mesh) => Ok((mesh, self.followed.version())),
@@ -262,7 +262,7 @@ fn publish(
         publisher.refuse(reason.clone());
         return Err(WholeError::Refused(reason));
     }
-    let derived = baremesh_registry::consul::state::derive(&inputs, &settings.plain);
+    let derived = baremesh_registry::consul::state::derive(&inputs, settings);
     before.entries = entries_of(&derived.entries, &before.entries);
     let put = followed.put_in_force(&inputs, version, || {
         let mesh = before.resources.mesh(&before.entries, &trust.now());

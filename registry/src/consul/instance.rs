@@ -1,6 +1,7 @@
 //! What an instance in the catalog comes to: one that an agent of this mesh registered, one of somebody else's, or
 //! nothing that could be called.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use super::catalog::{Check, Instance};
 use super::mark;
 use crate::control::registration::Registration;
 use crate::format::is_label;
+use crate::resource::HostGrant;
 
 /// The name that a port of a foreign instance has.
 pub const PORT_NAME: &str = "consul";
@@ -62,16 +64,55 @@ pub enum What {
     },
 }
 
-/// What `instance` of `service` is, or why it can be nothing.
-pub fn what(service: &Key, instance: &Instance) -> Result<What, String> {
+/// What `instance` of `service` is, or why it can be nothing. An agent's addresses are those of its node in Consul, and those that
+/// an operator granted to its host: what a registration claims beyond them does not count.
+pub fn what(service: &Key, instance: &Instance, grants: &[HostGrant]) -> Result<What, String> {
     match mark::read(&instance.service.meta) {
-        Some(Ok((host, registration))) if registration.service == *service => {
+        Some(Ok((host, mut registration))) if registration.service == *service => {
+            registration.addresses = own_addresses(&host, &registration.addresses, instance, grants)?;
             Ok(What::Agent { host, registration: Box::new(registration) })
         }
         Some(Ok((_, registration))) => Err(format!("it says that it is of {}", registration.service)),
         Some(Err(reason)) => Err(format!("what an agent registered cannot be read: {reason}")),
         None => foreign(service, instance),
     }
+}
+
+fn own_addresses(
+    host: &Label,
+    claimed: &[IpAddr],
+    instance: &Instance,
+    grants: &[HostGrant],
+) -> Result<Vec<IpAddr>, String> {
+    let node = of_node(instance);
+    let is_granted = |address: IpAddr| {
+        let of_host = grants.iter().filter(|grant| grant.host.matches(host));
+        of_host.flat_map(|grant| &grant.addresses).any(|granted| granted.covers(address))
+    };
+    let is_own = |address: &IpAddr| {
+        is_unreachable(*address).is_none() && (node.contains(address) || is_granted(*address))
+    };
+    let own: Vec<IpAddr> = claimed.iter().copied().filter(is_own).collect();
+    let shown =
+        |all: &mut dyn Iterator<Item = &IpAddr>| all.map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    match own.is_empty() {
+        true => Err(format!(
+            "it says that it is at {}, and its node in Consul is at {}: if host {host} is there, grant it with `addresses` in a \
+             HostGrant",
+            shown(&mut claimed.iter()),
+            shown(&mut node.iter())
+        )),
+        false => Ok(own),
+    }
+}
+
+/// The addresses of an instance's node, which its Consul agent has shown to the others.
+pub(super) fn of_node(instance: &Instance) -> BTreeSet<IpAddr> {
+    let node = &instance.node;
+    let tagged =
+        node.tagged_addresses.iter().filter(|(tag, _)| tag.starts_with("lan") || tag.starts_with("wan"));
+    let all = tagged.map(|(_, address)| address).chain([&node.address]);
+    all.filter_map(|text| text.parse::<IpAddr>().ok()).map(|address| address.to_canonical()).collect()
 }
 
 fn foreign(service: &Key, instance: &Instance) -> Result<What, String> {
@@ -108,9 +149,15 @@ fn address(instance: &Instance) -> &str {
     }
 }
 
-/// Whether an instance is where its node is, which its node's Consul agent has shown to the others.
-pub fn is_at_its_node(instance: &Instance) -> bool {
-    address(instance) == instance.node.address
+/// Whether an instance is elsewhere than at its node.
+pub fn is_elsewhere(instance: &Instance, what: &What) -> bool {
+    let node = of_node(instance);
+    match what {
+        What::Agent { registration, .. } => {
+            !registration.addresses.iter().all(|address| node.contains(address))
+        }
+        What::Foreign { address, .. } => !node.contains(address),
+    }
 }
 
 /// Labels, of which a later one does not replace an earlier one: meta values, then tags, then where it is. What cannot be a
@@ -184,6 +231,7 @@ mod tests {
                 "ID": "db1", "Service": "db", "Port": 5432, "Tags": ["version=v2", "primary", "bad tag", "zone=x"],
                 "Meta": { "zone": "a", "protocol": "mysql", "no label": "" }, "Weights": { "Passing": 5, "Warning": 1 },
             })),
+            &[],
         );
         let Ok(What::Foreign { address, port, labels, weight, .. }) = found else { panic!("{found:?}") };
         assert_eq!((address.to_string().as_str(), port.get(), weight), ("10.0.0.5", 5432, 5));
@@ -199,7 +247,7 @@ mod tests {
             (json!({ "Service": "db", "Port": 1, "Kind": "connect-proxy" }), "Consul's own mesh"),
             (json!({ "Service": "db", "Port": 1, "Meta": { "baremesh-host": "h" } }), "cannot be read"),
         ] {
-            let refused = what(&key(), &one(bad)).expect_err(part);
+            let refused = what(&key(), &one(bad), &[]).expect_err(part);
             assert!(refused.contains(part), "{refused}");
         }
     }
@@ -228,7 +276,7 @@ mod tests {
                     "Node": { "Node": "n1", "Address": of_node },
                     "Service": { "Service": "db", "Port": 5432, "Address": own },
                 }));
-                let refused = what(&key(), &found).expect_err(address);
+                let refused = what(&key(), &found, &[]).expect_err(address);
                 assert!(refused.contains("no other host reaches it"), "{refused}");
             }
         }
@@ -236,7 +284,7 @@ mod tests {
             "Node": { "Node": "n1", "Address": "10.0.0.5" },
             "Service": { "Service": "db", "Port": 5432, "Address": "::ffff:10.0.0.6" },
         }));
-        let Ok(What::Foreign { address, .. }) = what(&key(), &found) else { panic!("an address") };
+        let Ok(What::Foreign { address, .. }) = what(&key(), &found, &[]) else { panic!("an address") };
         assert_eq!(address.to_string(), "10.0.0.6");
     }
 

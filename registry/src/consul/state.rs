@@ -7,6 +7,8 @@
 mod services;
 /// Endpoints.
 mod endpoints;
+/// Where Consul is.
+mod consul_itself;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -22,8 +24,10 @@ use serde_json::Value;
 
 use super::catalog::Instance;
 use super::mark;
+use super::settings::Settings;
 use crate::format;
-use crate::resource::Resource;
+use crate::resource::{HostGrant, Resource};
+use consul_itself::ConsulItself;
 
 /// Before the name of a service in the catalog: its instances, as Consul has them.
 pub const INSTANCES: &str = "consul/instances/";
@@ -87,6 +91,7 @@ struct Declared {
     config: MeshConfig,
     services: BTreeMap<Key, Service>,
     workloads: Vec<Arc<Workload>>,
+    grants: Vec<HostGrant>,
     service_entries: BTreeMap<Key, Arc<ServiceEntry>>,
 }
 
@@ -95,33 +100,35 @@ pub fn is_input(key: &str) -> bool {
     key.starts_with("consul/")
 }
 
-/// The entries of the mesh. Services in `plain` take endpoints without an agent beside those with one.
-pub fn derive(inputs: &BTreeMap<String, Value>, plain: &BTreeSet<Key>) -> Derived {
+/// The entries of the mesh. Services in `plain` of the settings take endpoints without an agent beside those with one.
+pub fn derive(inputs: &BTreeMap<String, Value>, settings: &Settings) -> Derived {
     let mut derived = Derived::default();
     let is_told = |key: &str| !is_input(key) && !key.starts_with("HostGrant/");
     derived.entries.extend(
         inputs.iter().filter(|(key, _)| is_told(key)).map(|(key, value)| (key.clone(), value.clone())),
     );
-    let declared = declared(&derived.entries);
-    let catalog = services::catalog(inputs, &declared, plain, &mut derived.report);
+    let declared = declared(inputs);
+    let catalog = services::catalog(inputs, &declared, settings, &mut derived.report);
     let services = services::with_addresses(inputs, &declared, catalog, &mut derived);
-    endpoints::add(services, &declared, &mut derived);
+    endpoints::add(services, &declared, &ConsulItself::of(inputs, settings), &mut derived);
     derived
 }
 
-fn declared(entries: &BTreeMap<String, Value>) -> Declared {
+fn declared(inputs: &BTreeMap<String, Value>) -> Declared {
     let mut declared = Declared {
         config: MeshConfig::default(),
         services: BTreeMap::new(),
         workloads: Vec::new(),
+        grants: Vec::new(),
         service_entries: BTreeMap::new(),
     };
-    let about = ["MeshConfig/", "Service/", "WorkloadEntry/", "ServiceEntry/"];
-    for (_, value) in entries.iter().filter(|(key, _)| about.iter().any(|kind| key.starts_with(kind))) {
+    let about = ["MeshConfig/", "Service/", "WorkloadEntry/", "ServiceEntry/", "HostGrant/"];
+    for (_, value) in inputs.iter().filter(|(key, _)| about.iter().any(|kind| key.starts_with(kind))) {
         match format::decode_from_newer(value).map(|read| read.resource) {
             Ok(Resource::MeshConfig(config)) => declared.config = *config,
             Ok(Resource::Service(service)) => _ = declared.services.insert(service.key.clone(), *service),
             Ok(Resource::Workload(workload)) => declared.workloads.push(workload),
+            Ok(Resource::HostGrant(grant)) => declared.grants.push(*grant),
             Ok(Resource::ServiceEntry(entry)) => {
                 declared.service_entries.insert(entry.key.clone(), Arc::new(*entry));
             }

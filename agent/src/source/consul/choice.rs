@@ -8,7 +8,7 @@ use baremesh_registry::consul::mark::{TAG, service_named};
 /// Most services that are waited for.
 pub(super) const MAX_WAITED: usize = 64;
 
-/// Consul's own servers.
+/// Consul's own servers: where they are, no endpoint is taken.
 const CONSUL_ITSELF: &str = "consul";
 
 /// What is done about each name of the catalog.
@@ -25,8 +25,14 @@ pub(super) struct Choice {
 pub(super) fn choose(names: &BTreeMap<String, Vec<String>>, waited: &BTreeSet<String>) -> Choice {
     let mut ranked: Vec<_> = names
         .iter()
-        .filter(|(name, _)| *name != CONSUL_ITSELF && service_named(name).is_ok())
-        .map(|(name, tags)| (!tags.iter().any(|tag| tag == TAG), !waited.contains(name), name.clone()))
+        .filter(|(name, _)| service_named(name).is_ok())
+        .map(|(name, tags)| {
+            (
+                *name != CONSUL_ITSELF && !tags.iter().any(|tag| tag == TAG),
+                !waited.contains(name),
+                name.clone(),
+            )
+        })
         .collect();
     ranked.sort();
     let mut all = ranked.into_iter().map(|(_, _, name)| name);
@@ -45,7 +51,8 @@ mod tests {
         names.extend([named("zz".to_owned(), &["x", TAG]), named("consul".to_owned(), &[])]);
         let choice = choose(&names, &BTreeSet::new());
         assert!(choice.waited.contains("zz") && choice.waited.len() == MAX_WAITED);
-        assert_eq!(choice.in_turn.len(), 101 - MAX_WAITED);
+        assert!(choice.waited.contains("consul"));
+        assert_eq!(choice.in_turn.len(), 102 - MAX_WAITED);
         names.extend([
             named("a".to_owned(), &[]),
             named("zz.default".to_owned(), &[TAG]),

@@ -11,6 +11,7 @@ use baremesh_model::service::Service;
 use baremesh_model::workload::{Locality, Tunnel, Workload};
 
 use super::super::instance::{Standing, What};
+use super::consul_itself::ConsulItself;
 use super::services::{Known, Member};
 use super::{Declared, Derived};
 use crate::control::digest::Digest;
@@ -22,7 +23,7 @@ use crate::resource::Resource;
 type Claims = BTreeMap<SocketAddr, (Label, Label)>;
 
 /// Adds the endpoints of all services.
-pub(super) fn add(services: Vec<Known>, declared: &Declared, derived: &mut Derived) {
+pub(super) fn add(services: Vec<Known>, declared: &Declared, consul: &ConsulItself, derived: &mut Derived) {
     let mut claims = declared_claims(declared);
     let mut all: Vec<(Arc<Service>, Member)> = Vec::new();
     for Known { service, members } in services {
@@ -45,6 +46,12 @@ pub(super) fn add(services: Vec<Known>, declared: &Declared, derived: &mut Deriv
                 continue;
             }
         };
+        let places = || service.ports.iter().flat_map(|port| workload.endpoints(port));
+        if let Some(at) = places().find(|at| consul.is_at(*at)) {
+            let why = format!("Consul itself is at {at}, and nothing else that is called");
+            derived.report.leave_out(member.named, why);
+            continue;
+        }
         if workload.tunnel == Tunnel::Hbone
             && let Err(at) = claim(&mut claims, &service, &workload)
         {

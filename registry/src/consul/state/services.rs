@@ -1,6 +1,6 @@
 //! Services and their addresses: what each name of the catalog is, and which of its instances count.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -11,8 +11,9 @@ use baremesh_model::service_entry::hosts;
 use serde_json::Value;
 
 use super::super::catalog::Instance;
-use super::super::instance::{PORT_NAME, Standing, What, is_at_its_node, standing, what};
+use super::super::instance::{PORT_NAME, Standing, What, is_elsewhere, standing, what};
 use super::super::mark::service_named;
+use super::super::settings::Settings;
 use super::{CONSUL_ITSELF, Declared, Derived, MESHED, Report, assigned, instances};
 use crate::format;
 use crate::resource::Resource;
@@ -23,10 +24,20 @@ pub(super) struct Member {
     pub(super) named: String,
     pub(super) what: What,
     pub(super) standing: Standing,
-    /// Whose claim to an address and port comes first: at its node's address before elsewhere, the older before the newer.
-    pub(super) rank: (bool, u64, String),
+    /// Whose claim to an address and port comes first.
+    pub(super) rank: Rank,
     /// Tells it from the others of its service.
     pub(super) place: (String, String),
+}
+
+/// Who comes first: who was heard of before who is silent, who is at the addresses of its node before who was granted others,
+/// the older before the newer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    is_silent: bool,
+    is_elsewhere: bool,
+    age: u64,
+    place: String,
 }
 
 /// A service with its instances. Its addresses may be missing.
@@ -39,7 +50,7 @@ pub(super) struct Known {
 pub(super) fn catalog(
     inputs: &BTreeMap<String, Value>,
     declared: &Declared,
-    plain: &BTreeSet<Key>,
+    settings: &Settings,
     report: &mut Report,
 ) -> BTreeMap<Key, Known> {
     let mut all = BTreeMap::new();
@@ -56,11 +67,11 @@ pub(super) fn catalog(
             report.leave_out(name.to_owned(), "the Service of that name is another mesh's");
             continue;
         }
-        let members = members(&key, &instances, report);
+        let members = members(&key, &instances, declared, report);
         let agents = || members.iter().filter(|member| matches!(member.what, What::Agent { .. }));
         let was_meshed = inputs.contains_key(&format!("{MESHED}{key}"));
         let takes_plain =
-            plain.contains(&key) || (stated.is_none() && agents().next().is_none() && !was_meshed);
+            settings.plain.contains(&key) || (stated.is_none() && agents().next().is_none() && !was_meshed);
         let Some(service) = stated.cloned().or_else(|| implied(&key, &members, takes_plain)) else {
             for member in &members {
                 report.leave_out(member.named.clone(), reason_without_service(member));
@@ -106,19 +117,22 @@ fn reason_without_service(member: &Member) -> String {
     }
 }
 
-fn members(key: &Key, instances: &[Instance], report: &mut Report) -> Vec<Member> {
+fn members(key: &Key, instances: &[Instance], declared: &Declared, report: &mut Report) -> Vec<Member> {
     let mut members = Vec::new();
     for instance in instances {
         let (node, id) = (&instance.node.node, &instance.service.id);
         let named = format!("{key} `{id}` on {node}");
-        match what(key, instance) {
-            Ok(what) => members.push(Member {
-                named,
-                what,
-                standing: standing(instance),
-                rank: (!is_at_its_node(instance), instance.service.create_index, format!("{node}/{id}")),
-                place: (node.clone(), id.clone()),
-            }),
+        match what(key, instance, &declared.grants) {
+            Ok(what) => {
+                let standing = standing(instance);
+                let rank = Rank {
+                    is_silent: standing == Standing::Silent,
+                    is_elsewhere: is_elsewhere(instance, &what),
+                    age: instance.service.create_index,
+                    place: format!("{node}/{id}"),
+                };
+                members.push(Member { named, what, standing, rank, place: (node.clone(), id.clone()) });
+            }
             Err(why) => report.leave_out(named, why),
         }
     }
@@ -131,7 +145,7 @@ fn members(key: &Key, instances: &[Instance], report: &mut Report) -> Vec<Member
 fn implied(key: &Key, members: &[Member], takes_plain: bool) -> Option<Service> {
     let agents = members.iter().filter_map(|member| match &member.what {
         What::Agent { registration, .. } if *registration.account() == key.name => {
-            Some((member.rank.1, registration))
+            Some((member.rank.age, registration))
         }
         _ => None,
     });

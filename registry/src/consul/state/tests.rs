@@ -91,7 +91,7 @@ fn what_others_registered_is_plain_and_what_agents_registered_is_not() {
         ("consul", json!([foreign("consul", "n1", "10.0.0.8", 8300)])),
         ("Not A Name", json!([])),
     ];
-    let derived = derive(&inputs(&all, &[]), &BTreeSet::new());
+    let derived = derive(&inputs(&all, &[]), &Settings::default());
     assert_eq!(endpoints(&derived, "orders"), ["10.0.0.1:8080 Hbone healthy", "10.0.0.2:8080 Hbone healthy"]);
     assert_eq!(endpoints(&derived, "db"), ["10.0.0.8:5432 Plain healthy", "10.0.0.9:5433 Plain healthy"]);
     assert_eq!(endpoints(&derived, "consul"), ["no service"]);
@@ -109,7 +109,7 @@ fn nobody_turns_a_meshed_service_to_plaintext_by_registering_under_its_name() {
             inputs.insert(format!("{MESHED}orders.default"), 1.into());
         }
         let plain = plain.iter().map(|name| key(name)).collect();
-        let derived = derive(&inputs, &plain);
+        let derived = derive(&inputs, &Settings { plain, ..Settings::default() });
         assert_eq!(endpoints(&derived, "orders"), expected, "{of:?}");
         // Whatever was not taken is said.
         assert_eq!(derived.report.left_out, of.len() - derived.report.agents - derived.report.plain);
@@ -138,7 +138,7 @@ fn a_service_has_no_second_name_in_the_catalog_to_take_it_over_by() {
             if meshed {
                 inputs.insert(format!("{MESHED}orders.default"), 1.into());
             }
-            let derived = derive(&inputs, &BTreeSet::new());
+            let derived = derive(&inputs, &Settings::default());
             let found = endpoints(&derived, "orders");
             assert!(!found.iter().any(|endpoint| endpoint.contains("Plain")), "{found:?}");
             assert_eq!(found.contains(&"10.0.0.1:8080 Hbone healthy".to_owned()), of.len() == 2, "{found:?}");
@@ -152,7 +152,7 @@ fn a_service_has_no_second_name_in_the_catalog_to_take_it_over_by() {
 fn nobody_chooses_whom_callers_trust_by_registering() {
     let mallory = ours("orders", "evil", "10.6.6.6", Some("mallory"));
     let check = |of: &[Value], resources: &[Value], expected: &[&str]| {
-        let derived = derive(&inputs(&[("orders", json!(of))], resources), &BTreeSet::new());
+        let derived = derive(&inputs(&[("orders", json!(of))], resources), &Settings::default());
         assert_eq!(endpoints(&derived, "orders"), expected);
         let mesh = mesh(&derived);
         mesh.services.values().for_each(|service| assert_ne!(service.service_account.as_str(), "mallory"));
@@ -181,7 +181,7 @@ fn whoever_may_write_to_the_catalog_keeps_no_state_from_coming_into_force() {
     let resources: Vec<_> =
         resources.iter().flat_map(|p| &p.resources).map(|r| format::encode(&r.value)).collect();
     assert_eq!(resources.len(), 2);
-    let derived = derive(&inputs(&all, &resources), &BTreeSet::new());
+    let derived = derive(&inputs(&all, &resources), &Settings::default());
     assert_eq!(endpoints(&derived, "orders"), ["10.0.0.1:8080 Hbone healthy"]);
     assert_eq!(endpoints(&derived, "evil"), NO_ENDPOINTS);
     assert_eq!(endpoints(&derived, "theirs"), NO_ENDPOINTS);
@@ -191,13 +191,13 @@ fn whoever_may_write_to_the_catalog_keeps_no_state_from_coming_into_force() {
     all = names.iter().map(|name| (name.as_str(), json!([foreign(name, "n", "10.0.0.3", 1)]))).collect();
     let small = resource("[[MeshConfig]]\nvirtualRanges = { v4 = \"240.240.0.0/26\", v6 = \"off\" }\n");
     let mut inputs = inputs(&all, &[small]);
-    let derived = derive(&inputs, &BTreeSet::new());
+    let derived = derive(&inputs, &Settings::default());
     let taken = mesh(&derived).services.len();
     assert!(taken < 40 && taken + derived.report.left_out == 40, "{taken}");
     let waiting = names.iter().find(|name| !mesh(&derived).services.contains_key(&key(name))).expect("one");
     let record = AddressRecord { service: key(waiting).to_string(), since: 0, released: None };
     inputs.insert(format!("{ADDRESS}240.240.0.61"), serde_json::to_value(record).expect("JSON"));
-    let derived = derive(&inputs, &BTreeSet::new());
+    let derived = derive(&inputs, &Settings::default());
     assert_eq!(mesh(&derived).services[&key(waiting)].addresses[0].to_string(), "240.240.0.61");
 }
 
@@ -217,4 +217,91 @@ fn meshed_services_are_remembered_for_a_week() {
     assert!(now.contains_key(&memory));
     remember(&mut now, 1000 + 24 * 3600 + MESHED_FOR);
     assert!(!now.contains_key(&memory));
+}
+
+#[test]
+fn an_agent_is_where_its_node_is_or_where_its_host_was_granted_to_be() {
+    let mut there = ours("orders", "h1", "10.0.0.1", None);
+    let grant = resource("[[HostGrant]]\nname = \"vips\"\nhost = \"h*\"\naddresses = [\"10.0.0.0/24\"]\n");
+    let other = resource("[[HostGrant]]\nname = \"other\"\nhost = \"x1\"\naddresses = [\"10.0.0.0/24\"]\n");
+    let check = |one: &Value, resources: &[Value], expected: &[&str]| {
+        let derived = derive(&inputs(&[("orders", json!([one]))], resources), &Settings::default());
+        assert_eq!(endpoints(&derived, "orders"), expected, "{one}");
+        assert_eq!(derived.report.left_out, usize::from(expected == ["no service"]), "{:?}", derived.report);
+    };
+    let own = ["10.0.0.1:8080 Hbone healthy"];
+    check(&there, &[], &own);
+    there["Node"]["Address"] = "10.9.9.9".into();
+    check(&there, &[], &["no service"]);
+    check(&there, std::slice::from_ref(&other), &["no service"]);
+    check(&there, std::slice::from_ref(&grant), &own);
+    // Its node says so, from inside or from outside; its own word for it does not count.
+    for (tag, expected) in [("lan_ipv4", &own[..]), ("wan", &own[..]), ("elsewhere", &["no service"][..])] {
+        there["Node"]["TaggedAddresses"] = json!({ tag: "10.0.0.1" });
+        check(&there, &[], expected);
+    }
+    // Of several, those that are its own.
+    let mut several = ours("orders", "h1", "10.0.0.1", None);
+    let registration = Registration::read(&json!({
+        "service": "orders.default", "ports": [{ "port": 80, "targetPort": 8080, "name": "http" }],
+        "addresses": ["10.6.6.6", "10.0.0.1"],
+    }));
+    let made = mark::registration(&"h1".parse().expect("a label"), &registration.expect("a registration"));
+    several["Service"]["Meta"] = json!(made.expect("registered").meta);
+    check(&several, &[], &own);
+    for nowhere in ["169.254.169.254", "100.100.100.200"] {
+        check(&ours("orders", "h1", nowhere, None), &[], &["no service"]);
+    }
+}
+
+#[test]
+fn of_two_at_one_address_who_is_heard_of_and_at_its_node_comes_first() {
+    let grant = resource("[[HostGrant]]\nname = \"all\"\nhost = \"*\"\naddresses = [\"10.0.0.0/24\"]\n");
+    let check = |elsewhere: bool, silent: bool, expected: &str| {
+        let (mut one, mut other) =
+            (ours("one", "h1", "10.0.0.1", None), ours("other", "h2", "10.0.0.1", None));
+        (one["Service"]["CreateIndex"], other["Service"]["CreateIndex"]) = (1.into(), 2.into());
+        if elsewhere {
+            one["Node"]["Address"] = "10.9.9.9".into();
+        }
+        if silent {
+            one["Checks"] = json!([{ "CheckID": "serfHealth", "Status": "critical" }]);
+        }
+        let all = [("one", json!([one])), ("other", json!([other]))];
+        let derived = derive(&inputs(&all, std::slice::from_ref(&grant)), &Settings::default());
+        let lost = if expected == "one" { "other" } else { "one" };
+        assert_eq!(endpoints(&derived, expected).len(), 1);
+        assert_eq!(endpoints(&derived, lost), NO_ENDPOINTS, "{elsewhere} {silent}");
+    };
+    check(false, false, "one");
+    check(true, false, "other");
+    check(false, true, "other");
+}
+
+#[test]
+fn no_endpoint_is_where_consul_itself_is() {
+    let settings: Settings = toml::from_str(
+        "addresses = [\"http://10.0.0.7:8555\"]\nagent = \"http://127.0.0.1:8500\"\nallow_plaintext = true\n",
+    )
+    .expect("settings");
+    let at = |address: &str, port: u16| {
+        let all = [
+            ("consul", json!([foreign("consul", "n1", "10.0.0.8", 8300)])),
+            ("db", json!([foreign("db", "n", address, port)])),
+        ];
+        let derived = derive(&inputs(&all, &[]), &settings);
+        (derived.report.plain, derived.report.named.values().any(|why| why.contains("Consul itself")))
+    };
+    for (address, port) in [("10.0.0.7", 8555), ("10.0.0.7", 8500), ("10.0.0.8", 8300), ("10.0.0.8", 8503)] {
+        assert_eq!(at(address, port), (0, true), "{address}:{port}");
+    }
+    for (address, port) in [("10.0.0.8", 5432), ("10.0.0.8", 8555), ("10.0.0.9", 8500)] {
+        assert_eq!(at(address, port), (1, false), "{address}:{port}");
+    }
+    let mut agent = ours("orders", "h1", "10.0.0.7", None);
+    let text =
+        agent["Service"]["Meta"]["baremesh-registration-0"].as_str().expect("text").replace("8080", "8501");
+    agent["Service"]["Meta"]["baremesh-registration-0"] = text.into();
+    let derived = derive(&inputs(&[("orders", json!([agent]))], &[]), &settings);
+    assert_eq!((derived.report.agents, derived.report.left_out), (0, 1), "{:?}", derived.report);
 }
