@@ -5,6 +5,8 @@
 
 /// Services and their addresses.
 mod services;
+/// Who has which address and port.
+mod claims;
 /// Endpoints.
 mod endpoints;
 /// Where Consul is.
@@ -27,6 +29,7 @@ use super::mark;
 use super::settings::Settings;
 use crate::format;
 use crate::resource::{HostGrant, Resource};
+use claims::Claims;
 use consul_itself::ConsulItself;
 
 /// Before the name of a service in the catalog: its instances, as Consul has them.
@@ -108,9 +111,10 @@ pub fn derive(inputs: &BTreeMap<String, Value>, settings: &Settings) -> Derived 
         inputs.iter().filter(|(key, _)| is_told(key)).map(|(key, value)| (key.clone(), value.clone())),
     );
     let declared = declared(inputs);
-    let catalog = services::catalog(inputs, &declared, settings, &mut derived.report);
+    let mut catalog = services::catalog(inputs, &declared, settings, &mut derived.report);
+    let claims = Claims::declared(&mut catalog, &declared, &mut derived.report);
     let services = services::with_addresses(inputs, &declared, catalog, &mut derived);
-    endpoints::add(services, &declared, &ConsulItself::of(inputs, settings), &mut derived);
+    endpoints::add(services, claims, &ConsulItself::of(inputs, settings), &mut derived);
     derived
 }
 
@@ -156,6 +160,17 @@ fn assigned(inputs: &BTreeMap<String, Value>) -> BTreeMap<IpAddr, Key> {
         Some((key[ADDRESS.len()..].parse().ok()?, Key::read(&record.service)?))
     };
     records.filter_map(read).collect()
+}
+
+/// The same inputs with another catalog, or with none.
+pub fn with_catalog(
+    inputs: &BTreeMap<String, Value>,
+    of: Option<&BTreeMap<String, Value>>,
+) -> BTreeMap<String, Value> {
+    let is_catalog = |key: &str| key.starts_with(INSTANCES);
+    let own = inputs.iter().filter(|(key, _)| !is_catalog(key));
+    let other = of.into_iter().flatten().filter(|(key, _)| is_catalog(key));
+    own.chain(other).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// Remembers which services agents of this mesh were seen to have.

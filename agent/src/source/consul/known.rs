@@ -57,6 +57,8 @@ pub(super) struct Known {
     changed: bool,
     unsaved: bool,
     report: Report,
+    /// What is to be said where something else is in force than what was heard.
+    instead: Option<String>,
 }
 
 impl Known {
@@ -92,6 +94,7 @@ impl Known {
             changed: false,
             unsaved: false,
             report: Report::default(),
+            instead: None,
         }
     }
 
@@ -201,7 +204,16 @@ impl Known {
     }
 
     /// Notes what became of it.
-    pub(super) fn published(&mut self, put: &Result<(), WholeError>, report: Report) {
+    pub(super) fn published(
+        &mut self,
+        put: &Result<(), WholeError>,
+        report: Report,
+        instead: Option<String>,
+    ) {
+        if let Some(said) = instead.as_ref().filter(|said| self.instead.as_ref() != Some(*said)) {
+            tracing::error!("{said}");
+        }
+        self.instead = instead;
         self.unsaved = matches!(put, Err(WholeError::Unsaved(_)));
         self.report = report;
     }
@@ -232,6 +244,7 @@ impl Known {
             let shown: Vec<_> = shown.collect();
             notes.push(format!("{left_out} of Consul's catalog left out, among them {}", shown.join("; ")));
         }
+        notes.extend(self.instead.clone());
         if self.in_turn > 0 {
             notes.push(format!(
                 "{} services of Consul's catalog are read in turn: their changes take longer to be seen",

@@ -44,6 +44,8 @@ pub(super) struct Rank {
 pub(super) struct Known {
     pub(super) service: Service,
     pub(super) members: Vec<Member>,
+    /// Whether nothing but the catalog says that it is there.
+    pub(super) is_implied: bool,
 }
 
 /// The services of the catalog.
@@ -99,7 +101,7 @@ pub(super) fn catalog(
                 Err(why) => report.leave_out(member.named, why),
             }
         }
-        all.insert(key, Known { service, members: counted });
+        all.insert(key, Known { service, members: counted, is_implied: stated.is_none() });
     }
     all
 }
@@ -190,7 +192,7 @@ pub(super) fn with_addresses(
 ) -> Vec<Known> {
     let ranges = &declared.config.virtual_ranges;
     for service in declared.services.values() {
-        let known = || Known { service: service.clone(), members: Vec::new() };
+        let known = || Known { service: service.clone(), members: Vec::new(), is_implied: false };
         catalog.entry(service.key.clone()).or_insert_with(known);
     }
     let stated = declared

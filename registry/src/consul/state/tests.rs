@@ -305,3 +305,85 @@ fn no_endpoint_is_where_consul_itself_is() {
     let derived = derive(&inputs(&[("orders", json!([agent]))], &[]), &settings);
     assert_eq!((derived.report.agents, derived.report.left_out), (0, 1), "{:?}", derived.report);
 }
+
+/// Resources of several kinds.
+fn resources(toml: &str) -> Vec<Value> {
+    let parsed = format::Form::Toml.parse(toml, "r.toml");
+    parsed.resources.iter().map(|resource| format::encode(&resource.value)).collect()
+}
+
+#[test]
+fn what_operators_wrote_comes_before_the_services_of_the_catalog() {
+    let entry = |more: &str| {
+        format!(
+            "[[WorkloadEntry]]\nname = \"w\"\naddress = \"10.0.0.50\"\nlabels = {{ app = \"db\" }}\n{more}"
+        )
+    };
+    let orders = "[[Service]]\nname = \"orders\"\nports = [{ port = 5432 }]\n[[WorkloadEntry]]\nname = \"o\"\n\
+        address = \"10.0.0.50\"\nservice = \"orders\"\ntunnel = \"hbone\"\n";
+    let agent = ours("db", "h1", "10.0.0.8", None);
+    let foreign = foreign("db", "n1", "10.0.0.8", 5432);
+    let check = |of: &Value, toml: &str, why: Option<&str>| {
+        let derived = derive(&inputs(&[("db", json!([of]))], &resources(toml)), &Settings::default());
+        // A mesh in any case.
+        let found = endpoints(&derived, "db");
+        match why {
+            None => assert!(found.iter().any(|endpoint| endpoint.contains("10.0.0.8")), "{found:?}"),
+            Some(why) => {
+                assert_eq!(found, ["no service"]);
+                let said = &derived.report.named["db.default"];
+                assert!(said.contains(why), "{said}");
+            }
+        }
+    };
+    check(&foreign, &entry(""), None);
+    check(&foreign, &entry("serviceAccount = \"db\"\n"), None);
+    check(&foreign, &entry("serviceAccount = \"clerk\"\n"), Some("runs as `clerk`"));
+    check(&agent, &entry("serviceAccount = \"clerk\"\n"), Some("runs as `clerk`"));
+    check(&foreign, &entry("tunnel = \"hbone\"\n"), None);
+    let both = format!("{orders}{}", entry("tunnel = \"hbone\"\n"));
+    check(&foreign, &both, Some("10.0.0.50:5432 is another identity's"));
+    // Two networks may have one address: those are two hosts.
+    let two = both.replace("service = \"orders\"\n", "service = \"orders\"\nnetwork = \"eu\"\n");
+    let two = format!("{two}network = \"us\"\n");
+    check(&foreign, &two, None);
+}
+
+#[test]
+fn one_address_in_two_networks_is_two_endpoints() {
+    let in_network = |service: &str, host: &str, network: Option<&str>| {
+        let registration = Registration::read(&json!({
+            "service": key(service).to_string(), "ports": [{ "port": 80, "targetPort": 8080, "name": "http" }],
+            "addresses": ["10.0.0.1"], "network": network,
+        }));
+        let label = host.parse().expect("a label");
+        let made = mark::registration(&label, &registration.expect("a registration")).expect("registered");
+        let service = json!({ "ID": made.id, "Service": made.name, "Tags": made.tags, "Meta": made.meta, "Port": made.port });
+        instance(host, "10.0.0.1", &service)
+    };
+    let check = |one: Option<&str>, other: Option<&str>, expected: usize| {
+        let all = [
+            ("one", json!([in_network("one", "h1", one)])),
+            ("other", json!([in_network("other", "h2", other)])),
+        ];
+        let derived = derive(&inputs(&all, &[]), &Settings::default());
+        assert_eq!(mesh(&derived).workloads.len(), expected, "{one:?} {other:?}");
+        assert_eq!(derived.report.agents, expected);
+    };
+    check(Some("eu"), Some("us"), 2);
+    check(Some("eu"), Some("eu"), 1);
+    check(Some("eu"), None, 1);
+    check(None, None, 1);
+}
+
+#[test]
+fn the_same_inputs_with_another_catalog_keep_all_else() {
+    let now = inputs(&[("db", json!([1]))], &[resource(ORDERS)]);
+    let before = inputs(&[("legacy", json!([2]))], &[]);
+    let names = |of: BTreeMap<String, Value>| of.into_keys().collect::<Vec<_>>();
+    assert_eq!(names(with_catalog(&now, None)), ["Service/default/orders"]);
+    assert_eq!(
+        names(with_catalog(&now, Some(&before))),
+        ["Service/default/orders", "consul/instances/legacy"]
+    );
+}
