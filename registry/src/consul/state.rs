@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::catalog::Instance;
+use super::instance::{What, what};
 use super::mark;
 use super::settings::Settings;
 use crate::format;
@@ -162,6 +163,15 @@ fn assigned(inputs: &BTreeMap<String, Value>) -> BTreeMap<IpAddr, Key> {
     records.filter_map(read).collect()
 }
 
+/// Whether an instance is an agent's with the account of its service. The marks of one alone do not make a service meshed.
+fn is_agent_of(key: &Key, what: &What, declared: &Declared) -> bool {
+    let stated = declared.services.get(key).map(|service| &service.service_account);
+    match what {
+        What::Agent { registration, .. } => registration.account() == stated.unwrap_or(&key.name),
+        What::Foreign { .. } => false,
+    }
+}
+
 /// The same inputs with another catalog, or with none.
 pub fn with_catalog(
     inputs: &BTreeMap<String, Value>,
@@ -177,9 +187,14 @@ pub fn with_catalog(
 pub fn remember(inputs: &mut BTreeMap<String, Value>, now: u64) {
     /// How old a memory is made anew, so that the state does not change with each look.
     const RENEWED: u64 = 24 * 3600;
-    let has_agent = |all: &[Instance]| all.iter().any(|one| mark::read(&one.service.meta).is_some());
-    let named =
-        |(name, all): (&str, Vec<Instance>)| has_agent(&all).then(|| mark::service_named(name).ok())?;
+    let declared = declared(inputs);
+    let named = |(name, all): (&str, Vec<Instance>)| {
+        let key = mark::service_named(name).ok()?;
+        let has_agent = all.iter().any(|one| {
+            what(&key, one, &declared.grants).is_ok_and(|what| is_agent_of(&key, &what, &declared))
+        });
+        has_agent.then_some(key)
+    };
     let seen: BTreeSet<Key> = instances(inputs).filter_map(named).collect();
     inputs.retain(|key, value| {
         let since = || value.as_u64().unwrap_or(0);

@@ -14,7 +14,7 @@ use super::super::catalog::Instance;
 use super::super::instance::{PORT_NAME, Standing, What, is_elsewhere, standing, what};
 use super::super::mark::service_named;
 use super::super::settings::Settings;
-use super::{CONSUL_ITSELF, Declared, Derived, MESHED, Report, assigned, instances};
+use super::{CONSUL_ITSELF, Declared, Derived, MESHED, Report, assigned, instances, is_agent_of};
 use crate::format;
 use crate::resource::Resource;
 
@@ -70,10 +70,9 @@ pub(super) fn catalog(
             continue;
         }
         let members = members(&key, &instances, declared, report);
-        let agents = || members.iter().filter(|member| matches!(member.what, What::Agent { .. }));
+        let has_agent = || members.iter().any(|member| is_agent_of(&key, &member.what, declared));
         let was_meshed = inputs.contains_key(&format!("{MESHED}{key}"));
-        let takes_plain =
-            settings.plain.contains(&key) || (stated.is_none() && agents().next().is_none() && !was_meshed);
+        let takes_plain = settings.plain.contains(&key) || (stated.is_none() && !has_agent() && !was_meshed);
         let Some(service) = stated.cloned().or_else(|| implied(&key, &members, takes_plain)) else {
             for member in &members {
                 report.leave_out(member.named.clone(), reason_without_service(member));

@@ -387,3 +387,23 @@ fn the_same_inputs_with_another_catalog_keep_all_else() {
         ["Service/default/orders", "consul/instances/legacy"]
     );
 }
+
+#[test]
+fn marks_alone_put_no_service_out() {
+    let db = foreign("db", "n1", "10.0.0.8", 5432);
+    let mut elsewhere = ours("db", "evil", "10.6.6.6", None);
+    elsewhere["Node"]["Address"] = "10.9.9.9".into();
+    let mut unreadable = ours("db", "evil", "10.6.6.6", None);
+    unreadable["Service"]["Meta"] = json!({ "baremesh-host": "evil" });
+    let mut others = ours("web", "evil", "10.6.6.6", None);
+    others["Service"]["Service"] = "db".into();
+    for marked in [elsewhere, unreadable, others, ours("db", "evil", "10.6.6.6", Some("mallory"))] {
+        let mut inputs = inputs(&[("db", json!([db, marked]))], &[]);
+        for _ in 0..2 {
+            let derived = derive(&inputs, &Settings::default());
+            assert_eq!(endpoints(&derived, "db"), ["10.0.0.8:5432 Plain healthy"], "{marked}");
+            remember(&mut inputs, 1000);
+        }
+        assert!(!inputs.keys().any(|key| key.starts_with(MESHED)), "{marked}");
+    }
+}
