@@ -16,8 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use baremesh_model::grant::Grant;
 use baremesh_model::mesh_config::MeshConfig;
-use baremesh_model::name::Key;
+use baremesh_model::name::{Key, Label, default_namespace};
 use baremesh_model::service::Service;
 use baremesh_model::service_entry::ServiceEntry;
 use baremesh_model::workload::Workload;
@@ -92,6 +93,8 @@ pub struct Derived {
 
 /// What resources say, as far as the catalog has to agree with it.
 struct Declared {
+    /// Namespaces that some resource is in, or that a HostGrant grants services of.
+    namespaces: BTreeSet<Label>,
     config: MeshConfig,
     services: BTreeMap<Key, Service>,
     workloads: Vec<Arc<Workload>>,
@@ -119,8 +122,16 @@ pub fn derive(inputs: &BTreeMap<String, Value>, settings: &Settings) -> Derived 
     derived
 }
 
+/// The namespace of a resource, of the key of an entry.
+fn namespace_of(key: &str) -> Option<Label> {
+    let mut parts = key.splitn(3, '/');
+    let (_, namespace, _) = (parts.next()?, parts.next()?, parts.next()?);
+    (!is_input(key)).then(|| Label::new(namespace).ok())?
+}
+
 fn declared(inputs: &BTreeMap<String, Value>) -> Declared {
     let mut declared = Declared {
+        namespaces: inputs.keys().filter_map(|key| namespace_of(key)).collect(),
         config: MeshConfig::default(),
         services: BTreeMap::new(),
         workloads: Vec::new(),
@@ -133,7 +144,10 @@ fn declared(inputs: &BTreeMap<String, Value>) -> Declared {
             Ok(Resource::MeshConfig(config)) => declared.config = *config,
             Ok(Resource::Service(service)) => _ = declared.services.insert(service.key.clone(), *service),
             Ok(Resource::Workload(workload)) => declared.workloads.push(workload),
-            Ok(Resource::HostGrant(grant)) => declared.grants.push(*grant),
+            Ok(Resource::HostGrant(grant)) => {
+                declared.namespaces.extend(grant.services.iter().filter_map(Grant::namespace));
+                declared.grants.push(*grant);
+            }
             Ok(Resource::ServiceEntry(entry)) => {
                 declared.service_entries.insert(entry.key.clone(), Arc::new(*entry));
             }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use baremesh_model::name::Key;
+use baremesh_model::name::{Key, default_namespace};
 use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::service_entry::hosts;
 use serde_json::Value;
@@ -71,6 +71,13 @@ pub(super) fn catalog(
         }
         let members = members(&key, &instances, declared, report);
         let has_agent = || members.iter().any(|member| is_agent_of(&key, &member.what, declared));
+        let is_known = key.namespace == default_namespace()
+            || declared.namespaces.contains(&key.namespace)
+            || settings.plain.contains(&key);
+        if !is_known && !has_agent() {
+            report.leave_out(name.to_owned(), UNKNOWN_NAMESPACE);
+            continue;
+        }
         let was_meshed = inputs.contains_key(&format!("{MESHED}{key}"));
         let takes_plain = settings.plain.contains(&key) || (stated.is_none() && !has_agent() && !was_meshed);
         let Some(service) = stated.cloned().or_else(|| implied(&key, &members, takes_plain)) else {
@@ -107,6 +114,9 @@ pub(super) fn catalog(
 
 const PLAIN_OF_MESHED: &str = "the service is meshed, and somebody registered this instance without an agent: nothing is sent to it in plaintext, \
      unless `plain` in [consul] names the service";
+
+const UNKNOWN_NAMESPACE: &str = "no resource is in that namespace, and no agent registered it: else whoever registers `github.com` would be \
+     it; write a Service, or any resource in the namespace";
 
 fn reason_without_service(member: &Member) -> String {
     match &member.what {

@@ -407,3 +407,32 @@ fn marks_alone_put_no_service_out() {
         assert!(!inputs.keys().any(|key| key.starts_with(MESHED)), "{marked}");
     }
 }
+
+#[test]
+fn no_public_name_is_taken_by_a_registration() {
+    let name = "github.com";
+    let check = |toml: &str, plain: &[&str], expected: &[&str]| {
+        let all = [(name, json!([foreign(name, "n1", "10.6.6.6", 443)]))];
+        let plain = plain.iter().map(|name| key(name)).collect();
+        let settings = Settings { plain, ..Settings::default() };
+        let derived = derive(&inputs(&all, &resources(toml)), &settings);
+        assert_eq!(endpoints(&derived, name), expected, "{toml}");
+        let why = derived.report.named.get(name).map(String::as_str).unwrap_or_default();
+        assert_eq!(why.contains("no resource is in that namespace"), expected == ["no service"], "{why}");
+    };
+    let taken = ["10.6.6.6:443 Plain healthy"];
+    let peers =
+        "[[PeerAuthentication]]\nname = \"default\"\nnamespace = \"com\"\nmtls = { mode = \"STRICT\" }\n";
+    check("", &[], &["no service"]);
+    check(ORDERS, &[], &["no service"]);
+    check(peers, &[], &taken);
+    check("", &[name], &taken);
+    let grant =
+        |services: &str| format!("[[HostGrant]]\nname = \"g\"\nhost = \"h1\"\nservices = [\"{services}\"]\n");
+    check(&grant("x.com"), &[], &taken);
+    check(&grant("*.c*"), &[], &["no service"]);
+    // An agent's own.
+    let all = [("orders.shop", json!([ours("orders.shop", "h1", "10.0.0.1", None)]))];
+    let derived = derive(&inputs(&all, &[]), &Settings::default());
+    assert_eq!(endpoints(&derived, "orders.shop"), ["10.0.0.1:8080 Hbone healthy"]);
+}
