@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Instant, SystemTime};
 
+use baremesh_registry::consul::bounds;
 use baremesh_registry::consul::catalog::Instance;
 use baremesh_registry::consul::damping::{At, Damper};
 use baremesh_registry::consul::mark::service_named;
@@ -49,6 +50,8 @@ pub(super) struct Known {
     seen: BTreeMap<At, Instance>,
     /// Names of the catalog that are no service's: not read, and said.
     unread: BTreeSet<String>,
+    /// Services of which more is in the catalog than is held: so many instances.
+    beyond: BTreeMap<String, usize>,
     damper: Damper,
     /// How each part stands; a part that nothing was heard of yet is not there.
     parts: BTreeMap<Part, Option<String>>,
@@ -88,6 +91,7 @@ impl Known {
             damper: Damper::new(seen.clone(), now),
             seen,
             unread: BTreeSet::new(),
+            beyond: BTreeMap::new(),
             parts: BTreeMap::new(),
             missing: None,
             in_turn: 0,
@@ -147,11 +151,19 @@ impl Known {
             }
             News::Names(names) => {
                 self.seen.retain(|(name, _, _), _| names.contains(name));
+                self.beyond.retain(|name, _| names.contains(name));
                 self.unread = names.into_iter().filter(|name| service_named(name).is_err()).collect();
             }
             News::Instances(name, instances) => {
                 self.seen.retain(|(of, _, _), _| *of != name);
-                self.seen.extend(instances.into_iter().map(|one| (at(&name, &one), one)));
+                let (held, beyond) = bounds::of_service(instances);
+                self.seen.extend(held.into_iter().map(|one| (at(&name, &one), one)));
+                self.beyond.remove(&name);
+                for (name, count) in bounds::in_all(&mut self.seen).into_iter().chain([(name, beyond)]) {
+                    if count > 0 {
+                        *self.beyond.entry(name).or_default() += count;
+                    }
+                }
             }
             News::BeganAnew => {
                 tracing::warn!("Consul's catalog began anew: what it lacks is kept for a while");
@@ -245,6 +257,17 @@ impl Known {
             notes.push(format!("{left_out} of Consul's catalog left out, among them {}", shown.join("; ")));
         }
         notes.extend(self.instead.clone());
+        if let Some((name, count)) = self.beyond.iter().max_by_key(|(_, count)| **count) {
+            notes.push(format!(
+                "{} instances of Consul's catalog left out, among them {count} of {name}: {} of a service, {} KiB of tags and meta of \
+                 each, {} and {} MiB in all are held, the oldest",
+                self.beyond.values().sum::<usize>(),
+                bounds::MAX_INSTANCES,
+                bounds::MAX_INSTANCE_BYTES >> 10,
+                bounds::MAX_IN_ALL,
+                bounds::MAX_BYTES_IN_ALL >> 20
+            ));
+        }
         if self.in_turn > 0 {
             notes.push(format!(
                 "{} services of Consul's catalog are read in turn: their changes take longer to be seen",
