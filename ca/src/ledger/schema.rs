@@ -108,6 +108,10 @@ pub(super) const STEPS: [&str; 7] = [
         last BLOB NOT NULL
     ) STRICT;
 ",
+    // What the log's head was changed at for that entry; 0 where that is not known.
+    "
+    ALTER TABLE shared ADD COLUMN head INTEGER NOT NULL DEFAULT 0;
+",
 ];
 
 /// The version that this program writes.
