@@ -93,17 +93,20 @@ fn own_addresses(
         is_unreachable(*address).is_none() && (node.contains(address) || is_granted(*address))
     };
     let own: Vec<IpAddr> = claimed.iter().copied().filter(is_own).collect();
-    let shown =
-        |all: &mut dyn Iterator<Item = &IpAddr>| all.map(ToString::to_string).collect::<Vec<_>>().join(", ");
     match own.is_empty() {
         true => Err(format!(
             "it says that it is at {}, and its node in Consul is at {}: if host {host} is there, grant it with `addresses` in a \
              HostGrant",
-            shown(&mut claimed.iter()),
-            shown(&mut node.iter())
+            listed(claimed),
+            listed(&node)
         )),
         false => Ok(own),
     }
+}
+
+fn listed<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> String {
+    let shown: Vec<_> = addresses.into_iter().map(ToString::to_string).collect();
+    shown.join(", ")
 }
 
 /// The addresses of an instance's node, which its Consul agent has shown to the others.

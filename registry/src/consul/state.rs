@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use baremesh_model::grant::Grant;
 use baremesh_model::mesh_config::MeshConfig;
-use baremesh_model::name::{Key, Label, default_namespace};
+use baremesh_model::name::{Key, Label};
 use baremesh_model::service::Service;
 use baremesh_model::service_entry::ServiceEntry;
 use baremesh_model::workload::Workload;

@@ -20,9 +20,9 @@ use crate::format;
 use crate::resource::Resource;
 
 /// Adds the endpoints of all services.
-pub(super) fn add(services: Vec<Known>, declared: &Declared, consul: &ConsulItself, derived: &mut Derived) {
+pub(super) fn add(services: Vec<Known>, mut claims: Claims, consul: &ConsulItself, derived: &mut Derived) {
     let mut all: Vec<(Arc<Service>, Member)> = Vec::new();
-    for Known { service, members } in services {
+    for Known { service, members, .. } in services {
         let service = Arc::new(service);
         all.extend(members.into_iter().map(|member| (Arc::clone(&service), member)));
     }
