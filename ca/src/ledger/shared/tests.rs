@@ -327,9 +327,9 @@ fn a_process_that_ended_before_it_knew_the_head_goes_on() {
     let two = Two::new();
     redeem(&two.both[0], "before", "h1", 1).expect("let in");
     two.agree();
-    for ledger in &two.both {
+    for (ledger, serial) in two.both.iter().zip(["a", "b"]) {
         ledger.inside().connection.execute("UPDATE shared SET head = 0", []).expect("forgotten");
-        assert_eq!(record(ledger, "a", "h1").expect("recorded"), Recorded::All);
+        assert_eq!(record(ledger, serial, "h1").expect("recorded"), Recorded::All);
         let head = Standing::read(&ledger.inside().connection).expect("read").expect("shared").head;
         assert_eq!(Some(head), two.log.head().expect("a head").map(|head| head.modified));
     }

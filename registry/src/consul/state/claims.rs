@@ -113,5 +113,5 @@ impl Claims {
 
 fn tunnelled<'a>(declared: &'a Declared, service: &'a Service) -> impl Iterator<Item = &'a Workload> {
     let all = declared.workloads.iter().map(|workload| &**workload);
-    all.filter(|workload| workload.tunnel == Tunnel::Hbone && workload.serves(service))
+    all.filter(move |workload| workload.tunnel == Tunnel::Hbone && workload.serves(service))
 }
