@@ -186,7 +186,7 @@ fn whoever_may_write_to_the_catalog_keeps_no_state_from_coming_into_force() {
     assert_eq!(resources.len(), 2);
     let derived = derive(&inputs(&all, &resources), &Settings::default());
     assert_eq!(endpoints(&derived, "orders"), ["10.0.0.1:8080 Hbone healthy"]);
-    assert_eq!(endpoints(&derived, "evil"), NO_ENDPOINTS);
+    assert_eq!(endpoints(&derived, "evil"), ["no service"]);
     assert_eq!(endpoints(&derived, "theirs"), NO_ENDPOINTS);
     assert_eq!(derived.report.left_out, 5, "{:?}", derived.report);
     // Names whose hashes meet: a range with room for few.
