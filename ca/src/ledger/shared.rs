@@ -257,7 +257,7 @@ impl Inside {
                         return Err(LedgerError::from(away).into());
                     }
                     Ok(Appended::Done { modified }) => {
-                        standing.behind(&entry, modified).keep(&transaction)?
+                        standing.behind(&entry, modified).keep(&transaction)?;
                     }
                 }
             }
