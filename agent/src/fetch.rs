@@ -4,11 +4,13 @@
 //! judged anew, and what is served is bounded, and repeated nowhere.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use baremesh_model::address::is_nobodys;
+use baremesh_model::address::is_this_host;
 use baremesh_model::request_authentication::KeyUrl;
 use baremesh_model::virtual_address::VirtualRanges;
 use bytes::Bytes;
@@ -227,80 +229,6 @@ pub(crate) fn kept_from(address: IpAddr, virtual_ranges: &VirtualRanges) -> Opti
         return Some("a virtual address of the mesh, which the agent itself does not call");
     }
     if is_this_host(address) { Some("this host itself") } else { is_nobodys(address) }
-}
-
-/// The address of IPv4 that one leads to: as it is, or as IPv6 writes it. IPv4-compatible (RFC 4291), IPv4-translated (RFC 2765),
-/// NAT64 (RFC 6052, and RFC 8215 for prefixes of one's own) and 6to4 (RFC 3056) addresses lead to one.
-fn v4_behind(address: IpAddr) -> Option<Ipv4Addr> {
-    let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
-    match address.to_canonical() {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(address) => match address.segments() {
-            [0x64, 0xff9b, 1, ..] => Some(v4_behind_own_nat64(address)),
-            [0, 0, 0, 0, 0, 0, high, low]
-            | [0, 0, 0, 0, 0xffff, 0, high, low]
-            | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
-            | [0x2002, high, low, ..] => Some(v4(high, low)),
-            _ => None,
-        },
-    }
-}
-
-/// The same within the /48 in which networks choose NAT64 prefixes. How long the chosen one is the address does not say: where
-/// a shorter one would lead to what nobody is to be led to, that counts, and else the usual /96.
-fn v4_behind_own_nat64(address: Ipv6Addr) -> Ipv4Addr {
-    let [.., o6, o7, _, o9, o10, o11, o12, o13, o14, o15] = address.octets();
-    let shorter = [[o6, o7, o9, o10], [o7, o9, o10, o11], [o9, o10, o11, o12]].map(Ipv4Addr::from);
-    let astray = shorter.into_iter().find(|v4| v4.is_loopback() || is_metadata_v4(*v4) || v4.is_link_local());
-    astray.unwrap_or_else(|| Ipv4Addr::new(o12, o13, o14, o15))
-}
-
-fn is_metadata_v4(address: Ipv4Addr) -> bool {
-    [[100, 100, 100, 200], [168, 63, 129, 16], [192, 0, 0, 192]].contains(&address.octets())
-}
-
-fn is_this_host(address: IpAddr) -> bool {
-    address.is_loopback()
-        || address.is_unspecified()
-        || v4_behind(address).is_some_and(|address| address.is_loopback() || address.octets()[0] == 0)
-}
-
-/// What an address is where nobody is whom the agent has to call: link-local, a cloud's metadata, or many hosts; nothing where
-/// it is none of these.
-pub fn is_nobodys(address: IpAddr) -> Option<&'static str> {
-    match (v4_behind(address), address) {
-        (Some(address), _) => is_nobodys_v4(address),
-        (None, IpAddr::V6(address)) => is_nobodys_v6(address),
-        (None, IpAddr::V4(_)) => None,
-    }
-}
-
-fn is_nobodys_v4(address: Ipv4Addr) -> Option<&'static str> {
-    if address.is_link_local() {
-        Some("link-local, where machines keep their metadata")
-    } else if address.is_multicast() || address.is_broadcast() {
-        Some("no single host's address")
-    } else if is_metadata_v4(address) {
-        Some("a cloud's metadata address")
-    } else {
-        None
-    }
-}
-
-fn is_nobodys_v6(address: Ipv6Addr) -> Option<&'static str> {
-    /// Where machines of clouds keep their metadata.
-    const METADATA: [Ipv6Addr; 2] = [
-        Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
-        Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
-    ];
-    let segments = address.segments();
-    if (segments[0] & 0xffc0) == 0xfe80 {
-        return Some("link-local, where machines keep their metadata");
-    }
-    if address.is_multicast() {
-        return Some("no single host's address");
-    }
-    METADATA.contains(&address).then_some("a cloud's metadata address")
 }
 
 async fn get<S>(url: &KeyUrl, stream: S) -> Result<Answer, FetchError>

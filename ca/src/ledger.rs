@@ -38,7 +38,7 @@ pub use records::{
     AUDIT_KEPT, AuditRecord, ISSUED_KEPT, IssueRecord, MAX_VALID_OF_HOST, Outcome, REFUSALS_KEPT, Recorded,
 };
 pub use revoked::{Revocation, RevokedRecord, Which};
-pub use shared::{Appended, Away, ENTRIES_KEPT, FRESH, Log, MAX_ENTRY_BYTES};
+pub use shared::{Appended, Away, ENTRIES_KEPT, FRESH, Head, Log, MAX_ENTRY_BYTES};
 pub use tokens::{Invitation, REDEEM_AGAIN, Redemption, TOKENS_KEPT, TokenHost, TokenRecord, TokenRefusal};
 pub(crate) use tokens::{RedeemError, Redeemed};
 
@@ -105,8 +105,9 @@ pub enum LedgerError {
     LogTaken,
     /// What is known of the log does not stand in it.
     #[error(
-        "the shared ledger does not hold its entry {position}, which this process has seen: the store was set back, or this process \
-         was away for more than {ENTRIES_KEPT} changes. Start from a backup of another control host (`baremesh restore`)"
+        "the shared ledger does not hold its entry {position} as this process has seen it, or lacks what came after: the store was set \
+         back, somebody deleted or changed what is below ca/, or this process was away for more than {ENTRIES_KEPT} changes. Nothing \
+         is signed. Start from a backup of another control host (`baremesh restore`)"
     )]
     OtherLog {
         /// The position of that entry.

@@ -18,7 +18,7 @@ use crate::authority::Authority;
 use crate::issued::Issued;
 use crate::key::PrivateKey;
 use crate::leaf::{LeafFacts, peer_leaf_facts};
-use crate::ledger::{Appended, Away, Ledger, Log, TokenHost};
+use crate::ledger::{Appended, Away, Head, Ledger, Log, TokenHost};
 use crate::service::{CaService, JoinRequest, Settings, TOKEN_LIFETIME, TokenRequest};
 use crate::tls::TrustBundle;
 use crate::token::Token;
@@ -169,6 +169,8 @@ impl Forger {
 #[derive(Debug, Default)]
 pub(crate) struct MemoryLog {
     pub(crate) entries: Mutex<BTreeMap<u64, Vec<u8>>>,
+    /// The head, and how many changes it has seen.
+    pub(crate) head: Mutex<(Option<Head>, u64)>,
     pub(crate) fault: AtomicU8,
 }
 
@@ -181,6 +183,15 @@ pub(crate) const ANSWER_LOST: u8 = 2;
 /// The same, and nothing answers from then on.
 pub(crate) const ANSWER_LOST_THEN_AWAY: u8 = 3;
 
+impl MemoryLog {
+    /// Whoever can write to the store writes the head.
+    pub(crate) fn write_head(&self, bytes: &[u8]) {
+        let mut held = self.head.lock().expect("no panic before");
+        let modified = held.1 + 1;
+        *held = (Some(Head { bytes: bytes.to_vec(), modified }), modified);
+    }
+}
+
 impl Log for MemoryLog {
     fn read(&self, position: u64) -> Result<Option<Vec<u8>>, Away> {
         if self.fault.load(Ordering::SeqCst) == AWAY {
@@ -189,18 +200,29 @@ impl Log for MemoryLog {
         Ok(self.entries.lock().expect("no panic before").get(&position).cloned())
     }
 
-    fn append(&self, position: u64, entry: &[u8]) -> Result<Appended, Away> {
+    fn head(&self) -> Result<Option<Head>, Away> {
+        if self.fault.load(Ordering::SeqCst) == AWAY {
+            return Err(Away("nothing answers".to_owned()));
+        }
+        Ok(self.head.lock().expect("no panic before").0.clone())
+    }
+
+    fn append(&self, position: u64, entry: &[u8], head: &[u8], unchanged: u64) -> Result<Appended, Away> {
         let fault = self.fault.load(Ordering::SeqCst);
         if fault == AWAY {
             return Err(Away("nothing answers".to_owned()));
         }
         let mut entries = self.entries.lock().expect("no panic before");
-        if entries.contains_key(&position) {
+        let mut held = self.head.lock().expect("no panic before");
+        let at = held.0.as_ref().map_or(0, |head| head.modified);
+        if entries.contains_key(&position) || at != unchanged {
             return Ok(Appended::Taken);
         }
         entries.insert(position, entry.to_vec());
+        let modified = held.1 + 1;
+        *held = (Some(Head { bytes: head.to_vec(), modified }), modified);
         match fault {
-            WELL => Ok(Appended::Done),
+            WELL => Ok(Appended::Done { modified }),
             ANSWER_LOST => Err(Away("the answer is lost".to_owned())),
             _ => {
                 self.fault.store(AWAY, Ordering::SeqCst);

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use crate::identity::Identity;
-use crate::name::NameError;
+use crate::name::{Label, NameError};
 
 /// A glob over service accounts and namespaces, written `<service account>.<namespace>`; without a namespace it
 /// means `default`. `*` stands for any run of characters within its part.
@@ -28,6 +28,11 @@ impl Grant {
         } else {
             Err(NameError::Label(text.to_owned()))
         }
+    }
+
+    /// The namespace, where it names one and no glob over several.
+    pub fn namespace(&self) -> Option<Label> {
+        Label::new(&self.namespace).ok()
     }
 
     /// Whether a host that holds this grant may be issued `identity`. Never true for the namespaces that the

@@ -4,6 +4,8 @@
 
 /// What a line of the access log looks like.
 pub mod access_log;
+/// Which addresses lead to whoever calls them, and which to nobody.
+pub mod address;
 /// Who may call whom: authorization policies and the decision they come to.
 pub mod authorization;
 /// Which endpoint takes the next connection.

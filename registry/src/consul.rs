@@ -17,6 +17,8 @@ pub mod query;
 pub mod kv;
 /// Services and their health.
 pub mod catalog;
+/// How much of the catalog is held.
+pub mod bounds;
 /// The local Consul agent: registrations and their checks.
 pub mod local;
 /// The mesh's resources in the key-value store: read whole, changed by compare-and-set.

@@ -101,6 +101,16 @@ async fn keys_are_written_once_read_back_waited_for_and_deleted() {
     let modified = client.get("a/b c", now()).await.expect("read").value.expect("a pair").modified;
     assert_eq!(client.transact(&[put, check(modified)]).await.expect("asked"), Transacted::Done);
     assert_eq!(client.list("a/", now()).await.expect("read").value.len(), 2);
+    // What a transaction changed a key at is what the key says then.
+    let next = |when| Operation::Put { key: "a/d".to_owned(), value: b"5".to_vec(), when };
+    let at = client.get("a/d", now()).await.expect("read").value.expect("a pair").modified;
+    let changed = client.transact_at(&[next(When::Unchanged(at))]).await.expect("asked").expect("changed");
+    let pair = client.get("a/d", now()).await.expect("read").value.expect("a pair");
+    assert_eq!((pair.modified, pair.value.as_slice()), (changed, b"5".as_slice()));
+    for when in [When::Unchanged(at), When::Absent] {
+        let faults = client.transact_at(&[next(when)]).await.expect("asked").expect_err("it was changed");
+        assert!(faults[0].1.contains("index is stale"), "{faults:?}");
+    }
     assert!(!client.delete("a/d", When::Unchanged(1)).await.expect("asked"));
     assert!(client.delete("a/d", When::Always).await.expect("deleted"));
     let error = client.transact(&[Operation::Check { key: "none".to_owned(), modified: 3 }]).await;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Label;
-use baremesh_registry::consul::{Client, Settings};
+use baremesh_registry::consul::{Client, Settings, state};
 use baremesh_registry::control::client::backoff;
 use baremesh_registry::control::followed::{Entries, Entry, Followed, WholeError};
 use serde_json::Value;
@@ -114,7 +114,7 @@ impl ConsulSource {
         if self.followed.entries().is_empty() {
             return Ok((empty_mesh(membership)?, 0));
         }
-        let derived = baremesh_registry::consul::state::derive(&self.followed.values(), &self.settings.plain);
+        let derived = state::derive(&self.followed.values(), &self.settings);
         let entries = entries_of(&derived.entries, &Entries::new());
         match Resources::default().mesh(&entries, &self.trust.now()) {
             Ok(mesh) => Ok((mesh, self.followed.version())),
@@ -262,15 +262,51 @@ fn publish(
         publisher.refuse(reason.clone());
         return Err(WholeError::Refused(reason));
     }
-    let derived = baremesh_registry::consul::state::derive(&inputs, &settings.plain);
-    before.entries = entries_of(&derived.entries, &before.entries);
+    let (inputs, derived, made, instead) = in_any_case(inputs, followed, before, (settings, trust));
+    if instead.is_some()
+        && inputs == followed.values()
+        && followed.version() == version
+        && !known.is_unsaved()
+    {
+        known.published(&Ok(()), derived.report, instead);
+        return Ok(());
+    }
     let put = followed.put_in_force(&inputs, version, || {
-        let mesh = before.resources.mesh(&before.entries, &trust.now());
-        publisher.take_mesh(mesh.inspect_err(|reason| publisher.refuse(reason.clone()))?, version)
+        publisher.take_mesh(made.inspect_err(|reason| publisher.refuse(reason.clone()))?, version)
     });
     if let Err(WholeError::Bounds(error)) = &put {
         publisher.refuse(error.to_string());
     }
-    known.published(&put, derived.report);
+    known.published(&put, derived.report, instead);
     put
+}
+
+/// A mesh of the inputs. Should what stands in the catalog keep one from being made, for a reason that deriving it does not
+/// know, one of the same resources with the catalog as it was in force last, or with none: policy goes on. What it was made of, and what
+/// is to be said then.
+fn in_any_case(
+    inputs: BTreeMap<String, Value>,
+    followed: &Followed,
+    before: &mut Derived,
+    (settings, trust): (&Settings, &Trust),
+) -> (BTreeMap<String, Value>, state::Derived, Result<Mesh, String>, Option<String>) {
+    let mut attempt = |inputs: &BTreeMap<String, Value>| {
+        let derived = state::derive(inputs, settings);
+        before.entries = entries_of(&derived.entries, &before.entries);
+        let made = before.resources.mesh(&before.entries, &trust.now());
+        (derived, made)
+    };
+    let (derived, made) = attempt(&inputs);
+    let Err(reason) = &made else { return (inputs, derived, made, None) };
+    let last = followed.values();
+    for (of, words) in [(Some(&last), "the catalog of before"), (None, "nothing of the catalog")] {
+        let others = state::with_catalog(&inputs, of);
+        let (derived, made) = attempt(&others);
+        if made.is_ok() {
+            let said =
+                format!("Consul's catalog cannot come into force: {reason}; {words} is, with all policy");
+            return (others, derived, made, Some(said));
+        }
+    }
+    (inputs, derived, made, None)
 }

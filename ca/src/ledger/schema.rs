@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::LedgerError;
 
 /// Step `n` makes version `n + 1` of version `n`. Steps are appended, never changed. Times are seconds since 1970.
-pub(super) const STEPS: [&str; 7] = [
+pub(super) const STEPS: [&str; 8] = [
     "
     CREATE TABLE tokens (
         id TEXT PRIMARY KEY,
@@ -107,6 +107,10 @@ pub(super) const STEPS: [&str; 7] = [
         position INTEGER NOT NULL,
         last BLOB NOT NULL
     ) STRICT;
+",
+    // What the log's head was changed at for that entry; 0 where that is not known.
+    "
+    ALTER TABLE shared ADD COLUMN head INTEGER NOT NULL DEFAULT 0;
 ",
 ];
 

@@ -37,8 +37,11 @@ const MAX_TRIES: usize = 32;
 pub trait Log: Send + Sync {
     /// The entry of a position; positions count from 1.
     fn read(&self, position: u64) -> Result<Option<Vec<u8>>, Away>;
-    /// Creates the entry of a position, if nobody has. On an error it may have been created.
-    fn append(&self, position: u64, entry: &[u8]) -> Result<Appended, Away>;
+    /// The log's head, which says what its last entry is.
+    fn head(&self) -> Result<Option<Head>, Away>;
+    /// Creates the entry of a position, if nobody has, and writes the head, if that was last changed at `unchanged` (0: if there
+    /// is none): both or neither. On an error both may have been written.
+    fn append(&self, position: u64, entry: &[u8], head: &[u8], unchanged: u64) -> Result<Appended, Away>;
     /// Takes the entries of these positions away. What remains because of an error does no harm.
     fn forget(&self, positions: std::ops::Range<u64>);
 }
@@ -47,9 +50,21 @@ pub trait Log: Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Appended {
     /// The entry stands there.
-    Done,
-    /// Another stands there.
+    Done {
+        /// What the head was changed at; 0 where that is not known.
+        modified: u64,
+    },
+    /// Another stands there, or the head was changed.
     Taken,
+}
+
+/// The head of a log, as it stands in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// What was written.
+    pub bytes: Vec<u8>,
+    /// What it was changed at last, above 0: no two changes have the same. Who writes an older head back changes this.
+    pub modified: u64,
 }
 
 /// The store does not answer, with what it said instead.
@@ -72,34 +87,44 @@ struct Standing {
     secret: [u8; 32],
     position: u64,
     last: [u8; 32],
+    /// What the head was changed at when it came to name the last entry; 0 as long as that is not known.
+    head: u64,
 }
 
 impl Standing {
     fn read(connection: &Connection) -> Result<Option<Self>, LedgerError> {
         let mut statement =
-            connection.prepare_cached("SELECT secret, position, last FROM shared WHERE id = 1")?;
+            connection.prepare_cached("SELECT secret, position, last, head FROM shared WHERE id = 1")?;
         let read = statement.query_row([], |row| {
             let position: i64 = row.get("position")?;
-            Ok((row.get("secret")?, position, row.get("last")?))
+            let head: i64 = row.get("head")?;
+            Ok((row.get("secret")?, position, row.get("last")?, head))
         });
         let read = read.optional()?;
-        let standing = read.map(|(secret, position, last)| {
+        let standing = read.map(|(secret, position, last, head)| {
             let position = u64::try_from(position).map_err(|_| LedgerError::Corrupt("position"))?;
-            Ok(Self { secret, position, last })
+            let head = u64::try_from(head).map_err(|_| LedgerError::Corrupt("head"))?;
+            Ok(Self { secret, position, last, head })
         });
         standing.transpose()
     }
 
-    /// As it is when the entry stands in the log.
-    fn behind(&self, entry: &Sealed) -> Self {
-        Self { secret: self.secret, position: self.position + 1, last: entry.seal }
+    /// As it is when the entry stands in the log, and the head was changed at `head` for it.
+    fn behind(&self, entry: &Sealed, head: u64) -> Self {
+        Self { secret: self.secret, position: self.position + 1, last: entry.seal, head }
+    }
+
+    /// The head that names its last entry.
+    fn head(&self) -> Vec<u8> {
+        entry::head(self.position, &self.last)
     }
 
     fn keep(&self, connection: &Connection) -> Result<(), LedgerError> {
         let position = i64::try_from(self.position).map_err(|_| LedgerError::Corrupt("position"))?;
+        let head = i64::try_from(self.head).map_err(|_| LedgerError::Corrupt("head"))?;
         connection.execute(
-            "UPDATE shared SET position = ?1, last = ?2 WHERE id = 1",
-            params![position, self.last],
+            "UPDATE shared SET position = ?1, last = ?2, head = ?3 WHERE id = 1",
+            params![position, self.last, head],
         )?;
         Ok(())
     }
@@ -124,16 +149,20 @@ impl Ledger {
                 fill_random(&mut secret);
                 let insert = "INSERT INTO shared (id, secret, position, last) VALUES (1, ?1, 0, ?2)";
                 connection.execute(insert, params![secret, [0_u8; 32]])?;
-                Standing { secret, position: 0, last: [0; 32] }
+                Standing { secret, position: 0, last: [0; 32], head: 0 }
             }
         };
         let first = Sealed::first(&standing.secret);
         let is_ours = || log.read(1).map(|found| found.as_deref() == Some(&first.bytes[..]));
-        if log.append(1, &first.bytes)? == Appended::Taken && !is_ours()? {
-            connection.execute("DELETE FROM shared", [])?;
-            return Err(LedgerError::LogTaken);
-        }
-        standing.behind(&first).keep(connection)
+        let head = match log.append(1, &first.bytes, &standing.behind(&first, 0).head(), 0)? {
+            Appended::Done { modified } => modified,
+            Appended::Taken if is_ours()? => 0,
+            Appended::Taken => {
+                connection.execute("DELETE FROM shared", [])?;
+                return Err(LedgerError::LogTaken);
+            }
+        };
+        standing.behind(&first, head).keep(connection)
     }
 
     /// Has the ledger take part in the log that its file was shared by, and catches up with it.
@@ -220,14 +249,16 @@ impl Inside {
             let changes = rows::taken(&transaction)?;
             if !changes.is_empty() {
                 let entry = Sealed::new(&standing.secret, (standing.position + 1, &standing.last), &changes)?;
-                match append(&*sharing.log, standing.position + 1, &entry) {
+                match append(&*sharing.log, &standing, &entry) {
                     // The transaction is taken back, and decided anew on what the other has changed.
                     Ok(Appended::Taken) => continue,
                     Err(away) => {
                         sharing.away = Some((Instant::now(), away.clone()));
                         return Err(LedgerError::from(away).into());
                     }
-                    Ok(Appended::Done) => standing.behind(&entry).keep(&transaction)?,
+                    Ok(Appended::Done { modified }) => {
+                        standing.behind(&entry, modified).keep(&transaction)?;
+                    }
                 }
             }
             // An entry that stands in the log and not in the file, because this fails, is found there like another one's.
@@ -241,9 +272,11 @@ impl Inside {
 }
 
 /// Appends, and where the answer is lost, looks whether it was done.
-fn append(log: &dyn Log, position: u64, entry: &Sealed) -> Result<Appended, Away> {
-    log.append(position, &entry.bytes).or_else(|away| match log.read(position) {
-        Ok(Some(found)) if found == entry.bytes => Ok(Appended::Done),
+fn append(log: &dyn Log, standing: &Standing, entry: &Sealed) -> Result<Appended, Away> {
+    let after = standing.behind(entry, 0);
+    let appended = log.append(after.position, &entry.bytes, &after.head(), standing.head);
+    appended.or_else(|away| match log.read(after.position) {
+        Ok(Some(found)) if found == entry.bytes => Ok(Appended::Done { modified: 0 }),
         Ok(Some(_)) => Ok(Appended::Taken),
         // It may still come to stand there; then it is found like another process's.
         Ok(None) | Err(_) => Err(away),
@@ -258,21 +291,31 @@ fn forget(log: &dyn Log, position: u64) {
     }
 }
 
-/// Applies what the log has beyond the file. At its end the last entry that is known must stand in it still: a log that was set
-/// back, or of which that part is gone, is another one.
+/// Applies what the log has beyond the file. At its end the last entry that is known must stand in it still, and the head must name
+/// it, unchanged since it did so first: a log that was set back, or whose newest entries are gone, is another one, whoever put
+/// an older head back. The head's last change is taken from the store only together with an entry that is new here.
 fn follow(connection: &mut Connection, log: &dyn Log) -> Result<(), LedgerError> {
     loop {
         let standing = Standing::read(connection)?.ok_or(LedgerError::NotShared)?;
         let Some(bytes) = log.read(standing.position + 1)? else {
             let last = log.read(standing.position)?;
             let known = last.is_some_and(|bytes| entry::seal_of(&bytes) == Some(standing.last));
-            return if known { Ok(()) } else { Err(LedgerError::OtherLog { position: standing.position }) };
+            let head = log.head()?.filter(|head| known && head.bytes == standing.head());
+            match head {
+                Some(head) if head.modified == standing.head => return Ok(()),
+                Some(head) if standing.head == 0 => {
+                    return Standing { head: head.modified, ..standing }.keep(connection);
+                }
+                // Somebody may have appended between the two looks.
+                _ if known && log.read(standing.position + 1)?.is_some() => continue,
+                _ => return Err(LedgerError::OtherLog { position: standing.position }),
+            }
         };
         let (entry, changes) =
             Sealed::open(&standing.secret, (standing.position + 1, &standing.last), bytes)?;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         rows::apply(&transaction, &changes)?;
-        standing.behind(&entry).keep(&transaction)?;
+        standing.behind(&entry, 0).keep(&transaction)?;
         transaction.commit()?;
     }
 }

@@ -9,7 +9,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use anyhow::Context;
-use baremesh_ca::ledger::{Appended, Away, Log};
+use baremesh_ca::ledger::{Appended, Away, Head, Log};
 use baremesh_registry::consul::client::plain_dial;
 use baremesh_registry::consul::kv::{MAX_OPERATIONS, Operation, When};
 use baremesh_registry::consul::query::{Consistency, Read};
@@ -26,6 +26,10 @@ use crate::output::in_full;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of a value: Consul's bound, 512 KiB, less some.
 const PART: usize = 480 << 10;
+/// Bytes of an entry that is written in one transaction with the head: Consul's bound of one, where values are in base64.
+const MAX_WHOLE: usize = 360 << 10;
+/// What Consul says of a key that was changed, or is there already.
+const STALE: &str = "index is stale";
 /// What a value begins with that is an entry, or names the parts of one that is larger than a value.
 const WHOLE: u8 = b'E';
 const PARTS: u8 = b'P';
@@ -101,6 +105,10 @@ impl ConsulLog {
         format!("{}log/{position:020}", self.prefix)
     }
 
+    fn head_key(&self) -> String {
+        format!("{}head", self.prefix)
+    }
+
     /// Parts of the entry that somebody wanted to append there.
     fn parts(&self, position: u64) -> String {
         format!("{}parts/{position:020}", self.prefix)
@@ -129,12 +137,22 @@ impl Log for ConsulLog {
         })
     }
 
-    fn append(&self, position: u64, entry: &[u8]) -> Result<Appended, Away> {
+    fn head(&self) -> Result<Option<Head>, Away> {
+        let (client, key) = (self.client.clone(), self.head_key());
+        self.wait(async move {
+            let pair = client.get(&key, Read::now(Consistency::Consistent)).await?.value;
+            Ok(pair.map(|pair| Head { bytes: pair.value, modified: pair.modified }))
+        })
+    }
+
+    fn append(&self, position: u64, entry: &[u8], head: &[u8], unchanged: u64) -> Result<Appended, Away> {
         let (client, key) = (self.client.clone(), self.entry(position));
+        let when = if unchanged == 0 { When::Absent } else { When::Unchanged(unchanged) };
+        let head = Operation::Put { key: self.head_key(), value: head.to_vec(), when };
         let parts = format!("{}-{:032x}/", self.parts(position), rand::random::<u128>());
         let entry = entry.to_vec();
-        self.wait(async move {
-            let value = if entry.len() < PART {
+        let done = self.wait(async move {
+            let value = if entry.len() < MAX_WHOLE {
                 [&[WHOLE], &entry[..]].concat()
             } else {
                 let mut keys = vec![PARTS];
@@ -145,9 +163,13 @@ impl Log for ConsulLog {
                 }
                 keys
             };
-            let done = client.put(&key, value, When::Absent).await?;
-            Ok(if done { Appended::Done } else { Appended::Taken })
-        })
+            client.transact_at(&[Operation::Put { key, value, when: When::Absent }, head]).await
+        })?;
+        match done {
+            Ok(modified) => Ok(Appended::Done { modified }),
+            Err(faults) if faults.iter().all(|(_, what)| what.contains(STALE)) => Ok(Appended::Taken),
+            Err(faults) => Err(Away(faults.into_iter().map(|(_, what)| what).collect::<Vec<_>>().join("; "))),
+        }
     }
 
     fn forget(&self, positions: Range<u64>) {

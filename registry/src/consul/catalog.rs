@@ -32,6 +32,9 @@ pub struct Node {
     /// Its address: an IP address as a rule.
     #[serde(default)]
     pub address: String,
+    /// Its addresses in its network and from outside: `lan`, `wan`, `lan_ipv6` and the like.
+    #[serde(default, deserialize_with = "or_empty")]
+    pub tagged_addresses: BTreeMap<String, String>,
     /// The datacenter.
     #[serde(default, deserialize_with = "or_empty")]
     pub datacenter: String,

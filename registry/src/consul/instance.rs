@@ -1,10 +1,12 @@
 //! What an instance in the catalog comes to: one that an agent of this mesh registered, one of somebody else's, or
 //! nothing that could be called.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use baremesh_model::address::is_unreachable;
 use baremesh_model::name::{Key, Label};
 use baremesh_model::service::Protocol;
 use baremesh_model::workload::Labels;
@@ -13,6 +15,7 @@ use super::catalog::{Check, Instance};
 use super::mark;
 use crate::control::registration::Registration;
 use crate::format::is_label;
+use crate::resource::HostGrant;
 
 /// The name that a port of a foreign instance has.
 pub const PORT_NAME: &str = "consul";
@@ -61,16 +64,58 @@ pub enum What {
     },
 }
 
-/// What `instance` of `service` is, or why it can be nothing.
-pub fn what(service: &Key, instance: &Instance) -> Result<What, String> {
+/// What `instance` of `service` is, or why it can be nothing. An agent's addresses are those of its node in Consul, and those that
+/// an operator granted to its host: what a registration claims beyond them does not count.
+pub fn what(service: &Key, instance: &Instance, grants: &[HostGrant]) -> Result<What, String> {
     match mark::read(&instance.service.meta) {
-        Some(Ok((host, registration))) if registration.service == *service => {
+        Some(Ok((host, mut registration))) if registration.service == *service => {
+            registration.addresses = own_addresses(&host, &registration.addresses, instance, grants)?;
             Ok(What::Agent { host, registration: Box::new(registration) })
         }
         Some(Ok((_, registration))) => Err(format!("it says that it is of {}", registration.service)),
         Some(Err(reason)) => Err(format!("what an agent registered cannot be read: {reason}")),
         None => foreign(service, instance),
     }
+}
+
+fn own_addresses(
+    host: &Label,
+    claimed: &[IpAddr],
+    instance: &Instance,
+    grants: &[HostGrant],
+) -> Result<Vec<IpAddr>, String> {
+    let node = of_node(instance);
+    let is_granted = |address: IpAddr| {
+        let of_host = grants.iter().filter(|grant| grant.host.matches(host));
+        of_host.flat_map(|grant| &grant.addresses).any(|granted| granted.covers(address))
+    };
+    let is_own = |address: &IpAddr| {
+        is_unreachable(*address).is_none() && (node.contains(address) || is_granted(*address))
+    };
+    let own: Vec<IpAddr> = claimed.iter().copied().filter(is_own).collect();
+    match own.is_empty() {
+        true => Err(format!(
+            "it says that it is at {}, and its node in Consul is at {}: if host {host} is there, grant it with `addresses` in a \
+             HostGrant",
+            listed(claimed),
+            listed(&node)
+        )),
+        false => Ok(own),
+    }
+}
+
+fn listed<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> String {
+    let shown: Vec<_> = addresses.into_iter().map(ToString::to_string).collect();
+    shown.join(", ")
+}
+
+/// The addresses of an instance's node, which its Consul agent has shown to the others.
+pub(super) fn of_node(instance: &Instance) -> BTreeSet<IpAddr> {
+    let node = &instance.node;
+    let tagged =
+        node.tagged_addresses.iter().filter(|(tag, _)| tag.starts_with("lan") || tag.starts_with("wan"));
+    let all = tagged.map(|(_, address)| address).chain([&node.address]);
+    all.filter_map(|text| text.parse::<IpAddr>().ok()).map(|address| address.to_canonical()).collect()
 }
 
 fn foreign(service: &Key, instance: &Instance) -> Result<What, String> {
@@ -82,8 +127,9 @@ fn foreign(service: &Key, instance: &Instance) -> Result<What, String> {
     let address: IpAddr = address.parse().map_err(|_| {
         format!("its address `{address}` is a name, and names are not resolved: register an IP address")
     })?;
-    if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
-        return Err(format!("no other host reaches it at {address}"));
+    let address = address.to_canonical();
+    if let Some(why) = is_unreachable(address) {
+        return Err(format!("no other host reaches it at {address}: {why}"));
     }
     let port = u16::try_from(registered.port).ok().and_then(NonZeroU16::new);
     let port = port.ok_or_else(|| format!("its port is {}", registered.port))?;
@@ -106,9 +152,15 @@ fn address(instance: &Instance) -> &str {
     }
 }
 
-/// Whether an instance is where its node is, which its node's Consul agent has shown to the others.
-pub fn is_at_its_node(instance: &Instance) -> bool {
-    address(instance) == instance.node.address
+/// Whether an instance is elsewhere than at its node.
+pub fn is_elsewhere(instance: &Instance, what: &What) -> bool {
+    let node = of_node(instance);
+    match what {
+        What::Agent { registration, .. } => {
+            !registration.addresses.iter().all(|address| node.contains(address))
+        }
+        What::Foreign { address, .. } => !node.contains(address),
+    }
 }
 
 /// Labels, of which a later one does not replace an earlier one: meta values, then tags, then where it is. What cannot be a
@@ -182,6 +234,7 @@ mod tests {
                 "ID": "db1", "Service": "db", "Port": 5432, "Tags": ["version=v2", "primary", "bad tag", "zone=x"],
                 "Meta": { "zone": "a", "protocol": "mysql", "no label": "" }, "Weights": { "Passing": 5, "Warning": 1 },
             })),
+            &[],
         );
         let Ok(What::Foreign { address, port, labels, weight, .. }) = found else { panic!("{found:?}") };
         assert_eq!((address.to_string().as_str(), port.get(), weight), ("10.0.0.5", 5432, 5));
@@ -197,9 +250,45 @@ mod tests {
             (json!({ "Service": "db", "Port": 1, "Kind": "connect-proxy" }), "Consul's own mesh"),
             (json!({ "Service": "db", "Port": 1, "Meta": { "baremesh-host": "h" } }), "cannot be read"),
         ] {
-            let refused = what(&key(), &one(bad)).expect_err(part);
+            let refused = what(&key(), &one(bad), &[]).expect_err(part);
             assert!(refused.contains(part), "{refused}");
         }
+    }
+
+    #[test]
+    fn what_others_registered_leads_to_no_host_s_own_ports_and_to_no_metadata() {
+        for address in [
+            "127.0.0.1",
+            "127.8.8.8",
+            "::1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::7f00:1",
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "255.255.255.255",
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "fe80::1",
+            "fd00:ec2::254",
+            "100.100.100.200",
+        ] {
+            // As the instance's own, and as its node's.
+            for (of_node, own) in [("10.0.0.5", address), (address, "")] {
+                let found = instance(&json!({
+                    "Node": { "Node": "n1", "Address": of_node },
+                    "Service": { "Service": "db", "Port": 5432, "Address": own },
+                }));
+                let refused = what(&key(), &found, &[]).expect_err(address);
+                assert!(refused.contains("no other host reaches it"), "{refused}");
+            }
+        }
+        let found = instance(&json!({
+            "Node": { "Node": "n1", "Address": "10.0.0.5" },
+            "Service": { "Service": "db", "Port": 5432, "Address": "::ffff:10.0.0.6" },
+        }));
+        let Ok(What::Foreign { address, .. }) = what(&key(), &found, &[]) else { panic!("an address") };
+        assert_eq!(address.to_string(), "10.0.0.6");
     }
 
     #[test]

@@ -128,7 +128,20 @@ pub enum Transacted {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct RawTransacted {
+    results: Option<Vec<RawResult>>,
     errors: Option<Vec<RawFault>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+struct RawResult {
+    kv: Option<RawChanged>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RawChanged {
+    modify_index: u64,
 }
 
 #[derive(Deserialize)]
@@ -204,6 +217,17 @@ impl Client {
 
     /// Does all of it, or nothing: at most `MAX_OPERATIONS`, of `MAX_TRANSACTION` bytes together.
     pub async fn transact(&self, operations: &[Operation]) -> Result<Transacted, ConsulError> {
+        Ok(match self.transact_at(operations).await? {
+            Ok(_) => Transacted::Done,
+            Err(faults) => Transacted::Refused(faults),
+        })
+    }
+
+    /// As `transact`, and says what the last key that was written was changed at (0 if none was), or what is in the way.
+    pub async fn transact_at(
+        &self,
+        operations: &[Operation],
+    ) -> Result<Result<u64, Vec<(usize, String)>>, ConsulError> {
         if operations.len() > MAX_OPERATIONS {
             let operations = operations.len();
             return Err(ConsulError::TransactionTooLarge { operations, limit: MAX_OPERATIONS });
@@ -215,10 +239,12 @@ impl Client {
             return Err(ConsulError::ValueTooLarge { key, size, limit: MAX_TRANSACTION });
         }
         let came = self.ask(Asked::new(Method::PUT, "/v1/txn".to_owned()).body(body)).await?;
-        let faults = came.json::<RawTransacted>()?.errors.unwrap_or_default();
+        let RawTransacted { results, errors } = came.json()?;
+        let last = results.unwrap_or_default().pop().and_then(|result| result.kv);
+        let faults = errors.unwrap_or_default().into_iter().map(|fault| (fault.op_index, fault.what));
         match came.status {
-            StatusCode::OK => Ok(Transacted::Done),
-            _ => Ok(Transacted::Refused(faults.into_iter().map(|f| (f.op_index, f.what)).collect())),
+            StatusCode::OK => Ok(Ok(last.map_or(0, |changed| changed.modify_index))),
+            _ => Ok(Err(faults.collect())),
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use baremesh_model::health::Health;
+use baremesh_model::identity::RESERVED_NAMESPACES;
 use baremesh_model::name::{Key, Label, default_namespace};
 
 use super::local::{self, Share, Status, Ttl};
@@ -43,6 +44,23 @@ pub fn service_of(name: &str) -> Option<Key> {
         None => (name, default_namespace()),
     };
     Some(Key::new(namespace, Label::new(name).ok()?))
+}
+
+/// The service that a name in the catalog is, or why it is none. A service has one name there: were `orders.default` another
+/// one of `orders`, instances under the one would stand for those under the other.
+pub fn service_named(name: &str) -> Result<Key, String> {
+    let key = service_of(name).ok_or(
+        "it is no name of the mesh: those are lower-case letters, digits and hyphens, as `name` or `name.namespace`",
+    )?;
+    match consul_name(&key) {
+        own if own != name => {
+            Err(format!("the service {key} is `{own}` in Consul, and has no second name there"))
+        }
+        _ if RESERVED_NAMESPACES.contains(&key.namespace.as_str()) => {
+            Err(format!("the namespace `{}` is the mesh's own", key.namespace))
+        }
+        _ => Ok(key),
+    }
 }
 
 /// The ID of a registration, and of its check: unique in the datacenter, so that hosts may share a Consul agent.
@@ -181,5 +199,19 @@ mod tests {
         }
         let shop = service_of("orders.shop").expect("a service");
         assert_eq!(service_of(&consul_name(&shop)), Some(shop));
+    }
+
+    #[test]
+    fn a_service_has_one_name_in_the_catalog() {
+        let check = |name: &str, expected: Result<&str, &str>| match (service_named(name), expected) {
+            (Ok(key), Ok(expected)) => assert_eq!(key.to_string(), expected),
+            (Err(why), Err(part)) => assert!(why.contains(part), "{name}: {why}"),
+            (found, _) => panic!("{name}: {found:?}"),
+        };
+        check("orders", Ok("orders.default"));
+        check("orders.shop", Ok("orders.shop"));
+        check("orders.default", Err("is `orders` in Consul"));
+        check("Orders", Err("lower-case"));
+        check("x.control", Err("the mesh's own"));
     }
 }

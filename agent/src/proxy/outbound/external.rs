@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use baremesh_model::identity::Identity;
-use baremesh_model::name::Label;
 use baremesh_model::service::Protocol;
 use baremesh_model::virtual_service::HostPattern;
 use tokio::net::TcpStream;
@@ -54,8 +53,9 @@ pub(super) async fn unseen(
     reach::let_out(call, destination, record)?;
     let shared = &call.worker.shared;
     let ranges = &call.snapshot.mesh.config.virtual_ranges;
+    let asked = (&call.caller, &*host.host);
     let addresses =
-        Box::pin(shared.asked_names.addresses(&host.host, ranges, shared.limits.connect_timeout)).await;
+        Box::pin(shared.asked_names.addresses(asked, ranges, shared.limits.connect_timeout)).await;
     let unresolved = |source| ProxyError::Unresolved { name: host.host.to_string(), source };
     let addresses = addresses.map_err(unresolved)?;
     let mut last = None;

@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use baremesh_registry::consul::mark::TAG;
+use baremesh_registry::consul::mark::{TAG, service_named};
 
 /// Most services that are waited for.
 pub(super) const MAX_WAITED: usize = 64;
 
-/// Consul's own servers.
+/// Consul's own servers: where they are, no endpoint is taken.
 const CONSUL_ITSELF: &str = "consul";
 
 /// What is done about each name of the catalog.
@@ -21,12 +21,18 @@ pub(super) struct Choice {
 }
 
 /// Services of this mesh come first, because agents hold the endpoints of all of them, and then those that are waited for
-/// already, so that none changes sides without need.
+/// already, so that none changes sides without need. What is no service of the mesh is not read.
 pub(super) fn choose(names: &BTreeMap<String, Vec<String>>, waited: &BTreeSet<String>) -> Choice {
     let mut ranked: Vec<_> = names
         .iter()
-        .filter(|(name, _)| *name != CONSUL_ITSELF)
-        .map(|(name, tags)| (!tags.iter().any(|tag| tag == TAG), !waited.contains(name), name.clone()))
+        .filter(|(name, _)| service_named(name).is_ok())
+        .map(|(name, tags)| {
+            (
+                *name != CONSUL_ITSELF && !tags.iter().any(|tag| tag == TAG),
+                !waited.contains(name),
+                name.clone(),
+            )
+        })
         .collect();
     ranked.sort();
     let mut all = ranked.into_iter().map(|(_, _, name)| name);
@@ -45,8 +51,13 @@ mod tests {
         names.extend([named("zz".to_owned(), &["x", TAG]), named("consul".to_owned(), &[])]);
         let choice = choose(&names, &BTreeSet::new());
         assert!(choice.waited.contains("zz") && choice.waited.len() == MAX_WAITED);
-        assert_eq!(choice.in_turn.len(), 101 - MAX_WAITED);
-        names.extend([named("a".to_owned(), &[])]);
+        assert!(choice.waited.contains("consul"));
+        assert_eq!(choice.in_turn.len(), 102 - MAX_WAITED);
+        names.extend([
+            named("a".to_owned(), &[]),
+            named("zz.default".to_owned(), &[TAG]),
+            named("No_Name".to_owned(), &[]),
+        ]);
         let again = choose(&names, &choice.waited);
         assert_eq!(again.waited, choice.waited);
         let small: BTreeMap<_, _> = [named("a".to_owned(), &[])].into();

@@ -4,8 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Instant, SystemTime};
 
+use baremesh_registry::consul::bounds;
 use baremesh_registry::consul::catalog::Instance;
 use baremesh_registry::consul::damping::{At, Damper};
+use baremesh_registry::consul::mark::service_named;
 use baremesh_registry::consul::resources::Set;
 use baremesh_registry::consul::state::{
     ADDRESS, AddressRecord, INSTANCES, MESHED, Report, is_input, remember,
@@ -46,6 +48,10 @@ pub(super) struct Known {
     addresses: BTreeMap<String, Value>,
     meshed: BTreeMap<String, Value>,
     seen: BTreeMap<At, Instance>,
+    /// Names of the catalog that are no service's: not read, and said.
+    unread: BTreeSet<String>,
+    /// Services of which more is in the catalog than is held: so many instances.
+    beyond: BTreeMap<String, usize>,
     damper: Damper,
     /// How each part stands; a part that nothing was heard of yet is not there.
     parts: BTreeMap<Part, Option<String>>,
@@ -54,6 +60,8 @@ pub(super) struct Known {
     changed: bool,
     unsaved: bool,
     report: Report,
+    /// What is to be said where something else is in force than what was heard.
+    instead: Option<String>,
 }
 
 impl Known {
@@ -82,12 +90,15 @@ impl Known {
             meshed: with(MESHED),
             damper: Damper::new(seen.clone(), now),
             seen,
+            unread: BTreeSet::new(),
+            beyond: BTreeMap::new(),
             parts: BTreeMap::new(),
             missing: None,
             in_turn: 0,
             changed: false,
             unsaved: false,
             report: Report::default(),
+            instead: None,
         }
     }
 
@@ -138,10 +149,21 @@ impl Known {
                 let all = all.into_iter().map(|(address, of)| (format!("{ADDRESS}{address}"), record(of)));
                 self.addresses = all.collect();
             }
-            News::Names(names) => self.seen.retain(|(name, _, _), _| names.contains(name)),
+            News::Names(names) => {
+                self.seen.retain(|(name, _, _), _| names.contains(name));
+                self.beyond.retain(|name, _| names.contains(name));
+                self.unread = names.into_iter().filter(|name| service_named(name).is_err()).collect();
+            }
             News::Instances(name, instances) => {
                 self.seen.retain(|(of, _, _), _| *of != name);
-                self.seen.extend(instances.into_iter().map(|one| (at(&name, &one), one)));
+                let (held, beyond) = bounds::of_service(instances);
+                self.seen.extend(held.into_iter().map(|one| (at(&name, &one), one)));
+                self.beyond.remove(&name);
+                for (name, count) in bounds::in_all(&mut self.seen).into_iter().chain([(name, beyond)]) {
+                    if count > 0 {
+                        *self.beyond.entry(name).or_default() += count;
+                    }
+                }
             }
             News::BeganAnew => {
                 tracing::warn!("Consul's catalog began anew: what it lacks is kept for a while");
@@ -175,6 +197,8 @@ impl Known {
             return None;
         }
         let mut by_name: BTreeMap<String, Vec<Instance>> = BTreeMap::new();
+        let unread = self.unread.iter().map(|name| (format!("{INSTANCES}{name}"), Vec::new()));
+        by_name.extend(unread);
         for ((name, _, _), instance) in held {
             by_name.entry(format!("{INSTANCES}{name}")).or_default().push(instance);
         }
@@ -192,7 +216,16 @@ impl Known {
     }
 
     /// Notes what became of it.
-    pub(super) fn published(&mut self, put: &Result<(), WholeError>, report: Report) {
+    pub(super) fn published(
+        &mut self,
+        put: &Result<(), WholeError>,
+        report: Report,
+        instead: Option<String>,
+    ) {
+        if let Some(said) = instead.as_ref().filter(|said| self.instead.as_ref() != Some(*said)) {
+            tracing::error!("{said}");
+        }
+        self.instead = instead;
         self.unsaved = matches!(put, Err(WholeError::Unsaved(_)));
         self.report = report;
     }
@@ -222,6 +255,18 @@ impl Known {
             let shown = named.iter().take(3).map(|(what, why)| format!("{what}: {why}"));
             let shown: Vec<_> = shown.collect();
             notes.push(format!("{left_out} of Consul's catalog left out, among them {}", shown.join("; ")));
+        }
+        notes.extend(self.instead.clone());
+        if let Some((name, count)) = self.beyond.iter().max_by_key(|(_, count)| **count) {
+            notes.push(format!(
+                "{} instances of Consul's catalog left out, among them {count} of {name}: {} of a service, {} KiB of tags and meta of \
+                 each, {} and {} MiB in all are held, the oldest",
+                self.beyond.values().sum::<usize>(),
+                bounds::MAX_INSTANCES,
+                bounds::MAX_INSTANCE_BYTES >> 10,
+                bounds::MAX_IN_ALL,
+                bounds::MAX_BYTES_IN_ALL >> 20
+            ));
         }
         if self.in_turn > 0 {
             notes.push(format!(

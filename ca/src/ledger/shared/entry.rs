@@ -75,6 +75,11 @@ impl Sealed {
     }
 }
 
+/// What the head of a log says where the entry of this position, with that seal, is the last one.
+pub(super) fn head(position: u64, seal: &[u8; 32]) -> Vec<u8> {
+    format!("{position}\n{}", to_hexadecimal(seal)).into_bytes()
+}
+
 fn key(secret: &[u8; 32]) -> Key {
     Key::new(HMAC_SHA256, secret)
 }

@@ -265,6 +265,76 @@ fn a_log_that_was_set_back_or_forgotten_is_not_followed() {
     lose(&|entries| entries.clear());
 }
 
+/// Deletes the newest entry, as whoever can write to the store may; the head names the one before, or stays as it is.
+fn delete_newest(log: &MemoryLog, older_head: bool) {
+    let mut entries = log.entries.lock().expect("no panic before");
+    entries.pop_last();
+    if older_head {
+        let (position, bytes) = entries.last_key_value().expect("an entry");
+        log.write_head(&entry::head(*position, &entry::seal_of(bytes).expect("a seal")));
+    }
+}
+
+#[test]
+fn a_log_whose_newest_entry_was_deleted_is_followed_by_nobody_and_forks_nowhere() {
+    for older_head in [false, true] {
+        // A token that was used at one, and a host that one shut out: the other has not seen it.
+        let two = Two::new();
+        let [one, other] = &two.both;
+        invite(one, "t");
+        redeem(one, "t", "h1", 1).expect("let in");
+        two.agree();
+        redeem(one, "before", "h2", 2).expect("let in");
+        delete_newest(&two.log, older_head);
+        for (ledger, host) in [(other, "h3"), (one, "h4")] {
+            let refused = redeem(ledger, "before", host, 3).expect_err("refused");
+            assert!(matches!(refused, RedeemError::Ledger(LedgerError::OtherLog { .. })), "{refused}");
+            assert!(refused.to_string().contains("Nothing is signed"), "{refused}");
+        }
+        let two = Two::new();
+        let [one, other] = &two.both;
+        redeem(one, "before", "h1", 1).expect("let in");
+        two.agree();
+        assert!(one.revoke_host(&label("h1")).expect("shut out"));
+        delete_newest(&two.log, older_head);
+        assert!(matches!(record(other, "a", "h1"), Err(LedgerError::OtherLog { .. })));
+        // Nor after a start, nor by a copy of its file.
+        let place = Place::new();
+        Ledger::copy(&two.places[1].path("control.db"), &place.path("control.db")).expect("a copy");
+        let copy = Ledger::open(&place.path("control.db")).expect("a ledger");
+        assert!(matches!(copy.with_log(two.log.clone()), Err(LedgerError::OtherLog { .. })));
+    }
+}
+
+#[test]
+fn a_head_that_somebody_wrote_or_took_away_stops_everything() {
+    for bytes in [Some(&b"7\nno seal"[..]), None] {
+        let two = Two::new();
+        redeem(&two.both[0], "before", "h1", 1).expect("let in");
+        two.agree();
+        match bytes {
+            Some(bytes) => two.log.write_head(bytes),
+            None => two.log.head.lock().expect("no panic before").0 = None,
+        }
+        for ledger in &two.both {
+            assert!(matches!(record(ledger, "a", "h1"), Err(LedgerError::OtherLog { .. })));
+        }
+    }
+}
+
+#[test]
+fn a_process_that_ended_before_it_knew_the_head_goes_on() {
+    let two = Two::new();
+    redeem(&two.both[0], "before", "h1", 1).expect("let in");
+    two.agree();
+    for (ledger, serial) in two.both.iter().zip(["a", "b"]) {
+        ledger.inside().connection.execute("UPDATE shared SET head = 0", []).expect("forgotten");
+        assert_eq!(record(ledger, serial, "h1").expect("recorded"), Recorded::All);
+        let head = Standing::read(&ledger.inside().connection).expect("read").expect("shared").head;
+        assert_eq!(Some(head), two.log.head().expect("a head").map(|head| head.modified));
+    }
+}
+
 #[test]
 fn a_file_that_is_shared_is_changed_through_the_log_alone() {
     let two = Two::new();
@@ -295,7 +365,8 @@ fn sharing_that_was_cut_short_is_done_again() {
 fn the_log_keeps_so_many_entries() {
     let log = MemoryLog::default();
     for position in 1..=200 {
-        log.append(position, b"x").expect("appended");
+        let before = log.head().expect("a head").map_or(0, |head| head.modified);
+        log.append(position, b"x", b"head", before).expect("appended");
     }
     let left = |position| {
         forget(&log, position);

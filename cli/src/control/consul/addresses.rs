@@ -6,11 +6,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use baremesh_model::identity::RESERVED_NAMESPACES;
-use baremesh_model::name::Key;
+use baremesh_model::grant::Grant;
+use baremesh_model::name::{Key, Label, default_namespace};
 use baremesh_registry::consul::ConsulError;
 use baremesh_registry::consul::kv::When;
-use baremesh_registry::consul::mark::service_of;
+use baremesh_registry::consul::mark::{TAG, service_named};
 use baremesh_registry::consul::query::{Consistency, Place, Read, Step};
 use baremesh_registry::consul::state::AddressRecord;
 use baremesh_registry::control::addresses::{Addresses, Assignment};
@@ -34,8 +34,8 @@ pub(super) async fn keep(side: Arc<ConsulSide>, server: Arc<Server>) {
     tokio::join!(Box::pin(follow_names(side.clone(), tell)), Box::pin(assign_always(side, server, names)));
 }
 
-/// The services in the catalog, once they are known.
-type Names = Option<BTreeSet<Key>>;
+/// The services in the catalog, once they are known, and whether an agent registered each.
+type Names = Option<BTreeMap<Key, bool>>;
 
 async fn follow_names(side: Arc<ConsulSide>, tell: watch::Sender<Names>) {
     let (mut place, mut attempt) = (Place::default(), 0);
@@ -44,9 +44,11 @@ async fn follow_names(side: Arc<ConsulSide>, tell: watch::Sender<Names>) {
             Ok(answer) => {
                 attempt = 0;
                 if place.advance(answer.index) != Step::Same {
-                    let own = |key: &Key| !RESERVED_NAMESPACES.contains(&key.namespace.as_str());
-                    let all = answer.value.keys().filter(|name| *name != "consul");
-                    tell.send_replace(Some(all.filter_map(|name| service_of(name)).filter(own).collect()));
+                    let all = answer.value.iter().filter(|(name, _)| *name != "consul");
+                    let named = |(name, tags): (&String, &Vec<String>)| {
+                        Some((service_named(name).ok()?, tags.iter().any(|tag| tag == TAG)))
+                    };
+                    tell.send_replace(Some(all.filter_map(named).collect()));
                 }
                 sleep(PACE).await;
             }
@@ -98,7 +100,7 @@ enum Done {
     Overtaken,
 }
 
-async fn assign(side: &ConsulSide, server: &Server, named: BTreeSet<Key>) -> Result<Done, ConsulError> {
+async fn assign(side: &ConsulSide, server: &Server, named: BTreeMap<Key, bool>) -> Result<Done, ConsulError> {
     let prefix = format!("{}addresses/", side.client.settings().prefix);
     let found = side.client.list(&prefix, Read::now(Consistency::Consistent)).await?.value;
     let (mut addresses, mut stands) = (Addresses::default(), BTreeMap::new());
@@ -116,7 +118,10 @@ async fn assign(side: &ConsulSide, server: &Server, named: BTreeSet<Key>) -> Res
     };
     let now = SystemTime::now();
     let mut pending = BTreeMap::new();
-    let all: BTreeSet<&Key> = stated.keys().chain(&named).collect();
+    let namespaces = namespaces(server);
+    let counts = |(key, is_ours): &(&Key, &bool)| **is_ours || namespaces.contains(&key.namespace);
+    let named = named.iter().filter(counts).map(|(key, _)| key);
+    let all: BTreeSet<&Key> = stated.keys().chain(named).collect();
     for service in &all {
         let own = stated.get(*service).map(Vec::as_slice).unwrap_or_default();
         if let Err(error) = addresses.assign(service, own, &ranges, now, &mut pending) {
@@ -164,6 +169,19 @@ fn stated(server: &Server) -> BTreeMap<Key, Vec<IpAddr>> {
     let mut all = declared.addressed_hosts();
     all.extend(declared.services.into_values().map(|service| (service.key, service.addresses)));
     all
+}
+
+/// Namespaces whose services are taken from the catalog when nobody's agent registered them.
+fn namespaces(server: &Server) -> BTreeSet<Label> {
+    let resources = server.directory.resources().map(|(resources, _)| resources).unwrap_or_default();
+    let mut namespaces = BTreeSet::from([default_namespace()]);
+    for located in resources {
+        namespaces.insert(located.value.id().key.namespace);
+        if let Resource::HostGrant(grant) = &located.value {
+            namespaces.extend(grant.services.iter().filter_map(Grant::namespace));
+        }
+    }
+    namespaces
 }
 
 fn assignment(record: &AddressRecord) -> Option<Assignment> {

@@ -1,7 +1,6 @@
 //! Endpoints: a WorkloadEntry for each instance that counts, and for none whose address and port are another's.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -11,21 +10,19 @@ use baremesh_model::service::Service;
 use baremesh_model::workload::{Locality, OF_CATALOG, Tunnel, Workload};
 
 use super::super::instance::{Standing, What};
+use super::Derived;
+use super::claims::Claims;
+use super::consul_itself::ConsulItself;
 use super::services::{Known, Member};
-use super::{Declared, Derived};
 use crate::control::digest::Digest;
 use crate::control::registration::workload_name;
 use crate::format;
 use crate::resource::Resource;
 
-/// Who has an address and port: the namespace and the account.
-type Claims = BTreeMap<SocketAddr, (Label, Label)>;
-
 /// Adds the endpoints of all services.
-pub(super) fn add(services: Vec<Known>, declared: &Declared, derived: &mut Derived) {
-    let mut claims = declared_claims(declared);
+pub(super) fn add(services: Vec<Known>, mut claims: Claims, consul: &ConsulItself, derived: &mut Derived) {
     let mut all: Vec<(Arc<Service>, Member)> = Vec::new();
-    for Known { service, members } in services {
+    for Known { service, members, .. } in services {
         let service = Arc::new(service);
         all.extend(members.into_iter().map(|member| (Arc::clone(&service), member)));
     }
@@ -45,8 +42,14 @@ pub(super) fn add(services: Vec<Known>, declared: &Declared, derived: &mut Deriv
                 continue;
             }
         };
+        let places = || service.ports.iter().flat_map(|port| workload.endpoints(port));
+        if let Some(at) = places().find(|at| consul.is_at(*at)) {
+            let why = format!("Consul itself is at {at}, and nothing else that is called");
+            derived.report.leave_out(member.named, why);
+            continue;
+        }
         if workload.tunnel == Tunnel::Hbone
-            && let Err(at) = claim(&mut claims, &service, &workload)
+            && let Err(at) = claims.claim(&service, &workload)
         {
             let why = format!("{at} is another identity's already: whoever is at that address first has it");
             derived.report.leave_out(member.named, why);
@@ -63,29 +66,6 @@ pub(super) fn add(services: Vec<Known>, declared: &Declared, derived: &mut Deriv
 
 fn entry(key: &Key) -> String {
     format!("WorkloadEntry/{}/{}", key.namespace, key.name)
-}
-
-/// What operators wrote comes before the catalog.
-fn declared_claims(declared: &Declared) -> Claims {
-    let mut claims = Claims::new();
-    for workload in declared.workloads.iter().filter(|workload| workload.tunnel == Tunnel::Hbone) {
-        for service in declared.services.values().filter(|service| workload.serves(service)) {
-            // Two of theirs that disagree are for whoever makes the mesh to refuse.
-            let _ = claim(&mut claims, service, workload);
-        }
-    }
-    claims
-}
-
-/// Takes the addresses and ports of a workload, all of them or none.
-fn claim(claims: &mut Claims, service: &Service, workload: &Workload) -> Result<(), SocketAddr> {
-    let owner = (service.key.namespace.clone(), service.service_account.clone());
-    let wanted: Vec<SocketAddr> = service.ports.iter().flat_map(|port| workload.endpoints(port)).collect();
-    if let Some(at) = wanted.iter().find(|at| claims.get(at).is_some_and(|other| *other != owner)) {
-        return Err(*at);
-    }
-    claims.extend(wanted.into_iter().map(|at| (at, owner.clone())));
-    Ok(())
 }
 
 fn workload(service: &Service, member: &Member, derived: &Derived) -> Result<Workload, String> {

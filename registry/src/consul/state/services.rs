@@ -1,20 +1,20 @@
 //! Services and their addresses: what each name of the catalog is, and which of its instances count.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-use baremesh_model::identity::RESERVED_NAMESPACES;
-use baremesh_model::name::Key;
+use baremesh_model::name::{Key, default_namespace};
 use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::service_entry::hosts;
 use serde_json::Value;
 
 use super::super::catalog::Instance;
-use super::super::instance::{PORT_NAME, Standing, What, is_at_its_node, standing, what};
-use super::super::mark::service_of;
-use super::{CONSUL_ITSELF, Declared, Derived, MESHED, Report, assigned, instances};
+use super::super::instance::{PORT_NAME, Standing, What, is_elsewhere, standing, what};
+use super::super::mark::service_named;
+use super::super::settings::Settings;
+use super::{CONSUL_ITSELF, Declared, Derived, MESHED, Report, assigned, instances, is_agent_of};
 use crate::format;
 use crate::resource::Resource;
 
@@ -24,46 +24,62 @@ pub(super) struct Member {
     pub(super) named: String,
     pub(super) what: What,
     pub(super) standing: Standing,
-    /// Whose claim to an address and port comes first: at its node's address before elsewhere, the older before the newer.
-    pub(super) rank: (bool, u64, String),
+    /// Whose claim to an address and port comes first.
+    pub(super) rank: Rank,
     /// Tells it from the others of its service.
     pub(super) place: (String, String),
+}
+
+/// Who comes first: who was heard of before who is silent, who is at the addresses of its node before who was granted others,
+/// the older before the newer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    is_silent: bool,
+    is_elsewhere: bool,
+    age: u64,
+    place: String,
 }
 
 /// A service with its instances. Its addresses may be missing.
 pub(super) struct Known {
     pub(super) service: Service,
     pub(super) members: Vec<Member>,
+    /// Whether nothing but the catalog says that it is there.
+    pub(super) is_implied: bool,
 }
 
 /// The services of the catalog.
 pub(super) fn catalog(
     inputs: &BTreeMap<String, Value>,
     declared: &Declared,
-    plain: &BTreeSet<Key>,
+    settings: &Settings,
     report: &mut Report,
 ) -> BTreeMap<Key, Known> {
     let mut all = BTreeMap::new();
     for (name, instances) in instances(inputs).filter(|(name, _)| *name != CONSUL_ITSELF) {
-        let Some(key) = service_of(name) else {
-            let why = "it is no name of the mesh: those are lower-case letters, digits and hyphens, as `name` or `name.namespace`";
-            report.leave_out(name.to_owned(), why);
-            continue;
+        let key = match service_named(name) {
+            Ok(key) => key,
+            Err(why) => {
+                report.leave_out(name.to_owned(), why);
+                continue;
+            }
         };
-        if RESERVED_NAMESPACES.contains(&key.namespace.as_str()) {
-            report.leave_out(name.to_owned(), format!("the namespace `{}` is the mesh's own", key.namespace));
-            continue;
-        }
         let stated = declared.services.get(&key);
         if stated.is_some_and(|service| service.federated.is_some()) {
             report.leave_out(name.to_owned(), "the Service of that name is another mesh's");
             continue;
         }
-        let members = members(&key, &instances, report);
-        let agents = || members.iter().filter(|member| matches!(member.what, What::Agent { .. }));
-        let was_meshed = inputs.contains_key(&format!("{MESHED}{name}"));
-        let takes_plain =
-            plain.contains(&key) || (stated.is_none() && agents().next().is_none() && !was_meshed);
+        let members = members(&key, &instances, declared, report);
+        let has_agent = || members.iter().any(|member| is_agent_of(&key, &member.what, declared));
+        let is_known = key.namespace == default_namespace()
+            || declared.namespaces.contains(&key.namespace)
+            || settings.plain.contains(&key);
+        if !is_known && !has_agent() {
+            report.leave_out(name.to_owned(), UNKNOWN_NAMESPACE);
+            continue;
+        }
+        let was_meshed = inputs.contains_key(&format!("{MESHED}{key}"));
+        let takes_plain = settings.plain.contains(&key) || (stated.is_none() && !has_agent() && !was_meshed);
         let Some(service) = stated.cloned().or_else(|| implied(&key, &members, takes_plain)) else {
             for member in &members {
                 report.leave_out(member.named.clone(), reason_without_service(member));
@@ -91,13 +107,16 @@ pub(super) fn catalog(
                 Err(why) => report.leave_out(member.named, why),
             }
         }
-        all.insert(key, Known { service, members: counted });
+        all.insert(key, Known { service, members: counted, is_implied: stated.is_none() });
     }
     all
 }
 
 const PLAIN_OF_MESHED: &str = "the service is meshed, and somebody registered this instance without an agent: nothing is sent to it in plaintext, \
      unless `plain` in [consul] names the service";
+
+const UNKNOWN_NAMESPACE: &str = "no resource is in that namespace, and no agent registered it: else whoever registers `github.com` would be \
+     it; write a Service, or any resource in the namespace";
 
 fn reason_without_service(member: &Member) -> String {
     match &member.what {
@@ -109,19 +128,22 @@ fn reason_without_service(member: &Member) -> String {
     }
 }
 
-fn members(key: &Key, instances: &[Instance], report: &mut Report) -> Vec<Member> {
+fn members(key: &Key, instances: &[Instance], declared: &Declared, report: &mut Report) -> Vec<Member> {
     let mut members = Vec::new();
     for instance in instances {
         let (node, id) = (&instance.node.node, &instance.service.id);
         let named = format!("{key} `{id}` on {node}");
-        match what(key, instance) {
-            Ok(what) => members.push(Member {
-                named,
-                what,
-                standing: standing(instance),
-                rank: (!is_at_its_node(instance), instance.service.create_index, format!("{node}/{id}")),
-                place: (node.clone(), id.clone()),
-            }),
+        match what(key, instance, &declared.grants) {
+            Ok(what) => {
+                let standing = standing(instance);
+                let rank = Rank {
+                    is_silent: standing == Standing::Silent,
+                    is_elsewhere: is_elsewhere(instance, &what),
+                    age: instance.service.create_index,
+                    place: format!("{node}/{id}"),
+                };
+                members.push(Member { named, what, standing, rank, place: (node.clone(), id.clone()) });
+            }
             Err(why) => report.leave_out(named, why),
         }
     }
@@ -134,7 +156,7 @@ fn members(key: &Key, instances: &[Instance], report: &mut Report) -> Vec<Member
 fn implied(key: &Key, members: &[Member], takes_plain: bool) -> Option<Service> {
     let agents = members.iter().filter_map(|member| match &member.what {
         What::Agent { registration, .. } if *registration.account() == key.name => {
-            Some((member.rank.1, registration))
+            Some((member.rank.age, registration))
         }
         _ => None,
     });
@@ -179,7 +201,7 @@ pub(super) fn with_addresses(
 ) -> Vec<Known> {
     let ranges = &declared.config.virtual_ranges;
     for service in declared.services.values() {
-        let known = || Known { service: service.clone(), members: Vec::new() };
+        let known = || Known { service: service.clone(), members: Vec::new(), is_implied: false };
         catalog.entry(service.key.clone()).or_insert_with(known);
     }
     let stated = declared

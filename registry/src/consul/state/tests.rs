@@ -1,5 +1,8 @@
 //! What catalogs come to: a mesh in any case, and nothing in plaintext that is meshed.
 
+/// Whose an address and port are.
+mod claimed;
+
 use std::sync::Arc;
 
 use baremesh_model::mesh::Mesh;
@@ -92,7 +95,7 @@ fn what_others_registered_is_plain_and_what_agents_registered_is_not() {
         ("consul", json!([foreign("consul", "n1", "10.0.0.8", 8300)])),
         ("Not A Name", json!([])),
     ];
-    let derived = derive(&inputs(&all, &[]), &BTreeSet::new());
+    let derived = derive(&inputs(&all, &[]), &Settings::default());
     assert_eq!(endpoints(&derived, "orders"), ["10.0.0.1:8080 Hbone healthy", "10.0.0.2:8080 Hbone healthy"]);
     assert_eq!(endpoints(&derived, "db"), ["10.0.0.8:5432 Plain healthy", "10.0.0.9:5433 Plain healthy"]);
     assert_eq!(endpoints(&derived, "consul"), ["no service"]);
@@ -107,10 +110,10 @@ fn nobody_turns_a_meshed_service_to_plaintext_by_registering_under_its_name() {
     let check = |of: &[Value], resources: &[Value], meshed: bool, plain: &[&str], expected: &[&str]| {
         let mut inputs = inputs(&[("orders", json!(of))], resources);
         if meshed {
-            inputs.insert(format!("{MESHED}orders"), 1.into());
+            inputs.insert(format!("{MESHED}orders.default"), 1.into());
         }
         let plain = plain.iter().map(|name| key(name)).collect();
-        let derived = derive(&inputs, &plain);
+        let derived = derive(&inputs, &Settings { plain, ..Settings::default() });
         assert_eq!(endpoints(&derived, "orders"), expected, "{of:?}");
         // Whatever was not taken is said.
         assert_eq!(derived.report.left_out, of.len() - derived.report.agents - derived.report.plain);
@@ -127,10 +130,33 @@ fn nobody_turns_a_meshed_service_to_plaintext_by_registering_under_its_name() {
 }
 
 #[test]
+fn a_service_has_no_second_name_in_the_catalog_to_take_it_over_by() {
+    let all = [
+        ("orders", json!([ours("orders", "h1", "10.0.0.1", None)])),
+        ("orders.default", json!([foreign("orders.default", "evil", "10.6.6.6", 8080)])),
+    ];
+    for (resources, meshed) in [(vec![], false), (vec![resource(ORDERS)], false), (vec![], true)] {
+        // Of those under its own name, some instances, or none any more.
+        for of in [&all[..], &all[1..]] {
+            let mut inputs = inputs(of, &resources);
+            if meshed {
+                inputs.insert(format!("{MESHED}orders.default"), 1.into());
+            }
+            let derived = derive(&inputs, &Settings::default());
+            let found = endpoints(&derived, "orders");
+            assert!(!found.iter().any(|endpoint| endpoint.contains("Plain")), "{found:?}");
+            assert_eq!(found.contains(&"10.0.0.1:8080 Hbone healthy".to_owned()), of.len() == 2, "{found:?}");
+            let why = &derived.report.named["orders.default"];
+            assert!(why.contains("no second name"), "{why}");
+        }
+    }
+}
+
+#[test]
 fn nobody_chooses_whom_callers_trust_by_registering() {
     let mallory = ours("orders", "evil", "10.6.6.6", Some("mallory"));
     let check = |of: &[Value], resources: &[Value], expected: &[&str]| {
-        let derived = derive(&inputs(&[("orders", json!(of))], resources), &BTreeSet::new());
+        let derived = derive(&inputs(&[("orders", json!(of))], resources), &Settings::default());
         assert_eq!(endpoints(&derived, "orders"), expected);
         let mesh = mesh(&derived);
         mesh.services.values().for_each(|service| assert_ne!(service.service_account.as_str(), "mallory"));
@@ -159,9 +185,9 @@ fn whoever_may_write_to_the_catalog_keeps_no_state_from_coming_into_force() {
     let resources: Vec<_> =
         resources.iter().flat_map(|p| &p.resources).map(|r| format::encode(&r.value)).collect();
     assert_eq!(resources.len(), 2);
-    let derived = derive(&inputs(&all, &resources), &BTreeSet::new());
+    let derived = derive(&inputs(&all, &resources), &Settings::default());
     assert_eq!(endpoints(&derived, "orders"), ["10.0.0.1:8080 Hbone healthy"]);
-    assert_eq!(endpoints(&derived, "evil"), NO_ENDPOINTS);
+    assert_eq!(endpoints(&derived, "evil"), ["no service"]);
     assert_eq!(endpoints(&derived, "theirs"), NO_ENDPOINTS);
     assert_eq!(derived.report.left_out, 5, "{:?}", derived.report);
     // Names whose hashes meet: a range with room for few.
@@ -169,13 +195,13 @@ fn whoever_may_write_to_the_catalog_keeps_no_state_from_coming_into_force() {
     all = names.iter().map(|name| (name.as_str(), json!([foreign(name, "n", "10.0.0.3", 1)]))).collect();
     let small = resource("[[MeshConfig]]\nvirtualRanges = { v4 = \"240.240.0.0/26\", v6 = \"off\" }\n");
     let mut inputs = inputs(&all, &[small]);
-    let derived = derive(&inputs, &BTreeSet::new());
+    let derived = derive(&inputs, &Settings::default());
     let taken = mesh(&derived).services.len();
     assert!(taken < 40 && taken + derived.report.left_out == 40, "{taken}");
     let waiting = names.iter().find(|name| !mesh(&derived).services.contains_key(&key(name))).expect("one");
     let record = AddressRecord { service: key(waiting).to_string(), since: 0, released: None };
     inputs.insert(format!("{ADDRESS}240.240.0.61"), serde_json::to_value(record).expect("JSON"));
-    let derived = derive(&inputs, &BTreeSet::new());
+    let derived = derive(&inputs, &Settings::default());
     assert_eq!(mesh(&derived).services[&key(waiting)].addresses[0].to_string(), "240.240.0.61");
 }
 
@@ -184,7 +210,7 @@ const NO_ENDPOINTS: [&str; 0] = [];
 #[test]
 fn meshed_services_are_remembered_for_a_week() {
     let mut now = inputs(&[("orders", json!([ours("orders", "h1", "10.0.0.1", None)]))], &[]);
-    let memory = format!("{MESHED}orders");
+    let memory = format!("{MESHED}orders.default");
     remember(&mut now, 1000);
     remember(&mut now, 2000);
     assert_eq!(now[&memory], 1000, "the state does not change with each look");
@@ -205,7 +231,7 @@ fn a_foreign_instance_is_marked_as_one_whatever_it_says_of_itself() {
             ("legacy", json!([instance("n1", "10.0.0.9", &legacy)])),
             ("web", json!([ours("web", "h1", "10.0.0.1", None)])),
         ];
-        let derived = derive(&inputs(&of, &[]), &BTreeSet::new());
+        let derived = derive(&inputs(&of, &[]), &Settings::default());
         let mesh = mesh(&derived);
         assert_eq!(mesh.workloads.len(), 2);
         for workload in mesh.workloads.values() {
@@ -213,4 +239,71 @@ fn a_foreign_instance_is_marked_as_one_whatever_it_says_of_itself() {
             assert_eq!(workload.labels.get(OF_CATALOG).map(|value| &**value), expected, "{}", workload.key);
         }
     }
+}
+
+/// Resources of several kinds.
+fn resources(toml: &str) -> Vec<Value> {
+    let parsed = format::Form::Toml.parse(toml, "r.toml");
+    parsed.resources.iter().map(|resource| format::encode(&resource.value)).collect()
+}
+
+#[test]
+fn the_same_inputs_with_another_catalog_keep_all_else() {
+    let now = inputs(&[("db", json!([1]))], &[resource(ORDERS)]);
+    let before = inputs(&[("legacy", json!([2]))], &[]);
+    let names = |of: BTreeMap<String, Value>| of.into_keys().collect::<Vec<_>>();
+    assert_eq!(names(with_catalog(&now, None)), ["Service/default/orders"]);
+    assert_eq!(
+        names(with_catalog(&now, Some(&before))),
+        ["Service/default/orders", "consul/instances/legacy"]
+    );
+}
+
+#[test]
+fn marks_alone_put_no_service_out() {
+    let db = foreign("db", "n1", "10.0.0.8", 5432);
+    let mut elsewhere = ours("db", "evil", "10.6.6.6", None);
+    elsewhere["Node"]["Address"] = "10.9.9.9".into();
+    let mut unreadable = ours("db", "evil", "10.6.6.6", None);
+    unreadable["Service"]["Meta"] = json!({ "baremesh-host": "evil" });
+    let mut others = ours("web", "evil", "10.6.6.6", None);
+    others["Service"]["Service"] = "db".into();
+    for marked in [elsewhere, unreadable, others, ours("db", "evil", "10.6.6.6", Some("mallory"))] {
+        let mut inputs = inputs(&[("db", json!([db, marked]))], &[]);
+        for _ in 0..2 {
+            let derived = derive(&inputs, &Settings::default());
+            assert_eq!(endpoints(&derived, "db"), ["10.0.0.8:5432 Plain healthy"], "{marked}");
+            remember(&mut inputs, 1000);
+        }
+        assert!(!inputs.keys().any(|key| key.starts_with(MESHED)), "{marked}");
+    }
+}
+
+#[test]
+fn no_public_name_is_taken_by_a_registration() {
+    let name = "github.com";
+    let check = |toml: &str, plain: &[&str], expected: &[&str]| {
+        let all = [(name, json!([foreign(name, "n1", "10.6.6.6", 443)]))];
+        let plain = plain.iter().map(|name| key(name)).collect();
+        let settings = Settings { plain, ..Settings::default() };
+        let derived = derive(&inputs(&all, &resources(toml)), &settings);
+        assert_eq!(endpoints(&derived, name), expected, "{toml}");
+        let why = derived.report.named.get(name).map(String::as_str).unwrap_or_default();
+        assert_eq!(why.contains("no resource is in that namespace"), expected == ["no service"], "{why}");
+    };
+    let taken = ["10.6.6.6:443 Plain healthy"];
+    let peers =
+        "[[PeerAuthentication]]\nname = \"default\"\nnamespace = \"com\"\nmtls = { mode = \"STRICT\" }\n";
+    check("", &[], &["no service"]);
+    check(ORDERS, &[], &["no service"]);
+    check(peers, &[], &taken);
+    check("", &[name], &taken);
+    let grant =
+        |services: &str| format!("[[HostGrant]]\nname = \"g\"\nhost = \"h1\"\nservices = [\"{services}\"]\n");
+    check(&grant("x.com"), &[], &taken);
+    check(&grant("*.c*"), &[], &["no service"]);
+    // An agent's own.
+    let all = [("orders.shop", json!([ours("orders.shop", "h1", "10.0.0.1", None)]))];
+    let derived = derive(&inputs(&all, &[]), &Settings::default());
+    assert_eq!(endpoints(&derived, "orders.shop"), ["10.0.0.1:8080 Hbone healthy"]);
 }
