@@ -240,14 +240,16 @@ fn a_host_for_other_namespaces_is_none_here() {
 fn who_is_given_the_address_of_a_host_that_it_does_not_see_is_passed_on_by_its_name() {
     let outside = Outside::new("egress-unseen");
     // A neighbour sees the host, so that DNS answers for it, whoever asks.
-    outside.web.register("neighbour.elsewhere", ["--port", "81", "--user", "12321"]);
+    let neighbour =
+        ["service", "register", "neighbour", "--namespace", "elsewhere", "--port", "81", "--user", "12321"];
+    output_of(outside.web.host.baremesh(neighbour));
     outside.names.say("api.example.com", &[[10, 77, 0, 66]]);
     outside.mesh.enforce(&entry(
         "api",
         "namespace = \"elsewhere\"\nexportTo = [\".\"]\nhosts = [\"api.example.com\"]\nresolution = \"DNS\"\n\
          ports = [{ number = 8080, protocol = \"TCP\" }]",
     ));
-    let of_mesh = |address: &str| address.starts_with("240.240.");
+    let of_mesh = |address: &str| address.starts_with("240.240.") || address.starts_with("[fdba:4e3e:5400:");
     let passed_on = |line: &serde_json::Value| {
         line["upstream_cluster"] == "PassthroughCluster"
             && line["upstream_host"] == "10.77.0.66:8080"
