@@ -1,5 +1,5 @@
 //! Consul as registry: services and their health in its catalog, policy in its key-value store. A thin client of the
-//! HTTP API (https://developer.hashicorp.com/consul/api-docs), as of Consul 1.8; nothing of Consul Enterprise.
+//! HTTP API (<https://developer.hashicorp.com/consul/api-docs>), as of Consul 1.8; nothing of Consul Enterprise.
 //!
 //! Modules in reading order.
 

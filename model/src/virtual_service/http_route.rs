@@ -106,7 +106,7 @@ pub struct Destination {
     pub host: Arc<str>,
     /// The subset of its DestinationRule; all endpoints without.
     pub subset: Option<Arc<str>>,
-    /// The port; see [`Destination::port_of`] for what it is without.
+    /// The port; without one it is the only port of the host, or the one that the caller dialled.
     pub port: Option<NonZeroU16>,
 }
 

@@ -1,5 +1,5 @@
-//! What Consul knows of services: their names and tags (https://developer.hashicorp.com/consul/api-docs/catalog), and
-//! the instances of one with their health (https://developer.hashicorp.com/consul/api-docs/health).
+//! What Consul knows of services: their names and tags (<https://developer.hashicorp.com/consul/api-docs/catalog>), and
+//! the instances of one with their health (<https://developer.hashicorp.com/consul/api-docs/health>).
 
 use std::collections::BTreeMap;
 

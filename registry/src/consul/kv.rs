@@ -1,4 +1,4 @@
-//! Consul's key-value store (https://developer.hashicorp.com/consul/api-docs/kv) and its transactions.
+//! Consul's key-value store (<https://developer.hashicorp.com/consul/api-docs/kv>) and its transactions.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

@@ -1,4 +1,4 @@
-//! The local Consul agent (https://developer.hashicorp.com/consul/api-docs/agent): what this host registers there, and
+//! The local Consul agent (<https://developer.hashicorp.com/consul/api-docs/agent>): what this host registers there, and
 //! the checks that it feeds.
 
 use std::collections::BTreeMap;

@@ -1,5 +1,5 @@
 //! How fresh an answer must be, and waiting for the next one: blocking queries
-//! (https://developer.hashicorp.com/consul/api-docs/features/blocking) and consistency modes.
+//! (<https://developer.hashicorp.com/consul/api-docs/features/blocking>) and consistency modes.
 
 use std::time::Duration;
 
