@@ -21,7 +21,8 @@ CODES = {
 
 # Kinds of later versions, by the analysers that are about them, or by their first words.
 LATER = {
-    "gateway": "Gateway", "sidecar": "Sidecar", "telemetry": "Telemetry", "serviceentry": "ServiceEntry",
+    "gateway": "Gateway", "telemetry": "Telemetry",
+    "sidecar": "what is said of several Sidecars together",
     "virtualservice.GatewayAnalyzer": "Gateway", "virtualservice.JWTClaimRouteAnalyzer": "Gateway",
 }
 

@@ -7,7 +7,7 @@ import subprocess
 # The kinds that this version takes.
 KINDS = {
     "Service", "WorkloadEntry", "VirtualService", "DestinationRule", "PeerAuthentication", "AuthorizationPolicy",
-    "RequestAuthentication",
+    "RequestAuthentication", "ServiceEntry", "Sidecar", "WorkloadGroup",
 }
 
 # What our message says where it does not use the words of the case.
@@ -28,6 +28,11 @@ SAME_THING = {
     ("WorkloadEntry", "bad-uds-dir"): "Unix sockets are not taken as an address",
     ("WorkloadEntry", "uds-with-ports"): "Unix sockets are not taken as an address",
     ("WorkloadEntry", "bad-port-name"): "`ports[@]`: is not a port name",
+    ("ServiceEntry", "no-spec"): "`spec` is required",
+    ("ServiceEntry", "bad-selector-value"): "wildcards are not supported in labels and selectors",
+    ("ServiceEntry", "bad-port"): "a port must be between 1 and 65535",
+    ("WorkloadGroup", "no-spec"): "`spec` is required",
+    ("WorkloadGroup", "http-probe-invalid"): "is not a header name",
 }
 
 # Valid for Istio, and refused here on purpose.
@@ -179,6 +184,14 @@ def run_yaml(report, suite, binary, _scratch):
     report.remark(", ".join(f"{outcome}: {number}" for outcome, number in sorted(outcomes.items())))
 
 
+def is_field_of(finding, kind, name):
+    """Whether a field of the resource, or an address of it that is of this host alone, is refused by name, and the resource
+    with it."""
+    resource = finding["resource"] or {}
+    is_said = re.search(r"is refused|is no address of another host", finding["message"])
+    return (resource.get("kind"), resource.get("name")) == (kind, name) and bool(is_said)
+
+
 def outcome_of(binary, text):
     """What became of a file, and the fault if it is none of what it may be."""
     findings, held = analyze(binary, text)
@@ -186,7 +199,7 @@ def outcome_of(binary, text):
     found = documents(text)
     later, kinds = False, set()
     for kind, name, part in found:
-        about = [finding for finding in errors if f"{kind} `{name}`" in finding["message"]]
+        about = [finding for finding in errors if f"{kind} `{name}`" in finding["message"] or is_field_of(finding, kind, name)]
         if about:
             if kind == "EnvoyFilter" and "ratelimit" in part and not any("RateLimit" in (f["help"] or "") for f in about):
                 return "failed", f"{kind} {name} limits requests, and RateLimit is not named"

@@ -228,6 +228,7 @@ pub(super) fn decode(document: &Document, findings: &mut Findings) -> Option<Res
             | Kind::DestinationRule
             | Kind::RateLimit
             | Kind::ServiceEntry
+            | Kind::WorkloadGroup
     );
     if document.spec.is_none() && needs_spec {
         let message = "`spec` is required: it is missing or empty".to_owned();

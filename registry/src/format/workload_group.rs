@@ -16,6 +16,7 @@ use super::fields::{Field, enforced, no_effect, refused};
 use super::tree::Value;
 use super::workload_entry::{encode_locality, ports, weight};
 use super::{duration, json};
+use crate::diagnostic::quote;
 
 const OWN: &str = "the address is the host's own: its registration or agent.toml says it";
 const PROBED: &str = "a port of the registration, by number or name; its first without";
@@ -247,9 +248,19 @@ fn scheme(d: &mut Decoder<'_>, at: &At<'_>) -> Option<bool> {
 
 fn header(d: &mut Decoder<'_>, at: &At<'_>) -> Option<(Arc<str>, Arc<str>)> {
     let fields = d.fields(at)?;
-    let name = d.required(&fields, "name").and_then(|at| d.text(&at).map(Arc::from));
+    let name = d.required(&fields, "name").and_then(|at| header_name(d, &at));
     let value = optional(fields.take("value"), |at| d.any_text(&at).map(Arc::from));
     Some((name?, value?.unwrap_or_default()))
+}
+
+fn header_name(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Arc<str>> {
+    let text = d.text(at)?;
+    if !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+        let help = "write letters, digits and `-`, such as `x-probe`";
+        d.invalid(at, format!("{} is not a header name", quote(text)), help);
+        return None;
+    }
+    Some(text.into())
 }
 
 pub(super) fn encode(group: &WorkloadGroup) -> Json {

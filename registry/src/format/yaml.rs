@@ -3,6 +3,7 @@
 //! its bound.
 
 use std::collections::{HashMap, HashSet};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, Tag};
@@ -163,7 +164,8 @@ impl<'t> Builder<'t> {
                 let span = Span::new(span.start, span.end.max(at.end));
                 return Ok(Node { span, value: Value::List(items) });
             }
-            items.push(self.node(event, at, depth + 1)?);
+            let item = self.node(event, at, depth + 1)?;
+            items.push(address_with_colons(&item).unwrap_or(item));
         }
     }
 
@@ -192,6 +194,15 @@ impl<'t> Builder<'t> {
             entries.push(Entry { key, key_span, node });
         }
     }
+}
+
+/// An IPv6 address that ends in `::`, as an item of a list: to YAML it is a key without a value.
+fn address_with_colons(item: &Node) -> Option<Node> {
+    let Value::Map(entries) = &item.value else { return None };
+    let [Entry { key, node: Node { value: Value::Null, .. }, .. }] = &**entries else { return None };
+    let text = format!("{key}:");
+    text.parse::<Ipv6Addr>().ok()?;
+    Some(Node { span: item.span, value: Value::Text(text.into()) })
 }
 
 fn no_tag(tag: Option<&Tag>, span: Span) -> Result<(), Fault> {

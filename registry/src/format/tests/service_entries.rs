@@ -40,6 +40,7 @@ fn what_does_not_fit_together_is_refused_with_its_reason() {
         ("1.1.1.1/32", ""),
         ("10.1.2.3/16", ""),
         ("'001:db8::'", ""),
+        ("1.1.1.1/32, 001:db8::", ""),
     ] {
         check(&format!("hosts: [a.example.com], addresses: [{addresses}]"), expected);
     }
