@@ -226,7 +226,7 @@ pub fn capture(config: &AgentConfig) -> Result<Option<Capture>, AgentError> {
     let runtime = &config.directories.runtime;
     std::fs::create_dir_all(runtime).map_err(doing(format!("making {}", runtime.display())))?;
     match Capture::new(runtime) {
-        Ok(capture) => Ok(Some(capture)),
+        Ok(capture) => Ok(Some(capture.by_own_name())),
         Err(error) if !config.capture => {
             tracing::warn!(%error, "capture is off, and cannot be switched on");
             Ok(None)

@@ -99,6 +99,16 @@ impl Capture {
         })
     }
 
+    /// Has the kernel's notices of this process's own changes told from those of others in whatever PID namespace it runs. Only
+    /// for the process that owns the runtime directory. Without it they are told by the numbers of processes.
+    pub fn by_own_name(mut self) -> Self {
+        match self.tools.clone().naming_nft(&self.runtime) {
+            Ok(tools) => self.tools = tools,
+            Err(error) => tracing::warn!(%error, "nft has no name of its own in {}", self.runtime.display()),
+        }
+        self
+    }
+
     /// The file with the rules for when the agent is gone, written by every `apply`.
     pub fn gone_file(&self) -> PathBuf {
         self.runtime.join(GONE_FILE)

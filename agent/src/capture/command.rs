@@ -1,7 +1,9 @@
 //! Running `nft`, `ip` and `resolvectl`: where they are, what they said, and a limit to how long they may take.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -43,6 +45,20 @@ impl Tools {
     pub(crate) fn ending_with_us(self) -> Self {
         let path = std::env::var_os("PATH").unwrap_or_default();
         Self { setpriv: find_in(&path, "setpriv"), ..self }
+    }
+
+    /// Has `nft` run by a name of this process alone, a link in `directory`: the kernel names whoever changed the rules by it.
+    /// Links that processes before this one left there are removed, so no other process may use the directory for the same.
+    pub(super) fn naming_nft(self, directory: &Path) -> io::Result<Self> {
+        for entry in fs::read_dir(directory)? {
+            let entry = entry?;
+            if entry.file_type()?.is_symlink() && notices::is_a_name(&entry.file_name()) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        let link = directory.join(notices::name());
+        symlink(&self.nft, &link)?;
+        Ok(Self { nft: link, ..self })
     }
 
     /// Applies nft text as one transaction.
@@ -232,6 +248,18 @@ mod tests {
         let find = |path: &str| find_in(OsStr::new(path), "sh");
         assert_eq!(find("relative:/bin"), Some(PathBuf::from("/bin/sh")));
         assert_eq!(find_in(OsStr::new(""), "no-such-command"), None);
+    }
+
+    #[test]
+    fn nft_runs_by_a_name_of_our_own() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let stale = directory.path().join("nft-0123456789a");
+        symlink("/bin/sh", &stale).expect("a link");
+        let cat = PathBuf::from("/bin/cat");
+        let tools = Tools { nft: cat.clone(), ip: cat, setpriv: None };
+        let named = tools.naming_nft(directory.path()).expect("a directory of ours");
+        let name = named.nft(&["/proc/self/comm"], "").expect("cat copies");
+        assert_eq!((name.trim_end(), stale.is_symlink()), (notices::name(), false));
     }
 
     #[test]

@@ -2,15 +2,17 @@
 //! each object that a transaction made or removed, and one at its end that names the process. Those of others that touch our
 //! table are told; our own and those about tables of others are not. Nothing is read from them but that it is time to look.
 //!
-//! The kernel names the process by its number in the first PID namespace. An agent in another one (a container) knows its own
-//! commands by other numbers, and is told of its own changes as of somebody else's. Each then costs one look at the whole
-//! table, which finds it as it was meant: nothing is put back, nothing counted as restored, and the steward heeds the next
-//! notice a second later at the earliest, so that a look that itself changes something is not followed by looks without end.
-//! A command of somebody else that has by chance the number of one of ours is not told; the look every 30 s finds it.
+//! The agent's commands have a name that no other process has, and are told by it: the kernel gives their number in the first
+//! PID namespace, which is another than an agent in a container knows them by. Where the name could not be had it is the numbers
+//! that they are told by; each change of our own is then one of somebody else's to an agent in a container, and costs one look at the
+//! whole table, which finds it as it was meant. The steward heeds the next notice a second later at the earliest, so that a look
+//! that itself changes something is not followed by looks without end. What of somebody else has by chance the number of one of ours is
+//! not told; the look every 30 s finds it.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::netlink::{self, SocketAddrNetlink};
@@ -47,6 +49,27 @@ const INET: u8 = 1;
 
 /// Commands that this process started: what they change is its own doing.
 static STARTED: Mutex<VecDeque<u32>> = Mutex::new(VecDeque::new());
+
+/// What the names of `nft` begin with that are a process's own.
+const PREFIX: &str = "nft-";
+/// `TASK_COMM_LEN` without the final zero.
+const NAME_LEN: usize = 15;
+/// The name that this process's `nft` has. Eleven hex digits: nobody has it by chance.
+static NAME: LazyLock<String> = LazyLock::new(|| {
+    let mut name = format!("{PREFIX}{:016x}", rand::random::<u64>());
+    name.truncate(NAME_LEN);
+    name
+});
+
+/// The name of this process's `nft`: of the link that it is run by.
+pub(super) fn name() -> &'static str {
+    &NAME
+}
+
+/// Whether some process's `nft` may be named so.
+pub(super) fn is_a_name(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.len() == NAME_LEN && name.starts_with(PREFIX))
+}
 
 /// Notes a command of this process, before it can have changed anything.
 pub(super) fn started(pid: u32) {
@@ -156,9 +179,9 @@ impl Transaction {
         let touched = std::mem::take(&mut self.touches_ours);
         let pid =
             attribute(attributes, ATTRIBUTE_PID).and_then(|pid| pid.try_into().ok()).map(u32::from_be_bytes);
-        if touched && !pid.is_some_and(is_own) {
-            let name = attribute(attributes, ATTRIBUTE_NAME).unwrap_or_default();
-            let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+        let name = attribute(attributes, ATTRIBUTE_NAME).unwrap_or_default();
+        let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+        if touched && name != *NAME && !pid.is_some_and(is_own) {
             tell(Changed { by: pid.map(|pid| format!("{name} (process {pid})")) });
         }
     }
@@ -206,9 +229,13 @@ mod tests {
     }
 
     fn end(pid: u32) -> Vec<u8> {
+        end_by(pid, "nft")
+    }
+
+    fn end_by(pid: u32, name: &str) -> Vec<u8> {
         let id = attribute_of(1, &7_u32.to_be_bytes());
-        let (pid, name) =
-            (attribute_of(ATTRIBUTE_PID, &pid.to_be_bytes()), attribute_of(ATTRIBUTE_NAME, b"nft\0"));
+        let pid = attribute_of(ATTRIBUTE_PID, &pid.to_be_bytes());
+        let name = attribute_of(ATTRIBUTE_NAME, format!("{name}\0").as_bytes());
         message(NEW_GENERATION, 0, &[id, pid, name])
     }
 
@@ -236,6 +263,8 @@ mod tests {
         check(&[object("baremesh", 2), end(4711)], &[]);
         check(&[object("baremesh_anchor", INET), end(4711)], &[]);
         check(&[object("baremesh", INET), end(4_000_001)], &[]);
+        check(&[object("baremesh", INET), end_by(4711, name())], &[]);
+        check(&[object("baremesh", INET), end_by(4711, "nft-0")], &["nft-0 (process 4711)"]);
         check(
             &[object("baremesh", INET), end(4_000_001), object("baremesh", INET), end(1)],
             &["nft (process 1)"],
