@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::authorization::AuthorizationPolicy;
 use crate::destination_rule::DestinationRule;
+use crate::endpoint_addresses::EndpointAddresses;
 use crate::federation::Federated;
 use crate::identity::{Identity, RESERVED_NAMESPACES};
 use crate::mesh_config::MeshConfig;
@@ -182,6 +183,8 @@ pub struct Parts {
     pub workload_groups: BTreeMap<Key, Arc<WorkloadGroup>>,
     /// Sidecars, ordered by key.
     pub sidecars: Vec<Arc<Sidecar>>,
+    /// Services whose endpoints a host has not asked for, with where they are. It knows nothing else of those.
+    pub unheld: BTreeMap<Key, Arc<EndpointAddresses>>,
 }
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
@@ -221,6 +224,12 @@ impl Mesh {
         let members = check_workloads(&parts, &mut errors);
         check_groups(&parts, &mut errors);
         if errors.is_empty() { Ok(Self { parts, members }) } else { Err(errors) }
+    }
+
+    /// The same mesh as a host knows it that has not asked for the endpoints of these services.
+    pub fn holding_all_but(mut self, unheld: BTreeMap<Key, Arc<EndpointAddresses>>) -> Self {
+        self.parts.unheld = unheld;
+        self
     }
 
     /// The parts, to change and assemble anew.
