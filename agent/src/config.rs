@@ -22,6 +22,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::capture::{Interface, Outbound};
+use crate::demand::Wanted;
 use crate::proxy::{Limits, Ports};
 use crate::snapshot::{HostNetwork, NetworkRole, ShortNames};
 
@@ -58,6 +59,8 @@ pub struct AgentConfig {
     pub network: Option<HostNetwork>,
     /// Where resources come from.
     pub source: SourceConfig,
+    /// Whose endpoints the control server is asked for.
+    pub endpoints: Wanted,
     /// Directories.
     pub directories: Directories,
     /// Ports of the data path.
@@ -170,6 +173,24 @@ impl RawNetwork {
 struct RawRegistry {
     source: RawSource,
     directory: Option<PathBuf>,
+    endpoints: RawEndpoints,
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawEndpoints {
+    All,
+    #[default]
+    Called,
+}
+
+impl From<RawEndpoints> for Wanted {
+    fn from(raw: RawEndpoints) -> Self {
+        match raw {
+            RawEndpoints::All => Self::All,
+            RawEndpoints::Called => Self::Called,
+        }
+    }
 }
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
@@ -314,6 +335,7 @@ impl RawConfig {
             host: host.map_err(|error| format!("host: {error}"))?,
             addresses: self.addresses,
             network: self.network.network()?,
+            endpoints: self.registry.endpoints.into(),
             source: self.registry.source(self.consul, &directories)?,
             ports: self.ports.ports(),
             metrics: self.telemetry.metrics.unwrap_or(any(15020)),

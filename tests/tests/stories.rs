@@ -155,6 +155,8 @@ mod slow_peers;
 mod smuggling;
 #[path = "stories/strict_and_permissive.rs"]
 mod strict_and_permissive;
+#[path = "stories/subscriptions.rs"]
+mod subscriptions;
 #[path = "stories/survives_exhaustion.rs"]
 mod survives_exhaustion;
 #[path = "stories/tcp_is_tcp.rs"]

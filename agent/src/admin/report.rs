@@ -37,6 +37,9 @@ pub struct StatusReport {
     pub not_ready: Vec<String>,
     /// Where resources come from, and how that stands.
     pub source: SourceReport,
+    /// Of how many services the endpoints are held; none where all of them always are.
+    #[serde(default)]
+    pub endpoints: Option<EndpointsReport>,
     /// Whether the capture rules stand, in words.
     pub capture: String,
     /// What the process may do beyond others, in words.
@@ -65,6 +68,21 @@ pub struct SourceReport {
     pub taken: u64,
     /// Why the last state was refused, where it was.
     pub last_error: Option<String>,
+}
+
+/// Of how many services the endpoints are held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointsReport {
+    /// Whether those of all are asked for.
+    pub all: bool,
+    /// Services of the mesh.
+    pub services: usize,
+    /// Those of them whose endpoints are all known; of the others it is known where they are.
+    pub held: usize,
+    /// Services that are remembered as called from here.
+    pub called: usize,
+    /// Services that are asked for whoever calls: this host's own, and those that Sidecars name.
+    pub declared: usize,
 }
 
 /// One service of this host.
@@ -187,13 +205,14 @@ pub struct ServiceReport {
 /// One endpoint of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointReport {
-    /// The workload's name.
+    /// The workload's name; nothing where the endpoint was not asked for.
     pub workload: String,
     /// Its address.
     pub address: SocketAddr,
     /// `hbone`, `plain` or `local`.
     pub transport: String,
-    /// `healthy`, `unhealthy` where its own host's check says so, or `ejected` where this host leaves it out.
+    /// `healthy`, `unhealthy` where its own host's check says so, `ejected` where this host leaves it out, or `not-asked` where
+    /// nobody on this host calls the service.
     pub health: String,
     /// Connections in flight from this host.
     pub active: u32,

@@ -18,6 +18,7 @@ use super::{AgentError, doing};
 use crate::addresses::{self, Detected};
 use crate::capture::{AGENT_MARK, AgentPorts, Capture, DnsCapture};
 use crate::config::{AgentConfig, DnsMode, SourceConfig};
+use crate::demand::Demand;
 use crate::flows::Flows;
 use crate::identity::rotation::Node;
 use crate::identity::{Issuer, NodeCredential};
@@ -57,6 +58,14 @@ impl Source {
         match self {
             Self::Files(_) | Self::Consul(_) => self,
             Self::Control(source) => Self::Control(Box::new(source.telling(flows))),
+        }
+    }
+
+    /// Asks a control server for those endpoints that are called; of the others all are held.
+    pub fn demanding(self, demand: &Demand) -> Self {
+        match self {
+            Self::Files(_) | Self::Consul(_) => self,
+            Self::Control(source) => Self::Control(Box::new(source.asking_for(demand.subscription()))),
         }
     }
 

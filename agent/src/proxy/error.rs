@@ -84,6 +84,17 @@ pub enum ProxyError {
     /// The service has no endpoint at all.
     #[error("{0} has no endpoint: is it registered on a host that is up?")]
     NoEndpoint(Key),
+    /// Nobody on this host had called the service before, and its endpoints did not come.
+    #[error(
+        "the endpoints of {service} were not called from this host before, and the control server did not tell them within {within:?}: \
+         is it in reach? `baremesh status` says so"
+    )]
+    EndpointsUnknown {
+        /// The service.
+        service: Key,
+        /// How long is waited for them.
+        within: std::time::Duration,
+    },
     /// All endpoints are of other networks, and no gateway leads there.
     #[error("every endpoint of {service} is out of reach: {first}")]
     OutOfReach {
@@ -259,6 +270,7 @@ impl ProxyError {
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoEndpoint(_) | Self::OutOfReach { .. } => Reason::NoEndpoint,
+            Self::EndpointsUnknown { .. } => Reason::EndpointsUnknown,
             Self::NotNamed(_) => Reason::NotNamed,
             Self::Unresolved { .. } => Reason::Unresolved,
             Self::AllEjected(_) => Reason::AllEjected,
@@ -345,6 +357,7 @@ reasons! {
     NoSuchService, "no_such_service", "NR", Client;
     NoSuchPort, "no_such_port", "NR", Client;
     NoEndpoint, "no_endpoint", "UH", Upstream;
+    EndpointsUnknown, "endpoints_unknown", "UH", Agent;
     NotNamed, "not_named", "NR", Client;
     Unresolved, "unresolved", "UH", Upstream;
     AllEjected, "all_ejected", "UH", Upstream;

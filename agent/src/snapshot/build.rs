@@ -20,6 +20,7 @@ use super::endpoint::{Agent, Origin};
 use super::external::{self, ExternalHosts};
 use super::rate_limit::RateLimits;
 use super::reach::{Listed, source};
+use super::unheld;
 use super::views;
 use super::ways::{Way, Ways, agents_of, gateways_of};
 use super::{
@@ -75,7 +76,7 @@ impl Snapshot {
         let same_basis = previous.is_some_and(|previous| previous.basis == basis);
         let compile = |service: &Service| {
             let former = previous.and_then(|previous| previous.services.get(&service.key));
-            match former.filter(|former| same_basis && former.is_of(service, mesh.workloads_of(service))) {
+            match former.filter(|former| same_basis && former.is_of(service, &mesh)) {
                 Some(former) => Arc::clone(former),
                 None => Arc::new(service_entry((&mesh, &callers), service, &advertised, &ways, former)),
             }
@@ -107,8 +108,9 @@ impl Snapshot {
             containers: containers(registrations),
             virtual_addresses: services.values().flat_map(of_addresses).collect(),
             endpoints: dialled_directly(&mesh, &services, (&hosts, &ways)),
+            unheld: unheld::dialled_directly(&mesh, &services, (&advertised, &ways)),
+            listed: Listed::new(&mesh, &services, &ways),
             basis,
-            listed: Listed::new(&mesh, &services),
             captured: captured(&local),
             captured_ports: captured_ports(&local),
             unnamed: unnamed(registrations, &local, host),
@@ -280,7 +282,7 @@ pub(super) struct Basis {
     domain: Domain,
     trust_domain: TrustDomain,
     root_namespace: Label,
-    hbone_port: u16,
+    pub(super) hbone_port: u16,
     /// The network of this host.
     network: Option<Label>,
     networks: Vec<Network>,
@@ -314,10 +316,12 @@ impl Basis {
 impl ServiceEntry {
     /// Whether it is what these come to, under the same basis. One with an endpoint on this host never is: what belongs to
     /// that endpoint is made anew with each snapshot.
-    fn is_of(&self, service: &Service, workloads: &[Arc<Workload>]) -> bool {
+    fn is_of(&self, service: &Service, mesh: &Mesh) -> bool {
+        let workloads = mesh.workloads_of(service);
         let same = |(one, other): (&Arc<Workload>, &Arc<Workload>)| Arc::ptr_eq(one, other) || one == other;
         let mut endpoints = self.ports.iter().flat_map(|port| &port.endpoints);
         *service == self.service
+            && self.elsewhere.as_ref() == mesh.unheld.get(&service.key)
             && workloads.len() == self.workloads.len()
             && workloads.iter().zip(&self.workloads).all(same)
             && !endpoints.any(|endpoint| matches!(endpoint.transport, Transport::Local(_)))
@@ -394,6 +398,8 @@ fn service_entry(
     ServiceEntry {
         targets: service.ports.iter().map(|port| port.target_port.get()).collect(),
         external: None,
+        elsewhere: mesh.unheld.get(&service.key).cloned(),
+        called: former.map(|former| Arc::clone(&former.called)).unwrap_or_default(),
         views: callers.views(&service.key, &host, &ports, former.map(|former| &former.views)),
         ports,
         identity: mesh.identity_of(service),

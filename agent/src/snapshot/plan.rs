@@ -100,7 +100,9 @@ impl Snapshot {
         self.endpoints
             .iter()
             .filter(|(_, (.., endpoint))| remote(endpoint))
-            .map(|(address, _)| *address)
+            .map(|(address, _)| address)
+            .chain(self.unheld.keys())
+            .copied()
             .collect()
     }
 

@@ -11,8 +11,10 @@ use baremesh_model::outbound::OutboundPolicy;
 use baremesh_model::service_entry::{Address, Endpoints, hosts};
 use baremesh_model::sidecar::Scope;
 use baremesh_model::virtual_service::Visibility;
+use baremesh_model::workload::Tunnel;
 use ipnet::IpNet;
 
+use super::ways::Ways;
 use super::{Endpoint, LocalEndpoint, Route, ServiceEntry, Snapshot, Source, Transport};
 use crate::jwt::TokenRules;
 use crate::proxy::error::ProxyError;
@@ -47,7 +49,7 @@ struct External {
 }
 
 impl Listed {
-    pub(super) fn new(mesh: &Mesh, services: &HashMap<Key, Arc<ServiceEntry>>) -> Self {
+    pub(super) fn new(mesh: &Mesh, services: &HashMap<Key, Arc<ServiceEntry>>, ways: &Ways<'_>) -> Self {
         let mut listed = Self::default();
         // What a ServiceEntry's names resolve to is reached by the name: who else is at such an address is not known.
         for service in services.values().filter(|service| service.external.is_none()) {
@@ -57,6 +59,13 @@ impl Listed {
                     let of = listed.endpoints.entry(endpoint.address).or_default();
                     of.push((service.key.clone(), port.port));
                 }
+            }
+        }
+        for (key, addresses) in &mesh.unheld {
+            let plain =
+                addresses.all().filter(|one| one.tunnel == Tunnel::Plain && ways.is_near(one.network));
+            for one in plain {
+                listed.endpoints.entry(one.address).or_default().push((key.clone(), one.port));
             }
         }
         for entry in mesh.service_entries.values() {
@@ -101,7 +110,7 @@ impl Snapshot {
     pub fn within_sidecar(&self, caller: Option<usize>, route: Route) -> Result<Route, ProxyError> {
         let (service, port) = match &route {
             Route::Service(service, port) => (&service.key, service.ports[*port].port),
-            Route::Endpoint(service, port, _) => (&service.key, *port),
+            Route::Endpoint(service, port, _) | Route::Unheld(service, port) => (&service.key, *port),
             Route::Local(local) => (&local.service, self.port_of(local)),
             Route::Passthrough => return Ok(route),
         };

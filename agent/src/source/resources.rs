@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use baremesh_ca::tls::TrustBundle;
+use baremesh_model::endpoint_addresses::EndpointAddresses;
 use baremesh_model::mesh::Mesh;
+use baremesh_model::name::Key;
+use baremesh_registry::control::endpoint_addresses::{self, service_of};
 use baremesh_registry::control::followed::{Entries, Entry};
 use baremesh_registry::diagnostic::Diagnostic;
 use baremesh_registry::format::decode_from_newer;
@@ -20,6 +23,14 @@ use crate::trust::is_about_trust;
 #[derive(Default)]
 pub struct Resources {
     read: BTreeMap<String, Read>,
+    addresses: BTreeMap<String, Addresses>,
+}
+
+/// Where the endpoints of a service are that nobody on this host has asked for.
+struct Addresses {
+    entry: Arc<Entry>,
+    service: Key,
+    read: Arc<EndpointAddresses>,
 }
 
 /// What one entry comes to.
@@ -33,8 +44,10 @@ struct Read {
 impl Resources {
     /// The resources of a state, put together into one mesh of the trust domain that this host is a member of.
     pub fn mesh(&mut self, entries: &Entries, bundle: &TrustBundle) -> Result<Mesh, String> {
+        let unheld = self.unheld(entries)?;
         let mut count = 0;
-        for (key, entry) in entries.iter().filter(|(key, _)| !is_about_trust(key)) {
+        let is_resource = |key: &str| !is_about_trust(key) && service_of(key).is_none();
+        for (key, entry) in entries.iter().filter(|(key, _)| is_resource(key)) {
             count += 1;
             let known = self.read.get(key);
             if !known.is_some_and(|known| Arc::ptr_eq(&known.entry, entry)) {
@@ -47,7 +60,32 @@ impl Resources {
         let resources = self.read.values().filter_map(|read| read.resource.clone()).collect();
         let findings = self.read.values().flat_map(|read| read.reports.iter().cloned()).collect();
         let mesh = assemble_mesh(resources, findings).map_err(|refused| refused.to_string())?;
-        of_trust_domain(mesh, bundle)
+        of_trust_domain(mesh.holding_all_but(unheld), bundle)
+    }
+
+    /// The services whose endpoints are not among the entries, with where they are.
+    fn unheld(&mut self, entries: &Entries) -> Result<BTreeMap<Key, Arc<EndpointAddresses>>, String> {
+        self.addresses.retain(|key, _| entries.contains_key(key));
+        for (key, entry) in entries.range(format!("{}/", endpoint_addresses::KIND)..) {
+            let Some(service) = service_of(key) else { break };
+            if self.addresses.get(key).is_some_and(|known| Arc::ptr_eq(&known.entry, entry)) {
+                continue;
+            }
+            let read = endpoint_addresses::read(&entry.value()).map_err(|why| {
+                format!("{key} is not understood ({why}), and what is there would be called in plaintext")
+            })?;
+            let (entry, read) = (Arc::clone(entry), Arc::new(read));
+            self.addresses.insert(key.clone(), Addresses { entry, service, read });
+        }
+        let mut unheld: BTreeMap<Key, Arc<EndpointAddresses>> = BTreeMap::new();
+        for known in self.addresses.values() {
+            match unheld.get_mut(&known.service) {
+                None => _ = unheld.insert(known.service.clone(), Arc::clone(&known.read)),
+                // What is too much for one entry.
+                Some(first) => Arc::make_mut(first).groups.extend_from_slice(&known.read.groups),
+            }
+        }
+        Ok(unheld)
     }
 }
 
@@ -128,5 +166,34 @@ mod tests {
         state.insert("New/x/n".to_owned(), Arc::new(Entry::of("New/x/n", &bad)));
         let fourth = resources.mesh(&state, &bundle).expect("what is not understood has no effect");
         assert!(fourth.services.is_empty());
+    }
+
+    #[test]
+    fn services_that_nobody_asked_for_are_known_by_where_they_are() {
+        let bundle = bundle();
+        let mut resources = Resources::default();
+        let at = |key: &str, addresses: &str| {
+            let value = json!({ "groups": [{ "ports": "80", "at": addresses }] });
+            (key.to_owned(), value)
+        };
+        let mut state = entries(&[service("a"), at("EndpointAddresses/x/a", "10.0.0.1 10.0.0.2")]);
+        let shown = |mesh: &Mesh| {
+            let all = mesh.unheld.iter().map(|(key, known)| (key.to_string(), known.all().count()));
+            all.collect::<Vec<_>>()
+        };
+        let first = resources.mesh(&state, &bundle).expect("a mesh");
+        assert_eq!(shown(&first), [("a.x".to_owned(), 2)]);
+        let second = resources.mesh(&state, &bundle).expect("a mesh");
+        let key = Key::read("a.x").expect("a key");
+        assert!(Arc::ptr_eq(&first.unheld[&key], &second.unheld[&key]), "what is the same is not read again");
+        let (further, value) = at("EndpointAddresses/x/a/1", "10.0.0.3");
+        state.insert(further.clone(), Arc::new(Entry::of(&further, &value)));
+        assert_eq!(shown(&resources.mesh(&state, &bundle).expect("a mesh")), [("a.x".to_owned(), 3)]);
+        state.retain(|key, _| key.starts_with("Service/"));
+        assert_eq!(shown(&resources.mesh(&state, &bundle).expect("a mesh")), []);
+        let bad = json!({ "groups": [{ "ports": "80", "at": "10.0.0.1", "tunnel": "newer" }] });
+        state.insert("EndpointAddresses/x/a".to_owned(), Arc::new(Entry::of("EndpointAddresses/x/a", &bad)));
+        let refused = resources.mesh(&state, &bundle).err().unwrap_or_default();
+        assert!(refused.contains("EndpointAddresses/x/a is not understood"), "{refused}");
     }
 }

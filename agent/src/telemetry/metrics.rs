@@ -191,6 +191,10 @@ pub struct Metrics {
     pub dropped_mirrors: Counter,
     /// Endpoints that outlier detection left out.
     pub ejections: Counter,
+    /// Services whose endpoints were asked for because somebody called them for the first time.
+    pub endpoints_asked: Counter,
+    /// Calls that failed because the endpoints of their service did not come in time.
+    pub endpoints_not_told: Counter,
     /// Connections to metrics and readiness that were closed unheard, because their host has enough of them.
     pub refused_scrapes: Counter,
 }
@@ -240,6 +244,8 @@ impl Metrics {
             dry_run_allowed: Counter::default(),
             dropped_mirrors: Counter::default(),
             ejections: Counter::default(),
+            endpoints_asked: Counter::default(),
+            endpoints_not_told: Counter::default(),
             refused_scrapes: Counter::default(),
         };
         metrics.register();
@@ -305,6 +311,16 @@ impl Metrics {
             &self.dry_run_allowed,
         );
         counter("baremesh_ejections", "Endpoints that outlier detection left out", &self.ejections);
+        counter(
+            "baremesh_endpoints_asked",
+            "Services whose endpoints were asked for at their first call",
+            &self.endpoints_asked,
+        );
+        counter(
+            "baremesh_endpoints_not_told",
+            "Calls that failed because the endpoints of their service did not come in time",
+            &self.endpoints_not_told,
+        );
         counter("baremesh_refused_scrapes", "Scrapes and probes refused", &self.refused_scrapes);
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use baremesh_agent::admin::client::{Socket, SocketError};
-use baremesh_agent::admin::report::StatusReport as AgentStatus;
+use baremesh_agent::admin::report::{EndpointsReport, StatusReport as AgentStatus};
 use baremesh_model::health::Health;
 use clap::Args;
 use http::Method;
@@ -117,6 +117,14 @@ fn say_agent(agent: &AgentStatus) -> anyhow::Result<()> {
     text.push_str(&format!("  resources     {}, {reach}, version {}\n", source.name, source.version));
     if let Some(error) = &source.last_error {
         text.push_str(&format!("                the last state was refused: {error}\n"));
+    }
+    if let Some(endpoints) = &agent.endpoints {
+        let EndpointsReport { all, services, held, called, declared } = endpoints;
+        let asked = match all {
+            true => "all are asked for".to_owned(),
+            false => format!("{called} called from here, {declared} named beforehand"),
+        };
+        text.push_str(&format!("  endpoints     of {held} of {services} services: {asked}\n"));
     }
     text.push_str(&format!("  capture       {}\n", agent.capture));
     text.push_str(&format!("  privileges    {}\n", agent.privileges));

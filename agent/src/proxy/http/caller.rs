@@ -15,7 +15,7 @@ mod mirror;
 pub use mirror::MAX_COPIES;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use baremesh_model::http::{PathNormalization, RequestHead};
 use baremesh_model::identity::Identity;
@@ -88,39 +88,96 @@ impl Caller {
 
     /// Carries a request to wherever its route says.
     pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
-        let watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
-        let snapshot = self.worker.shared.snapshot.load_full();
+        let (mut watch, mut snapshot) = self.state_in_force();
         snapshot.mesh.config.path_normalization.apply(&mut exchange.head.target);
         let mut record = self.record(&mut exchange);
-        let token = self.token_for_routes(&snapshot, exchange.head);
+        let (random, mut began) = (rand::random(), None);
+        loop {
+            let state = (&snapshot, watch);
+            let Some(unknown) = self.carry_by(state, &mut exchange, &mut record, random).await else { break };
+            let began = *began.get_or_insert_with(Instant::now);
+            if !Box::pin(self.has_endpoints(unknown, began, &mut exchange, &mut record)).await {
+                break;
+            }
+            // Its path has its one form already.
+            (watch, snapshot) = self.state_in_force();
+        }
+        let ended = record.ended();
+        self.finish(record, &exchange);
+        ended
+    }
+
+    /// The state in force, and what tells of the next one.
+    fn state_in_force(&self) -> (RequestWatch, Arc<Snapshot>) {
+        // The watch first, so that no change is missed.
+        let watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
+        (watch, self.worker.shared.snapshot.load_full())
+    }
+
+    /// Carries a request as a state says. Where the endpoints that it is for have to be asked for first nothing is done, and the
+    /// error says so.
+    async fn carry_by(
+        &self,
+        (snapshot, watch): (&Arc<Snapshot>, RequestWatch),
+        exchange: &mut Exchange<'_>,
+        record: &mut RequestRecord,
+        random: u64,
+    ) -> Option<ProxyError> {
+        let token = self.token_for_routes(snapshot, exchange.head);
         let (service, port) = (&self.dialled.0, self.dialled.1);
         let authority = self.authority;
         let ranges = &snapshot.mesh.config.virtual_ranges;
         let real_address = self.peers.destination.is_some_and(|address| !ranges.contains(address.ip()));
         let token = token.as_ref();
-        let (identity, caller) = (&self.identity, self.index(&snapshot));
+        let (identity, caller) = (&self.identity, self.index(snapshot));
         let asked = Asked { identity, caller, service, port, token, authority, real_address };
-        match plan::plan(&snapshot, asked, exchange.head, rand::random()) {
-            Plan::Answer(reply) => exchange.reply(&reply, &mut record).await,
+        match plan::plan(snapshot, asked, exchange.head, random) {
+            Plan::Answer(reply) => exchange.reply(&reply, record).await,
             Plan::Forward(forward) => {
                 (record.peers.service_host, record.peers.external_namespace) = forward.service.noted();
                 record.route = forward.route.and_then(|route| route.name()).map(Into::into);
-                match self.asked_for(&snapshot, &forward, exchange.head).await {
+                if let Err(unknown) = forward.service.call(self.worker.connect_timeout(forward.cluster)) {
+                    return Some(unknown);
+                }
+                match self.asked_for(snapshot, &forward, exchange.head).await {
                     Ok(asked_for) => {
                         let cluster = asked_for.as_ref().unwrap_or(forward.cluster);
                         let forward = Forward { cluster, ..forward };
-                        self.forward((&snapshot, watch), &forward, &mut exchange, &mut record).await;
+                        self.forward((snapshot, watch), &forward, exchange, record).await;
                     }
                     Err(error) => {
                         record.fault = Some(error.to_string());
-                        exchange.reply(&Reply::no_healthy_upstream(), &mut record).await;
+                        exchange.reply(&Reply::no_healthy_upstream(), record).await;
                     }
                 }
             }
         }
-        let ended = record.ended();
-        self.finish(record, &exchange);
-        ended
+        None
+    }
+
+    /// Waits for endpoints that a request is for. Where they do not come it is answered.
+    async fn has_endpoints(
+        &self,
+        unknown: ProxyError,
+        began: Instant,
+        exchange: &mut Exchange<'_>,
+        record: &mut RequestRecord,
+    ) -> bool {
+        let told = tokio::select! {
+            told = self.worker.shared.demand.wait(unknown, began) => told,
+            () = exchange.gone() => {
+                exchange.reply(&Reply::caller_gone(), record).await;
+                return false;
+            }
+        };
+        let Err(error) = told else { return true };
+        record.fault = Some(error.to_string());
+        let reply = match error {
+            ProxyError::EndpointsUnknown { .. } => Reply::endpoints_unknown(),
+            _ => Reply::overflow(),
+        };
+        exchange.reply(&reply, record).await;
+        false
     }
 
     /// The endpoints of a request where its host lists none; nothing where it does.

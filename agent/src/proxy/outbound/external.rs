@@ -164,7 +164,7 @@ impl Worker {
         let Some(name) = name.filter(|name| pattern.matches_text(name)) else {
             return Err(ProxyError::NotNamed(service.key.clone()));
         };
-        let patience = cluster.limits().connect_timeout.unwrap_or(self.shared.limits.connect_timeout);
+        let patience = self.connect_timeout(cluster);
         let ranges = &snapshot.mesh.config.virtual_ranges;
         let addresses = Box::pin(self.shared.asked_names.addresses((caller, &name), ranges, patience)).await;
         let unresolved = |source| ProxyError::Unresolved { name: name.clone(), source };

@@ -83,6 +83,9 @@ impl Host<'_> {
             ports,
             targets: self.host.ports.iter().map(|port| port.port.target_port.get()).collect(),
             external: Some(external),
+            // What ServiceEntries select is told to every host.
+            elsewhere: None,
+            called: former.map(|former| Arc::clone(&former.called)).unwrap_or_default(),
             identity: self.mesh.identity_of(&self.host.as_service()),
             addresses: self.host.virtual_addresses.clone(),
             out_of_reach: Vec::new(),
