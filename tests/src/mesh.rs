@@ -8,7 +8,7 @@ use std::rc::Rc;
 use serde_json::Value;
 
 use crate::consul::{Consul, host_with_consul};
-use crate::{Host, Net, Process, net, output_of, wait_until};
+use crate::{Host, Net, Process, net, output_of, run, wait_until};
 
 /// The index of the control host, and so the last part of its addresses.
 const CONTROL_INDEX: u8 = 200;
@@ -283,6 +283,23 @@ impl Member {
         let services = self.ask("/services")?;
         let found = services.as_array()?.iter().find(|known| known["service"] == service)?.clone();
         Some(found["endpoints"].as_array()?.len())
+    }
+
+    /// Has the agent ask for the endpoints of `service` (as `name.namespace`), as a first call would.
+    #[track_caller]
+    pub fn ask_for_endpoints(&self, service: &str) {
+        let port = || {
+            let services = self.ask("/services")?;
+            let found = services.as_array()?.iter().find(|known| known["service"] == service)?.clone();
+            Some(found["ports"][0].as_str()?.split('/').next()?.to_owned())
+        };
+        let mut known = None;
+        wait_until(&format!("{service} is known"), || {
+            known = port();
+            known.is_some()
+        });
+        // Whether anybody could be called is not asked here.
+        run(self.host.baremesh(["explain", &format!("tcp://{service}:{}", known.unwrap_or_default())]));
     }
 
     /// The agent's account of itself; nothing while it does not answer.

@@ -24,6 +24,7 @@ use crate::trust::is_about_trust;
 pub struct Resources {
     read: BTreeMap<String, Read>,
     addresses: BTreeMap<String, Addresses>,
+    together: BTreeMap<Key, Together>,
 }
 
 /// Where the endpoints of a service are that nobody on this host has asked for.
@@ -31,6 +32,30 @@ struct Addresses {
     entry: Arc<Entry>,
     service: Key,
     read: Arc<EndpointAddresses>,
+}
+
+/// Where the endpoints of one service are, from all of its entries.
+struct Together {
+    parts: Vec<Arc<EndpointAddresses>>,
+    all: Arc<EndpointAddresses>,
+}
+
+impl Together {
+    fn of(parts: Vec<Arc<EndpointAddresses>>) -> Self {
+        let all = match &parts[..] {
+            [only] => Arc::clone(only),
+            several => {
+                let groups = several.iter().flat_map(|part| &part.groups).cloned().collect();
+                Arc::new(EndpointAddresses { groups })
+            }
+        };
+        Self { parts, all }
+    }
+
+    fn is_of(&self, parts: &[Arc<EndpointAddresses>]) -> bool {
+        let same = |(one, other): (&Arc<_>, &Arc<_>)| Arc::ptr_eq(one, other);
+        self.parts.len() == parts.len() && self.parts.iter().zip(parts).all(same)
+    }
 }
 
 /// What one entry comes to.
@@ -77,15 +102,17 @@ impl Resources {
             let (entry, read) = (Arc::clone(entry), Arc::new(read));
             self.addresses.insert(key.clone(), Addresses { entry, service, read });
         }
-        let mut unheld: BTreeMap<Key, Arc<EndpointAddresses>> = BTreeMap::new();
+        let mut parts: BTreeMap<Key, Vec<Arc<EndpointAddresses>>> = BTreeMap::new();
         for known in self.addresses.values() {
-            match unheld.get_mut(&known.service) {
-                None => _ = unheld.insert(known.service.clone(), Arc::clone(&known.read)),
-                // What is too much for one entry.
-                Some(first) => Arc::make_mut(first).groups.extend_from_slice(&known.read.groups),
-            }
+            parts.entry(known.service.clone()).or_default().push(Arc::clone(&known.read));
         }
-        Ok(unheld)
+        let mut together = BTreeMap::new();
+        for (service, parts) in parts {
+            let former = self.together.remove(&service).filter(|former| former.is_of(&parts));
+            together.insert(service, former.unwrap_or_else(|| Together::of(parts)));
+        }
+        self.together = together;
+        Ok(self.together.iter().map(|(service, known)| (service.clone(), Arc::clone(&known.all))).collect())
     }
 }
 
@@ -188,7 +215,10 @@ mod tests {
         assert!(Arc::ptr_eq(&first.unheld[&key], &second.unheld[&key]), "what is the same is not read again");
         let (further, value) = at("EndpointAddresses/x/a/1", "10.0.0.3");
         state.insert(further.clone(), Arc::new(Entry::of(&further, &value)));
-        assert_eq!(shown(&resources.mesh(&state, &bundle).expect("a mesh")), [("a.x".to_owned(), 3)]);
+        let third = resources.mesh(&state, &bundle).expect("a mesh");
+        assert_eq!(shown(&third), [("a.x".to_owned(), 3)]);
+        let fourth = resources.mesh(&state, &bundle).expect("a mesh");
+        assert!(Arc::ptr_eq(&third.unheld[&key], &fourth.unheld[&key]), "nor put together again");
         state.retain(|key, _| key.starts_with("Service/"));
         assert_eq!(shown(&resources.mesh(&state, &bundle).expect("a mesh")), []);
         let bad = json!({ "groups": [{ "ports": "80", "at": "10.0.0.1", "tunnel": "newer" }] });

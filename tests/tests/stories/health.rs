@@ -25,6 +25,8 @@ fn health(member: &Member, service: &str) -> Vec<String> {
 
 #[track_caller]
 fn wait_for_health(member: &Member, service: &str, expected: &[&str]) {
+    // Who does not call a service is not told how its endpoints are.
+    member.ask_for_endpoints(service);
     wait_until(&format!("{service} is {expected:?}"), || health(member, service) == expected);
 }
 
