@@ -291,7 +291,9 @@ impl Member {
         let port = || {
             let services = self.ask("/services")?;
             let found = services.as_array()?.iter().find(|known| known["service"] == service)?.clone();
-            Some(found["ports"][0].as_str()?.split('/').next()?.to_owned())
+            let (port, protocol) = found["ports"][0].as_str()?.split_once('/')?;
+            let is_http = ["http", "grpc"].iter().any(|http| protocol.to_lowercase().starts_with(http));
+            Some(format!("{}://{service}:{port}", if is_http { "http" } else { "tcp" }))
         };
         let mut known = None;
         wait_until(&format!("{service} is known"), || {
@@ -299,7 +301,20 @@ impl Member {
             known.is_some()
         });
         // Whether anybody could be called is not asked here.
-        run(self.host.baremesh(["explain", &format!("tcp://{service}:{}", known.unwrap_or_default())]));
+        run(self.host.baremesh(["explain", &known.unwrap_or_default()]));
+    }
+
+    /// Waits until what the agent starts from the next time has endpoints of `service`, one of the namespace `default` that
+    /// was called, and what it asks for then has the service.
+    #[track_caller]
+    pub fn wait_until_kept(&self, service: &str) {
+        let said = |file: &str| {
+            fs::read_to_string(self.host.path(&format!("/var/lib/baremesh/{file}"))).unwrap_or_default()
+        };
+        wait_until(&format!("{service} is on the disk"), || {
+            said("last-good.state").contains(&format!("WorkloadEntry/default/{service}-"))
+                && said("called-services").contains(&format!("{service}.default"))
+        });
     }
 
     /// The agent's account of itself; nothing while it does not answer.

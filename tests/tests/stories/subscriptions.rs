@@ -59,18 +59,6 @@ impl Two {
             .collect()
     }
 
-    /// Waits until what `web` starts from the next time has the endpoint, and what it asks for then the service.
-    #[track_caller]
-    fn wait_until_kept(&self, service: &str) {
-        let said = |file: &str| {
-            fs::read_to_string(self.web.host.path(&format!("/var/lib/baremesh/{file}"))).unwrap_or_default()
-        };
-        wait_until("it is on the disk", || {
-            said("last-good.state").contains(&format!("WorkloadEntry/default/{service}-store"))
-                && said("called-services").contains(&format!("{service}.default"))
-        });
-    }
-
     /// The answer to one call by name.
     fn call(&self, service: &str, port: u16) -> u8 {
         exit_code_of(self.web.host.shop(["call", "--timeout", "60", service, &port.to_string(), "hello"]))
@@ -98,7 +86,7 @@ fn a_first_call_finds_nothing_wrong_by_name_and_by_real_address_and_sends_no_pla
     assert_eq!(wire.holes(), 0, "nothing on the wire was missed");
     assert!(!wire.contains("payload"), "{:?}", wire.find("payload"));
     assert_eq!(two.held(), ["by-address.default", "by-name.default", "page-there.default", "page.default"]);
-    two.wait_until_kept("by-name");
+    two.web.wait_until_kept("by-name");
     let state = fs::read_to_string(two.web.host.path("/var/lib/baremesh/last-good.state")).expect("a state");
     assert!(!state.contains("WorkloadEntry/default/other-store"), "nobody has called it");
     assert!(state.contains("EndpointAddresses/default/other"), "it is known where it is");
@@ -119,7 +107,7 @@ fn what_was_called_is_called_without_the_control_server_and_what_was_not_fails_w
     let _servers = [two.echo("known", 7001), two.echo("late", 7002)];
     let _page = two.http("page", 8001);
     assert_eq!(two.call("known", 7001), exit::DONE);
-    two.wait_until_kept("known");
+    two.web.wait_until_kept("known");
     two.mesh.kill_control();
     two.web.kill_agent();
     two.web.start();
