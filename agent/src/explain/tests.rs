@@ -1,5 +1,8 @@
 //! What is explained is what the data path does: the same routes, shares and decisions, whatever is asked.
 
+/// What a Sidecar of the called side says.
+mod sidecars;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -337,25 +340,6 @@ fn decisions_are_those_of_the_called_side() {
         }
     }
     assert_eq!(verdicts.len(), 3, "every kind of verdict has been seen: {verdicts:?}");
-}
-
-/// A Sidecar of the called side is in the way of what is called there, on another host and on this one.
-#[test]
-fn what_a_sidecar_does_not_take_is_explained_with_its_name() {
-    let sidecar =
-        "[[Sidecar]]\nname = \"default\"\nnamespace = \"default\"\ningress = [{ port = { number = 1 } }]\n";
-    let snapshot = build(sidecar);
-    let explanation = explained(&snapshot, Some("shop"), &question("http://ratings/"));
-    assert_eq!((explanation.passes, explanation.outcome), (false, Outcome::Refused), "{explanation:?}");
-    assert!(explanation.summary.contains("Sidecar default.default"), "{}", explanation.summary);
-    let [decision] = &explanation.destinations[0].decisions[..] else { panic!("{explanation:?}") };
-    assert_eq!(decision.answer.as_ref().and_then(|answer| answer.status), Some(403), "{decision:?}");
-    let own = SocketAddr::new(host().addresses[0], 9000);
-    let local = snapshot.advertised(own).expect("registered");
-    assert!(local.refused_by.is_some());
-    let explanation = explained(&snapshot, Some("shop"), &question(&format!("tcp://{own}")));
-    assert_eq!(explanation.outcome, Outcome::Refused, "{explanation:?}");
-    assert!(explanation.summary.contains("Sidecar default.default"), "{}", explanation.summary);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What `baremesh doctor` says of a host, and waiting for it.
+//! What `baremesh doctor` says of a host, and `baremesh explain` of a call from there, and waiting for it.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -96,4 +96,19 @@ pub fn well(host: &Host, arguments: &[&str]) {
 /// What a finding says was seen.
 pub fn seen(finding: &Value) -> &str {
     finding["seen"].as_str().unwrap_or_default()
+}
+
+/// Waits until a call from a host is explained with some words, to people, and returns all that is said.
+#[track_caller]
+pub fn explains(host: &Host, question: &[&str], words: &str) -> String {
+    let mut said = String::new();
+    wait_until(&format!("{question:?} is explained by {words:?}"), || {
+        let output = run(host.baremesh(["explain"].iter().chain(question)));
+        said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if !said.contains(words) {
+            eprintln!("{said}{}", String::from_utf8_lossy(&output.stderr));
+        }
+        said.contains(words)
+    });
+    said
 }

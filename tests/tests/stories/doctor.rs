@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use baremesh_tests::{Host, Member, Mesh, exit, exit_code_of, needs_root, output_of, run, wait_until};
 use serde_json::Value;
 
-use crate::diagnosed::{diagnosed, findings_of, named, named_by, over, said_by, seen, well};
+use crate::diagnosed::{diagnosed, explains, findings_of, named, named_by, over, said_by, seen, well};
 use crate::pair::Pair;
 
 /// Fewer connections than a machine of tests has descriptors for.
@@ -72,6 +72,8 @@ fn doctor_names_what_is_wrong_between_hosts_and_has_nothing_to_say_of_one_that_i
     )));
     let found = named(web, "peer_unreachable", &["--peers"]);
     assert!(found["do"].as_str().is_some_and(|way| way.contains("ip route get")), "{found:#}");
+    assert_ne!(exit_code_of(pair.call("echo", 7000, "nowhere")), exit::DONE);
+    explains(web, &["tcp://echo:7000", "--from", "web"], "ejected");
     output_of(web.sh(&format!(
         "ip route del unreachable {store_v4}/32; ip -6 route del unreachable {}/128",
         store.v6()
@@ -131,6 +133,11 @@ fn doctor_names_what_is_wrong_with_the_control_server_and_the_clock() {
     run(host.baremesh(["service", "register", "orders", "--port", "7300"]));
     let found = named(host, "not_granted", &[]);
     assert!(seen(&found).contains("sa/orders"), "{found:#}");
+    explains(
+        host,
+        &["tcp://web:80", "--from", "orders"],
+        "no certificate for spiffe://mesh.internal/ns/default/sa/orders",
+    );
     let found = named(&mesh.control, "registration_held", &[]);
     assert!(seen(&found).contains("orders.default of web"), "{found:#}");
     output_of(host.baremesh(["service", "deregister", "orders"]));
@@ -172,6 +179,7 @@ fn doctor_names_what_is_wrong_with_the_control_server_and_the_clock() {
     mesh.kill_control();
     named(host, "control_port", &[]);
     named(host, "registry_away", &[]);
+    explains(host, &["tcp://web:80"], "no newer one can come");
     named(&mesh.control, "control_down", &[]);
     mesh.start_control();
     well(host, &[]);
@@ -235,6 +243,7 @@ fn doctor_names_certificates_that_ended_and_those_that_cannot_be_renewed() {
     let found = named(&web.host, "certificate_ended", &[]);
     assert!(seen(&found).contains("ago"), "{found:#}");
     named(&web.host, "not_ready", &[]);
+    explains(&web.host, &["tcp://web:80", "--from", "web"], "this agent is not ready: no certificate for");
     let found = named(&web.host, "node_ended", &[]);
     assert!(seen(&found).contains("renews itself for"), "{found:#}");
     mesh.start_control();
@@ -353,6 +362,7 @@ fn explain_names_what_keeps_a_call_from_its_service() {
     let store = &pair.store.host;
     output_of(store.baremesh(["service", "register", "ill", "--port", "7100", "--check-tcp"]));
     becomes("tcp://ill:7100", "no_endpoint", "unhealthy");
+    named(store, "service_unhealthy", &[]);
 
     pair.mesh.enforce(
         "[[Service]]\nname = \"nobody\"\nports = [{ port = 7200 }]\n\
@@ -364,4 +374,11 @@ fn explain_names_what_keeps_a_call_from_its_service() {
     becomes("http://split/", "no_destination", "no such service, port or subset");
     becomes("tcp://echo:7000", "refused", "default/closed");
     assert_ne!(exit_code_of(pair.call("echo", 7000, "refused")), exit::DONE);
+    becomes("tcp://echo:7009", "no_such_port", "7000/");
+    pair.mesh.enforce(
+        "[[Sidecar]]\nname = \"web\"\nworkloadSelector = { labels = { app = \"web\" } }\negress = [{ hosts = [\"./ill\"] }]\n\
+         outboundTrafficPolicy = { mode = \"REGISTRY_ONLY\" }\n",
+    );
+    becomes("tcp://echo:7000", "no_route", "Sidecar web.default");
+    becomes("tcp://192.0.2.1:80", "no_route", "not_in_registry");
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use baremesh_tests::{Host, Member, Mesh, output_of, run};
+use baremesh_tests::{Host, Member, Mesh, exit_code_of, output_of, run};
 
-use crate::diagnosed::{CODES, diagnosed, named, named_by, over, said_by, seen, well};
+use crate::diagnosed::{CODES, diagnosed, explains, named, named_by, over, said_by, seen, well};
 
 /// Fewer connections than a machine of tests has descriptors for.
 const FEW: &str = "[proxy]\nmax_connections = 500\n";
@@ -63,6 +63,7 @@ fn doctor_names_what_is_wrong_with_the_rules() {
     let found = named(host, "rules_gone", &[]);
     assert!(seen(&found).contains("gone agent"), "{found:#}");
     named(host, "agent_down", &[]);
+    assert_eq!(exit_code_of(host.baremesh(["explain", "tcp://web:80"])), 3, "nobody answers");
     web.start();
     over(host, &["rules_gone", "agent_down"]);
 }
@@ -185,6 +186,7 @@ fn doctor_names_what_is_wrong_with_the_way_to_the_control_server_and_what_comes_
     for code in ["state_refused", "registry_behind"] {
         named(host, code, &[]);
     }
+    explains(host, &["tcp://web:80"], "this host refused the last state");
     let found = named(&mesh.control, "host_refuses", &[]);
     assert!(seen(&found).starts_with("web: ") && seen(&found).contains("clerk"), "{found:#}");
     output_of(mesh.control.baremesh(["delete", "Service", "web"]));
@@ -201,7 +203,8 @@ fn doctor_names_what_is_wrong_with_the_way_to_the_control_server_and_what_comes_
 }
 
 /// Stories about findings, as text.
-const STORIES: [&str; 2] = [include_str!("doctor.rs"), include_str!("doctor_faults.rs")];
+const STORIES: [&str; 3] =
+    [include_str!("doctor.rs"), include_str!("doctor_faults.rs"), include_str!("sidecars.rs")];
 
 #[test]
 fn every_code_is_made_for_real_or_listed_with_the_reason() {
@@ -220,5 +223,37 @@ fn every_code_is_made_for_real_or_listed_with_the_reason() {
     }
     for code in listed {
         assert!(CODES.contains_key(code), "{code} is none");
+    }
+}
+
+/// The text of the story of that name.
+fn story(name: &str) -> &'static str {
+    let begin = format!("\nfn {name}() {{");
+    let found = STORIES.iter().find_map(|text| text.split_once(&begin));
+    let Some((_, rest)) = found else { panic!("{name} is no story about what is wrong") };
+    rest.split("\n}\n").next().unwrap_or(rest)
+}
+
+#[test]
+fn every_broken_set_up_of_the_documents_is_made_by_the_story_that_it_names() {
+    let (_, table) = include_str!("../../../docs/troubleshooting.md")
+        .split_once("| set-up | doctor | explain | test |\n|---|---|---|---|\n")
+        .expect("the table of broken set-ups");
+    let rows: Vec<_> = table.lines().take_while(|line| line.starts_with("| ")).collect();
+    assert!(rows.len() >= 20, "{}", rows.len());
+    for row in rows {
+        let [_, set_up, doctor, explain, test, _] = row.split('|').map(str::trim).collect::<Vec<_>>()[..]
+        else {
+            panic!("{row}");
+        };
+        let text = story(test.trim_matches('`'));
+        let codes: Vec<_> = doctor.split('`').skip(1).step_by(2).collect();
+        for code in &codes {
+            assert!(CODES.contains_key(code), "{set_up}: {code} is none");
+            assert!(text.contains(&format!("\"{code}\"")), "{set_up}: {test} looks for no {code}");
+        }
+        let is_explained = ["explains(", "explained(", "\"explain\""].iter().any(|call| text.contains(call));
+        assert!(explain.is_empty() || is_explained, "{set_up}: {test} explains nothing");
+        assert!(!codes.is_empty() || !explain.is_empty(), "{set_up} is named by nobody");
     }
 }
