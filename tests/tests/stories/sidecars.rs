@@ -1,8 +1,9 @@
 //! A Sidecar says which services a workload calls, and the others are none to it; and at which ports it is called.
 
-use std::net::SocketAddr;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 
-use baremesh_tests::{exit, exit_code_of, output_of, run, wait_until};
+use baremesh_tests::{Host, WAIT_BOUND, exit, exit_code_of, output_of, run, wait_until};
 
 use crate::pair::{Pair, because, counted, is_cut, real_addresses, virtual_addresses};
 
@@ -58,7 +59,7 @@ fn a_service_calls_what_its_sidecar_names_and_nothing_else() {
 }
 
 /// What `explain` says to people.
-fn explained(host: &baremesh_tests::Host, question: &[&str]) -> String {
+fn explained(host: &Host, question: &[&str]) -> String {
     let output = run(host.baremesh(["explain"].iter().chain(question)));
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
@@ -89,7 +90,7 @@ fn a_service_is_called_at_the_ports_that_its_sidecar_names_and_at_no_other() {
     let mut kept = open(7000);
     let mut ended = open(7001);
     for stream in [&mut kept, &mut ended] {
-        stream.set_read_timeout(Some(baremesh_tests::WAIT_BOUND)).expect("a timeout");
+        stream.set_read_timeout(Some(WAIT_BOUND)).expect("a timeout");
         assert_eq!(echoed(stream).expect("both are carried"), *b"now\n");
     }
 
@@ -141,9 +142,31 @@ fn a_service_is_called_at_the_ports_that_its_sidecar_names_and_at_no_other() {
     assert_eq!(output_of(call("two", 7000)), "hello");
 }
 
+#[test]
+fn requests_to_a_port_that_a_sidecar_does_not_name_get_403() {
+    let pair = Pair::new("ingress-http");
+    let (web, store) = (&pair.web, &pair.store);
+    let _pages = store.web("pages", "one", &[]);
+    web.wait_for_endpoints("pages.default", 1);
+    let status = |host: &Host| host.get(&[], "http://pages/").status;
+    for host in [&web.host, &store.host] {
+        wait_until("it answers", || status(host) == Some(200));
+    }
+    pair.mesh.enforce("[[Sidecar]]\nname = \"default\"\ningress = [{ port = { number = 8081 } }]\n");
+    for host in [&web.host, &store.host] {
+        wait_until("it is refused", || status(host) == Some(403));
+    }
+    store.wait_for_log("the refusal", because(NOT_CALLED));
+    assert!(explained(&web.host, &["http://pages/", "--from", "web"]).contains("Sidecar default.default"));
+    // Its own port, and not the one that callers dial.
+    pair.mesh.enforce("[[Sidecar]]\nname = \"default\"\ningress = [{ port = { number = 8080 } }]\n");
+    for host in [&web.host, &store.host] {
+        wait_until("it answers again", || status(host) == Some(200));
+    }
+}
+
 /// A line to an echo, and what comes back.
-fn echoed(stream: &mut std::net::TcpStream) -> std::io::Result<[u8; 4]> {
-    use std::io::{Read as _, Write as _};
+fn echoed(stream: &mut TcpStream) -> io::Result<[u8; 4]> {
     let mut back = [0; 4];
     stream.write_all(b"now\n")?;
     stream.read_exact(&mut back)?;
