@@ -29,8 +29,11 @@ LATER = {
     "virtualservice.GatewayAnalyzer": "Gateway", "virtualservice.JWTClaimRouteAnalyzer": "Gateway",
 }
 
-# Kinds of later versions that a case needs beside what its analyser is about: without them its input is another one.
-NEEDED = re.compile(r"^kind: (ServiceEntry|Gateway)$", re.MULTILINE)
+# What a case needs beside what its analyser is about: without it its input is another one.
+NEEDED = {
+    "Gateway, whose hosts are destinations of the case": re.compile(r"^kind: Gateway$", re.MULTILINE),
+    "Kubernetes' annotation that says who sees a Service": re.compile(r"^ +networking\.istio\.io/exportTo:", re.MULTILINE),
+}
 
 
 def run(report, suite, binary, _scratch):
@@ -43,9 +46,9 @@ def run(report, suite, binary, _scratch):
         try:
             text = "\n---\n".join(
                 (suite.place / "analyze" / path.rsplit("/", 1)[1]).read_text() for path in case["inputs"])
-            needed = analyzer == "virtualservice.DestinationHostAnalyzer" and NEEDED.search(text)
-            if needed:
-                report.not_yet(f"{needed[1]}, whose hosts are destinations of the case", name)
+            needed = [what for what, is_in in NEEDED.items() if is_in.search(text)]
+            if needed and analyzer == "virtualservice.DestinationHostAnalyzer":
+                report.not_yet(needed[0], name)
                 continue
             report.check(name, fault_of(binary, case, text))
         except (OSError, Unexpected, subprocess.TimeoutExpired) as error:
