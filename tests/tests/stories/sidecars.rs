@@ -71,7 +71,8 @@ fn a_service_is_called_at_the_ports_that_its_sidecar_names_and_at_no_other() {
     let _program = store.host.serve("two", ["echo", "127.0.0.1:7000"]);
     let _other = store.host.serve("other", ["echo", "127.0.0.1:7001"]);
     store.register("two", ["--port", "7000", "--port", "7001"]);
-    web.wait_for_endpoints("two.default", 1);
+    // Its two ports.
+    web.wait_for_endpoints("two.default", 2);
     let call =
         |to: &str, port: u16| web.host.shop(["call", "--timeout", "5", to, &port.to_string(), "hello"]);
     let within =
@@ -156,7 +157,12 @@ fn requests_to_a_port_that_a_sidecar_does_not_name_get_403() {
     for host in [&web.host, &store.host] {
         wait_until("it is refused", || status(host) == Some(403));
     }
-    store.wait_for_log("the refusal", because(NOT_CALLED));
+    let line = store.wait_for_log("the refusal", |line| line["response_code"] == 403);
+    assert_eq!(
+        (&line["response_flags"], &line["response_code_details"]),
+        (&"UAEX".into(), &"rbac_access_denied".into())
+    );
+    assert!(line.to_string().contains("Sidecar default.default"), "{line}");
     assert!(explained(&web.host, &["http://pages/", "--from", "web"]).contains("Sidecar default.default"));
     // Its own port, and not the one that callers dial.
     pair.mesh.enforce("[[Sidecar]]\nname = \"default\"\ningress = [{ port = { number = 8080 } }]\n");

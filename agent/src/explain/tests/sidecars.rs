@@ -13,7 +13,7 @@ fn what_a_sidecar_does_not_take_is_explained_with_its_name() {
     assert!(explanation.summary.contains("Sidecar default.default"), "{}", explanation.summary);
     let [decision] = &explanation.destinations[0].decisions[..] else { panic!("{explanation:?}") };
     assert_eq!(decision.answer.as_ref().and_then(|answer| answer.status), Some(403), "{decision:?}");
-    let own = SocketAddr::new(host().addresses[0], 9000);
+    let own = SocketAddr::new(host().addresses[0], 7000);
     let local = snapshot.advertised(own).expect("registered");
     assert!(local.refused_by.is_some());
     let explanation = explained(&snapshot, Some("shop"), &question(&format!("tcp://{own}")));

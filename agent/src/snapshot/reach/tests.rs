@@ -140,6 +140,6 @@ fn a_port_that_no_sidecar_takes_is_refused_with_its_name_and_delivery_is_the_reg
     check("{ port = { number = 7000 }, defaultEndpoint = \"127.0.0.1:7000\" }", None);
     check(
         "{ port = { number = 7001 } }",
-        Some("default.default does not have default/orders called at port 7000"),
+        Some("default.default does not have orders.default called at port 7000"),
     );
 }
