@@ -134,7 +134,7 @@ fn ingress_entry(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Ingress> {
         // Anything else would have what is pushed say where a host delivers to, which is for its own registration alone.
         let says_nothing_new = text.is_empty() || is_where_it_listens(text, entry?.port);
         if !says_nothing_new {
-            let fault = format!("{} is not where the port itself is", quote(text));
+            let fault = format!("{} is refused: it is not where the port itself is", quote(text));
             let way = "remove it: where a program listens is said on its host, by `baremesh service register --port … --deliver …`";
             d.invalid(&at, fault, way);
         }
