@@ -24,12 +24,17 @@ impl Agent {
         let (began, within) = (Instant::now(), self.config.limits.connect_timeout);
         loop {
             let snapshot = self.publisher.snapshot().load_full();
-            let explanation = match self.explained(&snapshot, &question) {
+            let mut explanation = match self.explained(&snapshot, &question) {
                 Ok(explanation) => explanation,
                 Err(error) => return text(StatusCode::BAD_REQUEST, error.to_string()),
             };
-            let Some(missing) = missing(&snapshot, &explanation) else { return json(&explanation) };
-            if self.demand.wait(missing.unknown(within), began).await.is_err() {
+            let missing = missing(&snapshot, &explanation).map(|missing| missing.unknown(within));
+            let asked = match missing {
+                Some(unknown) => self.demand.wait(unknown, began).await.is_ok(),
+                None => false,
+            };
+            if !asked {
+                explanation.notes.extend(self.besides());
                 return json(&explanation);
             }
         }
@@ -40,6 +45,26 @@ impl Agent {
         let certified = |identity: &Identity| credentials.of(identity, SystemTime::now()).is_some();
         let caller = Caller::registered(snapshot, question.from.as_deref())?;
         explain(snapshot, &caller, question, &certified)
+    }
+
+    /// What may have calls go otherwise than the state in force says.
+    fn besides(&self) -> Vec<String> {
+        let published = self.publisher.published();
+        let age = published.taken.elapsed().unwrap_or_default().as_secs();
+        let state = format!("explained by version {}, taken {age} s ago", published.version);
+        let mut notes = Vec::new();
+        if let Some(error) = &published.last_error {
+            notes.push(format!("{state}: this host refused the last state: {error}"));
+        } else if !*self.connected.borrow() {
+            notes.push(format!(
+                "{state}: no newer one can come, the source of resources is away; `baremesh doctor` says why"
+            ));
+        }
+        let missing = self.not_ready().into_iter();
+        notes.extend(
+            missing.map(|missing| format!("this agent is not ready: {missing}; `baremesh doctor` says why")),
+        );
+        notes
     }
 }
 
