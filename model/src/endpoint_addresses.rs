@@ -161,7 +161,7 @@ mod tests {
         let mapped =
             Workload { ports: [("http".into(), 9.try_into().expect("a port"))].into(), ..one.clone() };
         check(&[], 0, &[]);
-        check(&[one.clone(), unwell], 1, &["80=10.0.0.1:8080 Hbone -", "81=10.0.0.1:81 Hbone -"]);
+        check(&[one, unwell], 1, &["80=10.0.0.1:8080 Hbone -", "81=10.0.0.1:81 Hbone -"]);
         check(
             &[both],
             1,

@@ -309,7 +309,7 @@ impl Member {
     #[track_caller]
     pub fn wait_until_kept(&self, service: &str) {
         let said = |file: &str| {
-            fs::read_to_string(self.host.path(&format!("/var/lib/baremesh/{file}"))).unwrap_or_default()
+            fs::read_to_string(self.host.path(format!("/var/lib/baremesh/{file}"))).unwrap_or_default()
         };
         wait_until(&format!("{service} is on the disk"), || {
             said("last-good.state").contains(&format!("WorkloadEntry/default/{service}-"))

@@ -61,7 +61,7 @@ pub fn written(addresses: &EndpointAddresses) -> Vec<Value> {
             room = left.unwrap_or_default();
             left.is_some()
         };
-        let fit = part.iter().take_while(|place| fits(*place)).count();
+        let fit = part.iter().take_while(|place| fits(place)).count();
         surplus.extend(part.split_off(fit));
     }
     let further = surplus.chunks(MAX_ADDRESSES / registration::MAX_ADDRESSES);
