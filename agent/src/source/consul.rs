@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Label;
 use baremesh_registry::consul::{Client, Settings, state};
+use baremesh_registry::control::REVOKED;
 use baremesh_registry::control::client::backoff;
 use baremesh_registry::control::followed::{Entries, Entry, Followed, WholeError};
 use serde_json::Value;
@@ -184,7 +185,7 @@ impl ConsulSource {
             let mut looked = false;
             tokio::select! {
                 first = heard.recv() => match first {
-                    Some(first) => known.take(first),
+                    Some(first) => known.take(first, Instant::now()),
                     None => return,
                 },
                 () = tokio::time::sleep(again.unwrap_or(LOOK)) => looked = true,
@@ -192,7 +193,7 @@ impl ConsulSource {
             // Publishing takes half of the time at most, however large the mesh is.
             tokio::time::sleep(took.max(GATHER)).await;
             while let Ok(more) = heard.try_recv() {
-                known.take(more);
+                known.take(more, Instant::now());
             }
             let is_connected = known.is_connected();
             connected.send_replace(is_connected);
@@ -253,21 +254,32 @@ fn publish(
     (settings, trust): (&Settings, &Trust),
     publisher: &Publisher,
 ) -> Result<(), WholeError> {
-    let Some((inputs, version)) = known.inputs(Instant::now()) else { return Ok(()) };
-    if inputs == followed.values() && followed.version() == version && !known.is_unsaved() {
+    let Some((mut inputs, version)) = known.inputs(Instant::now()) else { return Ok(()) };
+    let is_in_force = |inputs: &BTreeMap<String, Value>, followed: &Followed, known: &Known| {
+        *inputs == followed.values() && followed.version() == version && !known.is_unsaved()
+    };
+    if is_in_force(&inputs, followed, known) {
+        known.note_older_list(None);
         return Ok(());
     }
     // Not put off by anything that this agent cannot take.
-    if let Err(reason) = trust.take(|key| inputs.get(key).cloned()) {
-        publisher.refuse(reason.clone());
-        return Err(WholeError::Refused(reason));
+    let older = match trust.take(|key| inputs.get(key).cloned()) {
+        Ok(older) => older,
+        Err(reason) => {
+            publisher.refuse(reason.clone());
+            return Err(WholeError::Refused(reason));
+        }
+    };
+    // What is kept on the disk is what is in force.
+    inputs.extend(older.as_ref().and_then(|older| Some((REVOKED.to_owned(), older.kept.clone()?))));
+    if let Some(news) = known.note_older_list(older) {
+        publisher.refuse_list(news);
+    }
+    if is_in_force(&inputs, followed, known) {
+        return Ok(());
     }
     let (inputs, derived, made, instead) = in_any_case(inputs, followed, before, (settings, trust));
-    if instead.is_some()
-        && inputs == followed.values()
-        && followed.version() == version
-        && !known.is_unsaved()
-    {
+    if instead.is_some() && is_in_force(&inputs, followed, known) {
         known.published(&Ok(()), derived.report, instead);
         return Ok(());
     }

@@ -8,6 +8,7 @@ use baremesh_model::identity::Identity;
 use baremesh_model::name::Label;
 
 use super::{CaService, Refusal, authorise};
+use crate::clock::to_unix;
 use crate::ledger::{AuditRecord, Outcome, Revocation, RevokedRecord, Which};
 use crate::revocation::Revoked;
 
@@ -88,7 +89,11 @@ impl CaService {
         {
             return Ok(Some(kept));
         }
-        let signed = self.authority().sign_revocations(&entries, now)?;
+        // Higher than that of each list before, though the clock went back, and of lists from before they were counted, whose
+        // numbers are times.
+        let before = self.ledger.signed_list()?.and_then(|kept| Revoked::stated_number(&kept)).unwrap_or(0);
+        let number = u64::try_from(to_unix(now)).unwrap_or_default().max(before.saturating_add(1));
+        let signed = self.authority().sign_revocations(&entries, number, now)?;
         self.ledger.keep_signed_list(&signed)?;
         Ok(Some(signed))
     }
