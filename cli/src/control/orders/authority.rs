@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use baremesh_ca::authority::{AuthorityError, Standing};
 use baremesh_ca::federation::to_spiffe;
+use baremesh_ca::issued::chain_from_pem;
 use baremesh_ca::service::Force;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -80,9 +81,11 @@ pub(super) async fn rotate(server: Arc<Server>, wanted: RotateOrder, who: String
             blocking(server.clone(), rotating).await?;
         }
         Replaced::Root => {
+            alone(&server).await?;
             let staging =
                 move |server: &Server| Ok(server.ca.stage_root(patience, &who, SystemTime::now())?);
             blocking(server.clone(), staging).await?;
+            announce(&server).await?;
             tell(&server).await?;
         }
     }
@@ -97,10 +100,16 @@ pub(super) fn request(server: &Server, who: &str) -> Result<Value, Denial> {
 /// Takes the chain for that request.
 pub(super) async fn install(server: Arc<Server>, wanted: ChainOrder, who: String) -> Result<Value, Denial> {
     let patience = patience(wanted.within_seconds)?;
+    let known = server.ca.bundle()?;
+    let root = chain_from_pem(wanted.chain.as_bytes()).unwrap_or_default().pop();
+    if root.is_some_and(|root| !known.roots().contains(&root)) {
+        alone(&server).await?;
+    }
     let installing = move |server: &Server| {
         Ok(server.ca.install_chain(wanted.chain.as_bytes(), patience, &who, SystemTime::now())?)
     };
     blocking(server.clone(), installing).await?;
+    announce(&server).await?;
     tell(&server).await?;
     blocking(server, show).await
 }
@@ -126,6 +135,40 @@ pub(super) async fn drop_root(server: Arc<Server>, wanted: DropOrder, who: Strin
     server.certificate.renew().await.map_err(|error| Denial::failed(&format_args!("{error:#}")))?;
     tell(&server).await?;
     Ok(json!({ "dropped": dropped.to_string() }))
+}
+
+/// Refuses a new root while other processes share the ledger: they would not have it, and their hosts would not trust what is
+/// signed under it.
+async fn alone(server: &Server) -> Result<(), Denial> {
+    let Some(processes) = &server.processes else { return Ok(()) };
+    let others = processes.others().await.map_err(|error| {
+        Denial::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("which other control processes share the ledger is not known: {error}"),
+        )
+    })?;
+    if others.is_empty() {
+        return Ok(());
+    }
+    let hosts: Vec<_> = others.iter().map(|other| other.host.as_str()).collect();
+    Err(Denial::new(
+        StatusCode::CONFLICT,
+        format!(
+            "control processes on {} share the ledger and would not have the new root: stop them, replace the root here, and start \
+             each from a `baremesh backup` of this one (docs/shared-ledger.md)",
+            hosts.join(", ")
+        ),
+    ))
+}
+
+/// Lets the others know which roots are trusted here, before anybody is told.
+async fn announce(server: &Server) -> Result<(), Denial> {
+    match &server.processes {
+        Some(processes) => {
+            processes.announce(&server.ca).await.map_err(|error| Denial::failed(&format_args!("{error:#}")))
+        }
+        None => Ok(()),
+    }
 }
 
 async fn tell(server: &Arc<Server>) -> Result<(), Denial> {
