@@ -102,10 +102,22 @@ impl Consul {
 
 /// Asks the Consul of a host.
 pub fn ask(host: &Host, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, String)> {
+    ask_as("", host, method, path, body)
+}
+
+/// As `ask`, with a token; without one where it is empty.
+pub fn ask_as(
+    token: &str,
+    host: &Host,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> Option<(u16, String)> {
     let mut stream = host.connect((host.v4(), 8500)).ok()?;
     let body = body.map(Value::to_string).unwrap_or_default();
+    let token = if token.is_empty() { String::new() } else { format!("X-Consul-Token: {token}\r\n") };
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: consul\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        "{method} {path} HTTP/1.1\r\nHost: consul\r\nConnection: close\r\n{token}Content-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).ok()?;

@@ -12,14 +12,14 @@ const ALLOW_WEB: &str = "[[AuthorizationPolicy]]\nname = \"orders\"\naction = \"
     rules = [{ from = [{ source = { principals = [\"mesh.internal/ns/default/sa/web\"] } }] }]\n";
 
 /// A host with an endpoint of the echo `orders`.
-fn orders(mesh: &Mesh, consul: &Consul, name: &str, index: u8) -> Member {
+pub fn orders(mesh: &Mesh, consul: &Consul, name: &str, index: u8) -> Member {
     let member = mesh.member_with(name, index, &["orders"], &consul.config());
     member.host.serve("echo", ["echo", "127.0.0.1:7000"]);
     member.register("orders", ["--port", "80:7000"]);
     member
 }
 
-fn web(mesh: &Mesh, consul: &Consul) -> Member {
+pub fn web(mesh: &Mesh, consul: &Consul) -> Member {
     mesh.member_with("web", 1, &["web"], &consul.config())
 }
 
@@ -29,7 +29,7 @@ fn call(from: &Member, name: &str, port: &str) -> String {
 
 /// Waits longer than stories do otherwise: for times that are part of what is shown, and for much of something.
 #[track_caller]
-fn patiently(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn patiently(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(began.elapsed() < Duration::from_secs(240), "in vain: {what}");
@@ -38,13 +38,13 @@ fn patiently(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// What an agent says of its source.
-fn notes(member: &Member) -> String {
+pub fn notes(member: &Member) -> String {
     let status = member.status().unwrap_or_default();
     let warnings = status["warnings"].as_array().cloned().unwrap_or_default();
     warnings.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n")
 }
 
-fn is_connected(member: &Member) -> bool {
+pub fn is_connected(member: &Member) -> bool {
     member.status().unwrap_or_default()["source"]["connected"] == true
 }
 
