@@ -6,6 +6,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from hosts import Host
+
 # As many as in bench/fleet/src/mesh.rs.
 NAMESPACES = 20
 # The addresses of the agents, all of them local to their host: each agent speaks from its own, as the server wants to see it.
@@ -75,6 +77,10 @@ class Server:
         return ["--config-dir", str(self.place / "config"), "--state-dir", str(self.place / "state"), "--run-dir",
                 str(self.place / "run")]
 
+    def token(self, host):
+        """A token with which that host joins."""
+        return self._run("token", "create", "--host", host).split()[0]
+
     def _run(self, *words, stdin=""):
         command = self.host.command(self.binary, *self._flags(), *words)
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=600)
@@ -115,6 +121,78 @@ class Fleet:
     def close(self):
         self.process.stdin.close()
         self.process.wait()
+
+
+class RealAgents:
+    """Agents as hosts run them, each on a host of its own with capture in place, joined to the same control server. Each runs one
+    endpoint of a service that all of them are."""
+
+    SERVICE, NAMESPACE, PORT = "real", "t0", 8080
+
+    def __init__(self, server, binary, logs, count):
+        self.server, self.hosts, self.processes = server, [], []
+        try:
+            for number in range(count):
+                self._start(binary, logs, number)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self):
+        return [process.pid for process in self.processes]
+
+    def _start(self, binary, logs, number):
+        name = f"real{number}"
+        near, far = f"10.78.{number}.1", f"10.78.{number}.2"
+        host = Host(name, far, logs)
+        self.hosts.append(host)
+        self.server.host.run("ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", host.pid)
+        self.server.host.run("ip", "address", "add", f"{near}/30", "dev", name)
+        self.server.host.run("ip", "link", "set", name, "up")
+        host.run("ip", "address", "add", f"{far}/30", "dev", "eth0")
+        host.run("ip", "link", "set", "eth0", "up")
+        host.run("ip", "route", "add", "default", "via", near)
+        place = logs / name
+        flags = ["--config-dir", place / "config", "--state-dir", place / "state", "--run-dir", place / "run"]
+        token = self.server.token(name)
+        host.run(binary, *flags, "join", "--host", name, "--token", token, f"{self.server.address}:{CONTROL_PORT}")
+        services = place / "config" / "services"
+        services.mkdir(parents=True, exist_ok=True)
+        with open(place / "config" / "agent.toml", "a") as settings:
+            settings.write('[dns]\nmode = "off"\n[telemetry]\naccess_log = "off"\n')
+        (services / f"{self.NAMESPACE}.{self.SERVICE}.toml").write_text(
+            f'name = "{self.SERVICE}"\nnamespace = "{self.NAMESPACE}"\nports = [{{ port = {self.PORT}, protocol = "HTTP" }}]\n')
+        self.processes.append(host.spawn(binary, *flags, "agent", log="agent"))
+
+    def await_newest(self, seconds):
+        """Waits until each has put the newest state in force, and says how long that was."""
+        began = time.monotonic()
+        while True:
+            for host in self.hosts:
+                host.check_alive()
+            behind = self._behind()
+            if not behind:
+                return time.monotonic() - began
+            if time.monotonic() - began > seconds:
+                raise Failed(f"real agents that have not put the newest state in force: {', '.join(behind)}")
+            time.sleep(0.1)
+
+    def _behind(self):
+        status = self.server.status()
+        known = {host["host"]: host for host in status["hosts"]}
+        faults = []
+        for host in self.hosts:
+            stands = known.get(host.name, {})
+            if stands.get("nack"):
+                raise Failed(f"{host.name} refused a state: {stands['nack']}")
+            if not stands.get("registrations") or stands.get("acked") != status["stateVersion"]:
+                faults.append(f"{host.name} ({stands.get('acked')} of {status['stateVersion']})")
+        return faults
+
+    def close(self):
+        for host in self.hosts:
+            host.close()
 
 
 def grants():

@@ -71,6 +71,11 @@ pub struct Member {
 }
 
 impl Member {
+    /// Which of all it is.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
     /// Joins with a token that is made over the control server's socket.
     pub async fn join(fleet: &Fleet, socket: &Path, number: usize) -> Result<Self> {
         let socket = Socket { path: socket, program: "baremesh control" };

@@ -99,6 +99,8 @@ impl Hosts {
         while let Some(joined) = joining.join_next().await {
             self.members.push(joined??);
         }
+        // Orders name them by their numbers, in whichever order they joined.
+        self.members.sort_unstable_by_key(Member::number);
         Ok(json!({ "joined": self.members.len(), "seconds": began.elapsed().as_secs_f64() }))
     }
 
