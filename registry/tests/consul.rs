@@ -56,7 +56,7 @@ impl Consul {
             .expect("Consul starts");
         let consul = Self { process, http, _directory: directory };
         let (client, began) = (consul.client(), Instant::now());
-        while !matches!(client.leader().await, Ok(Some(_))) {
+        while !client.leader().await.is_ok_and(|said| said.leader.is_some()) {
             assert!(began.elapsed() < PATIENCE, "Consul has no leader");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

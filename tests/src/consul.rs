@@ -126,8 +126,22 @@ pub fn ask_as(
     stream.read_to_string(&mut answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    // Small answers come with their length, and not in pieces.
-    Some((status, body.to_owned()))
+    let is_in_pieces = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    Some((status, if is_in_pieces { joined(body)? } else { body.to_owned() }))
+}
+
+/// A body that came in pieces (RFC 9112, section 7.1), as an answer of some kilobytes does; nothing where it broke off.
+fn joined(mut body: &str) -> Option<String> {
+    let mut whole = String::new();
+    loop {
+        let (size, rest) = body.split_once("\r\n")?;
+        let size = usize::from_str_radix(size, 16).ok()?;
+        if size == 0 {
+            return Some(whole);
+        }
+        whole.push_str(rest.get(..size)?);
+        body = rest.get(size..)?.strip_prefix("\r\n")?;
+    }
 }
 
 /// What the Consul of a host says of the instances of a service: each with the worst of its checks.

@@ -12,6 +12,8 @@ mod choice;
 mod registering;
 /// What is known, and what is published of it.
 mod known;
+/// How Consul stands, as it is shown.
+pub mod standing;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Label;
+use baremesh_registry::consul::catalog::Leader;
 use baremesh_registry::consul::{Client, Settings, state};
 use baremesh_registry::control::REVOKED;
 use baremesh_registry::control::client::backoff;
@@ -29,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::known::Known;
+use self::standing::Standing;
 use super::resources::Resources;
 use crate::agent::{AgentError, empty_mesh};
 use crate::membership::Membership;
@@ -77,10 +81,12 @@ impl Part {
 enum Heard {
     /// Something is known now.
     Known(known::News),
-    /// A part is in reach.
-    Fine(Part),
+    /// A part is in reach, and at which index it stands where it has one.
+    Fine(Part, Option<u64>),
     /// A part is not, and why.
     Failed(Part, String),
+    /// Who leads; nothing where nobody says so.
+    Leader(Option<Leader>),
 }
 
 /// Consul to follow.
@@ -92,6 +98,7 @@ pub struct ConsulSource {
     mark: Mark,
     host: Label,
     notes: watch::Sender<Vec<String>>,
+    standing: watch::Sender<Standing>,
 }
 
 impl ConsulSource {
@@ -107,7 +114,8 @@ impl ConsulSource {
             tracing::error!(file = %file.display(), reason, "what the last good state says of trust cannot be used");
         }
         let (trust, host) = (Arc::clone(trust), membership.host.clone());
-        Self { settings, followed, file, trust, mark: Mark(None), host, notes: watch::Sender::default() }
+        let (notes, standing) = (watch::Sender::default(), watch::Sender::default());
+        Self { settings, followed, file, trust, mark: Mark(None), host, notes, standing }
     }
 
     /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
@@ -136,6 +144,11 @@ impl ConsulSource {
         self.notes.subscribe()
     }
 
+    /// How Consul stands, as it changes.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
     /// Follows Consul until `leaving`, and takes this host's services out of it then.
     pub async fn follow(
         self,
@@ -157,7 +170,8 @@ impl ConsulSource {
         followers.spawn(store::resources(client.clone(), tell.clone()));
         followers.spawn(store::trust(client.clone(), tell.clone()));
         followers.spawn(store::addresses(client.clone(), tell.clone()));
-        followers.spawn(catalog::follow(client, tell.clone()));
+        followers.spawn(catalog::follow(client.clone(), tell.clone()));
+        followers.spawn(standing::follow(client, tell.clone()));
         let goodbye = registering.clone();
         followers.spawn(registering.keep(tell));
         tokio::select! {
@@ -176,7 +190,7 @@ impl ConsulSource {
         connected: &watch::Sender<bool>,
         metrics: &Metrics,
     ) {
-        let Self { settings, mut followed, trust, notes, .. } = self;
+        let Self { settings, mut followed, trust, notes, standing, .. } = self;
         let mut known = Known::new(&followed, Instant::now());
         let mut derived = Derived::default();
         let mut attempt = 0;
@@ -197,6 +211,7 @@ impl ConsulSource {
             }
             let is_connected = known.is_connected();
             connected.send_replace(is_connected);
+            standing.send_replace(known.standing().clone());
             metrics.registry_connected.set(i64::from(is_connected));
             if known.is_changed() || looked {
                 let began = Instant::now();

@@ -40,6 +40,11 @@ const NO_ACLS: &str = "ACL support disabled";
 /// Said with an answer of which something was left out (since Consul 1.12).
 const FILTERED: &str = "x-consul-results-filtered-by-acls";
 
+/// Fields that name a service, or the entry of one.
+const NAMING: [&str; 4] = ["Name", "Service", "SourceName", "DestinationName"];
+/// Fields about requests: what they name are headers and parameters.
+const OF_REQUESTS: [&str; 2] = ["Header", "QueryParam"];
+
 /// Why the configuration is not read.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
@@ -156,12 +161,41 @@ fn unreadable(named: &str, error: &serde_json::Error) -> ConsulError {
     ConsulError::Malformed { address: named.to_owned(), path: String::new(), reason: error.to_string() }
 }
 
-/// Every text in `value`: names of services are among them.
+/// Names of services in `value`, as the fields have them that name one; others may be among them.
 fn names(value: &Value, named: &mut BTreeSet<String>) {
     match value {
-        Value::String(text) => _ = named.insert(text.clone()),
         Value::Array(items) => items.iter().for_each(|item| names(item, named)),
-        Value::Object(fields) => fields.values().for_each(|field| names(field, named)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        Value::Object(fields) => {
+            for (field, value) in fields.iter().filter(|(field, _)| !OF_REQUESTS.contains(&field.as_str())) {
+                match value {
+                    Value::String(text) if NAMING.contains(&field.as_str()) => _ = named.insert(text.clone()),
+                    other => names(other, named),
+                }
+            }
+        }
+        Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn services_are_named_by_entries_intentions_and_destinations_and_by_nothing_else() {
+        let all = json!([
+            { "Kind": "service-router", "Name": "web", "Routes": [{
+                "Match": { "HTTP": { "Header": [{ "Name": "x-a", "Exact": "b" }], "PathPrefix": "c" } },
+                "Destination": { "Service": "admin", "ServiceSubset": "v1" } }] },
+            { "Kind": "service-intentions", "Name": "db", "Sources": [{ "Name": "app", "Type": "consul", "Action": "allow",
+                "Permissions": [{ "Action": "deny", "HTTP": { "Header": [{ "Name": "x-d" }] } }] }] },
+            { "SourceName": "old", "DestinationName": "older", "SourceType": "consul", "SourceNS": "default" },
+        ]);
+        let mut named = BTreeSet::new();
+        names(&all, &mut named);
+        let named: Vec<_> = named.iter().map(String::as_str).collect();
+        assert_eq!(named, ["admin", "app", "db", "old", "older", "web"]);
     }
 }

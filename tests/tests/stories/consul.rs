@@ -1,15 +1,25 @@
 //! A mesh whose registry is a real Consul.
 
+use std::fs;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use baremesh_tests::consul::{Consul, ask, instances, register_foreign};
-use baremesh_tests::{Host, Load, Member, Mesh, exit_code_of, net, output_of, wait_until};
+use baremesh_tests::{Host, Load, Member, Mesh, Net, exit_code_of, net, output_of, wait_until};
 use serde_json::{Value, json};
+
+use crate::attack::memory_of;
 
 const NONE: [String; 0] = [];
 const ALLOW_WEB: &str = "[[AuthorizationPolicy]]\nname = \"orders\"\naction = \"ALLOW\"\n\
     selector = { matchLabels = { app = \"orders\" } }\n\
     rules = [{ from = [{ source = { principals = [\"mesh.internal/ns/default/sa/web\"] } }] }]\n";
+
+/// Most questions that an agent has open at Consul at once: 64 services that are waited for, 8 that are read side by side, names,
+/// resources, trust, addresses, registrations, and who leads.
+const MAX_QUESTIONS: usize = 64 + 8 + 6;
+/// By how much an agent may grow for 10,000 entries of the catalog: some 10 KiB for each, in a build that is not optimised.
+const MOST_GROWN_MIB: u64 = 128;
 
 /// A host with an endpoint of the echo `orders`.
 pub fn orders(mesh: &Mesh, consul: &Consul, name: &str, index: u8) -> Member {
@@ -117,7 +127,7 @@ fn policy_that_is_applied_reaches_agents_by_way_of_consul() {
     assert!(index["resources"]["MeshConfig/default/mesh"].is_string(), "{index}");
     assert!(index["resources"].get("AuthorizationPolicy/default/orders").is_none(), "{index}");
     // What does not hold together is refused, and nothing of it is written.
-    std::fs::write(mesh.control.path("/run/baremesh/bad.toml"), "[[Service]]\nname = \"a\"\nports = []\n")
+    fs::write(mesh.control.path("/run/baremesh/bad.toml"), "[[Service]]\nname = \"a\"\nports = []\n")
         .expect("written");
     assert_ne!(exit_code_of(mesh.control.baremesh(["apply", "-f", "/run/baremesh/bad.toml"])), 0);
     let (_, after) = ask(&host, "GET", "/v1/kv/baremesh/index?raw", None).expect("an answer");
@@ -209,33 +219,136 @@ fn beside(mesh: &Mesh, name: &str, index: u8, join: &[String]) -> (Member, Consu
     (member, consul)
 }
 
+/// Three servers of one Consul, each on a host of its own.
+struct Three {
+    hosts: Vec<Host>,
+    servers: Vec<Consul>,
+    /// Their addresses.
+    join: Vec<String>,
+}
+
+impl Three {
+    #[track_caller]
+    fn new(net: &Net) -> Self {
+        let hosts: Vec<Host> =
+            [201, 202, 203].into_iter().map(|n| net.host(&format!("consul-{n}"), n)).collect();
+        let join: Vec<String> = hosts.iter().map(|host| host.v4().to_string()).collect();
+        let config =
+            json!({ "server": true, "bootstrap_expect": 3, "retry_join": join, "retry_interval": "1s" });
+        let servers = hosts.iter().map(|host| Consul::start_without_waiting(host, &config)).collect();
+        hosts.iter().for_each(|host| Consul::wait_for_leader(host));
+        Self { hosts, servers, join }
+    }
+
+    /// Who leads, as that server knows it; nothing where it knows of none.
+    fn leader(&self, of: usize) -> Option<usize> {
+        let (_, leader) = ask(&self.hosts[of], "GET", "/v1/status/leader", None)?;
+        self.join.iter().position(|address| leader.contains(&format!("\"{address}:")))
+    }
+
+    /// Parts a server from the two others, and from nobody else.
+    #[track_caller]
+    fn cut_off(&self, one: usize) {
+        let others: Vec<_> =
+            self.join.iter().filter(|address| **address != self.join[one]).map(String::as_str).collect();
+        let others = others.join(", ");
+        let rules = format!(
+            "table ip cut {{\n\
+             chain in {{ type filter hook input priority 0; ip saddr {{ {others} }} drop; }}\n\
+             chain out {{ type filter hook output priority 0; ip daddr {{ {others} }} drop; }}\n}}\n"
+        );
+        fs::write(self.hosts[one].path("/run/cut.nft"), rules).expect("written");
+        let mut nft = self.hosts[one].command("nft");
+        nft.args(["-f", "/run/cut.nft"]);
+        output_of(nft);
+    }
+
+    #[track_caller]
+    fn heal(&self, one: usize) {
+        let mut nft = self.hosts[one].command("nft");
+        nft.args(["delete", "table", "ip", "cut"]);
+        output_of(nft);
+    }
+}
+
+/// Which of Consul's addresses an agent has its answers from, and who leads, as `baremesh status` says it.
+fn answering(member: &Member) -> (String, String) {
+    let consul = &member.status().unwrap_or_default()["source"]["consul"];
+    let text = |name: &str| consul[name].as_str().unwrap_or_default().to_owned();
+    (text("address"), text("leader"))
+}
+
+#[test]
+fn a_leader_that_was_cut_off_is_not_believed_and_nothing_changes() {
+    let net = std::rc::Rc::new(net("consul-cut"));
+    let three = Three::new(&net);
+    let old = three.leader(0).expect("a leader");
+    let other = (old + 1) % 3;
+    let mesh = Mesh::of_consul(net, &three.servers[other]);
+    let orders = orders(&mesh, &three.servers[other], "orders", 2);
+    // The leader is asked first; what runs here is registered where it stays.
+    let (asked, stays) = (&three.join[old], &three.join[other]);
+    let config = format!(
+        "[registry]\nsource = \"consul\"\n[consul]\naddresses = [\"http://{asked}:8500\", \"http://{stays}:8500\"]\n\
+         agent = \"http://{stays}:8500\"\nallow_plaintext = true\n"
+    );
+    let web = mesh.member_with("web", 1, &["web"], &config);
+    web.wait_for_endpoints("orders.default", 1);
+    wait_until("the leader answers", || answering(&web).0.contains(&format!("{asked}:")));
+    assert!(answering(&web).1.contains(&format!("{asked}:")), "{:?}", answering(&web));
+    let load = Load::start(&web.host, "orders", 80);
+
+    three.cut_off(old);
+    wait_until("there is another leader", || three.leader(other).is_some_and(|now| now != old));
+    register_foreign(
+        &three.hosts[other],
+        &json!({ "ID": "l", "Name": "legacy", "Address": three.hosts[other].v4().to_string(), "Port": 7100 }),
+    );
+    // Who was cut off still says how it was, to whoever takes stale answers.
+    let (status, said) =
+        ask(&three.hosts[old], "GET", "/v1/catalog/services?stale", None).expect("an answer");
+    assert!(status == 200 && said.contains("orders") && !said.contains("legacy"), "{status} {said}");
+    patiently("what changed since is known", || web.endpoints("legacy.default") == Some(1));
+    wait_until("the other's answers count", || answering(&web).0.contains(&format!("{stays}:")));
+    assert!(!answering(&web).1.contains(&format!("{asked}:")), "{:?}", answering(&web));
+    let version = || web.status().unwrap_or_default()["source"]["version"].as_u64();
+    let before = version();
+    mesh.apply(&ALLOW_WEB.replace("sa/web", "sa/*").replace("ns/default", "ns/hosts"));
+    patiently("a new policy is in force", || version() > before);
+    three.heal(old);
+    wait_until("the one that was cut off follows", || three.leader(old).is_some_and(|now| now != old));
+    wait_until("everybody is in reach", || is_connected(&web) && is_connected(&orders));
+    assert_eq!(web.endpoints("orders.default"), Some(1));
+    load.wait_for_more(20);
+    assert_eq!(load.stop(), NONE);
+}
+
 #[test]
 fn a_leader_that_is_lost_is_followed_by_another_and_nothing_changes() {
     let net = std::rc::Rc::new(net("consul-leader"));
-    let hosts: Vec<Host> = [201, 202, 203].into_iter().map(|n| net.host(&format!("consul-{n}"), n)).collect();
-    let join: Vec<String> = hosts.iter().map(|host| host.v4().to_string()).collect();
-    let config = json!({ "server": true, "bootstrap_expect": 3, "retry_join": join, "retry_interval": "1s" });
-    let servers: Vec<Consul> =
-        hosts.iter().map(|host| Consul::start_without_waiting(host, &config)).collect();
-    hosts.iter().for_each(|host| Consul::wait_for_leader(host));
+    let three = Three::new(&net);
+    let (servers, join) = (&three.servers, &three.join);
     let mesh = Mesh::of_consul(net, &servers[0]);
-    let (web, _one) = beside(&mesh, "web", 1, &join);
-    let (shop, _two) = beside(&mesh, "orders", 2, &join);
+    let (web, _one) = beside(&mesh, "web", 1, join);
+    let (shop, _two) = beside(&mesh, "orders", 2, join);
     shop.host.serve("echo", ["echo", "127.0.0.1:7000"]);
     shop.register("orders", ["--port", "80:7000"]);
     web.wait_for_endpoints("orders.default", 1);
     let load = Load::start(&web.host, "orders", 80);
-    let leader =
-        |host: &Host| ask(host, "GET", "/v1/status/leader", None).map(|(_, body)| body).unwrap_or_default();
-    let (first, others): (Vec<_>, Vec<_>) = (0..3).partition(|n| leader(&hosts[0]).contains(&join[*n]));
-    servers[first[0]].kill();
-    wait_until("there is another leader", || {
-        let now = leader(&hosts[others[0]]);
-        now.len() > 2 && !now.contains(&join[first[0]])
-    });
+    let first = three.leader(0).expect("a leader");
+    servers[first].kill();
+    let other = (first + 1) % 3;
+    wait_until("there is another leader", || three.leader(other).is_some_and(|now| now != first));
     load.wait_for_more(20);
     wait_until("everybody is in reach", || is_connected(&web) && is_connected(&shop));
     assert_eq!((web.endpoints("orders.default"), load.stop()), (Some(1), NONE.to_vec()));
+}
+
+/// Connections of a host to Consul's port.
+fn questions_open(member: &Member, consul: Ipv4Addr) -> usize {
+    let mut list = member.host.command("ss");
+    list.args(["-Htn", "state", "established", "dst", &format!("{consul}:8500")]);
+    output_of(list).lines().count()
 }
 
 #[test]
@@ -248,6 +361,8 @@ fn ten_thousand_entries_of_the_catalog_are_known_and_called() {
         &host,
         &json!({ "ID": "l", "Name": "legacy", "Address": old.v4().to_string(), "Port": 7100 }),
     );
+    web.wait_for_endpoints("legacy.default", 1);
+    let (before, began) = (memory_of(&web), Instant::now());
     // Put into the catalog at once, as other machines' Consul agents would over time; nobody is at their addresses.
     let node = json!({ "Node": "elsewhere", "Address": "10.200.255.1" });
     ask(&host, "PUT", "/v1/catalog/register", Some(&node)).expect("an answer");
@@ -266,6 +381,27 @@ fn ten_thousand_entries_of_the_catalog_are_known_and_called() {
         let all = services.as_array().cloned().unwrap_or_default();
         all.iter().map(|service| service["endpoints"].as_array().map_or(0, Vec::len)).sum::<usize>()
     };
+    let registered = began.elapsed();
     patiently("all of it is known", || known() == 157 * 64 + 1);
+    let (took, grown) = (began.elapsed() - registered, memory_of(&web).saturating_sub(before) >> 20);
     assert_eq!(call(&web, "legacy", "7100"), "hello");
+    // 400 services, and no question that waits for each.
+    let asking = questions_open(&web, host.v4());
+    eprintln!(
+        "{} entries: known {took:.1?} after the last was registered, which took {registered:.1?}; {grown} MiB more; {asking} \
+         questions open",
+        157 * 64
+    );
+    assert!(asking <= MAX_QUESTIONS, "{asking} questions are open");
+    assert!(grown <= MOST_GROWN_MIB, "{grown} MiB more");
+    // One that is read in turn is followed all the same.
+    let name = "s399";
+    let count = || web.endpoints(&format!("{name}.default"));
+    let had = count().expect("it is known");
+    let more = json!({ "Node": "elsewhere", "Address": "10.200.255.1", "SkipNodeUpdate": true,
+        "Service": { "ID": "one-more", "Service": name, "Address": "10.200.254.1", "Port": 7100 } });
+    let began = Instant::now();
+    ask(&host, "PUT", "/v1/catalog/register", Some(&more)).expect("an answer");
+    patiently("one more is known", || count() == Some(had + 1));
+    eprintln!("one more of a service that is read in turn: known {:.1?} later", began.elapsed());
 }

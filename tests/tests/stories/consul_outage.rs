@@ -1,6 +1,7 @@
 //! Consul is killed for ten minutes, by the clocks of agents and of the control server: those run ten times fast, so that
 //! timers, leases, bounds on staleness and pauses between attempts have ten minutes behind them. Consul's own clock, the
 //! network and the callers are as always: Consul is away for a minute of theirs, longer than what it was told of health holds.
+//! So a question that waits a minute of Consul's for something new is given up by agents before that, and asked anew.
 
 use baremesh_tests::clock::FastClock;
 use baremesh_tests::consul::{Consul, instances, register_foreign};

@@ -56,15 +56,21 @@ impl Two {
         Self { mesh, second, second_server, store, consul }
     }
 
+    /// A token of one of the two, for a host with that service.
+    #[track_caller]
+    fn token(at: &Host, service: &str) -> String {
+        let made = output_of(at.baremesh(["token", "create", "--output", "json", "--service", service]));
+        let made: Value = serde_json::from_str(&made).expect("JSON");
+        made["token"].as_str().expect("a token").to_owned()
+    }
+
     /// A member that joins at one of the two.
     #[track_caller]
     fn member(&self, at: &Host, (name, index): (&str, u8)) -> Member {
         let host = self.mesh.net.host(name, index);
         host.set_nameserver([10, 77, 0, 254]);
-        let made = output_of(at.baremesh(["token", "create", "--output", "json", "--service", name]));
-        let made: Value = serde_json::from_str(&made).expect("JSON");
-        let token = made["token"].as_str().expect("a token");
-        output_of(host.baremesh(["join", &at.v4().to_string(), "--token", token, "--host", name]));
+        let token = Self::token(at, name);
+        output_of(host.baremesh(["join", &at.v4().to_string(), "--token", &token, "--host", name]));
         let member = Member::of(host);
         member.configure(&self.consul.config());
         member.start();
@@ -88,6 +94,20 @@ fn a_host_of_one_control_process_goes_on_with_the_other_and_either_changes_the_m
     web.wait_for_endpoints("orders.default", 1);
     assert!(calls(&web), "certificates of either lead to the root that both know");
 
+    // A token that one has taken opens nothing at the other, nor after the one is gone.
+    let used = Two::token(first, "once");
+    let joins = |name: &str, index: u8, at: &Host| {
+        let host = two.mesh.net.host(name, index);
+        let address = at.v4().to_string();
+        let answer = run(host.baremesh(["join", &address, "--token", &used, "--host", name]));
+        (answer.status.success(), String::from_utf8_lossy(&answer.stderr).into_owned())
+    };
+    assert!(joins("once", 5, first).0);
+    let is_used_up = |(joined, said): (bool, String)| {
+        assert!(!joined && said.contains("used"), "{said}");
+    };
+    is_used_up(joins("twice", 6, second));
+
     // The first dies. Who joined there renews at the second: only the address is another.
     two.mesh.kill_control();
     let file = web.host.path("/var/lib/baremesh/node/mesh.toml");
@@ -96,6 +116,7 @@ fn a_host_of_one_control_process_goes_on_with_the_other_and_either_changes_the_m
     assert_ne!(moved, text);
     web.stop_agent();
     fs::write(&file, moved).expect("written");
+    is_used_up(joins("thrice", 7, second));
     let credential =
         || fs::read_to_string(web.host.path("/var/lib/baremesh/node/node.pem")).expect("a credential");
     let before = credential();

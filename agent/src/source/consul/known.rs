@@ -16,6 +16,7 @@ use baremesh_registry::control::followed::{Followed, WholeError};
 use serde::Deserialize as _;
 use serde_json::Value;
 
+use super::standing::Standing;
 use super::{Heard, Part};
 use crate::trust::{OlderList, is_about_trust};
 
@@ -59,6 +60,8 @@ pub(super) struct Known {
     damper: Damper,
     /// How each part stands; a part that nothing was heard of yet is not there.
     parts: BTreeMap<Part, Option<String>>,
+    /// The same as it is shown.
+    standing: Standing,
     missing: Option<&'static str>,
     /// Since when the catalog is out of reach, while it is.
     catalog_away_since: Option<Instant>,
@@ -101,6 +104,7 @@ impl Known {
             unread: BTreeSet::new(),
             beyond: BTreeMap::new(),
             parts: BTreeMap::new(),
+            standing: Standing::default(),
             missing: None,
             catalog_away_since: None,
             in_turn: 0,
@@ -115,7 +119,8 @@ impl Known {
     /// Takes what was heard.
     pub(super) fn take(&mut self, heard: Heard, now: Instant) {
         match heard {
-            Heard::Fine(part) => {
+            Heard::Fine(part, index) => {
+                self.standing.answered(part, index, now);
                 if part == Part::Catalog {
                     self.doubt_after_outage(now);
                     self.catalog_away_since = None;
@@ -125,6 +130,7 @@ impl Known {
                 }
             }
             Heard::Failed(part, reason) => {
+                self.standing.failed(part, reason.clone(), now);
                 if part == Part::Catalog {
                     self.catalog_away_since.get_or_insert(now);
                 }
@@ -138,6 +144,7 @@ impl Known {
                 }
             }
             Heard::Known(news) => self.learn(news, now),
+            Heard::Leader(leader) => self.standing.lead(leader),
         }
     }
 
@@ -197,6 +204,11 @@ impl Known {
             }
             News::InTurn(count) => self.in_turn = count,
         }
+    }
+
+    /// How Consul stands.
+    pub(super) fn standing(&self) -> &Standing {
+        &self.standing
     }
 
     /// Whether something was heard since the last look at the inputs.
@@ -336,7 +348,7 @@ mod tests {
     fn held_after(away: Option<Duration>) -> usize {
         let (mut known, began) = (Known::new(&Followed::new(None), Instant::now()), Instant::now());
         known.take(one("passing"), began);
-        known.take(Heard::Fine(Part::Catalog), began);
+        known.take(Heard::Fine(Part::Catalog, Some(7)), began);
         known.inputs(began);
         // Longer after the start than that itself is a reason.
         let mut now = began + Duration::from_secs(3600);
@@ -347,7 +359,7 @@ mod tests {
             now += away;
         }
         known.take(one("critical"), now);
-        known.take(Heard::Fine(Part::Catalog), now);
+        known.take(Heard::Fine(Part::Catalog, Some(7)), now);
         known.inputs(now);
         known.damper.held()
     }

@@ -40,6 +40,11 @@ impl Following {
         next
     }
 
+    /// Where the last answer stood.
+    pub fn index(&self) -> u64 {
+        self.place.last()
+    }
+
     async fn look(&mut self, wait: Duration) -> Result<Next, ResourcesError> {
         // What an index of a moment ago says is whole as well: the leader is not made to ask the others each time.
         let read = self.place.read(Consistency::Leader, wait);
