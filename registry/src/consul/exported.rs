@@ -54,7 +54,8 @@ pub enum ExportError {
     /// Consul leaves out what a token may not read, and says nothing of it: what was made would let in others than it does.
     #[error(
         "the token may not read {what}, and Consul leaves out what a token may not read: give one with \
-         service_prefix \"\" {{ policy = \"read\" intentions = \"read\" }} (--token-file)"
+         service_prefix \"\" {{ policy = \"read\" intentions = \"read\" }} and node_prefix \"\" {{ policy = \"read\" }} \
+         (--token-file)"
     )]
     Partial {
         /// What it would leave out.
@@ -133,12 +134,15 @@ impl Client {
         Ok(Some((format!("{}{path}", came.address), text)))
     }
 
-    /// Makes sure that the token may read services and intentions of any name, and says whether Consul could be asked.
+    /// Makes sure that the token may read services, intentions and nodes of any name, and says whether Consul could be asked.
     async fn may_read_all(&self) -> Result<bool, ExportError> {
         // A name that no rule is about but one for all.
         let anybody = format!("baremesh-{:016x}", rand::random::<u64>());
-        let acts =
-            ["service", "intention"].map(|resource| Act { resource, access: "read", segment: &anybody });
+        let acts = ["service", "intention", "node"].map(|resource| Act {
+            resource,
+            access: "read",
+            segment: &anybody,
+        });
         let body = serde_json::to_vec(&acts).expect("plain fields");
         let path = "/v1/internal/acl/authorize".to_owned();
         let came = match Box::pin(self.ask(Asked::new(Method::POST, path).body(body))).await {

@@ -316,7 +316,7 @@ fn a_leader_that_was_cut_off_is_not_believed_and_nothing_changes() {
     mesh.apply(&ALLOW_WEB.replace("sa/web", "sa/*").replace("ns/default", "ns/hosts"));
     patiently("a new policy is in force", || version() > before);
     three.heal(old);
-    wait_until("the one that was cut off follows", || three.leader(old).is_some_and(|now| now != old));
+    patiently("the one that was cut off follows", || three.leader(old).is_some_and(|now| now != old));
     wait_until("everybody is in reach", || is_connected(&web) && is_connected(&orders));
     assert_eq!(web.endpoints("orders.default"), Some(1));
     load.wait_for_more(20);

@@ -122,15 +122,22 @@ fn a_running_consul_is_converted_as_its_exported_json_is() {
         assert!(of_files.contains(&format!("[[{kind}]]")), "no {kind} in\n{of_files}");
     }
     assert_eq!(made(&consul.converted(MASTER, &[])), of_files);
-    let reader = consul.token("reader", "service_prefix \"\" { policy = \"read\" intentions = \"read\" }");
+    let reader = consul.token(
+        "reader",
+        "service_prefix \"\" { policy = \"read\" intentions = \"read\" } node_prefix \"\" { policy = \"read\" }",
+    );
     assert_eq!(made(&consul.converted(&reader, &[])), of_files);
 
     // Consul leaves out what a token may not read: with one that may not read all there would be intentions missing.
     let partial = consul.token("partial", "service \"web\" { policy = \"read\" intentions = \"read\" }");
-    for token in [partial.as_str(), "anonymous"] {
+    let without_ports =
+        consul.token("without-ports", "service_prefix \"\" { policy = \"read\" intentions = \"read\" }");
+    for (token, because) in [
+        (partial.as_str(), "may not read every service"),
+        (&without_ports, "may not read every node"),
+        ("nobody-s", "Consul's ACLs forbid it"),
+    ] {
         let said = refused(&consul.converted(token, &[]));
-        let because =
-            if token == "anonymous" { "Consul's ACLs forbid it" } else { "may not read every service" };
         assert!(said.contains(because) && said.contains("token"), "{said}");
     }
     // What is not converted is refused by name, as in a file, and can be left out.

@@ -84,7 +84,7 @@ fn converts_with_token_and_certificate(from: &Host, server: &Host) {
     let said = run(from.baremesh(all));
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     for (lacking, part) in [
-        (line.into_iter().chain(shown).collect::<Vec<_>>(), "Consul's ACLs forbid it"),
+        (line.into_iter().chain(shown).collect::<Vec<_>>(), "may not read every"),
         (line.into_iter().chain(["--token-file", &token]).collect(), address.as_str()),
     ] {
         let refused = run(from.baremesh(&lacking));
