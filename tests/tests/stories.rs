@@ -47,6 +47,8 @@ mod consul;
 mod consul_attacked;
 #[path = "stories/consul_config.rs"]
 mod consul_config;
+#[path = "stories/consul_leader.rs"]
+mod consul_leader;
 #[path = "stories/consul_outage.rs"]
 mod consul_outage;
 #[path = "stories/consul_secured.rs"]
