@@ -386,7 +386,7 @@ mod tests {
             ("baremesh explain", ErrorKind::MissingRequiredArgument),
             ("baremesh convert consul", ErrorKind::MissingRequiredArgument),
             ("baremesh convert consul a.json --http-addr http://127.0.0.1:8500", ErrorKind::ArgumentConflict),
-            ("baremesh convert consul a.json --token-file t", ErrorKind::MissingRequiredArgument),
+            ("baremesh convert consul a.json --token-file t", ErrorKind::ArgumentConflict),
             (
                 "baremesh convert consul --http-addr https://c:8501 --cert c.pem",
                 ErrorKind::MissingRequiredArgument,

@@ -20,28 +20,28 @@ pub(super) struct Live {
     #[arg(long, value_name = "URL")]
     http_addr: Option<String>,
     /// The file with the ACL token, of mode 0600
-    #[arg(long, value_name = "FILE", requires = "http_addr")]
+    #[arg(long, value_name = "FILE", requires = "http_addr", conflicts_with = "files")]
     token_file: Option<PathBuf>,
     /// The authority of Consul's certificates, in PEM; needed with https
-    #[arg(long, value_name = "FILE", requires = "http_addr")]
+    #[arg(long, value_name = "FILE", requires = "http_addr", conflicts_with = "files")]
     ca: Option<PathBuf>,
     /// A client certificate with its chain, in PEM
-    #[arg(long, value_name = "FILE", requires_all = ["http_addr", "key"])]
+    #[arg(long, value_name = "FILE", requires_all = ["http_addr", "key"], conflicts_with = "files")]
     cert: Option<PathBuf>,
     /// Its key, of mode 0600
-    #[arg(long, value_name = "FILE", requires = "cert")]
+    #[arg(long, value_name = "FILE", requires = "cert", conflicts_with = "files")]
     key: Option<PathBuf>,
     /// The name in Consul's certificate, where it is not that of the address
-    #[arg(long, value_name = "NAME", requires = "http_addr")]
+    #[arg(long, value_name = "NAME", requires = "http_addr", conflicts_with = "files")]
     server_name: Option<String>,
     /// Another datacenter than that of the asked Consul agent
-    #[arg(long, value_name = "NAME", requires = "http_addr")]
+    #[arg(long, value_name = "NAME", requires = "http_addr", conflicts_with = "files")]
     datacenter: Option<String>,
     /// Let http go to another machine: who is on the way can then read the token, and change what is read
-    #[arg(long, requires = "http_addr")]
+    #[arg(long, requires = "http_addr", conflicts_with = "files")]
     allow_plaintext: bool,
     /// Do not read entries of this kind, such as ingress-gateway; can be given several times
-    #[arg(long, value_name = "KIND", requires = "http_addr", value_parser = KINDS)]
+    #[arg(long, value_name = "KIND", requires = "http_addr", conflicts_with = "files", value_parser = KINDS)]
     without: Vec<String>,
 }
 
@@ -99,6 +99,8 @@ mod tests {
 
     #[derive(Parser)]
     struct Line {
+        #[arg(id = "files")]
+        _files: Vec<String>,
         #[command(flatten)]
         live: Live,
     }
