@@ -69,8 +69,12 @@ mod differential;
 mod disk_full;
 #[path = "stories/dns_answers.rs"]
 mod dns_answers;
+#[path = "stories/diagnosed.rs"]
+mod diagnosed;
 #[path = "stories/doctor.rs"]
 mod doctor;
+#[path = "stories/doctor_faults.rs"]
+mod doctor_faults;
 #[path = "stories/draining.rs"]
 mod draining;
 #[path = "stories/egress.rs"]

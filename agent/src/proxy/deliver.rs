@@ -30,6 +30,7 @@ impl Worker {
         record: &mut Record,
     ) -> Result<Vec<Arc<str>>, ProxyError> {
         self.note_flow(local, from, record);
+        local.taken()?;
         let carried = Carried::opening(local.protocol);
         self.authorize_carried(local, (from, (carried, &local.opening_hello())), record)?;
         match carried {

@@ -70,6 +70,19 @@ pub enum ProxyError {
         /// The Sidecar.
         sidecar: Key,
     },
+    /// The called workload's Sidecar does not name the port.
+    #[error(
+        "Sidecar {sidecar} does not have {service} called at port {port}: add it to `ingress`, with the protocol that the service \
+         speaks or none, if it is to be"
+    )]
+    NotInSidecarIngress {
+        /// The service.
+        service: Key,
+        /// The workload's port.
+        port: u16,
+        /// The Sidecar.
+        sidecar: Key,
+    },
     /// No service has that virtual address.
     #[error("no service has the virtual address {0}: was it deregistered, or its DNS answer kept too long?")]
     NoSuchService(SocketAddr),
@@ -256,6 +269,7 @@ impl ProxyError {
             Self::NotMeshed(_) => Reason::NotMeshed,
             Self::NotInRegistry(_) | Self::NoLongerInRegistry(_) => Reason::NotInRegistry,
             Self::NotInSidecar { .. } => Reason::NotInSidecar,
+            Self::NotInSidecarIngress { .. } => Reason::NotInSidecarIngress,
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoEndpoint(_) | Self::OutOfReach { .. } => Reason::NoEndpoint,
@@ -342,6 +356,7 @@ reasons! {
     NotMeshed, "not_meshed", "NR", Client;
     NotInRegistry, "not_in_registry", "UH", Policy;
     NotInSidecar, "not_in_sidecar", "UH", Policy;
+    NotInSidecarIngress, "not_in_sidecar_ingress", "UAEX", Policy;
     NoSuchService, "no_such_service", "NR", Client;
     NoSuchPort, "no_such_port", "NR", Client;
     NoEndpoint, "no_endpoint", "UH", Upstream;

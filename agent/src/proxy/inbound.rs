@@ -389,6 +389,7 @@ fn refuse(respond: &mut SendResponse<Bytes>, error: &ProxyError) {
         ProxyError::Denied(_)
         | ProxyError::DeniedByProvider(_)
         | ProxyError::NoProvidersAnswer { .. }
+        | ProxyError::NotInSidecarIngress { .. }
         | ProxyError::CertificateExpired => hbone::DENIED,
         _ => hbone::UNAVAILABLE,
     };

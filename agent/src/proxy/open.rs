@@ -73,6 +73,7 @@ impl Delivered {
         if local.identity != self.local.identity {
             return Err(format!("{} now belongs to {}", local.advertised, local.identity));
         }
+        local.taken().map_err(|error| error.to_string())?;
         if self.source.is_none() && local.mode == MtlsMode::Strict {
             return Err("PeerAuthentication is now STRICT, and the connection is plaintext".to_owned());
         }

@@ -13,6 +13,7 @@ use baremesh_model::name::{Domain, Key, Label, TrustDomain};
 use baremesh_model::network::{Network, may_meet};
 use baremesh_model::peer_authentication::mode_of;
 use baremesh_model::service::{Service, ServicePort};
+use baremesh_model::sidecar::Scope;
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Labels, Tunnel, Workload};
 
@@ -213,6 +214,7 @@ fn local_endpoints(
         let policies = policies(mesh, (local, &labels), previous);
         let service_host = local.key.host(&config.domain);
         let identity = local.identity(&config.trust_domain);
+        let scope = Scope::of(&mesh.sidecars, (namespace, &labels), &config.root_namespace);
         for port in &local.ports {
             let number = port.target_port.get();
             let default = (&config.root_namespace, config.default_mtls);
@@ -227,6 +229,7 @@ fn local_endpoints(
                     advertised: SocketAddr::new(*address, number),
                     deliver: port.deliver,
                     protocol: port.protocol,
+                    refused_by: scope.ingress_against(number, port.protocol).cloned(),
                     mode,
                     policies: Arc::clone(&policies),
                     tokens: tokens.clone(),

@@ -13,6 +13,8 @@ pub enum Code {
     MissingReference,
     InvalidValue,
     HostConflict,
+    SidecarsOverlap,
+    SidecarsWithoutSelectors,
     PortNeeded,
     InvalidRegex,
     NoWorkloads,
@@ -47,14 +49,17 @@ pub enum Code {
     OtherProtocol,
     UnknownProvider,
     LeadsNowhere,
+    NobodyLetIn,
 }
 
 /// Every code, in the order of the table.
-const ALL: [Code; 38] = [
+const ALL: [Code; 41] = [
     Code::Deprecated,
     Code::MissingReference,
     Code::InvalidValue,
     Code::HostConflict,
+    Code::SidecarsOverlap,
+    Code::SidecarsWithoutSelectors,
     Code::PortNeeded,
     Code::InvalidRegex,
     Code::NoWorkloads,
@@ -89,6 +94,7 @@ const ALL: [Code; 38] = [
     Code::OtherProtocol,
     Code::UnknownProvider,
     Code::LeadsNowhere,
+    Code::NobodyLetIn,
 ];
 
 /// A code's text, what it is about, and what to do.
@@ -110,7 +116,7 @@ impl Code {
             Self::MissingReference => Row(
                 "IST0101",
                 "something is named that is not there: the host, port or subset of a route's destination, a delegate, the \
-                 namespace in an AuthorizationPolicy's source, the Service of a WorkloadEntry",
+                 namespace in an AuthorizationPolicy's source, the Service of a WorkloadEntry, the workloads that a Sidecar selects",
                 "correct the name, or add what it names; `--live` takes what hosts registered into account",
             ),
             Self::InvalidValue => Row(
@@ -123,6 +129,16 @@ impl Code {
                 "VirtualServices on the mesh are for the same host and the same callers: they are not merged, and the first by \
                  namespace and name holds alone",
                 "merge them into one, or let the one delegate to the others",
+            ),
+            Self::SidecarsOverlap => Row(
+                "IST0110",
+                "Sidecars of a namespace select the same workload: the first by name holds for it",
+                "let each workload be selected by one",
+            ),
+            Self::SidecarsWithoutSelectors => Row(
+                "IST0111",
+                "several Sidecars of a namespace have no `workloadSelector`: the first by name holds",
+                "merge them, or let all but one select workloads",
             ),
             Self::PortNeeded => Row(
                 "IST0112",
@@ -257,7 +273,7 @@ impl Code {
             ),
             Self::PortNotServed => Row(
                 "BM0403",
-                "an AuthorizationPolicy names ports that none of its workloads serves; they are the workload's (`targetPort`), not \
+                "an AuthorizationPolicy, or `ingress` of a Sidecar, names ports that none of its workloads serves; they are the workload's (`targetPort`), not \
                  those that callers dial",
                 "write the port that the workload is advertised at",
             ),
@@ -297,6 +313,11 @@ impl Code {
                 "a ServiceEntry without ports, or whose endpoints are none: calls to its hosts fail",
                 "add `ports` or `endpoints`, or compare the labels of `workloadSelector`",
             ),
+            Self::NobodyLetIn => Row(
+                "BM0411",
+                "an entry of a Sidecar's `ingress` says another `protocol` than the Service does for the port: nobody is let in by it",
+                "leave `protocol` out, or write that of the Service",
+            ),
         }
     }
 }
@@ -323,7 +344,7 @@ mod tests {
     #[test]
     fn every_code_is_in_the_table_once() {
         // The last of the enumeration: one that is added behind it and not to the table is seen here.
-        assert_eq!(ALL.len(), Code::LeadsNowhere as usize + 1);
+        assert_eq!(ALL.len(), Code::NobodyLetIn as usize + 1);
         let mut codes: Vec<_> = ALL.map(Code::as_str).to_vec();
         codes.sort_unstable();
         codes.dedup();

@@ -22,8 +22,31 @@ impl Agent {
         let certified = |identity: &Identity| credentials.of(identity, SystemTime::now()).is_some();
         let caller = Caller::registered(&snapshot, question.from.as_deref());
         match caller.and_then(|caller| explain(&snapshot, &caller, &question, &certified)) {
-            Ok(explanation) => json(&explanation),
+            Ok(mut explanation) => {
+                explanation.notes.extend(self.besides());
+                json(&explanation)
+            }
             Err(error) => text(StatusCode::BAD_REQUEST, error.to_string()),
         }
+    }
+
+    /// What may have calls go otherwise than the state in force says.
+    fn besides(&self) -> Vec<String> {
+        let published = self.publisher.published();
+        let age = published.taken.elapsed().unwrap_or_default().as_secs();
+        let state = format!("explained by version {}, taken {age} s ago", published.version);
+        let mut notes = Vec::new();
+        if let Some(error) = &published.last_error {
+            notes.push(format!("{state}: this host refused the last state: {error}"));
+        } else if !*self.connected.borrow() {
+            notes.push(format!(
+                "{state}: no newer one can come, the source of resources is away; `baremesh doctor` says why"
+            ));
+        }
+        let missing = self.not_ready().into_iter();
+        notes.extend(
+            missing.map(|missing| format!("this agent is not ready: {missing}; `baremesh doctor` says why")),
+        );
+        notes
     }
 }

@@ -96,6 +96,9 @@ const OF_KIND: &[(Kind, &str, Shape)] = &[
     (Kind::ServiceEntry, "endpoints[].weight", WEIGHT),
     (Kind::ServiceEntry, "virtualAddresses", TextLists),
     (Kind::MeshConfig, "outboundTrafficPolicy.mode", Choice(&["ALLOW_ANY", "REGISTRY_ONLY"])),
+    (Kind::Sidecar, "protocol", ENTRY_PROTOCOLS),
+    (Kind::Sidecar, "captureMode", Choice(&["DEFAULT"])),
+    (Kind::Sidecar, "defaultEndpoint", Text),
     (Kind::Sidecar, "outboundTrafficPolicy.mode", Choice(&["ALLOW_ANY", "REGISTRY_ONLY"])),
     (Kind::WorkloadGroup, "template.ports", Integers(1, 65535)),
     (Kind::WorkloadGroup, "port", PortOrName),
@@ -300,7 +303,7 @@ const ENDS: &[(&str, Shape)] = &[
 ];
 
 /// Fields without which a resource is refused.
-pub(super) const REQUIRED: [(Kind, &str); 34] = [
+pub(super) const REQUIRED: [(Kind, &str); 36] = [
     (Kind::Service, "ports"),
     (Kind::Service, "ports[].port"),
     (Kind::WorkloadEntry, "address"),
@@ -335,6 +338,8 @@ pub(super) const REQUIRED: [(Kind, &str); 34] = [
     (Kind::ServiceEntry, "endpoints[].address"),
     (Kind::WorkloadGroup, "probe.httpGet.httpHeaders[].name"),
     (Kind::Sidecar, "egress[].hosts"),
+    (Kind::Sidecar, "ingress[].port"),
+    (Kind::Sidecar, "ingress[].port.number"),
 ];
 
 /// Words that may stand in a list in the place of an object.

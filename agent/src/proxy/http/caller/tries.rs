@@ -400,7 +400,9 @@ fn reply_to(miss: &Miss, attempts: u32) -> Reply {
         Miss::NoEndpoint => Reply::no_healthy_upstream(),
         Miss::Overflow => Reply::overflow(),
         Miss::Refused(reply) => Reply::clone(reply),
-        Miss::NotConnected(ProxyError::DeniedByPeer(_)) => Reply::denied(),
+        Miss::NotConnected(ProxyError::DeniedByPeer(_) | ProxyError::NotInSidecarIngress { .. }) => {
+            Reply::denied()
+        }
         Miss::NotConnected(_) => Reply::connect_failed(),
         Miss::Failed(failure) => Reply::to(*failure),
     };
