@@ -255,7 +255,7 @@ mod tests {
             answered_seconds_ago: Some(3),
             last_error: Some("gone".to_owned()),
             failed_seconds_ago: Some(9),
-            ..part.clone()
+            ..part
         };
         let consul = ConsulReport {
             address: Some("http://a:8500".to_owned()),

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use baremesh_tests::consul::{Consul, ask, instances, register_foreign};
-use baremesh_tests::{Host, Load, Member, Mesh, exit_code_of, output_of, wait_until};
+use baremesh_tests::{Load, Member, Mesh, exit_code_of, output_of, wait_until};
 use serde_json::{Value, json};
 
 use crate::attack::memory_of;

@@ -92,7 +92,9 @@ fn processes_that_share_a_ledger_give_no_number_to_two_lists_however_their_clock
         }
     }
     // And the last of them names all, as whoever writes something sees, because it looks first.
-    both.each_ref().map(|service| token(service, TokenHost::Any, &[], now()));
+    for service in &both {
+        token(service, TokenHost::Any, &[], now());
+    }
     let last = both.each_ref().map(|service| list(service, now()));
     assert_eq!((last[0], last[0].1), (last[1], paths.len()));
 }
