@@ -128,7 +128,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     if let Source::Control(_) = source {
         others.push(tokio::spawn(Arc::clone(&demand).keep()));
     }
-    let source_notes = source.notes();
+    let (source_notes, consul) = (source.notes(), source.standing());
     let (connected, source) = start_source(source, &publisher, &checks, &metrics, phase.subscribe());
     let agent = Arc::new(routes::Agent {
         config,
@@ -139,6 +139,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         checks,
         connected,
         source_notes,
+        consul,
         metrics,
         dns,
         log: tally,
