@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
+use crate::clock::FastClock;
 use crate::consul::{Consul, host_with_consul};
 use crate::{Host, Net, Process, net, output_of, wait_until};
 
@@ -106,6 +107,16 @@ impl Mesh {
         let arguments = ["control"].into_iter().chain(self.arguments.iter().map(String::as_str));
         let server = self.control.spawn("control", self.control.baremesh(arguments));
         *self.server.borrow_mut() = Some(server);
+        self.wait_for_control();
+    }
+
+    /// Starts the control server anew, by another clock.
+    #[track_caller]
+    pub fn restart_control_by(&self, clock: &FastClock) {
+        self.kill_control();
+        let mut command = self.control.baremesh(["control"]);
+        clock.apply(command.args(&self.arguments));
+        *self.server.borrow_mut() = Some(self.control.spawn("control", command));
         self.wait_for_control();
     }
 
@@ -214,6 +225,16 @@ impl Member {
     #[track_caller]
     pub fn start_without_waiting(&self) {
         *self.agent.borrow_mut() = Some(self.host.spawn("agent", self.host.baremesh(["agent"])));
+    }
+
+    /// Starts the agent anew, by another clock.
+    #[track_caller]
+    pub fn restart_by(&self, clock: &FastClock) {
+        self.stop_agent();
+        let mut command = self.host.baremesh(["agent"]);
+        clock.apply(&mut command);
+        *self.agent.borrow_mut() = Some(self.host.spawn("agent", command));
+        self.wait_until_ready();
     }
 
     /// Waits until the agent has certificates, state and capture in place.

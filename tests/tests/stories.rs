@@ -43,6 +43,14 @@ mod certificates;
 mod command_line;
 #[path = "stories/consul.rs"]
 mod consul;
+#[path = "stories/consul_attacked.rs"]
+mod consul_attacked;
+#[path = "stories/consul_config.rs"]
+mod consul_config;
+#[path = "stories/consul_leader.rs"]
+mod consul_leader;
+#[path = "stories/consul_outage.rs"]
+mod consul_outage;
 #[path = "stories/consul_secured.rs"]
 mod consul_secured;
 #[path = "stories/containers.rs"]
@@ -155,6 +163,8 @@ mod revocation;
 mod server_names;
 #[path = "stories/shared_ledger.rs"]
 mod shared_ledger;
+#[path = "stories/shared_ledger_in_consul.rs"]
+mod shared_ledger_in_consul;
 #[path = "stories/shop_without_a_mesh.rs"]
 mod shop_without_a_mesh;
 #[path = "stories/slow_peers.rs"]

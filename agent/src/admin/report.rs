@@ -65,6 +65,37 @@ pub struct SourceReport {
     pub taken: u64,
     /// Why the last state was refused, where it was.
     pub last_error: Option<String>,
+    /// How Consul stands, where it is the source.
+    #[serde(default)]
+    pub consul: Option<ConsulReport>,
+}
+
+/// How Consul stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConsulReport {
+    /// The address that answered when it was asked last who leads; none where nobody did.
+    pub address: Option<String>,
+    /// The leader of its servers, as they know each other; none where they have none.
+    pub leader: Option<String>,
+    /// What is asked of it.
+    pub parts: Vec<ConsulPartReport>,
+}
+
+/// How one part of what Consul is asked for stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConsulPartReport {
+    /// Which, in words.
+    pub part: String,
+    /// Whether it was answered when it was asked last.
+    pub connected: bool,
+    /// The index of the last answer; none where it has none.
+    pub index: Option<u64>,
+    /// How long ago that was. A question waits for a minute when there is nothing new.
+    pub answered_seconds_ago: Option<u64>,
+    /// What went wrong last, whether or not it goes well now.
+    pub last_error: Option<String>,
+    /// How long ago that was.
+    pub failed_seconds_ago: Option<u64>,
 }
 
 /// One service of this host.

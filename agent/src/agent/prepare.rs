@@ -28,6 +28,7 @@ use crate::registration::{LocalService, file};
 use crate::snapshot::Host;
 use crate::snapshot::plan::CaptureSettings;
 use crate::source::consul::ConsulSource;
+use crate::source::consul::standing::Standing;
 use crate::source::control::ControlSource;
 use crate::source::control::probe::Probe;
 use crate::source::files::FileSource;
@@ -57,6 +58,14 @@ impl Source {
         match self {
             Self::Files(_) | Self::Consul(_) => self,
             Self::Control(source) => Self::Control(Box::new(source.telling(flows))),
+        }
+    }
+
+    /// How Consul stands, where it is that.
+    pub fn standing(&self) -> Option<watch::Receiver<Standing>> {
+        match self {
+            Self::Files(_) | Self::Control(_) => None,
+            Self::Consul(source) => Some(source.standing()),
         }
     }
 

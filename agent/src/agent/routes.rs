@@ -14,7 +14,7 @@ mod heartbeat;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use baremesh_model::health::Health;
@@ -44,6 +44,7 @@ use crate::proxy::socket::Mark;
 use crate::publish::Publisher;
 use crate::registration::file;
 use crate::snapshot::{Snapshot, Transport};
+use crate::source::consul::standing::Standing;
 use crate::source::control::probe::Probe;
 use crate::steward::{Mode, Steward};
 use crate::telemetry::access_log::Tally;
@@ -67,6 +68,8 @@ pub struct Agent {
     pub connected: watch::Receiver<bool>,
     /// What is to be said of the source.
     pub source_notes: watch::Receiver<Vec<String>>,
+    /// How Consul stands, where it is the source.
+    pub consul: Option<watch::Receiver<Standing>>,
     pub metrics: Arc<Metrics>,
     pub dns: Option<Arc<DnsCounters>>,
     pub log: Arc<Tally>,
@@ -253,6 +256,7 @@ impl Agent {
                 version: published.version,
                 taken: seconds(published.taken),
                 last_error: published.last_error,
+                consul: self.consul.as_ref().map(|consul| consul.borrow().report(Instant::now())),
             },
             capture,
             privileges: privileges::in_words(),

@@ -122,7 +122,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     let probe = prepared.source.probe();
     let flows = Arc::clone(&shared.flows);
     let source = prepared.source.telling(Arc::clone(&flows));
-    let source_notes = source.notes();
+    let (source_notes, consul) = (source.notes(), source.standing());
     let (connected, source) = start_source(source, &publisher, &checks, &metrics, phase.subscribe());
     let agent = Arc::new(routes::Agent {
         config,
@@ -133,6 +133,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         checks,
         connected,
         source_notes,
+        consul,
         metrics,
         dns,
         log: tally,

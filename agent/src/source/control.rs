@@ -193,7 +193,8 @@ impl ControlSource {
         let publish = |entries: &Entries, version: u64| {
             let refuse = |reason: &String| publisher.refuse(reason.clone());
             // Not put off by a resource that this agent cannot take.
-            trust.take(|key| Some(entries.get(key)?.value())).inspect_err(refuse)?;
+            let taken = trust.take(|key| Some(entries.get(key)?.value())).inspect_err(refuse)?;
+            taken.into_iter().for_each(|older| publisher.refuse_list(&older));
             let mesh = resources.mesh(entries, &trust.now()).inspect_err(refuse)?;
             publisher.take_mesh(mesh, version)
         };

@@ -177,6 +177,8 @@ pub struct Metrics {
     pub restored_rules: Counter,
     /// States that were refused, the last good one staying in force.
     pub rejected_configurations: Counter,
+    /// Lists of revoked certificates that were older than the one in force.
+    pub refused_revocation_lists: Counter,
     /// Certificate requests that failed; each is tried again.
     pub issue_failures: Counter,
     /// Access log lines dropped because the writer could not keep up, or could not write them.
@@ -233,6 +235,7 @@ impl Metrics {
             capture_in_place: Gauge::default(),
             restored_rules: Counter::default(),
             rejected_configurations: Counter::default(),
+            refused_revocation_lists: Counter::default(),
             issue_failures: Counter::default(),
             dropped_log_lines: Counter::default(),
             policy_notes: Counter::default(),
@@ -290,6 +293,11 @@ impl Metrics {
             &self.restored_rules,
         );
         counter("baremesh_rejected_configurations", "States refused", &self.rejected_configurations);
+        counter(
+            "baremesh_refused_revocation_lists",
+            "Lists of revoked certificates that were older than the one in force",
+            &self.refused_revocation_lists,
+        );
         counter("baremesh_issue_failures", "Certificate requests that failed", &self.issue_failures);
         counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);
         counter("baremesh_dropped_mirrors", "Copies of requests not sent", &self.dropped_mirrors);

@@ -4,6 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use baremesh_tests::clock::library;
 use baremesh_tests::{Host, Member, Mesh, exit, exit_code_of, needs_root, output_of, run, wait_until};
 use serde_json::Value;
 
@@ -185,7 +186,7 @@ fn doctor_names_what_is_wrong_with_the_control_server_and_the_clock() {
     well(host, &[]);
 
     // The clock on the wall alone: what is waited for goes by another.
-    let library = fake_time();
+    let library = library();
     let skewed = |arguments: &[&str], by: &str| {
         let mut command = host.baremesh(arguments);
         command.env("LD_PRELOAD", &library).env("FAKETIME", by).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
@@ -207,16 +208,6 @@ fn doctor_names_what_is_wrong_with_the_control_server_and_the_clock() {
 
     output_of(mesh.control.baremesh(["host", "revoke", "web"]));
     named(host, "control_refuses", &[]);
-}
-
-/// The library that gives a program another clock (Debian's `libfaketime`).
-fn fake_time() -> String {
-    let mut list = Command::new("sh");
-    list.args(["-c", "ls /usr/lib/*/faketime/libfaketime.so.1"]);
-    let found = run(list);
-    let found = String::from_utf8_lossy(&found.stdout).trim().to_owned();
-    assert!(!found.is_empty(), "the package libfaketime is not installed");
-    found
 }
 
 /// For how long the first of a member's certificates is valid still.
