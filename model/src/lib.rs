@@ -18,6 +18,8 @@ pub mod destination_rule;
 pub mod flow;
 /// Where the endpoints of a service are, and nothing else of them.
 pub mod endpoint_addresses;
+/// What leaves the mesh through gateway hosts: Gateway.
+pub mod gateway;
 /// What a host may be: grants of services to hosts.
 pub mod grant;
 /// Asking others whether a request goes on: Envoy's external authorization.

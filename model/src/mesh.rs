@@ -10,6 +10,7 @@ use crate::authorization::AuthorizationPolicy;
 use crate::destination_rule::DestinationRule;
 use crate::endpoint_addresses::EndpointAddresses;
 use crate::federation::Federated;
+use crate::gateway::Gateway;
 use crate::identity::{Identity, RESERVED_NAMESPACES};
 use crate::mesh_config::MeshConfig;
 use crate::name::{Key, Label};
@@ -56,6 +57,8 @@ pub enum Kind {
     WorkloadGroup,
     /// `Sidecar`
     Sidecar,
+    /// `Gateway`
+    Gateway,
 }
 
 impl Kind {
@@ -75,6 +78,7 @@ impl Kind {
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadGroup => "WorkloadGroup",
             Self::Sidecar => "Sidecar",
+            Self::Gateway => "Gateway",
         }
     }
 }
@@ -185,6 +189,8 @@ pub struct Parts {
     pub sidecars: Vec<Arc<Sidecar>>,
     /// Services whose endpoints a host has not asked for, with where they are. It knows nothing else of those.
     pub unheld: BTreeMap<Key, Arc<EndpointAddresses>>,
+    /// Gateways, ordered by key.
+    pub gateways: Vec<Arc<Gateway>>,
 }
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
@@ -219,6 +225,7 @@ impl Mesh {
         parts.rate_limits.sort_by(|a, b| a.key.cmp(&b.key));
         parts.request_authentications.sort_by(|a, b| a.key.cmp(&b.key));
         parts.sidecars.sort_by(|a, b| a.key.cmp(&b.key));
+        parts.gateways.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);
         external_hosts::check(&parts, &mut errors);
         let members = check_workloads(&parts, &mut errors);

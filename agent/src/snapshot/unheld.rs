@@ -16,6 +16,7 @@ use baremesh_model::workload::Tunnel;
 use super::ways::Ways;
 use super::{LocalEndpoint, ServiceEntry, Snapshot, Transport};
 use crate::proxy::error::ProxyError;
+use crate::registration::Serves;
 
 impl ServiceEntry {
     /// Whether what is known of its endpoints is enough to call it. One that runs on this host too is called here while the
@@ -67,7 +68,8 @@ impl Snapshot {
     /// The services whose endpoints are to be asked for although nobody has called them: those of this host, and those that
     /// Sidecars of its services name. Nothing where it needs all.
     pub fn declared_calls(&self) -> Option<BTreeSet<Key>> {
-        if self.host.is_gateway() {
+        let leads_out = self.registrations.iter().any(|local| local.serves == Serves::Gateway);
+        if self.host.is_gateway() || leads_out {
             return None;
         }
         let mut declared: BTreeSet<Key> = self.registrations.iter().map(|local| local.key.clone()).collect();

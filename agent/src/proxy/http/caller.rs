@@ -17,6 +17,7 @@ pub use mirror::MAX_COPIES;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use baremesh_model::authorization::Request;
 use baremesh_model::http::{PathNormalization, RequestHead};
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
@@ -31,7 +32,7 @@ use super::reply::Reply;
 use crate::proxy::Worker;
 use crate::proxy::error::ProxyError;
 use crate::proxy::flood::Ended;
-use crate::proxy::open::RequestWatch;
+use crate::proxy::open::{Delivered, RequestWatch};
 use crate::snapshot::external::Way;
 use crate::snapshot::{Cluster, Snapshot};
 use crate::telemetry::Record;
@@ -53,6 +54,14 @@ pub struct Caller {
     dialled: (Key, u16),
     authority: Authority,
     peers: Record,
+}
+
+/// A request that arrived at a gateway of this host, as its policies let it through.
+pub struct LetThrough<'a> {
+    /// The connection that it came on.
+    pub delivered: &'a Delivered,
+    /// As the policies saw it.
+    pub request: Request<'a>,
 }
 
 impl Caller {
@@ -108,7 +117,7 @@ impl Caller {
     }
 
     /// The state in force, and what tells of the next one.
-    fn state_in_force(&self) -> (RequestWatch, Arc<Snapshot>) {
+    pub(super) fn state_in_force(&self) -> (RequestWatch, Arc<Snapshot>) {
         // The watch first, so that no change is missed.
         let watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
         (watch, self.worker.shared.snapshot.load_full())
@@ -131,7 +140,21 @@ impl Caller {
         let token = token.as_ref();
         let (identity, caller) = (&self.identity, self.index(snapshot));
         let asked = Asked { identity, caller, service, port, token, authority, real_address };
-        match plan::plan(snapshot, asked, exchange.head, random) {
+        let plan = plan::plan(snapshot, asked, exchange.head, random);
+        self.follow((snapshot, watch), plan, (exchange, None), record).await
+    }
+
+    /// Does what was planned. `through` is there where the request arrived at a gateway of this host. Where the endpoints that it
+    /// is for have to be asked for first nothing is done, and the error says so.
+    #[must_use]
+    pub(super) async fn follow(
+        &self,
+        (snapshot, watch): (&Arc<Snapshot>, RequestWatch),
+        plan: Plan<'_>,
+        (exchange, through): (&mut Exchange<'_>, Option<&LetThrough<'_>>),
+        record: &mut RequestRecord,
+    ) -> Option<ProxyError> {
+        match plan {
             Plan::Answer(reply) => exchange.reply(&reply, record).await,
             Plan::Forward(forward) => {
                 (record.peers.service_host, record.peers.external_namespace) = forward.service.noted();
@@ -143,7 +166,7 @@ impl Caller {
                     Ok(asked_for) => {
                         let cluster = asked_for.as_ref().unwrap_or(forward.cluster);
                         let forward = Forward { cluster, ..forward };
-                        self.forward((snapshot, watch), &forward, exchange, record).await;
+                        self.forward((snapshot, watch), (&forward, through), exchange, record).await;
                     }
                     Err(error) => {
                         record.fault = Some(error.to_string());
@@ -156,7 +179,7 @@ impl Caller {
     }
 
     /// Waits for endpoints that a request is for. Where they do not come it is answered.
-    async fn has_endpoints(
+    pub(super) async fn has_endpoints(
         &self,
         unknown: ProxyError,
         began: Instant,
@@ -246,7 +269,7 @@ impl Caller {
     async fn forward(
         &self,
         (snapshot, watch): (&Arc<Snapshot>, RequestWatch),
-        forward: &Forward<'_>,
+        (forward, through): (&Forward<'_>, Option<&LetThrough<'_>>),
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
     ) {
@@ -301,7 +324,7 @@ impl Caller {
         if is_whole {
             self.send_copies(copies.as_ref(), exchange);
         }
-        let to_caller = tries::ToCaller { forward, options, origin, cookie: None };
+        let to_caller = tries::ToCaller { forward, options, origin, cookie: None, through };
         let state = (snapshot, watch);
         self.try_until_answered(state, to_caller, (exchange, &mut download), record).await;
         if !is_whole {
