@@ -23,6 +23,8 @@ use serde::Deserialize;
 
 use crate::capture::{Interface, Outbound};
 use crate::proxy::{Limits, Ports};
+use crate::registration::HostRole;
+use crate::registration::file::Terms;
 use crate::snapshot::{HostNetwork, NetworkRole, ShortNames};
 
 /// Where resources and endpoints come from.
@@ -54,6 +56,8 @@ pub struct AgentConfig {
     pub host: Option<Label>,
     /// Addresses at which other hosts reach this one; the first is preferred. Found out unless stated.
     pub addresses: Vec<IpAddr>,
+    /// What it is to the mesh.
+    pub role: HostRole,
     /// The network that the host is in, and what it does for it.
     pub network: Option<HostNetwork>,
     /// Where resources come from.
@@ -129,6 +133,7 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields, default)]
 struct RawConfig {
     host: Option<String>,
+    role: RawRole,
     addresses: Vec<IpAddr>,
     network: RawNetwork,
     registry: RawRegistry,
@@ -140,6 +145,23 @@ struct RawConfig {
     telemetry: RawTelemetry,
     jwks: JwksConfig,
     drain_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawRole {
+    #[default]
+    Member,
+    Gateway,
+}
+
+impl From<RawRole> for HostRole {
+    fn from(raw: RawRole) -> Self {
+        match raw {
+            RawRole::Member => Self::Member,
+            RawRole::Gateway => Self::Gateway,
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -312,6 +334,7 @@ impl RawConfig {
         let any = |port: u16| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
         Ok(AgentConfig {
             host: host.map_err(|error| format!("host: {error}"))?,
+            role: self.role.into(),
             addresses: self.addresses,
             network: self.network.network()?,
             source: self.registry.source(self.consul, &directories)?,
@@ -352,6 +375,11 @@ impl AgentConfig {
         let content = |fault: String| ConfigError::Content { path: path.to_owned(), fault };
         let raw: RawConfig = toml::from_str(text).map_err(|error| content(error.to_string()))?;
         raw.config(directories).and_then(Self::check).map_err(content)
+    }
+
+    /// What may be registered on the host.
+    pub fn terms(&self) -> Terms {
+        Terms { ssh_ports: self.ssh_ports.clone(), role: self.role }
     }
 
     fn check(self) -> Result<Self, String> {

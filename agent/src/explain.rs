@@ -11,6 +11,8 @@ pub mod caller;
 mod requests;
 /// Calls that are carried as bytes.
 mod streams;
+/// Calls that leave through a gateway.
+mod gateways;
 /// Endpoints, and how they stand.
 mod destinations;
 /// What is decided at an endpoint.

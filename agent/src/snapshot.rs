@@ -16,6 +16,8 @@ pub mod endpoint;
 mod views;
 /// Services of this host.
 mod local;
+/// Gateways of this host.
+pub mod gateway;
 /// Hosts of ServiceEntries.
 pub mod external;
 /// Limits on requests, and what they counted.
@@ -247,6 +249,8 @@ pub struct Snapshot {
     listed: Listed,
     /// The registration of each container's address.
     containers: HashMap<IpAddr, usize>,
+    /// Services that Gateways select.
+    gateway_services: HashSet<Key>,
 }
 
 /// Where a captured connection goes.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::authorization::AuthorizationPolicy;
 use crate::destination_rule::DestinationRule;
 use crate::federation::Federated;
+use crate::gateway::Gateway;
 use crate::identity::{Identity, RESERVED_NAMESPACES};
 use crate::mesh_config::MeshConfig;
 use crate::name::{Key, Label};
@@ -55,6 +56,8 @@ pub enum Kind {
     WorkloadGroup,
     /// `Sidecar`
     Sidecar,
+    /// `Gateway`
+    Gateway,
 }
 
 impl Kind {
@@ -74,6 +77,7 @@ impl Kind {
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadGroup => "WorkloadGroup",
             Self::Sidecar => "Sidecar",
+            Self::Gateway => "Gateway",
         }
     }
 }
@@ -182,6 +186,8 @@ pub struct Parts {
     pub workload_groups: BTreeMap<Key, Arc<WorkloadGroup>>,
     /// Sidecars, ordered by key.
     pub sidecars: Vec<Arc<Sidecar>>,
+    /// Gateways, ordered by key.
+    pub gateways: Vec<Arc<Gateway>>,
 }
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
@@ -216,6 +222,7 @@ impl Mesh {
         parts.rate_limits.sort_by(|a, b| a.key.cmp(&b.key));
         parts.request_authentications.sort_by(|a, b| a.key.cmp(&b.key));
         parts.sidecars.sort_by(|a, b| a.key.cmp(&b.key));
+        parts.gateways.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);
         external_hosts::check(&parts, &mut errors);
         let members = check_workloads(&parts, &mut errors);

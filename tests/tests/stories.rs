@@ -79,6 +79,8 @@ mod doctor_faults;
 mod draining;
 #[path = "stories/egress.rs"]
 mod egress;
+#[path = "stories/egress_gateway.rs"]
+mod egress_gateway;
 #[path = "stories/encrypts_plain_tcp.rs"]
 mod encrypts_plain_tcp;
 #[path = "stories/enrolment.rs"]
@@ -93,6 +95,8 @@ mod external_authorization;
 mod federation;
 #[path = "stories/files.rs"]
 mod files;
+#[path = "stories/gateway_bounds.rs"]
+mod gateway_bounds;
 #[path = "stories/health.rs"]
 mod health;
 #[path = "stories/forwarded.rs"]

@@ -180,7 +180,7 @@ impl Agent {
     /// Reads this host's registrations anew and brings them into force, the capture rules included: who was told that a
     /// service is registered can rely on it that nobody goes round its policy.
     pub async fn reload(&self) -> Result<(), AgentError> {
-        let registrations = file::read_all(&self.config.directories.services(), &self.config.ssh_ports)
+        let registrations = file::read_all(&self.config.directories.services(), &self.config.terms())
             .inspect_err(|error| self.publisher.refuse(error.to_string()))?;
         self.publisher.take_registrations(registrations).map_err(AgentError::State)?;
         match &self.steward {
@@ -286,7 +286,8 @@ impl Agent {
             let first = endpoints.first()?;
             let mut advertised: Vec<_> = endpoints.iter().map(|local| local.advertised).collect();
             advertised.sort();
-            let mut deliver: Vec<_> = endpoints.iter().map(|local| local.deliver).collect();
+            let programs = endpoints.iter().filter(|local| local.gateway.is_none());
+            let mut deliver: Vec<_> = programs.map(|local| local.deliver).collect();
             deliver.sort();
             deliver.dedup();
             Some(LocalServiceReport {

@@ -243,6 +243,41 @@ pub enum ProxyError {
          is federated no more"
     )]
     CertificateRevoked,
+    /// No Gateway has the host leave the mesh here.
+    #[error(
+        "no Gateway has {host} leave through {gateway} at port {port}: list it in `servers` of one that selects it"
+    )]
+    NotAtGateway {
+        /// The gateway.
+        gateway: Key,
+        /// Its port.
+        port: u16,
+        /// The host, in words.
+        host: String,
+    },
+    /// A host may leave the mesh here, and nothing says where it is.
+    #[error("{host} may leave through {gateway} at port {port}, and does not: {why}")]
+    NoWayFromGateway {
+        /// The gateway.
+        gateway: Key,
+        /// Its port.
+        port: u16,
+        /// The host, in words.
+        host: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// A route at a gateway leads to a gateway.
+    #[error(
+        "a route at the gateway {gateway} leads to {to}, which is a gateway too, or of its own host: name the host that is to be \
+         reached"
+    )]
+    GatewayLoop {
+        /// The gateway.
+        gateway: Key,
+        /// Where it leads.
+        to: Key,
+    },
     /// A named limit was reached.
     #[error("the limit `{0}` is reached")]
     Overloaded(&'static str),
@@ -295,6 +330,9 @@ impl ProxyError {
             Self::BadRequest(_) => Reason::BadRequest,
             Self::Flooded(_) => Reason::Flooded,
             Self::NotRegistered { .. } => Reason::NotRegistered,
+            Self::NotAtGateway { .. } => Reason::NotAtGateway,
+            Self::NoWayFromGateway { .. } => Reason::NoWayFromGateway,
+            Self::GatewayLoop { .. } => Reason::GatewayLoop,
             Self::NoCertificate(_) => Reason::NoCertificate,
             Self::CertificateExpired => Reason::CertificateExpired,
             Self::CertificateRevoked => Reason::CertificateRevoked,
@@ -382,6 +420,9 @@ reasons! {
     BadRequest, "bad_request", "DPE", Client;
     Flooded, "flooded", "DPE", Client;
     NotRegistered, "not_registered", "NR", Client;
+    NotAtGateway, "not_at_gateway", "NR", Policy;
+    NoWayFromGateway, "no_way_from_gateway", "NR", Policy;
+    GatewayLoop, "gateway_loop", "NR", Policy;
     NoCertificate, "no_certificate", "UF", Agent;
     CertificateExpired, "certificate_expired", "UF", Upstream;
     CertificateRevoked, "certificate_revoked", "UAEX", Policy;

@@ -5,6 +5,8 @@
 mod attempts;
 /// Hosts of ServiceEntries.
 mod external;
+/// What leaves the mesh through a gateway of this host, as bytes.
+pub mod onward;
 /// Reaching one endpoint.
 mod reach;
 /// Routes of bytes.
@@ -40,7 +42,7 @@ use crate::telemetry::{Counted, Record, Reporter};
 mod ruled;
 
 use attempts::{any_endpoint, dialled_endpoint, no_endpoint};
-use external::Settled;
+use external::{Opened, Settled};
 use reach::{outside, this_host};
 use ruled::Times;
 
@@ -142,7 +144,7 @@ async fn connect_and_relay(
             let dialled = Arc::clone(&service);
             let target = stream_route::target(&call, client, opened, (service, port)).await?;
             (record.service_host, record.external_namespace) = target.service.noted();
-            let upstream = any_endpoint(&call, client, &target, record).await?;
+            let upstream = any_endpoint(&call, Opened::Socket(client), &target, record).await?;
             let outside = Beyond::of_hosts((&dialled, number), &target.service);
             Upstream { outside, ..upstream }
         }
@@ -176,6 +178,7 @@ async fn connect_and_relay(
             if worker.speaks_http(&mut delivered, &snapshot, asked, record).await? {
                 let (counts, decided_by) = ((in_flight, held), Arc::clone(&snapshot));
                 let entered = Some(entered);
+                let program = Some(program);
                 let arrived = Arrived { delivered, decided_by, program, entered, counts, tunnel: None };
                 return Ok(Carried::Delivered(Box::new(arrived)));
             }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use baremesh_model::authorization::{Action, AuthorizationPolicy, Enforcement, PolicySet, server_names};
 use baremesh_model::destination_rule::DestinationRule;
+use baremesh_model::gateway::Carries;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::{Mesh, MeshError, Parts};
 use baremesh_model::name::{Domain, Key, Label, TrustDomain};
@@ -19,6 +20,7 @@ use baremesh_model::workload::{Labels, Tunnel, Workload};
 
 use super::endpoint::{Agent, Origin};
 use super::external::{self, ExternalHosts};
+use super::gateway::{GatewayPort, gateways_among};
 use super::rate_limit::RateLimits;
 use super::reach::{Listed, source};
 use super::views;
@@ -29,7 +31,7 @@ use super::{
 use crate::attribution::CallerTable;
 use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
-use crate::registration::{DefaultForAddress, LocalService};
+use crate::registration::{DefaultForAddress, LocalService, Serves};
 use crate::resolution::Resolved;
 
 /// Why a mesh and this host's registrations do not go together. The last good snapshot stays.
@@ -106,6 +108,7 @@ impl Snapshot {
             host_identity: host_identity.clone(),
             callers: CallerTable::new(matched),
             containers: containers(registrations),
+            gateway_services: gateways_among(&mesh, registrations, &services),
             virtual_addresses: services.values().flat_map(of_addresses).collect(),
             endpoints: dialled_directly(&mesh, &services, (&hosts, &ways)),
             basis,
@@ -220,6 +223,10 @@ fn local_endpoints(
             let default = (&config.root_namespace, config.default_mtls);
             let server_names = server_names(&service_host, &local.key, port.port.get());
             let is_provider = config.is_provider(&local.key, port.port.get());
+            let carries = Carries::of_port(port.protocol).filter(|_| local.serves == Serves::Gateway);
+            let at = (&local.key, &labels);
+            let gateway =
+                carries.map(|carries| Arc::new(GatewayPort::new(mesh, at, port.port.get(), carries)));
             let mode = mode_of(&mesh.peer_authentications, (namespace, &labels), number, default);
             for address in local.addresses(&host.addresses) {
                 all.push(Arc::new(LocalEndpoint {
@@ -228,6 +235,7 @@ fn local_endpoints(
                     labels: labels.clone(),
                     advertised: SocketAddr::new(*address, number),
                     deliver: port.deliver,
+                    gateway: gateway.clone(),
                     protocol: port.protocol,
                     refused_by: scope.ingress_against(number, port.protocol).cloned(),
                     mode,
@@ -352,7 +360,8 @@ fn service_entry(
     let endpoint = |(workload, way): &(&Arc<Workload>, Way), port: &ServicePort| {
         let address = workload.endpoint(port);
         let transport = match (way, advertised.get(&address), workload.tunnel) {
-            (Way::Direct, Some(local), _) => Transport::Local(Arc::clone(local)),
+            // A gateway takes what comes by tunnel alone, from programs of its own host too.
+            (Way::Direct, Some(local), _) if local.gateway.is_none() => Transport::Local(Arc::clone(local)),
             (way, _, Tunnel::Hbone) => {
                 let beyond = match way {
                     Way::Direct => None,
@@ -360,7 +369,7 @@ fn service_entry(
                 };
                 Transport::Hbone(Agent { address: SocketAddr::new(address.ip(), ways.hbone_port), beyond })
             }
-            (_, None | Some(_), Tunnel::Plain) => Transport::Plain,
+            (_, _, Tunnel::Plain) => Transport::Plain,
         };
         let beyond = match &transport {
             Transport::Hbone(agent) => agent.beyond.as_ref().map(|network| &network.name),
@@ -476,13 +485,18 @@ fn captured(local: &[Arc<LocalEndpoint>]) -> HashMap<SocketAddr, Arc<LocalEndpoi
     let both = |local: &Arc<LocalEndpoint>| {
         [(local.deliver, Arc::clone(local)), (local.advertised, Arc::clone(local))]
     };
-    local.iter().flat_map(both).collect()
+    of_programs(local).flat_map(both).collect()
+}
+
+/// Those behind which a program is: a gateway has nothing that could be gone round.
+fn of_programs(local: &[Arc<LocalEndpoint>]) -> impl Iterator<Item = &Arc<LocalEndpoint>> {
+    local.iter().filter(|local| local.gateway.is_none())
 }
 
 /// Ports that belong to one service of this host alone, at whatever address of the host.
 fn captured_ports(local: &[Arc<LocalEndpoint>]) -> HashMap<u16, Arc<LocalEndpoint>> {
     let mut owners: HashMap<u16, Option<Arc<LocalEndpoint>>> = HashMap::new();
-    for endpoint in local {
+    for endpoint in of_programs(local) {
         let delivered_here =
             endpoint.deliver.ip().is_loopback() || endpoint.deliver.ip() == endpoint.advertised.ip();
         let ports = [Some(endpoint.advertised.port()), delivered_here.then(|| endpoint.deliver.port())];

@@ -12,6 +12,7 @@ use baremesh_model::peer_authentication::MtlsMode;
 use baremesh_model::service::Protocol;
 use baremesh_model::workload::Labels;
 
+use super::gateway::GatewayPort;
 use crate::external_authorization::Providers;
 use crate::jwt::TokenRules;
 use crate::proxy::error::ProxyError;
@@ -27,8 +28,10 @@ pub struct LocalEndpoint {
     pub labels: Labels,
     /// The address and port under which it is advertised; policies speak of these.
     pub advertised: SocketAddr,
-    /// Where the program listens.
+    /// Where the program listens; nowhere at a gateway.
     pub deliver: SocketAddr,
+    /// What leaves the mesh here, where it is a gateway's.
+    pub gateway: Option<Arc<GatewayPort>>,
     /// What it speaks.
     pub protocol: Protocol,
     /// The Sidecar by which nobody calls this port; none where it may be called.

@@ -106,7 +106,7 @@ impl Snapshot {
 
     fn local_services(&self) -> Vec<LocalService> {
         let mut by_service: BTreeMap<&Key, Vec<&LocalEndpoint>> = BTreeMap::new();
-        for local in self.advertised.values() {
+        for local in self.advertised.values().filter(|local| local.gateway.is_none()) {
             by_service.entry(&local.service).or_default().push(local);
         }
         by_service.into_iter().map(|(key, endpoints)| self.local_service(key, &endpoints)).collect()

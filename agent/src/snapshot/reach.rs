@@ -16,7 +16,7 @@ use ipnet::IpNet;
 use super::{Endpoint, LocalEndpoint, Route, ServiceEntry, Snapshot, Source, Transport};
 use crate::jwt::TokenRules;
 use crate::proxy::error::ProxyError;
-use crate::registration::LocalService;
+use crate::registration::{LocalService, Serves};
 use crate::telemetry::metrics::Party;
 
 /// Which services are called, as a Sidecar says.
@@ -149,7 +149,11 @@ pub(super) fn source(local: &LocalService, mesh: &Mesh, tokens: Option<Arc<Token
     let party = Party::registered(&identity, None, &labels);
     let namespace = &local.key.namespace;
     let scope = Scope::of(&mesh.sidecars, (namespace, &labels), &config.root_namespace);
-    let outbound = scope.outbound.unwrap_or(config.outbound);
+    // A gateway leads nowhere but where the registry does.
+    let outbound = match local.serves {
+        Serves::Gateway => OutboundPolicy::RegistryOnly,
+        Serves::Program => scope.outbound.unwrap_or(config.outbound),
+    };
     let calls = scope.egress.map(|(sidecar, _)| {
         let services = mesh.services.values().map(|service| {
             let ports = service.ports.iter().map(|port| port.port.get());

@@ -50,10 +50,13 @@ pub enum Code {
     UnknownProvider,
     LeadsNowhere,
     NobodyLetIn,
+    NotInGateway,
+    GatewaysConflict,
+    GatewayPort,
 }
 
 /// Every code, in the order of the table.
-const ALL: [Code; 41] = [
+const ALL: [Code; 44] = [
     Code::Deprecated,
     Code::MissingReference,
     Code::InvalidValue,
@@ -67,8 +70,11 @@ const ALL: [Code; 41] = [
     Code::NoAuthorityForPort,
     Code::UnreachableRoute,
     Code::IneffectiveMatch,
+    Code::NotInGateway,
     Code::AddressesRequired,
+    Code::GatewaysConflict,
     Code::ClaimsUnverified,
+    Code::GatewayPort,
     Code::EmptySubset,
     Code::UnknownRuleHost,
     Code::ProtocolsDiffer,
@@ -115,8 +121,9 @@ impl Code {
             ),
             Self::MissingReference => Row(
                 "IST0101",
-                "something is named that is not there: the host, port or subset of a route's destination, a delegate, the \
-                 namespace in an AuthorizationPolicy's source, the Service of a WorkloadEntry, the workloads that a Sidecar selects",
+                "something is named that is not there: the host, port or subset of a route's destination, a delegate, a Gateway, the \
+                 namespace in an AuthorizationPolicy's source, the Service of a WorkloadEntry, the \
+                 workloads that a Sidecar selects",
                 "correct the name, or add what it names; `--live` takes what hosts registered into account",
             ),
             Self::InvalidValue => Row(
@@ -176,6 +183,21 @@ impl Code {
                 "IST0131",
                 "a block of `match` that takes nothing, because one before it takes all of it",
                 "remove it, or put it before the other",
+            ),
+            Self::NotInGateway => Row(
+                "IST0132",
+                "a VirtualService is bound to a Gateway that lists none of its hosts: nothing is routed there",
+                "list one of them in `servers[].hosts`, or correct it",
+            ),
+            Self::GatewaysConflict => Row(
+                "IST0145",
+                "two Gateways have the same hosts at one port of the same gateways",
+                "let one Gateway list a host at a port",
+            ),
+            Self::GatewayPort => Row(
+                "IST0162",
+                "a Gateway's port that the gateways which it selects do not have",
+                "name a port of the gateway, or register it there (`baremesh service register --gateway`)",
             ),
             Self::AddressesRequired => Row(
                 "IST0134",
@@ -300,7 +322,7 @@ impl Code {
             Self::OtherProtocol => Row(
                 "BM0408",
                 "routes that no port of the service can use: `http` where no port speaks HTTP, `tls` where none speaks TLS, `tcp` \
-                 where all speak HTTP",
+                 where all speak HTTP; a Gateway's server for a port that is registered for something else",
                 "declare the port's protocol in the Service (`protocol = \"http\"`), or write the other kind of route",
             ),
             Self::UnknownProvider => Row(
@@ -344,7 +366,7 @@ mod tests {
     #[test]
     fn every_code_is_in_the_table_once() {
         // The last of the enumeration: one that is added behind it and not to the table is seen here.
-        assert_eq!(ALL.len(), Code::NobodyLetIn as usize + 1);
+        assert_eq!(ALL.len(), Code::GatewayPort as usize + 1);
         let mut codes: Vec<_> = ALL.map(Code::as_str).to_vec();
         codes.sort_unstable();
         codes.dedup();

@@ -17,6 +17,7 @@ pub use mirror::MAX_COPIES;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use baremesh_model::authorization::Request;
 use baremesh_model::http::{PathNormalization, RequestHead};
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
@@ -31,7 +32,7 @@ use super::reply::Reply;
 use crate::proxy::Worker;
 use crate::proxy::error::ProxyError;
 use crate::proxy::flood::Ended;
-use crate::proxy::open::RequestWatch;
+use crate::proxy::open::{Delivered, RequestWatch};
 use crate::snapshot::external::Way;
 use crate::snapshot::{Cluster, Snapshot};
 use crate::telemetry::Record;
@@ -53,6 +54,14 @@ pub struct Caller {
     dialled: (Key, u16),
     authority: Authority,
     peers: Record,
+}
+
+/// A request that arrived at a gateway of this host, as its policies let it through.
+pub struct LetThrough<'a> {
+    /// The connection that it came on.
+    pub delivered: &'a Delivered,
+    /// As the policies saw it.
+    pub request: Request<'a>,
 }
 
 impl Caller {
@@ -100,27 +109,39 @@ impl Caller {
         let token = token.as_ref();
         let (identity, caller) = (&self.identity, self.index(&snapshot));
         let asked = Asked { identity, caller, service, port, token, authority, real_address };
-        match plan::plan(&snapshot, asked, exchange.head, rand::random()) {
-            Plan::Answer(reply) => exchange.reply(&reply, &mut record).await,
+        let plan = plan::plan(&snapshot, asked, exchange.head, rand::random());
+        self.follow((&snapshot, watch), plan, (&mut exchange, None), &mut record).await;
+        let ended = record.ended();
+        self.finish(record, &exchange);
+        ended
+    }
+
+    /// Does what was planned. `through` is there where the request arrived at a gateway of this host.
+    pub(super) async fn follow(
+        &self,
+        (snapshot, watch): (&Arc<Snapshot>, RequestWatch),
+        plan: Plan<'_>,
+        (exchange, through): (&mut Exchange<'_>, Option<&LetThrough<'_>>),
+        record: &mut RequestRecord,
+    ) {
+        match plan {
+            Plan::Answer(reply) => exchange.reply(&reply, record).await,
             Plan::Forward(forward) => {
                 (record.peers.service_host, record.peers.external_namespace) = forward.service.noted();
                 record.route = forward.route.and_then(|route| route.name()).map(Into::into);
-                match self.asked_for(&snapshot, &forward, exchange.head).await {
+                match self.asked_for(snapshot, &forward, exchange.head).await {
                     Ok(asked_for) => {
                         let cluster = asked_for.as_ref().unwrap_or(forward.cluster);
                         let forward = Forward { cluster, ..forward };
-                        self.forward((&snapshot, watch), &forward, &mut exchange, &mut record).await;
+                        self.forward((snapshot, watch), (&forward, through), exchange, record).await;
                     }
                     Err(error) => {
                         record.fault = Some(error.to_string());
-                        exchange.reply(&Reply::no_healthy_upstream(), &mut record).await;
+                        exchange.reply(&Reply::no_healthy_upstream(), record).await;
                     }
                 }
             }
         }
-        let ended = record.ended();
-        self.finish(record, &exchange);
-        ended
     }
 
     /// The endpoints of a request where its host lists none; nothing where it does.
@@ -189,7 +210,7 @@ impl Caller {
     async fn forward(
         &self,
         (snapshot, watch): (&Arc<Snapshot>, RequestWatch),
-        forward: &Forward<'_>,
+        (forward, through): (&Forward<'_>, Option<&LetThrough<'_>>),
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
     ) {
@@ -244,7 +265,7 @@ impl Caller {
         if is_whole {
             self.send_copies(copies.as_ref(), exchange);
         }
-        let to_caller = tries::ToCaller { forward, options, origin, cookie: None };
+        let to_caller = tries::ToCaller { forward, options, origin, cookie: None, through };
         let state = (snapshot, watch);
         self.try_until_answered(state, to_caller, (exchange, &mut download), record).await;
         if !is_whole {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use baremesh_model::outlier::Outcome;
-use tokio::net::TcpStream;
 
+use super::external::Opened;
 use super::reach::one_endpoint;
 use super::{Call, Upstream, external, stream_route};
 use crate::proxy::error::ProxyError;
@@ -16,7 +16,7 @@ use crate::telemetry::Record;
 /// that, so that each may be tried.
 pub(super) async fn any_endpoint(
     call: &Call<'_>,
-    client: &TcpStream,
+    client: Opened<'_>,
     target: &stream_route::Target,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {

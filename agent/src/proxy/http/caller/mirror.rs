@@ -88,6 +88,10 @@ impl Caller {
     ) {
         let caller = (self.dialled.1, self.index(snapshot));
         let Some((service, _, cluster)) = plan::destination(snapshot, caller, to) else { return };
+        // What left through a gateway goes to no other, or copies of copies would have no end.
+        if snapshot.is_gateway(&self.dialled.0) && snapshot.is_gateway(&service.key) {
+            return;
+        }
         let Ok(endpoint) = cluster.pick(&[], None, Instant::now(), rand::random()) else { return };
         let target = Target { snapshot, endpoint, identity: &service.identity, cluster };
         let remote_ip = self.introduce(&target, &mut head.headers);
