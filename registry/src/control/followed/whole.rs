@@ -29,7 +29,8 @@ impl Followed {
     /// Whether what is held are these values, of that version. Each is compared by itself: a mesh of values is large.
     pub fn is_of(&self, values: &BTreeMap<String, Value>, version: u64) -> bool {
         let is_held = |(key, value): (&String, &Value)| {
-            self.entries.get(key).is_some_and(|entry| entry.text.get() == value.to_string())
+            let held = self.entries.get(key).map(|entry| entry.text.get());
+            held.is_some_and(|held| to_raw_value(value).is_ok_and(|text| text.get() == held))
         };
         self.version() == version && self.entries.len() == values.len() && values.iter().all(is_held)
     }
