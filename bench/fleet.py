@@ -195,6 +195,14 @@ class RealAgents:
             host.close()
 
 
+def asks_for(agent, service, options):
+    """Whether an agent asks for a service's endpoints, as in bench/fleet/src/mesh.rs."""
+    if options.subscribe == "all":
+        return True
+    count = min(options.subscribe, options.services)
+    return (service - agent * options.subscribe) % options.services < count
+
+
 def grants():
     """Every host may be every service of the bench."""
     services = ", ".join(f'"*.t{n}"' for n in range(NAMESPACES))

@@ -77,7 +77,7 @@ pub use plan::{
 };
 pub use route::ipv6_is_off;
 pub use rules::render;
-pub use status::{Counter, State, Status};
+pub use status::{Counter, ROUTES_ALONE, State, Status};
 
 /// The version of `nft`, as it says itself.
 pub fn nft_version() -> Result<String, CaptureError> {

@@ -22,7 +22,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::capture::{Interface, Outbound};
+use crate::demand::Wanted;
 use crate::proxy::{Limits, Ports};
+use crate::registration::HostRole;
+use crate::registration::file::Terms;
 use crate::snapshot::{HostNetwork, NetworkRole, ShortNames};
 
 /// Where resources and endpoints come from.
@@ -54,10 +57,14 @@ pub struct AgentConfig {
     pub host: Option<Label>,
     /// Addresses at which other hosts reach this one; the first is preferred. Found out unless stated.
     pub addresses: Vec<IpAddr>,
+    /// What it is to the mesh.
+    pub role: HostRole,
     /// The network that the host is in, and what it does for it.
     pub network: Option<HostNetwork>,
     /// Where resources come from.
     pub source: SourceConfig,
+    /// Whose endpoints the control server is asked for.
+    pub endpoints: Wanted,
     /// Directories.
     pub directories: Directories,
     /// Ports of the data path.
@@ -129,6 +136,7 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields, default)]
 struct RawConfig {
     host: Option<String>,
+    role: RawRole,
     addresses: Vec<IpAddr>,
     network: RawNetwork,
     registry: RawRegistry,
@@ -140,6 +148,23 @@ struct RawConfig {
     telemetry: RawTelemetry,
     jwks: JwksConfig,
     drain_seconds: Option<u64>,
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawRole {
+    #[default]
+    Member,
+    Gateway,
+}
+
+impl From<RawRole> for HostRole {
+    fn from(raw: RawRole) -> Self {
+        match raw {
+            RawRole::Member => Self::Member,
+            RawRole::Gateway => Self::Gateway,
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -170,6 +195,24 @@ impl RawNetwork {
 struct RawRegistry {
     source: RawSource,
     directory: Option<PathBuf>,
+    endpoints: RawEndpoints,
+}
+
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawEndpoints {
+    All,
+    #[default]
+    Called,
+}
+
+impl From<RawEndpoints> for Wanted {
+    fn from(raw: RawEndpoints) -> Self {
+        match raw {
+            RawEndpoints::All => Self::All,
+            RawEndpoints::Called => Self::Called,
+        }
+    }
 }
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
@@ -312,8 +355,10 @@ impl RawConfig {
         let any = |port: u16| SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
         Ok(AgentConfig {
             host: host.map_err(|error| format!("host: {error}"))?,
+            role: self.role.into(),
             addresses: self.addresses,
             network: self.network.network()?,
+            endpoints: self.registry.endpoints.into(),
             source: self.registry.source(self.consul, &directories)?,
             ports: self.ports.ports(),
             metrics: self.telemetry.metrics.unwrap_or(any(15020)),
@@ -352,6 +397,11 @@ impl AgentConfig {
         let content = |fault: String| ConfigError::Content { path: path.to_owned(), fault };
         let raw: RawConfig = toml::from_str(text).map_err(|error| content(error.to_string()))?;
         raw.config(directories).and_then(Self::check).map_err(content)
+    }
+
+    /// What may be registered on the host.
+    pub fn terms(&self) -> Terms {
+        Terms { ssh_ports: self.ssh_ports.clone(), role: self.role }
     }
 
     fn check(self) -> Result<Self, String> {

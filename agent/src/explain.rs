@@ -11,6 +11,8 @@ pub mod caller;
 mod requests;
 /// Calls that are carried as bytes.
 mod streams;
+/// Calls that leave through a gateway.
+mod gateways;
 /// Endpoints, and how they stand.
 mod destinations;
 /// What is decided at an endpoint.
@@ -177,6 +179,13 @@ pub fn explain(
         Ok(Route::Endpoint(service, port, endpoint)) => {
             streams::explain_endpoint(&case, (&service, port), &endpoint, &mut explanation);
         }
+        Ok(Route::Unheld(service, port)) => {
+            let protocol =
+                service.port_index(port).map_or(Protocol::Tcp, |index| service.ports[index].protocol);
+            explanation.service = Some(called(&service, port, protocol));
+            explanation.outcome = Outcome::NoEndpoint;
+            explanation.summary = format!("nowhere to send it at {} port {port}: {NOT_ASKED}", service.key);
+        }
         Ok(Route::Local(local)) => streams::explain_local(&case, &local, &mut explanation),
         Ok(Route::Passthrough) if !snapshot.lets_out(caller.index, dialled) => {
             let error = ProxyError::NotInRegistry(dialled);
@@ -210,6 +219,10 @@ pub fn explain(
     }
     Ok(explanation)
 }
+
+/// Why a service whose endpoints were not asked for cannot be called: they were asked for to explain it.
+const NOT_ASKED: &str =
+    "it was not called from this host before, and the control server did not tell its endpoints in time";
 
 /// What the record of a refused connection says.
 fn refused_with(error: &ProxyError) -> AnswerReport {

@@ -25,6 +25,8 @@ pub mod identity;
 pub mod source;
 /// A new state coming into force.
 pub mod publish;
+/// Whose endpoints this host asks for.
+pub mod demand;
 /// Shares of what there is a limited number of.
 mod share;
 /// TLS towards endpoints without an agent.

@@ -49,11 +49,12 @@ use tokio::sync::{Semaphore, watch};
 use crate::attribution::{Attributor, Cgroups};
 use crate::capture::Outbound;
 use crate::credentials::Credentials;
+use crate::demand::Demand;
 use crate::flows::Flows;
 use crate::originate::Originations;
 use crate::resolution::AskedNames;
 use crate::share::Shares;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Cluster, Snapshot};
 use crate::telemetry::Telemetry;
 use http::upstream::{KeptSockets, Upstreams};
 use open::OpenConnections;
@@ -180,6 +181,8 @@ pub struct Shared {
     pub flows: Arc<Flows>,
     /// Names that callers ask for below wildcards.
     pub asked_names: Arc<AskedNames>,
+    /// Whose endpoints are asked for.
+    pub demand: Arc<Demand>,
     /// Streams that are led to other agents of this host's network, by whose they are, over all workers.
     pub led: Arc<Shares<Identity>>,
 }
@@ -321,6 +324,11 @@ impl Worker {
         let ports = [self.shared.ports.outbound, self.shared.ports.inbound, self.shared.ports.hbone];
         let here = |address: IpAddr| address.is_loopback() || snapshot.host.addresses.contains(&address);
         ports.contains(&destination.port()) && here(destination.ip())
+    }
+
+    /// How long connecting to an endpoint of a cluster may take.
+    fn connect_timeout(&self, cluster: &Cluster) -> Duration {
+        cluster.limits().connect_timeout.unwrap_or(self.shared.limits.connect_timeout)
     }
 
     /// Counts a connection against the limit for as long as the guard lives.

@@ -15,6 +15,7 @@ use crate::registration::LocalService;
 use crate::resolution::Resolved;
 use crate::snapshot::{Host, Snapshot};
 use crate::telemetry::metrics::Metrics;
+use crate::trust::OlderList;
 
 /// What goes into the next snapshot, and how the last attempt went.
 struct Inputs {
@@ -185,6 +186,12 @@ impl Publisher {
         self.metrics.rejected_configurations.inc();
         tracing::error!(reason, "a new state was refused; the last good one stays in force");
         self.lock().last_error = Some(reason);
+    }
+
+    /// Notes that a list of revoked certificates was not taken.
+    pub fn refuse_list(&self, older: &OlderList) {
+        self.metrics.refused_revocation_lists.inc();
+        tracing::error!("{older}");
     }
 
     /// The source is what is in force again.

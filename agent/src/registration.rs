@@ -37,6 +37,29 @@ pub enum WhenGone {
     Open,
 }
 
+/// What is behind a service's ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Serves {
+    /// A program of this host.
+    #[default]
+    Program,
+    /// The agent itself: what comes leaves the mesh, as Gateways say.
+    Gateway,
+}
+
+/// What this host is to the mesh. Its own configuration alone says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HostRole {
+    /// Programs run on it.
+    #[default]
+    Member,
+    /// Gateways may be registered on it as well.
+    Gateway,
+}
+
+/// The label by which Gateways select a gateway that was registered without one of its own, as in Istio.
+pub const GATEWAY_LABEL: (&str, &str) = ("istio", "egressgateway");
+
 /// One port of a local service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalPort {
@@ -48,7 +71,7 @@ pub struct LocalPort {
     pub protocol: Protocol,
     /// The port's name.
     pub name: Option<Arc<str>>,
-    /// Where the program listens; `127.0.0.1` suffices.
+    /// Where the program listens; `127.0.0.1` suffices. Nowhere at a gateway.
     pub deliver: SocketAddr,
 }
 
@@ -59,6 +82,8 @@ pub struct LocalService {
     pub key: Key,
     /// The account that it runs as; the service's name unless stated.
     pub service_account: Label,
+    /// What is behind its ports.
+    pub serves: Serves,
     /// Ports, at least one.
     pub ports: Vec<LocalPort>,
     /// The addresses that it is advertised at; the host's unless stated.
@@ -129,6 +154,10 @@ impl LocalService {
     pub fn labels(&self) -> Labels {
         let mut labels = self.labels.clone();
         labels.entry("app".into()).or_insert_with(|| self.key.name.as_str().into());
+        if self.serves == Serves::Gateway {
+            let (key, value) = GATEWAY_LABEL;
+            labels.entry(key.into()).or_insert_with(|| value.into());
+        }
         labels
     }
 

@@ -16,10 +16,14 @@ pub mod endpoint;
 mod views;
 /// Services of this host.
 mod local;
+/// Gateways of this host.
+pub mod gateway;
 /// Hosts of ServiceEntries.
 pub mod external;
 /// Limits on requests, and what they counted.
 pub mod rate_limit;
+/// Services whose endpoints were not asked for.
+mod unheld;
 /// Names, as the DNS server answers them.
 mod names;
 /// The capture plan that a snapshot comes to.
@@ -30,8 +34,10 @@ mod reach;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use baremesh_model::destination_rule::{ClientTls, MergedRule};
+use baremesh_model::endpoint_addresses::EndpointAddresses;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::{Key, Label};
@@ -80,6 +86,10 @@ pub struct ServiceEntry {
     pub targets: Vec<u16>,
     /// What is known of it besides, where it is a host of ServiceEntries.
     pub external: Option<External>,
+    /// Where its endpoints are, where nobody on this host has asked for them.
+    pub elsewhere: Option<Arc<EndpointAddresses>>,
+    /// Whether somebody on this host has called it since that was last looked at. Kept from one snapshot to the next.
+    called: Arc<AtomicBool>,
     /// How it is called, by kinds of callers of this host.
     views: Views,
     /// What it was compiled from.
@@ -235,6 +245,8 @@ pub struct Snapshot {
     services: HashMap<Key, Arc<ServiceEntry>>,
     virtual_addresses: HashMap<IpAddr, Arc<ServiceEntry>>,
     endpoints: HashMap<SocketAddr, (Arc<ServiceEntry>, u16, Arc<Endpoint>)>,
+    /// Endpoints with agents of services whose endpoints were not asked for, with the services and their ports.
+    unheld: HashMap<SocketAddr, (Arc<ServiceEntry>, u16)>,
     advertised: HashMap<SocketAddr, Arc<LocalEndpoint>>,
     captured: HashMap<SocketAddr, Arc<LocalEndpoint>>,
     captured_ports: HashMap<u16, Arc<LocalEndpoint>>,
@@ -247,6 +259,8 @@ pub struct Snapshot {
     listed: Listed,
     /// The registration of each container's address.
     containers: HashMap<IpAddr, usize>,
+    /// Services that Gateways select.
+    gateway_services: HashSet<Key>,
 }
 
 /// Where a captured connection goes.
@@ -256,6 +270,9 @@ pub enum Route {
     Service(Arc<ServiceEntry>, usize),
     /// To exactly this endpoint, which was dialled by its own address.
     Endpoint(Arc<ServiceEntry>, u16, Arc<Endpoint>),
+    /// To exactly one endpoint, which was dialled by its own address, of a service whose endpoints are not held; with the
+    /// service's port.
+    Unheld(Arc<ServiceEntry>, u16),
     /// To a service of this host, which was dialled by its own address.
     Local(Arc<LocalEndpoint>),
     /// To where it was going, outside the mesh.
@@ -279,10 +296,11 @@ impl Snapshot {
         if let Some(local) = self.local(destination) {
             return Ok(Route::Local(Arc::clone(local)));
         }
-        match self.endpoints.get(&destination) {
-            Some((service, port, endpoint)) => {
-                Ok(Route::Endpoint(Arc::clone(service), *port, Arc::clone(endpoint)))
-            }
+        if let Some((service, port, endpoint)) = self.endpoints.get(&destination) {
+            return Ok(Route::Endpoint(Arc::clone(service), *port, Arc::clone(endpoint)));
+        }
+        match self.unheld.get(&destination) {
+            Some((service, port)) => Ok(Route::Unheld(Arc::clone(service), *port)),
             None => Ok(Route::Passthrough),
         }
     }

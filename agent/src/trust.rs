@@ -3,7 +3,7 @@
 //! are told who hold connections open that it does not allow any more.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -27,6 +27,24 @@ pub struct Trust {
     credentials: Arc<ArcSwap<Credentials>>,
     /// Where a member keeps the roots.
     node: Option<PathBuf>,
+    /// The list of revoked certificates in force, as it was stated.
+    list: Mutex<Option<Value>>,
+}
+
+/// A list of revoked certificates that is not taken because a newer one is in force: whoever can write where agents read it
+/// could otherwise put one back that the authority did sign once, and have what was revoked since taken again.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error(
+    "the list of revoked certificates is an older one, number {number}, where {in_force} is in force and stays: did somebody put \
+     it back, or was the control server restored from a backup?"
+)]
+pub struct OlderList {
+    /// The number of the list that was stated.
+    pub number: u64,
+    /// The number of the one that stays in force.
+    pub in_force: u64,
+    /// That one, as it was stated.
+    pub kept: Option<Value>,
 }
 
 impl Trust {
@@ -37,6 +55,7 @@ impl Trust {
             in_force: watch::Sender::new(bundle),
             credentials: Arc::new(ArcSwap::from_pointee(credentials)),
             node,
+            list: Mutex::default(),
         })
     }
 
@@ -56,9 +75,21 @@ impl Trust {
     }
 
     /// Puts what a state says in force, at once: `stated` has its values by key. It writes the roots to the disk when they are others.
-    pub fn take(&self, stated: impl Fn(&str) -> Option<Value>) -> Result<(), String> {
+    /// A list of revoked certificates that is older than the one in force is not taken, and what is instead of it is returned.
+    pub fn take(&self, stated: impl Fn(&str) -> Option<Value>) -> Result<Option<OlderList>, String> {
+        // One at a time: of two lists the newer one stays, whichever comes first.
+        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.now();
-        let after = of_state(stated, &before)?;
+        let (after, older) = of_state(&stated, &before)?;
+        let older = match older {
+            Some(number) => {
+                Some(OlderList { number, in_force: before.revoked().number(), kept: list.clone() })
+            }
+            None => {
+                *list = stated(REVOKED);
+                None
+            }
+        };
         if after != *before {
             let after = Arc::new(after);
             if after.roots() != before.roots()
@@ -77,13 +108,18 @@ impl Trust {
             );
             self.in_force.send_replace(after);
         }
-        Ok(())
+        Ok(older)
     }
 }
 
 /// What a state says is to be trusted. Roots change one by one: a set that has nothing in common with the one before is
 /// of another mesh.
-fn of_state(stated: impl Fn(&str) -> Option<Value>, before: &TrustBundle) -> Result<TrustBundle, String> {
+///
+/// The number is that of a list of revoked certificates that is older than the one in force, which stays.
+fn of_state(
+    stated: impl Fn(&str) -> Option<Value>,
+    before: &TrustBundle,
+) -> Result<(TrustBundle, Option<u64>), String> {
     let roots = match stated(ROOTS) {
         // Of a control server from before there were any.
         None => before.clone(),
@@ -97,11 +133,15 @@ fn of_state(stated: impl Fn(&str) -> Option<Value>, before: &TrustBundle) -> Res
             read
         }
     };
-    let revoked = match stated(REVOKED) {
-        None => Revoked::default(),
+    let (revoked, older) = match stated(REVOKED) {
+        None => (Revoked::default(), None),
         Some(value) => {
             let text = value[STATEMENT_PEM].as_str().unwrap_or_default();
-            Revoked::read(text, roots.roots()).map_err(|error| error.to_string())?
+            let read = Revoked::read(text, roots.roots()).map_err(|error| error.to_string())?;
+            match read.number() < before.revoked().number() {
+                true => (before.revoked().clone(), Some(read.number())),
+                false => (read, None),
+            }
         }
     };
     let federated = match stated(FEDERATED) {
@@ -109,7 +149,7 @@ fn of_state(stated: impl Fn(&str) -> Option<Value>, before: &TrustBundle) -> Res
         Some(value) => federated(&value)?,
     };
     let trusted = roots.with_federated(federated).map_err(|error| error.to_string())?;
-    Ok(trusted.refusing(revoked))
+    Ok((trusted.refusing(revoked), older))
 }
 
 /// The roots of other trust domains. One whose roots cannot be read is trusted in nothing, and keeps neither what is
@@ -219,12 +259,16 @@ mod tests {
     }
 
     fn state(authority: &Authority, revoked: &[&str]) -> BTreeMap<String, Value> {
+        numbered(authority, revoked, 5)
+    }
+
+    fn numbered(authority: &Authority, revoked: &[&str], number: u64) -> BTreeMap<String, Value> {
         let roots = authority.bundle().expect("a bundle").to_pem();
         let mut state = BTreeMap::from([(ROOTS.to_owned(), json!({ STATEMENT_PEM: roots }))]);
         if !revoked.is_empty() {
             let now = SystemTime::now();
             let revoked: Vec<_> = revoked.iter().map(|serial| ((*serial).to_owned(), now)).collect();
-            let list = authority.sign_revocations(&revoked, now).expect("a list");
+            let list = authority.sign_revocations(&revoked, number, now).expect("a list");
             state.insert(REVOKED.to_owned(), json!({ STATEMENT_PEM: list }));
         }
         state
@@ -246,6 +290,33 @@ mod tests {
         assert_eq!(taken, ["good"]);
         pushed.insert(FEDERATED.to_owned(), json!("no object"));
         assert!(trust.take(of(&pushed)).is_err());
+    }
+
+    #[test]
+    fn a_list_that_is_older_than_the_one_in_force_is_not_taken_and_all_else_is() {
+        let place = tempfile::tempdir().expect("a directory");
+        let mut ours = authority(place.path());
+        let trust = Trust::new(Arc::new(ours.bundle().expect("a bundle")), None);
+        let (old, new) = (numbered(&ours, &["ab"], 7), numbered(&ours, &["ab", "cd"], 8));
+        assert_eq!(trust.take(of(&old)).expect("taken"), None);
+        assert_eq!(trust.take(of(&new)).expect("taken"), None);
+        let now = SystemTime::now();
+        ours.stage_root(now, now).expect("made");
+        let mut back = state(&ours, &[]);
+        back.insert(REVOKED.to_owned(), old[REVOKED].clone());
+        let older = trust.take(of(&back)).expect("taken").expect("an older list");
+        assert_eq!((older.number, older.in_force, older.kept.as_ref()), (7, 8, Some(&new[REVOKED])));
+        assert!(older.to_string().contains("put it back"), "{older}");
+        assert!(trust.now().revoked().contains("cd"), "what was in force stays");
+        assert_eq!(trust.now().roots().len(), 2, "and the rest is taken");
+        // Signed again, with the same number or a higher one.
+        for number in [8, 9] {
+            assert_eq!(trust.take(of(&numbered(&ours, &["cd"], number))).expect("taken"), None);
+            assert!(!trust.now().revoked().contains("ab"));
+        }
+        // A control server that says that nothing is revoked any more is another matter: it says so itself.
+        assert_eq!(trust.take(of(&state(&ours, &[]))).expect("taken"), None);
+        assert!(trust.now().revoked().is_empty());
     }
 
     #[test]

@@ -30,29 +30,45 @@ pub enum RevocationError {
     Signer(&'static str),
 }
 
-/// The serial numbers that are revoked.
+/// The serial numbers that are revoked, and the number of the list that says so.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Revoked(HashSet<String>);
+pub struct Revoked {
+    serials: HashSet<String>,
+    number: u64,
+}
 
 impl Revoked {
     /// Whether a certificate with that serial number, in lower-case hexadecimal without leading zeros, is revoked.
     pub fn contains(&self, serial: &str) -> bool {
-        self.0.contains(serial)
+        self.serials.contains(serial)
     }
 
     /// Whether none is.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.serials.is_empty()
     }
 
     /// How many are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.serials.len()
+    }
+
+    /// The list's number (RFC 5280, section 5.2.3): of two lists of one authority the newer one has the higher; 0 where there
+    /// is no list.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The number that a list says it has, whoever signed it.
+    pub(crate) fn stated_number(text: &str) -> Option<u64> {
+        let blocks = pem::parse_many(text).ok()?;
+        let list = blocks.iter().find(|block| block.tag() == LIST)?;
+        number(&CertificateRevocationList::from_der(list.contents()).ok()?.1).ok()
     }
 
     /// The serial numbers, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(String::as_str)
+        self.serials.iter().map(String::as_str)
     }
 
     /// Reads a list that was signed under one of `roots`.
@@ -76,14 +92,21 @@ impl Revoked {
         {
             return Err(Signer("the signature does not hold"));
         }
-        Ok(Self(list.iter_revoked_certificates().map(|entry| serial_text(entry.raw_serial())).collect()))
+        let serials = list.iter_revoked_certificates().map(|entry| serial_text(entry.raw_serial())).collect();
+        Ok(Self { serials, number: number(&list)? })
     }
 }
 
 impl FromIterator<String> for Revoked {
     fn from_iter<T: IntoIterator<Item = String>>(serials: T) -> Self {
-        Self(serials.into_iter().collect())
+        Self { serials: serials.into_iter().collect(), number: 0 }
     }
+}
+
+/// The number of a list; 0 where it has none.
+fn number(list: &CertificateRevocationList<'_>) -> Result<u64, RevocationError> {
+    let stated = list.crl_number().map_or(Ok(0), u64::try_from);
+    stated.map_err(|_| RevocationError::Unreadable("its number is higher than any of a mesh"))
 }
 
 /// Each certificate is an authority signed by the next, and the last is a root or signed by one.

@@ -92,6 +92,7 @@ use flows::FlowBook;
 use grants::GrantBook;
 use in_force::InForce;
 use limits::Limits;
+use shared_ledger::processes::Processes;
 
 pub use consul::{FILE as CONTROL_FILE, settings as consul_settings, settings_of as consul_settings_of};
 
@@ -142,6 +143,8 @@ struct Server {
     control: Control,
     grants: Arc<GrantBook>,
     directory: ResourceDirectory,
+    /// The others that share the ledger, where it is shared.
+    processes: Option<Arc<Processes>>,
     /// The way to Consul, where the directory mirrors what is there.
     consul: Option<Arc<ConsulSide>>,
     in_force: watch::Receiver<InForce>,
@@ -174,6 +177,7 @@ pub struct Running {
     connections: JoinSet<()>,
     tasks: JoinSet<()>,
     socket: PathBuf,
+    processes: Option<Arc<Processes>>,
     _lock: File,
 }
 
@@ -192,6 +196,9 @@ impl Running {
         }
         self.connections.shutdown().await;
         self.tasks.shutdown().await;
+        if let Some(processes) = &self.processes {
+            processes.leave().await;
+        }
         // The lock is still held: it is no other process's socket.
         if let Err(error) = std::fs::remove_file(&self.socket) {
             tracing::warn!("{} cannot be removed: {error}", self.socket.display());
@@ -246,10 +253,11 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
 
     let database = directories.state.join(DATABASE);
     let ledger = Ledger::open(&database)?;
-    let shared = config.shared_ledger.is_some();
+    let mut processes = None;
     let ledger = match config.shared_ledger.clone() {
         None => ledger,
         Some(settings) => {
+            processes = Some(Arc::new(Processes::new(settings.clone(), &directories.state)?));
             let log = Arc::new(shared_ledger::ConsulLog::new(settings)?);
             let ledger = tokio::task::spawn_blocking(move || ledger.with_log(log)).await?;
             ledger.context("the shared ledger cannot be followed")?
@@ -259,6 +267,10 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     let (workload_lifetime, node_lifetime) = (config.workload_lifetime, config.node_lifetime);
     let settings = CaSettings { workload_lifetime, node_lifetime, domain };
     let ca = Arc::new(CaService::new(authority, ledger, settings));
+    // Before anything is signed, or said of trust.
+    if let Some(processes) = &processes {
+        Box::pin(processes.join(&ca)).await.context("this control process cannot share the ledger")?;
+    }
     let grants = Arc::new(GrantBook::new(ca.clone()));
     let control = Control::open(Store::open(&database)?, settings_of(&config, &grants)).await?;
     let certificate = Arc::new(OwnCertificate::obtain(ca.clone()).await?);
@@ -280,6 +292,7 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
         control: control.clone(),
         grants,
         directory,
+        processes: processes.clone(),
         consul: consul.clone(),
         in_force,
         files: files.status.clone(),
@@ -317,15 +330,16 @@ pub async fn start(config: ControlConfig) -> anyhow::Result<Running> {
     if let Some(consul) = consul {
         consul.keep(&server, &mut tasks);
     }
-    if shared {
+    if let Some(processes) = processes.clone() {
         tasks.spawn(shared_ledger::follow(server.clone()));
+        tasks.spawn(shared_ledger::processes::keep(processes, server.clone()));
     }
     tasks.spawn(serve_socket(administration, socket::Administration(server.clone())));
     for listener in listeners {
         connections.spawn(listener::serve(server.clone(), listener));
     }
     tracing::info!(trust_domain = %server.trust_domain, addresses = ?addresses, "the control server serves");
-    Ok(Running { addresses, stop, connections, tasks, socket, _lock: lock })
+    Ok(Running { addresses, stop, connections, tasks, socket, processes, _lock: lock })
 }
 
 fn settings_of(config: &ControlConfig, grants: &Arc<GrantBook>) -> Settings {

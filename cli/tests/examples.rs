@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use baremesh_agent::config::{AgentConfig, Directories};
-use baremesh_agent::registration::file;
+use baremesh_agent::registration::file::{self, Terms};
 use baremesh_model::name::Key;
 
 fn examples() -> PathBuf {
@@ -56,7 +56,7 @@ fn agent_toml_shows_every_key_at_its_default() {
 #[test]
 fn registrations_are_taken_each_and_together() {
     let directory = examples().join("registrations");
-    let all = file::read_all(&directory, &BTreeSet::new()).expect("they hold together");
+    let all = file::read_all(&directory, &Terms::default()).expect("they hold together");
     assert_eq!(all.len(), fs::read_dir(&directory).expect("a directory").count());
     for service in all {
         let Key { namespace, name } = &service.key;

@@ -9,6 +9,7 @@ use crate::mesh::Mesh;
 use crate::name::Key;
 use crate::peer_authentication::{MtlsMode, mode_of};
 use crate::service::{Protocol, ServicePort};
+use crate::sidecar::Scope;
 use crate::workload::Labels;
 
 /// How a connection arrived.
@@ -90,10 +91,13 @@ impl Flow {
                 return Judgement::PlaintextRefused;
             }
         }
+        let (protocol, called) = self.port(mesh);
+        if let Some(sidecar) = Scope::of(&mesh.sidecars, workload, root).ingress_against(port, protocol) {
+            return Judgement::Denied(format!("port {port} is not in `ingress` of Sidecar {sidecar}"));
+        }
         let policies =
             PolicySet::select(&mesh.authorization_policies, &self.service.namespace, &self.labels, root);
         let policies = PolicySet::new(policies.cloned().collect());
-        let (protocol, called) = self.port(mesh);
         let names = server_names(&self.service.host(&mesh.config.domain), &self.service, called);
         let (source, carried) = (self.source.as_ref(), Carried::opening(protocol));
         let connection = Connection {
@@ -130,6 +134,7 @@ mod tests {
     use crate::name::{Label, TrustDomain};
     use crate::pattern::{Match, Pattern};
     use crate::peer_authentication::PeerAuthentication;
+    use crate::sidecar::{Ingress, Sidecar};
 
     fn label(text: &str) -> Label {
         Label::new(text).expect("a label")
@@ -193,6 +198,21 @@ mod tests {
         assert_eq!(flow(Way::Plaintext, None).judge(&shut), Judgement::PlaintextRefused);
         let denied = flow(Way::MutualTls, Some("till")).judge(&listed).to_string();
         assert!(denied.contains("no ALLOW policy"), "{denied}");
+    }
+
+    #[test]
+    fn a_port_that_no_sidecar_takes_is_judged_so() {
+        let mesh = |port: u16| {
+            let ingress = Some(vec![Ingress { port, protocol: None }]);
+            let key = Key::new(label("shop"), label("default"));
+            let sidecar = Sidecar { key, selector: None, egress: None, ingress, outbound: None };
+            let parts = Parts { sidecars: vec![Arc::new(sidecar)], ..Parts::default() };
+            Mesh::assemble(parts).expect("a mesh")
+        };
+        let flow = flow(Way::MutualTls, Some("web"));
+        assert_eq!(flow.judge(&mesh(80)), Judgement::Allowed);
+        let refused = flow.judge(&mesh(81)).to_string();
+        assert!(refused.contains("port 80 is not in `ingress` of Sidecar default.shop"), "{refused}");
     }
 
     #[test]

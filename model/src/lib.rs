@@ -16,6 +16,10 @@ pub mod decimal;
 pub mod destination_rule;
 /// Connections that arrived, and what policies do with them.
 pub mod flow;
+/// Where the endpoints of a service are, and nothing else of them.
+pub mod endpoint_addresses;
+/// What leaves the mesh through gateway hosts: Gateway.
+pub mod gateway;
 /// What a host may be: grants of services to hosts.
 pub mod grant;
 /// Asking others whether a request goes on: Envoy's external authorization.

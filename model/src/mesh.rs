@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use crate::authorization::AuthorizationPolicy;
 use crate::destination_rule::DestinationRule;
+use crate::endpoint_addresses::EndpointAddresses;
 use crate::federation::Federated;
+use crate::gateway::Gateway;
 use crate::identity::{Identity, RESERVED_NAMESPACES};
 use crate::mesh_config::MeshConfig;
 use crate::name::{Key, Label};
@@ -55,6 +57,8 @@ pub enum Kind {
     WorkloadGroup,
     /// `Sidecar`
     Sidecar,
+    /// `Gateway`
+    Gateway,
 }
 
 impl Kind {
@@ -74,6 +78,7 @@ impl Kind {
             Self::ServiceEntry => "ServiceEntry",
             Self::WorkloadGroup => "WorkloadGroup",
             Self::Sidecar => "Sidecar",
+            Self::Gateway => "Gateway",
         }
     }
 }
@@ -182,6 +187,10 @@ pub struct Parts {
     pub workload_groups: BTreeMap<Key, Arc<WorkloadGroup>>,
     /// Sidecars, ordered by key.
     pub sidecars: Vec<Arc<Sidecar>>,
+    /// Services whose endpoints a host has not asked for, with where they are. It knows nothing else of those.
+    pub unheld: BTreeMap<Key, Arc<EndpointAddresses>>,
+    /// Gateways, ordered by key.
+    pub gateways: Vec<Arc<Gateway>>,
 }
 
 /// A validated set of resources. Only `Mesh::assemble` makes one.
@@ -216,11 +225,18 @@ impl Mesh {
         parts.rate_limits.sort_by(|a, b| a.key.cmp(&b.key));
         parts.request_authentications.sort_by(|a, b| a.key.cmp(&b.key));
         parts.sidecars.sort_by(|a, b| a.key.cmp(&b.key));
+        parts.gateways.sort_by(|a, b| a.key.cmp(&b.key));
         check_services(&parts, &mut errors);
         external_hosts::check(&parts, &mut errors);
         let members = check_workloads(&parts, &mut errors);
         check_groups(&parts, &mut errors);
         if errors.is_empty() { Ok(Self { parts, members }) } else { Err(errors) }
+    }
+
+    /// The same mesh as a host knows it that has not asked for the endpoints of these services.
+    pub fn holding_all_but(mut self, unheld: BTreeMap<Key, Arc<EndpointAddresses>>) -> Self {
+        self.parts.unheld = unheld;
+        self
     }
 
     /// The parts, to change and assemble anew.

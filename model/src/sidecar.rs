@@ -1,10 +1,11 @@
-//! Sidecar: which services a workload calls. What is not among them is to that workload as if the mesh did not have it.
-//! As in Istio, one that selects a workload goes before its namespace's, and that before the root namespace's.
+//! Sidecar: which services a workload calls, and at which of its ports it is called. What is not among the former is to that
+//! workload as if the mesh did not have it. As in Istio, one that selects a workload goes before its namespace's, and that before the root namespace's.
 
 use std::sync::Arc;
 
 use crate::name::{Domain, Key, Label};
 use crate::outbound::OutboundPolicy;
+use crate::service::Protocol;
 use crate::workload::{Labels, selects};
 
 /// What its workloads call, and whether they reach what the registry does not have: Istio's Sidecar.
@@ -16,8 +17,29 @@ pub struct Sidecar {
     pub selector: Option<Labels>,
     /// What they call; none: as the next less specific Sidecar says, or everything.
     pub egress: Option<Vec<Egress>>,
+    /// The ports at which they are called; none: as the next less specific Sidecar says, or all.
+    pub ingress: Option<Vec<Ingress>>,
     /// Whether they reach what the registry does not have; none: as MeshConfig says.
     pub outbound: Option<OutboundPolicy>,
+}
+
+/// One port at which workloads are called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ingress {
+    /// The workload's port, which is the `targetPort` of its service's.
+    pub port: u16,
+    /// What it speaks, where that is said. It changes nothing: where the service's port speaks something else, the entry is
+    /// not of that port.
+    pub protocol: Option<Protocol>,
+}
+
+impl Ingress {
+    /// Whether it has a port called that speaks `protocol`.
+    pub fn is_of(self, port: u16, protocol: Protocol) -> bool {
+        // What a port without a word of its own speaks is found out from what comes.
+        let agrees = |said| said == protocol || protocol == Protocol::Auto;
+        self.port == port && self.protocol.is_none_or(agrees)
+    }
 }
 
 /// Some services that are called.
@@ -143,6 +165,8 @@ impl std::fmt::Display for EgressHost {
 pub struct Scope<'a> {
     /// What it calls, and the Sidecar that says so; none: everything.
     pub egress: Option<(&'a Key, &'a [Egress])>,
+    /// At which ports it is called, and the Sidecar that says so; none: at all.
+    pub ingress: Option<(&'a Key, &'a [Ingress])>,
     /// Whether it reaches what the registry does not have, where a Sidecar says so.
     pub outbound: Option<OutboundPolicy>,
 }
@@ -160,8 +184,15 @@ impl<'a> Scope<'a> {
         let of_root = all.iter().find(|sidecar| sidecar.key.namespace == *root && sidecar.selector.is_none());
         let by_rank: Vec<&Arc<Sidecar>> = [selecting, of_namespace, of_root].into_iter().flatten().collect();
         let egress = by_rank.iter().find_map(|sidecar| Some((&sidecar.key, sidecar.egress.as_deref()?)));
+        let ingress = by_rank.iter().find_map(|sidecar| Some((&sidecar.key, sidecar.ingress.as_deref()?)));
         // What is outside is decided by the one Sidecar that is the workload's.
-        Self { egress, outbound: by_rank.first().and_then(|sidecar| sidecar.outbound) }
+        Self { egress, ingress, outbound: by_rank.first().and_then(|sidecar| sidecar.outbound) }
+    }
+
+    /// The Sidecar by which nobody calls the workload at that port of its, which speaks `protocol`; none where it may be.
+    pub fn ingress_against(&self, port: u16, protocol: Protocol) -> Option<&'a Key> {
+        let (sidecar, ingress) = self.ingress?;
+        (!ingress.iter().any(|entry| entry.is_of(port, protocol))).then_some(sidecar)
     }
 
     /// Whether the workload, of `own`, calls a port of a service.
@@ -249,6 +280,7 @@ mod tests {
             key: key(name),
             selector: selector.map(|app| [(Arc::from("app"), Arc::from(app))].into()),
             egress: egress.map(|entries| entries.iter().map(entry).collect()),
+            ingress: None,
             outbound: None,
         })
     }
@@ -291,6 +323,32 @@ mod tests {
         check("a.x", 80, false);
         check("a.y", 80, true);
         check("a.y", 9080, false);
+    }
+
+    #[test]
+    fn ports_that_no_entry_names_are_not_called() {
+        let with = |sidecar: Arc<Sidecar>, ports: &[(u16, Option<Protocol>)]| {
+            let ingress = ports.iter().map(|(port, protocol)| Ingress { port: *port, protocol: *protocol });
+            Arc::new(Sidecar { ingress: Some(ingress.collect()), ..Sidecar::clone(&sidecar) })
+        };
+        let root = with(sidecar("default.root", None, None), &[(7000, None)]);
+        let web = with(sidecar("web.shop", Some("web"), None), &[(7001, Some(Protocol::Tcp)), (7002, None)]);
+        let all = [root, sidecar("default.shop", None, Some(&[(None, "*/*")])), web];
+        let check = |app: &str, port: u16, protocol: Protocol, against: Option<&str>| {
+            let labels: Labels = [(Arc::from("app"), Arc::from(app))].into();
+            let scope = Scope::of(&all, (&label("shop"), &labels), &label("root"));
+            let found = scope.ingress_against(port, protocol).map(ToString::to_string);
+            assert_eq!(found.as_deref(), against, "{app} {port} {protocol:?}");
+        };
+        // Its namespace's has no `ingress`, and leaves it to the root namespace's.
+        check("other", 7000, Protocol::Http, None);
+        check("other", 7001, Protocol::Tcp, Some("default.root"));
+        check("web", 7000, Protocol::Tcp, Some("web.shop"));
+        check("web", 7001, Protocol::Tcp, None);
+        check("web", 7001, Protocol::Auto, None);
+        check("web", 7001, Protocol::Http, Some("web.shop"));
+        check("web", 7002, Protocol::Http, None);
+        assert_eq!(Scope::default().ingress_against(1, Protocol::Tcp), None);
     }
 
     #[test]

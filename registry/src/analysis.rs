@@ -1,7 +1,7 @@
 //! What a set of resources does not do although each of them is taken: a route to a host that is not there, a policy that
 //! selects nothing, a rule that another hides. Every analyser is a pure function of the set; a finding has the place of
 //! the field that it is about. Codes are Istio's where Istio's analysers find the same; what only concerns kinds that are
-//! refused (Gateway, Sidecar, Telemetry) comes with them.
+//! refused (Telemetry) comes with them.
 //!
 //! Modules in the order in which they run.
 
@@ -32,10 +32,14 @@ mod rules;
 mod policies;
 /// Two resources where one decides.
 mod order;
+/// Sidecars.
+mod sidecars;
 /// WorkloadEntries.
 mod workloads;
 /// ServiceEntries.
 mod service_entries;
+/// Gateways.
+mod gateways;
 /// Older forms of fields.
 mod deprecated;
 
@@ -59,8 +63,10 @@ pub fn analyze(resources: Vec<Located<Resource>>, read: &[Diagnostic]) -> Vec<Di
         rules::analyze,
         policies::analyze,
         order::analyze,
+        sidecars::analyze,
         workloads::analyze,
         service_entries::analyze,
+        gateways::analyze,
         deprecated::analyze,
     ];
     for analyser in analysers {

@@ -23,6 +23,8 @@ pub mod bounds;
 pub mod local;
 /// The mesh's resources in the key-value store: read whole, changed by compare-and-set.
 pub mod resources;
+/// Config entries and intentions of Consul's own mesh, as they are converted.
+pub mod exported;
 /// How this mesh's own registrations are told from others in the catalog.
 pub mod mark;
 /// What an instance in the catalog comes to.

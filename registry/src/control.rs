@@ -38,6 +38,8 @@ pub mod state;
 pub mod push;
 /// Which endpoints an agent asks for.
 pub mod subscription;
+/// Where the others are.
+pub mod endpoint_addresses;
 
 /// What the control server has in memory.
 pub mod memory;
@@ -70,6 +72,10 @@ pub const ANSWERS_RENEWALS: &str = "answers-renewals";
 
 /// A name of a capability: the server takes changes of health apart from registrations.
 pub const TAKES_HEALTH: &str = "takes-health";
+
+/// A name of a capability: the server tells agents where the endpoints are that they have not asked for. From one that does
+/// not an agent has to ask for all, so that it knows which addresses are the mesh's.
+pub const ENDPOINT_ADDRESSES: &str = "endpoint-addresses";
 
 /// The key, among the entries of a state, of the list of revoked certificates. It is no resource: who does not know it
 /// takes it for a kind of a newer version.

@@ -53,6 +53,7 @@ mod authorization_rule;
 mod destination_rule;
 mod durations;
 mod extension_provider;
+mod gateway;
 mod host_grant;
 mod mesh_config;
 mod outbound_policy;

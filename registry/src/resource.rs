@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use baremesh_model::authorization::AuthorizationPolicy;
 use baremesh_model::destination_rule::DestinationRule;
+use baremesh_model::gateway::Gateway;
 use baremesh_model::grant::{AddressGrant, Grant};
 use baremesh_model::mesh::{Kind, ResourceId};
 use baremesh_model::mesh_config::MeshConfig;
@@ -38,6 +39,7 @@ pub enum Resource {
     ServiceEntry(Box<ServiceEntry>),
     WorkloadGroup(Box<WorkloadGroup>),
     Sidecar(Box<Sidecar>),
+    Gateway(Box<Gateway>),
 }
 
 impl Resource {
@@ -57,6 +59,7 @@ impl Resource {
             Self::ServiceEntry(_) => Kind::ServiceEntry,
             Self::WorkloadGroup(_) => Kind::WorkloadGroup,
             Self::Sidecar(_) => Kind::Sidecar,
+            Self::Gateway(_) => Kind::Gateway,
         }
     }
 
@@ -77,6 +80,7 @@ impl Resource {
             Self::ServiceEntry(entry) => entry.key.clone(),
             Self::WorkloadGroup(group) => group.key.clone(),
             Self::Sidecar(sidecar) => sidecar.key.clone(),
+            Self::Gateway(gateway) => gateway.key.clone(),
         }
     }
 
@@ -92,7 +96,7 @@ pub fn mesh_config_key() -> Key {
 }
 
 /// Every kind that is taken, in the order of the reference.
-pub const KINDS: [Kind; 13] = [
+pub const KINDS: [Kind; 14] = [
     Kind::MeshConfig,
     Kind::Service,
     Kind::WorkloadEntry,
@@ -106,6 +110,7 @@ pub const KINDS: [Kind; 13] = [
     Kind::ServiceEntry,
     Kind::WorkloadGroup,
     Kind::Sidecar,
+    Kind::Gateway,
 ];
 
 /// Which services a host may be issued identities for, and which addresses it may announce. It grants something.

@@ -79,7 +79,9 @@ impl Loaded {
         let sidecars = mesh.sidecars.iter();
         let sidecars = sidecars.map(|sidecar| Resource::Sidecar(Box::new((**sidecar).clone())));
         let policies = peers.chain(policies).chain(grants).chain(rules).chain(limits).chain(tokens);
-        let policies = policies.chain(entries).chain(groups).chain(sidecars);
+        let gateways = mesh.gateways.iter();
+        let gateways = gateways.map(|gateway| Resource::Gateway(Box::new((**gateway).clone())));
+        let policies = policies.chain(entries).chain(groups).chain(sidecars).chain(gateways);
         config.chain(services).chain(workloads).chain(routes).chain(policies).collect()
     }
 }
@@ -236,6 +238,7 @@ fn parts(by_id: ById) -> (Parts, Vec<HostGrant>) {
                 parts.workload_groups.insert(group.key.clone(), Arc::new(*group));
             }
             Resource::Sidecar(sidecar) => parts.sidecars.push(Arc::new(*sidecar)),
+            Resource::Gateway(gateway) => parts.gateways.push(Arc::new(*gateway)),
         }
     }
     let trust_domain = parts.config.trust_domain.as_str().to_owned();

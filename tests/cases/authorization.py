@@ -3,7 +3,8 @@ Whether a connection is open or closed is what the client sees and what the dest
 by its answer, and by what the program behind saw of it. Policies of which this version refuses a field by its name, which is
 checked, are `not yet`.
 
-A gateway is a listener of a later version. Here it is a service like others, whose policies are asked all the same."""
+A gateway into the mesh is a listener of a later version. Here it is a service like others, whose policies are asked all
+the same."""
 
 import json
 

@@ -2,8 +2,9 @@
 hosts, each configuration is put in force as an operator would, and a request is judged by what its caller was answered and
 by what the services saw of it.
 
-A gateway is a listener of a later version. What is not about the listener itself is replayed all the same: the gateway's
-VirtualServices are bound to the mesh instead, and the caller dials a service `ingress` with the request's own `Host`."""
+Gateways of the cases are such as clients come into the mesh by, which are not there yet. What is not about the listener
+itself is replayed all the same: the gateway's VirtualServices are bound to the mesh instead, and the caller dials a service
+`ingress` with the request's own `Host`."""
 
 import json
 import re

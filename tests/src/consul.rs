@@ -102,10 +102,22 @@ impl Consul {
 
 /// Asks the Consul of a host.
 pub fn ask(host: &Host, method: &str, path: &str, body: Option<&Value>) -> Option<(u16, String)> {
+    ask_as("", host, method, path, body)
+}
+
+/// As `ask`, with a token; without one where it is empty.
+pub fn ask_as(
+    token: &str,
+    host: &Host,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> Option<(u16, String)> {
     let mut stream = host.connect((host.v4(), 8500)).ok()?;
     let body = body.map(Value::to_string).unwrap_or_default();
+    let token = if token.is_empty() { String::new() } else { format!("X-Consul-Token: {token}\r\n") };
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: consul\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        "{method} {path} HTTP/1.1\r\nHost: consul\r\nConnection: close\r\n{token}Content-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).ok()?;
@@ -114,8 +126,22 @@ pub fn ask(host: &Host, method: &str, path: &str, body: Option<&Value>) -> Optio
     stream.read_to_string(&mut answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    // Small answers come with their length, and not in pieces.
-    Some((status, body.to_owned()))
+    let is_in_pieces = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
+    Some((status, if is_in_pieces { joined(body)? } else { body.to_owned() }))
+}
+
+/// A body that came in pieces (RFC 9112, section 7.1), as an answer of some kilobytes does; nothing where it broke off.
+fn joined(mut body: &str) -> Option<String> {
+    let mut whole = String::new();
+    loop {
+        let (size, rest) = body.split_once("\r\n")?;
+        let size = usize::from_str_radix(size, 16).ok()?;
+        if size == 0 {
+            return Some(whole);
+        }
+        whole.push_str(rest.get(..size)?);
+        body = rest.get(size..)?.strip_prefix("\r\n")?;
+    }
 }
 
 /// What the Consul of a host says of the instances of a service: each with the worst of its checks.

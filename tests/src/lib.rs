@@ -14,6 +14,8 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+/// Clocks that run fast.
+pub mod clock;
 /// A real Consul.
 pub mod consul;
 mod hosts;

@@ -7,8 +7,9 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
+use crate::clock::FastClock;
 use crate::consul::{Consul, host_with_consul};
-use crate::{Host, Net, Process, net, output_of, wait_until};
+use crate::{Host, Net, Process, net, output_of, run, wait_until};
 
 /// The index of the control host, and so the last part of its addresses.
 const CONTROL_INDEX: u8 = 200;
@@ -106,6 +107,16 @@ impl Mesh {
         let arguments = ["control"].into_iter().chain(self.arguments.iter().map(String::as_str));
         let server = self.control.spawn("control", self.control.baremesh(arguments));
         *self.server.borrow_mut() = Some(server);
+        self.wait_for_control();
+    }
+
+    /// Starts the control server anew, by another clock.
+    #[track_caller]
+    pub fn restart_control_by(&self, clock: &FastClock) {
+        self.kill_control();
+        let mut command = self.control.baremesh(["control"]);
+        clock.apply(command.args(&self.arguments));
+        *self.server.borrow_mut() = Some(self.control.spawn("control", command));
         self.wait_for_control();
     }
 
@@ -216,6 +227,16 @@ impl Member {
         *self.agent.borrow_mut() = Some(self.host.spawn("agent", self.host.baremesh(["agent"])));
     }
 
+    /// Starts the agent anew, by another clock.
+    #[track_caller]
+    pub fn restart_by(&self, clock: &FastClock) {
+        self.stop_agent();
+        let mut command = self.host.baremesh(["agent"]);
+        clock.apply(&mut command);
+        *self.agent.borrow_mut() = Some(self.host.spawn("agent", command));
+        self.wait_until_ready();
+    }
+
     /// Waits until the agent has certificates, state and capture in place.
     #[track_caller]
     pub fn wait_until_ready(&self) {
@@ -283,6 +304,38 @@ impl Member {
         let services = self.ask("/services")?;
         let found = services.as_array()?.iter().find(|known| known["service"] == service)?.clone();
         Some(found["endpoints"].as_array()?.len())
+    }
+
+    /// Has the agent ask for the endpoints of `service` (as `name.namespace`), as a first call would.
+    #[track_caller]
+    pub fn ask_for_endpoints(&self, service: &str) {
+        let port = || {
+            let services = self.ask("/services")?;
+            let found = services.as_array()?.iter().find(|known| known["service"] == service)?.clone();
+            let (port, protocol) = found["ports"][0].as_str()?.split_once('/')?;
+            let is_http = ["http", "grpc"].iter().any(|http| protocol.to_lowercase().starts_with(http));
+            Some(format!("{}://{service}:{port}", if is_http { "http" } else { "tcp" }))
+        };
+        let mut known = None;
+        wait_until(&format!("{service} is known"), || {
+            known = port();
+            known.is_some()
+        });
+        // Whether anybody could be called is not asked here.
+        run(self.host.baremesh(["explain", &known.unwrap_or_default()]));
+    }
+
+    /// Waits until what the agent starts from the next time has endpoints of `service`, one of the namespace `default` that
+    /// was called, and what it asks for then has the service.
+    #[track_caller]
+    pub fn wait_until_kept(&self, service: &str) {
+        let said = |file: &str| {
+            fs::read_to_string(self.host.path(format!("/var/lib/baremesh/{file}"))).unwrap_or_default()
+        };
+        wait_until(&format!("{service} is on the disk"), || {
+            said("last-good.state").contains(&format!("WorkloadEntry/default/{service}-"))
+                && said("called-services").contains(&format!("{service}.default"))
+        });
     }
 
     /// The agent's account of itself; nothing while it does not answer.

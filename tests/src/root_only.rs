@@ -12,6 +12,7 @@ const ROOT_ONLY: &[&str] = &[
     "agent_killed::another_user_who_takes_the_ports_of_a_dead_agent_receives_nothing",
     "demo_tells_the_truth::every_claim_is_shown_to_an_ordinary_user_with_nothing_but_the_binary",
     "doctor::who_may_not_look_is_told_what_was_not_looked_at",
+    "doctor_faults::doctor_names_an_agent_that_is_near_its_limit_of_memory",
     "hosts_are_real::a_program_runs_as_another_user",
     "hosts_are_real::a_program_runs_in_a_cgroup_of_its_host",
     "identities::neighbours_on_the_host_are_held_to_the_policy_too",

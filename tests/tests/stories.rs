@@ -43,6 +43,14 @@ mod certificates;
 mod command_line;
 #[path = "stories/consul.rs"]
 mod consul;
+#[path = "stories/consul_attacked.rs"]
+mod consul_attacked;
+#[path = "stories/consul_config.rs"]
+mod consul_config;
+#[path = "stories/consul_leader.rs"]
+mod consul_leader;
+#[path = "stories/consul_outage.rs"]
+mod consul_outage;
 #[path = "stories/consul_secured.rs"]
 mod consul_secured;
 #[path = "stories/containers.rs"]
@@ -61,12 +69,18 @@ mod differential;
 mod disk_full;
 #[path = "stories/dns_answers.rs"]
 mod dns_answers;
+#[path = "stories/diagnosed.rs"]
+mod diagnosed;
 #[path = "stories/doctor.rs"]
 mod doctor;
+#[path = "stories/doctor_faults.rs"]
+mod doctor_faults;
 #[path = "stories/draining.rs"]
 mod draining;
 #[path = "stories/egress.rs"]
 mod egress;
+#[path = "stories/egress_gateway.rs"]
+mod egress_gateway;
 #[path = "stories/encrypts_plain_tcp.rs"]
 mod encrypts_plain_tcp;
 #[path = "stories/enrolment.rs"]
@@ -81,6 +95,8 @@ mod external_authorization;
 mod federation;
 #[path = "stories/files.rs"]
 mod files;
+#[path = "stories/gateway_bounds.rs"]
+mod gateway_bounds;
 #[path = "stories/health.rs"]
 mod health;
 #[path = "stories/forwarded.rs"]
@@ -147,6 +163,8 @@ mod revocation;
 mod server_names;
 #[path = "stories/shared_ledger.rs"]
 mod shared_ledger;
+#[path = "stories/shared_ledger_in_consul.rs"]
+mod shared_ledger_in_consul;
 #[path = "stories/shop_without_a_mesh.rs"]
 mod shop_without_a_mesh;
 #[path = "stories/slow_peers.rs"]
@@ -155,6 +173,8 @@ mod slow_peers;
 mod smuggling;
 #[path = "stories/strict_and_permissive.rs"]
 mod strict_and_permissive;
+#[path = "stories/subscriptions.rs"]
+mod subscriptions;
 #[path = "stories/survives_exhaustion.rs"]
 mod survives_exhaustion;
 #[path = "stories/tcp_is_tcp.rs"]

@@ -37,6 +37,9 @@ pub struct StatusReport {
     pub not_ready: Vec<String>,
     /// Where resources come from, and how that stands.
     pub source: SourceReport,
+    /// Of how many services the endpoints are held; none where all of them always are.
+    #[serde(default)]
+    pub endpoints: Option<EndpointsReport>,
     /// Whether the capture rules stand, in words.
     pub capture: String,
     /// What the process may do beyond others, in words.
@@ -65,6 +68,52 @@ pub struct SourceReport {
     pub taken: u64,
     /// Why the last state was refused, where it was.
     pub last_error: Option<String>,
+    /// How Consul stands, where it is the source.
+    #[serde(default)]
+    pub consul: Option<ConsulReport>,
+}
+
+/// How Consul stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConsulReport {
+    /// The address that answered when it was asked last who leads; none where nobody did.
+    pub address: Option<String>,
+    /// The leader of its servers, as they know each other; none where they have none.
+    pub leader: Option<String>,
+    /// What is asked of it.
+    pub parts: Vec<ConsulPartReport>,
+}
+
+/// How one part of what Consul is asked for stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ConsulPartReport {
+    /// Which, in words.
+    pub part: String,
+    /// Whether it was answered when it was asked last.
+    pub connected: bool,
+    /// The index of the last answer; none where it has none.
+    pub index: Option<u64>,
+    /// How long ago that was. A question waits for a minute when there is nothing new.
+    pub answered_seconds_ago: Option<u64>,
+    /// What went wrong last, whether or not it goes well now.
+    pub last_error: Option<String>,
+    /// How long ago that was.
+    pub failed_seconds_ago: Option<u64>,
+}
+
+/// Of how many services the endpoints are held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointsReport {
+    /// Whether those of all are asked for.
+    pub all: bool,
+    /// Services of the mesh.
+    pub services: usize,
+    /// Those of them whose endpoints are all known; of the others it is known where they are.
+    pub held: usize,
+    /// Services that are remembered as called from here.
+    pub called: usize,
+    /// Services that are asked for whoever calls: this host's own, and those that Sidecars name.
+    pub declared: usize,
 }
 
 /// One service of this host.
@@ -187,13 +236,14 @@ pub struct ServiceReport {
 /// One endpoint of a service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointReport {
-    /// The workload's name.
+    /// The workload's name; nothing where the endpoint was not asked for.
     pub workload: String,
     /// Its address.
     pub address: SocketAddr,
     /// `hbone`, `plain` or `local`.
     pub transport: String,
-    /// `healthy`, `unhealthy` where its own host's check says so, or `ejected` where this host leaves it out.
+    /// `healthy`, `unhealthy` where its own host's check says so, `ejected` where this host leaves it out, or `not-asked` where
+    /// nobody on this host calls the service.
     pub health: String,
     /// Connections in flight from this host.
     pub active: u32,

@@ -18,6 +18,7 @@ use super::{AgentError, doing};
 use crate::addresses::{self, Detected};
 use crate::capture::{AGENT_MARK, AgentPorts, Capture, DnsCapture};
 use crate::config::{AgentConfig, DnsMode, SourceConfig};
+use crate::demand::Demand;
 use crate::flows::Flows;
 use crate::identity::rotation::Node;
 use crate::identity::{Issuer, NodeCredential};
@@ -28,6 +29,7 @@ use crate::registration::{LocalService, file};
 use crate::snapshot::Host;
 use crate::snapshot::plan::CaptureSettings;
 use crate::source::consul::ConsulSource;
+use crate::source::consul::standing::Standing;
 use crate::source::control::ControlSource;
 use crate::source::control::probe::Probe;
 use crate::source::files::FileSource;
@@ -57,6 +59,22 @@ impl Source {
         match self {
             Self::Files(_) | Self::Consul(_) => self,
             Self::Control(source) => Self::Control(Box::new(source.telling(flows))),
+        }
+    }
+
+    /// Asks a control server for those endpoints that are called; of the others all are held.
+    pub fn demanding(self, demand: &Demand) -> Self {
+        match self {
+            Self::Files(_) | Self::Consul(_) => self,
+            Self::Control(source) => Self::Control(Box::new(source.asking_for(demand.subscription()))),
+        }
+    }
+
+    /// How Consul stands, where it is that.
+    pub fn standing(&self) -> Option<watch::Receiver<Standing>> {
+        match self {
+            Self::Files(_) | Self::Control(_) => None,
+            Self::Consul(source) => Some(source.standing()),
         }
     }
 
@@ -91,7 +109,7 @@ pub struct Prepared {
 
 /// Reads and checks it all.
 pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
-    let registrations = file::read_all(&config.directories.services(), &config.ssh_ports)?;
+    let registrations = file::read_all(&config.directories.services(), &config.terms())?;
     match (&config.source, Membership::load(&config.directories.node())) {
         (SourceConfig::Files(directory), Err(_)) if config.directories.authority().exists() => {
             own_mesh(config, directory, registrations)

@@ -10,14 +10,15 @@ mod explaining;
 mod grouping;
 /// A service's word on itself.
 mod heartbeat;
+/// The services that are known, and how much of each.
+mod services;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
-use baremesh_model::health::Health;
 use baremesh_model::peer_authentication::MtlsMode;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -26,14 +27,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{AgentError, doing};
-use crate::admin::report::{
-    CertificateReport, EndpointReport, LocalServiceReport, ServiceReport, SourceReport, StatusReport,
-};
+use crate::admin::report::{CertificateReport, LocalServiceReport, SourceReport, StatusReport};
 use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
 use crate::capture::Interface;
 use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::credentials::Credentials;
+use crate::demand::Demand;
 use crate::dns::DnsCounters;
 use crate::flows::Flows;
 use crate::health::Checks;
@@ -43,7 +43,8 @@ use crate::proxy::Phase;
 use crate::proxy::socket::Mark;
 use crate::publish::Publisher;
 use crate::registration::file;
-use crate::snapshot::{Snapshot, Transport};
+use crate::snapshot::Snapshot;
+use crate::source::consul::standing::Standing;
 use crate::source::control::probe::Probe;
 use crate::steward::{Mode, Steward};
 use crate::telemetry::access_log::Tally;
@@ -67,6 +68,8 @@ pub struct Agent {
     pub connected: watch::Receiver<bool>,
     /// What is to be said of the source.
     pub source_notes: watch::Receiver<Vec<String>>,
+    /// How Consul stands, where it is the source.
+    pub consul: Option<watch::Receiver<Standing>>,
     pub metrics: Arc<Metrics>,
     pub dns: Option<Arc<DnsCounters>>,
     pub log: Arc<Tally>,
@@ -74,6 +77,8 @@ pub struct Agent {
     pub probe: Option<Probe>,
     pub flows: Arc<Flows>,
     pub mark: Mark,
+    /// Whose endpoints are asked for.
+    pub demand: Arc<Demand>,
 }
 
 /// The three listeners.
@@ -137,7 +142,7 @@ impl Agent {
             (&Method::GET, "/services") => json(&self.services()),
             (&Method::GET, "/doctor") => Box::pin(self.doctor(query)).await,
             (&Method::GET, path) if path.starts_with("/group-ports/") => self.ports_of_group(path),
-            (&Method::POST, "/explain") => self.explain(request.body()),
+            (&Method::POST, "/explain") => self.explain(request.body()).await,
             (&Method::POST, "/reload") => match self.reload().await {
                 Ok(()) => json(&()),
                 Err(error) => text(StatusCode::CONFLICT, error.to_string()),
@@ -177,7 +182,7 @@ impl Agent {
     /// Reads this host's registrations anew and brings them into force, the capture rules included: who was told that a
     /// service is registered can rely on it that nobody goes round its policy.
     pub async fn reload(&self) -> Result<(), AgentError> {
-        let registrations = file::read_all(&self.config.directories.services(), &self.config.ssh_ports)
+        let registrations = file::read_all(&self.config.directories.services(), &self.config.terms())
             .inspect_err(|error| self.publisher.refuse(error.to_string()))?;
         self.publisher.take_registrations(registrations).map_err(AgentError::State)?;
         match &self.steward {
@@ -253,7 +258,9 @@ impl Agent {
                 version: published.version,
                 taken: seconds(published.taken),
                 last_error: published.last_error,
+                consul: self.consul.as_ref().map(|consul| consul.borrow().report(Instant::now())),
             },
+            endpoints: self.endpoints(&snapshot),
             capture,
             privileges: privileges::in_words(),
             services: self.local_services(&snapshot),
@@ -282,7 +289,8 @@ impl Agent {
             let first = endpoints.first()?;
             let mut advertised: Vec<_> = endpoints.iter().map(|local| local.advertised).collect();
             advertised.sort();
-            let mut deliver: Vec<_> = endpoints.iter().map(|local| local.deliver).collect();
+            let programs = endpoints.iter().filter(|local| local.gateway.is_none());
+            let mut deliver: Vec<_> = programs.map(|local| local.deliver).collect();
             deliver.sort();
             deliver.dedup();
             Some(LocalServiceReport {
@@ -316,40 +324,6 @@ impl Agent {
         let mut all: Vec<_> = credentials.iter().map(report).collect();
         all.sort_by(|a, b| a.identity.cmp(&b.identity));
         all
-    }
-
-    fn services(&self) -> Vec<ServiceReport> {
-        let snapshot = self.publisher.snapshot().load_full();
-        let mut all: Vec<_> = snapshot.services().map(|service| service_report(service)).collect();
-        all.sort_by(|a, b| a.service.cmp(&b.service));
-        all
-    }
-}
-
-fn service_report(service: &crate::snapshot::ServiceEntry) -> ServiceReport {
-    let endpoints = service.ports.iter().flat_map(|port| &port.endpoints).map(|endpoint| EndpointReport {
-        workload: endpoint.workload.to_string(),
-        address: endpoint.address,
-        transport: match endpoint.transport {
-            Transport::Hbone(_) => "hbone",
-            Transport::Plain => "plain",
-            Transport::Local(_) => "local",
-        }
-        .to_owned(),
-        health: match endpoint.health {
-            Health::Healthy if service.is_ejected(endpoint.address) => "ejected",
-            health => health.word(),
-        }
-        .to_owned(),
-        active: endpoint.state.active(),
-    });
-    ServiceReport {
-        service: service.key.to_string(),
-        host: service.host.to_string(),
-        identity: service.identity.to_string(),
-        addresses: service.addresses.clone(),
-        ports: service.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol)).collect(),
-        endpoints: endpoints.collect(),
     }
 }
 

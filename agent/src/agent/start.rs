@@ -17,6 +17,7 @@ use super::{AgentError, doing, holder, names, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig, DnsMode};
+use crate::demand::Demand;
 use crate::fetch::Fetcher;
 use crate::health::Checks;
 use crate::health::commands::Commands;
@@ -64,7 +65,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     let guard = capture.as_ref().map(|capture| GuardPost::start(capture, &listeners)).transpose()?;
     let sockets = routes::Sockets::bind(&config).await?;
     // Who registered a service since `prepare` read them found no socket to tell this agent by.
-    let registrations = file::read_all(&config.directories.services(), &config.ssh_ports)?;
+    let registrations = file::read_all(&config.directories.services(), &config.terms())?;
     publisher.take_registrations(registrations).map_err(AgentError::State)?;
 
     let keys = keep_keys(&config, &publisher, &metrics, mark);
@@ -84,6 +85,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     let mut others = vec![tokio::spawn(rotation.start().run()), tokio::spawn(keys.run())];
     let resolver = Arc::new(names::resolver(&config, &prepared.initial, mark));
     let asked_names = Arc::new(AskedNames::new(Arc::clone(&resolver), Arc::clone(&metrics.lookups)));
+    let demand = Demand::open(config.endpoints, &config.directories.state, &publisher, &metrics);
     let shared = Shared {
         snapshot: publisher.snapshot(),
         snapshot_changed: publisher.changed(),
@@ -100,6 +102,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         outbound: config.outbound,
         flows: Arc::default(),
         asked_names,
+        demand: Arc::clone(&demand),
         led: Arc::default(),
     };
     tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
@@ -121,8 +124,11 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     others.push(tokio::spawn(Arc::clone(&checks).run()));
     let probe = prepared.source.probe();
     let flows = Arc::clone(&shared.flows);
-    let source = prepared.source.telling(Arc::clone(&flows));
-    let source_notes = source.notes();
+    let source = prepared.source.telling(Arc::clone(&flows)).demanding(&demand);
+    if let Source::Control(_) = source {
+        others.push(tokio::spawn(Arc::clone(&demand).keep()));
+    }
+    let (source_notes, consul) = (source.notes(), source.standing());
     let (connected, source) = start_source(source, &publisher, &checks, &metrics, phase.subscribe());
     let agent = Arc::new(routes::Agent {
         config,
@@ -133,12 +139,14 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         checks,
         connected,
         source_notes,
+        consul,
         metrics,
         dns,
         log: tally,
         phase: phase.subscribe(),
         probe,
         flows,
+        demand,
         mark,
     });
     others.extend(sockets.serve(&agent));

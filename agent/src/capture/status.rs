@@ -9,6 +9,9 @@ use super::gone::MARK_OF_GONE;
 use super::listing::Listing;
 use super::sets::{SEAL_OF_ELEMENTS, SEAL_OF_STRUCTURE, hash_of_elements};
 
+/// The difference where somebody removed the table, and left the routes.
+pub const ROUTES_ALONE: &str = "the local routes stand without the rules";
+
 /// The state of the capture rules.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
@@ -48,7 +51,7 @@ impl Status {
     pub(super) fn of(listing: Option<&Listing>, routes: Vec<IpNet>) -> Self {
         let state = match listing {
             None if routes.is_empty() => State::Missing,
-            None => State::Altered(vec!["the local routes stand without the rules".to_owned()]),
+            None => State::Altered(vec![ROUTES_ALONE.to_owned()]),
             Some(listing) if listing.sets.contains_key(MARK_OF_GONE) => State::Gone,
             Some(listing) => state_of(listing, &routes),
         };

@@ -13,7 +13,7 @@ use baremesh_model::workload::{Labels, Locality, Workload};
 use baremesh_registry::format::fields::nearest;
 
 use super::ExplainError;
-use crate::registration::{DefaultForAddress, LocalService, WhenGone};
+use crate::registration::{DefaultForAddress, LocalService, Serves, WhenGone};
 use crate::snapshot::{Host, Snapshot};
 
 /// The most names that a message lists.
@@ -89,6 +89,7 @@ pub fn in_set(mesh: &Mesh, named: &Named) -> Result<(Snapshot, Caller), ExplainE
     labels.extend(named.labels.clone());
     let registration = LocalService {
         service_account: identity.service_account().clone(),
+        serves: Serves::default(),
         ports: Vec::new(),
         addresses: None,
         matcher: None,

@@ -7,7 +7,7 @@ use baremesh_model::destination_rule::ClientTls;
 use baremesh_model::health::Health;
 use baremesh_model::virtual_service::Destination;
 
-use super::{Case, policies, words};
+use super::{Case, NOT_ASKED, policies, words};
 use crate::admin::report::explain::{
     DecisionReport, DestinationReport, EndpointStandingReport, Explanation, Outcome,
 };
@@ -65,6 +65,7 @@ fn report(
     let mut candidates = endpoints.iter().filter(|endpoint| endpoint.share > 0.0).peekable();
     let fault = match candidates.peek() {
         Some(_) => None,
+        None if !service.is_held() => Some(NOT_ASKED),
         None if endpoints.is_empty() && service.out_of_reach.is_empty() => Some("there is no endpoint"),
         None if endpoints.is_empty() => Some("no endpoint is in reach"),
         None => Some("every endpoint is unhealthy or left out at the moment"),

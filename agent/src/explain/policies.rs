@@ -12,11 +12,13 @@ use baremesh_model::pattern::Match;
 use baremesh_model::peer_authentication::{ModeOrigin, MtlsMode, mode_with_origin};
 use baremesh_model::rate_limit::Asking;
 use baremesh_model::service::Protocol;
+use baremesh_model::sidecar::Scope;
 use baremesh_model::workload::Labels;
 
 use super::requests::answer;
 use super::{Case, asked, limits, tokens};
 use crate::admin::report::explain::{DecisionReport, MtlsReport, PolicyReport};
+use crate::proxy::error::ProxyError;
 use crate::proxy::http::forwarded_for;
 use crate::proxy::http::reply::Reply;
 use crate::snapshot::{Endpoint, LocalEndpoint, ServiceEntry, Transport};
@@ -46,6 +48,7 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
     labels.entry("app".into()).or_insert_with(|| service.key.name.as_str().into());
     let namespace = &service.key.namespace;
     let root = &mesh.config.root_namespace;
+    let workload_port = endpoint.address.port();
     let chosen = PolicySet::select(&mesh.authorization_policies, namespace, &labels, root);
     let policies = PolicySet::new(chosen.cloned().collect());
     let port = mesh.services.get(&service.key).and_then(|declared| {
@@ -53,6 +56,10 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
     });
     let number = port.map_or(endpoint.address.port(), |port| port.port.get());
     let protocol = port.map_or(Protocol::Auto, |port| port.protocol);
+    let scope = Scope::of(&mesh.sidecars, (namespace, &labels), root);
+    if let Some(sidecar) = scope.ingress_against(workload_port, protocol) {
+        return not_called(case, "agent", (&service.key, workload_port, protocol), sidecar);
+    }
     let names = server_names(&service.host, &service.key, number);
     // Behind a gateway it is the gateway's, whichever that is.
     let near = agent.beyond.is_none().then(|| case.address_towards(agent.address.ip()));
@@ -73,6 +80,10 @@ pub(super) fn decide(case: &Case<'_>, service: &ServiceEntry, endpoint: &Endpoin
 
 /// What is decided at a service of this host.
 pub(super) fn decide_here(case: &Case<'_>, local: &LocalEndpoint) -> DecisionReport {
+    if let Some(sidecar) = &local.refused_by {
+        let called = (&local.service, local.advertised.port(), local.protocol);
+        return not_called(case, "this_agent", called, sidecar);
+    }
     let source_ip = case.client_ip().unwrap_or(UNKNOWN);
     let workload = (&local.service.namespace, &local.labels);
     as_carried(case, (local.protocol, workload, local.advertised.port()), source_ip, |carried| {
@@ -82,6 +93,31 @@ pub(super) fn decide_here(case: &Case<'_>, local: &LocalEndpoint) -> DecisionRep
         let asks = asks(&local.policies, facts, local.may_ask());
         report("this_agent", (&local.policies, asks), facts, mtls)
     })
+}
+
+/// What is decided by a Sidecar before anybody is asked.
+fn not_called(
+    case: &Case<'_>,
+    by: &str,
+    (service, port, protocol): (&Key, u16, Protocol),
+    sidecar: &Key,
+) -> DecisionReport {
+    let (service, sidecar) = (service.clone(), sidecar.clone());
+    let error = ProxyError::NotInSidecarIngress { service, port, sidecar };
+    let is_request = case.asked.carried == asked::Carried::Requests
+        && !matches!(protocol, Protocol::Tcp | Protocol::Tls | Protocol::Https);
+    DecisionReport {
+        by: by.to_owned(),
+        allowed: false,
+        verdict: error.to_string(),
+        asks: Vec::new(),
+        answer: is_request.then(|| answer(&Reply::denied())),
+        token: None,
+        rate_limits: Vec::new(),
+        dry_run: None,
+        mtls: None,
+        policies: Vec::new(),
+    }
 }
 
 /// Decides on the request where the port takes it for one, else on the connection. A request's token is looked at before

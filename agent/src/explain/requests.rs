@@ -9,7 +9,7 @@ use baremesh_model::virtual_service::{
 };
 
 use super::policies::slashed;
-use super::{Case, called, destinations, limits, tokens, words};
+use super::{Case, called, destinations, gateways, limits, tokens, words};
 use crate::admin::report::explain::{
     AnswerReport, DestinationReport, Explanation, MatchReport, Outcome, RouteReport,
 };
@@ -57,6 +57,9 @@ pub(super) fn explain(case: &Case<'_>, dialled: &ServiceEntry, port: usize, expl
                 let all = draws.map(|(to, share, plan)| destination(case, (to, share), &plan)).collect();
                 destinations::settle(case, all, explanation);
                 refuse(explanation);
+                if let Plan::Forward(forward) = &first {
+                    refused_at_gateway(case, forward, explanation);
+                }
                 before(route.route, head, explanation);
             }
             HttpAction::Redirect(_) | HttpAction::Respond(_) => {
@@ -80,6 +83,7 @@ pub(super) fn explain(case: &Case<'_>, dialled: &ServiceEntry, port: usize, expl
             let to = of_forward(case, &forward, 100.0);
             destinations::settle(case, vec![to], explanation);
             refuse(explanation);
+            refused_at_gateway(case, &forward, explanation);
         }
     }
 }
@@ -181,6 +185,10 @@ fn of_forward(case: &Case<'_>, forward: &Forward<'_>, share: f64) -> Destination
     if let Some(to) = forward.to {
         words::of_headers(&to.headers, &mut effects);
     }
+    if let Some(told) = gateways::of_request(case, forward, &sent) {
+        let said = told.unwrap_or_else(|error| format!("refused there: {error}"));
+        effects.push(words::effect("gateway", said));
+    }
     let port = forward.service.ports[forward.port].port;
     let address = case.client_ip().unwrap_or(ANY);
     let asking = Asking { head, port, source: Some(&case.caller.identity), address, token: None };
@@ -209,6 +217,19 @@ fn refuse(explanation: &mut Explanation) {
         _ => return,
     };
     explanation.answer = Some(answer(&reply));
+}
+
+/// What a gateway refuses to which the request is sent is refused.
+fn refused_at_gateway(case: &Case<'_>, forward: &Forward<'_>, explanation: &mut Explanation) {
+    if explanation.outcome != Outcome::Forwarded || !explanation.passes {
+        return;
+    }
+    let mut sent = case.asked.head.clone();
+    prepare(&mut sent, forward, case.snapshot.mesh.config.path_normalization);
+    if let Some(Err(error)) = gateways::of_request(case, forward, &sent) {
+        answered(Outcome::NoRoute, &crate::proxy::http::gateway::refused(&error), explanation);
+        explanation.summary = format!("refused at the gateway: {error}");
+    }
 }
 
 /// What the route does before anything is sent: it may answer itself.

@@ -9,8 +9,10 @@ use baremesh_model::virtual_service::{Opening, Routes, Split, TcpMatch, TlsMatch
 
 use super::policies::slashed;
 use super::requests::draws;
-use super::{Case, called, destinations, policies, words};
-use crate::admin::report::explain::{DestinationReport, Explanation, MatchReport, Outcome, RouteReport};
+use super::{Case, called, destinations, gateways, policies, words};
+use crate::admin::report::explain::{
+    DestinationReport, EndpointStandingReport, Explanation, MatchReport, Outcome, RouteReport,
+};
 use crate::proxy::outbound::stream_route;
 use crate::snapshot::{Endpoint, LocalEndpoint, ServiceEntry};
 
@@ -63,7 +65,30 @@ fn aimed(case: &Case<'_>, target: &stream_route::Target, share: f64) -> Destinat
         return destinations::missing(&to, share);
     };
     let hash = case.client_ip().and_then(|address| cluster.hash_of_connection(address));
-    destinations::of_cluster(case, (service, cluster), share, hash)
+    let report = destinations::of_cluster(case, (service, cluster), share, hash);
+    through_gateway(case, (service, target.port), report)
+}
+
+/// Adds what becomes of the connection at a gateway, where it is sent to one.
+fn through_gateway(
+    case: &Case<'_>,
+    at: (&ServiceEntry, usize),
+    mut report: DestinationReport,
+) -> DestinationReport {
+    match gateways::of_bytes(case, at, case.asked.sni.as_deref()) {
+        None => {}
+        Some(Ok(said)) => report.effects.push(words::effect("gateway", said)),
+        Some(Err(error)) => {
+            report.passes = false;
+            let decisions = &report.decisions;
+            // Policies come first there.
+            let lets_in = |endpoint: &&mut EndpointStandingReport| decisions[endpoint.decision].allowed;
+            for endpoint in report.endpoints.iter_mut().filter(lets_in) {
+                endpoint.fault.get_or_insert_with(|| error.to_string());
+            }
+        }
+    }
+    report
 }
 
 /// The routes up to the one that takes the connection: first those by server name, where that is looked at.
@@ -126,6 +151,7 @@ pub(super) fn explain_endpoint(
         endpoint.workload
     ));
     let to = destinations::of_endpoint(case, (service, cluster), endpoint);
+    let to = through_gateway(case, (service, index), to);
     destinations::settle(case, vec![to], explanation);
 }
 

@@ -1,5 +1,8 @@
 //! What is explained is what the data path does: the same routes, shares and decisions, whatever is asked.
 
+/// What a Sidecar of the called side says.
+mod sidecars;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

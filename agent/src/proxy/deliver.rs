@@ -30,6 +30,7 @@ impl Worker {
         record: &mut Record,
     ) -> Result<Vec<Arc<str>>, ProxyError> {
         self.note_flow(local, from, record);
+        local.taken()?;
         let carried = Carried::opening(local.protocol);
         self.authorize_carried(local, (from, (carried, &local.opening_hello())), record)?;
         match carried {
@@ -161,7 +162,7 @@ impl Worker {
         let may_be_tls = matches!(local.protocol, Protocol::Auto | Protocol::Tls | Protocol::Https);
         let is_asked_for = may_be_tls && local.policies.asks_for_server_names();
         if is_asked_for {
-            let told = hello_of(&mut first, local.protocol, program);
+            let told = hello_of(&mut first, local.protocol, Some(program));
             delivered.hello = self.while_allowed(delivered, decided_by, told).await?;
         }
         if is_asked_for || local.protocol == Protocol::Auto {
@@ -171,7 +172,7 @@ impl Worker {
     }
 
     /// Waits for what first bytes tell, for as long as a connection may be quiet and policies let it stand.
-    async fn while_allowed<T>(
+    pub(super) async fn while_allowed<T>(
         &self,
         delivered: &Delivered,
         decided_by: &Arc<Snapshot>,

@@ -70,6 +70,19 @@ pub enum ProxyError {
         /// The Sidecar.
         sidecar: Key,
     },
+    /// The called workload's Sidecar does not name the port.
+    #[error(
+        "Sidecar {sidecar} does not have {service} called at port {port}: add it to `ingress`, with the protocol that the service \
+         speaks or none, if it is to be"
+    )]
+    NotInSidecarIngress {
+        /// The service.
+        service: Key,
+        /// The workload's port.
+        port: u16,
+        /// The Sidecar.
+        sidecar: Key,
+    },
     /// No service has that virtual address.
     #[error("no service has the virtual address {0}: was it deregistered, or its DNS answer kept too long?")]
     NoSuchService(SocketAddr),
@@ -84,6 +97,17 @@ pub enum ProxyError {
     /// The service has no endpoint at all.
     #[error("{0} has no endpoint: is it registered on a host that is up?")]
     NoEndpoint(Key),
+    /// Nobody on this host had called the service before, and its endpoints did not come.
+    #[error(
+        "the endpoints of {service} were not called from this host before, and the control server did not tell them within {within:?}: \
+         is it in reach? `baremesh status` says so"
+    )]
+    EndpointsUnknown {
+        /// The service.
+        service: Key,
+        /// How long is waited for them.
+        within: std::time::Duration,
+    },
     /// All endpoints are of other networks, and no gateway leads there.
     #[error("every endpoint of {service} is out of reach: {first}")]
     OutOfReach {
@@ -230,6 +254,41 @@ pub enum ProxyError {
          is federated no more"
     )]
     CertificateRevoked,
+    /// No Gateway has the host leave the mesh here.
+    #[error(
+        "no Gateway has {host} leave through {gateway} at port {port}: list it in `servers` of one that selects it"
+    )]
+    NotAtGateway {
+        /// The gateway.
+        gateway: Key,
+        /// Its port.
+        port: u16,
+        /// The host, in words.
+        host: String,
+    },
+    /// A host may leave the mesh here, and nothing says where it is.
+    #[error("{host} may leave through {gateway} at port {port}, and does not: {why}")]
+    NoWayFromGateway {
+        /// The gateway.
+        gateway: Key,
+        /// Its port.
+        port: u16,
+        /// The host, in words.
+        host: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// A route at a gateway leads to a gateway.
+    #[error(
+        "a route at the gateway {gateway} leads to {to}, which is a gateway too, or of its own host: name the host that is to be \
+         reached"
+    )]
+    GatewayLoop {
+        /// The gateway.
+        gateway: Key,
+        /// Where it leads.
+        to: Key,
+    },
     /// A named limit was reached.
     #[error("the limit `{0}` is reached")]
     Overloaded(&'static str),
@@ -256,9 +315,11 @@ impl ProxyError {
             Self::NotMeshed(_) => Reason::NotMeshed,
             Self::NotInRegistry(_) | Self::NoLongerInRegistry(_) => Reason::NotInRegistry,
             Self::NotInSidecar { .. } => Reason::NotInSidecar,
+            Self::NotInSidecarIngress { .. } => Reason::NotInSidecarIngress,
             Self::NoSuchService(_) => Reason::NoSuchService,
             Self::NoSuchPort { .. } => Reason::NoSuchPort,
             Self::NoEndpoint(_) | Self::OutOfReach { .. } => Reason::NoEndpoint,
+            Self::EndpointsUnknown { .. } => Reason::EndpointsUnknown,
             Self::NotNamed(_) => Reason::NotNamed,
             Self::Unresolved { .. } => Reason::Unresolved,
             Self::AllEjected(_) => Reason::AllEjected,
@@ -281,6 +342,9 @@ impl ProxyError {
             Self::BadRequest(_) => Reason::BadRequest,
             Self::Flooded(_) => Reason::Flooded,
             Self::NotRegistered { .. } => Reason::NotRegistered,
+            Self::NotAtGateway { .. } => Reason::NotAtGateway,
+            Self::NoWayFromGateway { .. } => Reason::NoWayFromGateway,
+            Self::GatewayLoop { .. } => Reason::GatewayLoop,
             Self::NoCertificate(_) => Reason::NoCertificate,
             Self::CertificateExpired => Reason::CertificateExpired,
             Self::CertificateRevoked => Reason::CertificateRevoked,
@@ -342,9 +406,11 @@ reasons! {
     NotMeshed, "not_meshed", "NR", Client;
     NotInRegistry, "not_in_registry", "UH", Policy;
     NotInSidecar, "not_in_sidecar", "UH", Policy;
+    NotInSidecarIngress, "not_in_sidecar_ingress", "UAEX", Policy;
     NoSuchService, "no_such_service", "NR", Client;
     NoSuchPort, "no_such_port", "NR", Client;
     NoEndpoint, "no_endpoint", "UH", Upstream;
+    EndpointsUnknown, "endpoints_unknown", "UH", Agent;
     NotNamed, "not_named", "NR", Client;
     Unresolved, "unresolved", "UH", Upstream;
     AllEjected, "all_ejected", "UH", Upstream;
@@ -367,6 +433,9 @@ reasons! {
     BadRequest, "bad_request", "DPE", Client;
     Flooded, "flooded", "DPE", Client;
     NotRegistered, "not_registered", "NR", Client;
+    NotAtGateway, "not_at_gateway", "NR", Policy;
+    NoWayFromGateway, "no_way_from_gateway", "NR", Policy;
+    GatewayLoop, "gateway_loop", "NR", Policy;
     NoCertificate, "no_certificate", "UF", Agent;
     CertificateExpired, "certificate_expired", "UF", Upstream;
     CertificateRevoked, "certificate_revoked", "UAEX", Policy;

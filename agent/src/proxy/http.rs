@@ -34,5 +34,7 @@ pub mod downstream;
 pub mod caller;
 /// Requests where they arrive.
 pub mod callee;
+/// Requests that leave the mesh through a gateway of this host.
+pub mod gateway;
 
 pub use caller::MAX_COPIES;

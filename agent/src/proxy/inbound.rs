@@ -5,6 +5,8 @@
 mod streams;
 /// To the agents of this host's network, for callers of others.
 mod gateway;
+/// Out of the mesh.
+mod egress;
 
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
@@ -268,7 +270,10 @@ async fn judge_and_deliver(
             return Err(ProxyError::Overloaded("max_connections"));
         }
         let (local, allowed_by) = judge(worker, tunnel, &snapshot, &request, record).await?;
-        let upstream = worker.deliver(&local, record).await?;
+        let upstream = match &local.gateway {
+            Some(_) => None,
+            None => Some(worker.deliver(&local, record).await?),
+        };
         Ok((local, allowed_by, upstream))
     };
     // A stream that its peer resets meanwhile leaves neither a question nor a connect behind.
@@ -278,7 +283,7 @@ async fn judge_and_deliver(
         delivered = delivering => delivered,
         _ = reset => Err(ProxyError::ClientBroke(std::io::ErrorKind::ConnectionReset.into())),
     };
-    let (local, allowed_by, mut upstream) = match delivered {
+    let (local, allowed_by, upstream) = match delivered {
         Ok(delivered) => delivered,
         Err(error) => {
             refuse(respond, &error);
@@ -292,11 +297,16 @@ async fn judge_and_deliver(
     let source_ip = tunnel.client.ip();
     let (source, serial) = (Some(tunnel.peer.identity.clone()), Some(Arc::clone(&tunnel.peer_serial)));
     let mut delivered = Delivered { local, source, source_ip, serial, allowed_by, hello: Hello::Unread };
+    let Some(mut upstream) = upstream else {
+        let through = tunnel.through.clone();
+        let arrived = egress::Arrival { delivered, stream, entered, through };
+        return Box::pin(egress::carry(worker, snapshot, arrived, (record, counted))).await;
+    };
     let mut first = BytesMut::new();
     let asked = First::Stream(&mut stream.receive, &mut first);
     let is_http = worker.speaks_http(&mut delivered, &snapshot, (asked, &upstream), record).await;
     if is_http.inspect_err(|error| cut(error, &upstream, &mut stream))? {
-        let (decided_by, program, counts) = (snapshot, upstream, (None, None));
+        let (decided_by, program, counts) = (snapshot, Some(upstream), (None, None));
         let through = Some(tunnel.through.clone());
         let arrived = Arrived { delivered, decided_by, program, entered, counts, tunnel: through };
         let ends = bytes::of_tunnel_with(stream, first.freeze());
@@ -389,6 +399,7 @@ fn refuse(respond: &mut SendResponse<Bytes>, error: &ProxyError) {
         ProxyError::Denied(_)
         | ProxyError::DeniedByProvider(_)
         | ProxyError::NoProvidersAnswer { .. }
+        | ProxyError::NotInSidecarIngress { .. }
         | ProxyError::CertificateExpired => hbone::DENIED,
         _ => hbone::UNAVAILABLE,
     };

@@ -47,6 +47,11 @@ impl Delivered {
             Ok(local) => local,
             Err(reason) => return Some(reason),
         };
+        if let Some(reason) =
+            local.gateway.as_ref().and_then(|gateway| gateway.lists_no_longer(carried, &self.hello))
+        {
+            return Some(reason);
+        }
         if let (Carried::Request(request), Some(rules)) = (carried, &local.tokens)
             && let Some(reason) = rules.no_longer_taken(request.head, request.token)
         {
@@ -72,6 +77,10 @@ impl Delivered {
         };
         if local.identity != self.local.identity {
             return Err(format!("{} now belongs to {}", local.advertised, local.identity));
+        }
+        local.taken().map_err(|error| error.to_string())?;
+        if local.gateway.is_some() != self.local.gateway.is_some() {
+            return Err(format!("{} is registered anew, as something else", self.local.service));
         }
         if self.source.is_none() && local.mode == MtlsMode::Strict {
             return Err("PeerAuthentication is now STRICT, and the connection is plaintext".to_owned());
@@ -290,6 +299,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 /// Has a request end when the state changes and no longer allows it.
+#[derive(Clone)]
 pub struct RequestWatch {
     changed: watch::Receiver<u64>,
 }

@@ -5,6 +5,8 @@
 mod attempts;
 /// Hosts of ServiceEntries.
 mod external;
+/// What leaves the mesh through a gateway of this host, as bytes.
+pub mod onward;
 /// Reaching one endpoint.
 mod reach;
 /// Routes of bytes.
@@ -12,6 +14,7 @@ pub mod stream_route;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
@@ -40,7 +43,7 @@ use crate::telemetry::{Counted, Record, Reporter};
 mod ruled;
 
 use attempts::{any_endpoint, dialled_endpoint, no_endpoint};
-use external::Settled;
+use external::{Opened, Settled};
 use reach::{outside, this_host};
 use ruled::Times;
 
@@ -85,7 +88,7 @@ struct Requests {
     service: Key,
     port: u16,
     /// Counts against the limit on connections.
-    entered: Entered,
+    entered: Option<Entered>,
 }
 
 async fn carry_requests(worker: Arc<Worker>, client: TcpStream, requests: Requests, record: Record) {
@@ -111,12 +114,33 @@ async fn connect_and_relay(
     let entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
     let destination = socket::original_destination(client).map_err(|_| ProxyError::NotCaptured)?;
     record.destination = Some(destination);
+    client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
+    let (mut entered, mut began) = (Some(entered), None);
+    loop {
+        let (noted, taken) = ((&mut *record, &mut *counted), (destination, &mut entered));
+        match by_state_in_force(worker, client, noted, taken).await {
+            // Nothing of the caller's was taken yet: the state that has the endpoints decides anew.
+            Err(error @ ProxyError::EndpointsUnknown { .. }) => {
+                let began = *began.get_or_insert_with(Instant::now);
+                Box::pin(worker.shared.demand.wait(error, began)).await?;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// Decides by the state that is in force now, and does what was decided.
+async fn by_state_in_force(
+    worker: &Arc<Worker>,
+    client: &mut TcpStream,
+    (record, counted): (&mut Record, &mut Option<Arc<Counted>>),
+    (destination, entered): (SocketAddr, &mut Option<Entered>),
+) -> Result<Carried, ProxyError> {
     let snapshot = worker.shared.snapshot.load_full();
     if worker.is_own(&snapshot, destination) {
         return Err(ProxyError::NotCaptured);
     }
     let (caller, index) = who(worker, client, destination, &snapshot, record).await?;
-    client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;
     let call = Call { worker, snapshot: &snapshot, caller, index };
     let settled = external::settled(&call, client, (snapshot.route(destination)?, destination)).await?;
     let (route, unseen) = match settled {
@@ -135,14 +159,14 @@ async fn connect_and_relay(
             };
             if is_http {
                 let (registration, service, port) = (call.registration(), service.key.clone(), number);
-                let caller = call.caller;
+                let (caller, entered) = (call.caller, entered.take());
                 return Ok(Carried::Requests(Requests { caller, registration, service, port, entered }));
             }
             let opened = (destination, number, protocol);
             let dialled = Arc::clone(&service);
             let target = stream_route::target(&call, client, opened, (service, port)).await?;
             (record.service_host, record.external_namespace) = target.service.noted();
-            let upstream = any_endpoint(&call, client, &target, record).await?;
+            let upstream = any_endpoint(&call, Opened::Socket(client), &target, record).await?;
             let outside = Beyond::of_hosts((&dialled, number), &target.service);
             Upstream { outside, ..upstream }
         }
@@ -150,6 +174,13 @@ async fn connect_and_relay(
             (record.service_host, record.external_namespace) = service.noted();
             let upstream = dialled_endpoint(&call, &service, port, &endpoint, record).await?;
             Upstream { outside: Beyond::of_hosts((&service, port), &service), ..upstream }
+        }
+        Route::Unheld(service, port) => {
+            (record.service_host, record.external_namespace) = service.noted();
+            let port = service.port_index(port);
+            let cluster = port.and_then(|port| service.cluster(call.index, port, None));
+            let cluster = cluster.ok_or_else(|| no_endpoint(&service))?;
+            return Err(service.unknown(worker.connect_timeout(cluster)));
         }
         Route::Local(local) => {
             record.service_host = snapshot.service(&local.service).map(|service| Arc::clone(&service.host));
@@ -175,7 +206,7 @@ async fn connect_and_relay(
             let asked = (First::Socket(client), &program);
             if worker.speaks_http(&mut delivered, &snapshot, asked, record).await? {
                 let (counts, decided_by) = ((in_flight, held), Arc::clone(&snapshot));
-                let entered = Some(entered);
+                let (entered, program) = (entered.take(), Some(program));
                 let arrived = Arrived { delivered, decided_by, program, entered, counts, tunnel: None };
                 return Ok(Carried::Delivered(Box::new(arrived)));
             }

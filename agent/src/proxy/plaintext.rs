@@ -72,7 +72,7 @@ async fn judge_and_deliver(
     };
     let asked = (First::Socket(client), &upstream);
     if worker.speaks_http(&mut delivered, &snapshot, asked, record).await? {
-        let (decided_by, program, entered) = (Arc::clone(&snapshot), upstream, Some(entered));
+        let (decided_by, program, entered) = (Arc::clone(&snapshot), Some(upstream), Some(entered));
         let (counts, tunnel) = ((None, None), None);
         return Ok(Some(Arrived { delivered, decided_by, program, entered, counts, tunnel }));
     }

@@ -2,6 +2,8 @@
 //! reset, and a side that does not read stops the other from being read. Memory follows what moves: an idle
 //! connection holds no buffer.
 
+/// Between a tunnel and what is no socket.
+mod onward;
 /// What moved.
 mod meter;
 
@@ -22,6 +24,7 @@ use tokio::task::coop::consume_budget;
 use tokio_rustls::client::TlsStream;
 
 pub use meter::Meter;
+pub use onward::{tunnel_to_tls, tunnel_to_tunnel};
 
 /// The first read of a connection asks for this much: a small request or a greeting.
 const SMALL_READ: usize = 4 * 1024;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use baremesh_ca::file::{FileError, PUBLIC, write_atomically};
+use baremesh_model::gateway::Carries;
 use baremesh_model::health::Health;
 use baremesh_model::identity::RESERVED_NAMESPACES;
 use baremesh_model::name::{Key, Label, default_namespace};
@@ -18,9 +19,18 @@ use serde::{Deserialize, Serialize};
 use super::check::{Check, Fault, WrittenCheck, line_of};
 use super::container;
 use super::group::Grouping;
-use super::{DefaultForAddress, LocalPort, LocalService, WhenGone};
+use super::{DefaultForAddress, HostRole, LocalPort, LocalService, Serves, WhenGone};
 use crate::attribution::{CgroupPath, Matcher, Uid, UnitName};
 use crate::capture::plan::{EXEMPT_PORTS, SSH_PORT};
+
+/// What the host's own configuration says of what may be registered on it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Terms {
+    /// Ports of its sshd besides 22.
+    pub ssh_ports: BTreeSet<u16>,
+    /// What it is to the mesh.
+    pub role: HostRole,
+}
 
 /// The most services that one host registers.
 pub const MAX_SERVICES: usize = 1000;
@@ -79,6 +89,9 @@ pub struct Written {
     /// The account it runs as.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<String>,
+    /// Whether the agent itself is behind its ports, as a gateway.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gateway: bool,
     /// Its ports.
     pub ports: Vec<WrittenPort>,
     /// Addresses to advertise instead of the host's.
@@ -164,7 +177,12 @@ impl TryFrom<&Written> for LocalService {
         if written.ports.is_empty() {
             return Err("at least one port is needed".to_owned().into());
         }
-        let ports = written.ports.iter().map(local_port).collect::<Result<Vec<_>, _>>()?;
+        let serves = if written.gateway { Serves::Gateway } else { Serves::Program };
+        if serves == Serves::Gateway {
+            no_program(written)?;
+        }
+        let ports =
+            written.ports.iter().map(|port| local_port(port, serves)).collect::<Result<Vec<_>, _>>()?;
         for (index, port) in ports.iter().enumerate() {
             if ports[..index]
                 .iter()
@@ -179,6 +197,7 @@ impl TryFrom<&Written> for LocalService {
         let mut local = Self {
             key: Key::new(namespace, name),
             service_account,
+            serves,
             ports,
             addresses: (!written.addresses.is_empty()).then(|| written.addresses.clone()),
             matcher: matcher(written)?,
@@ -209,9 +228,49 @@ impl TryFrom<&Written> for LocalService {
     }
 }
 
-fn local_port(written: &WrittenPort) -> Result<LocalPort, String> {
+/// A gateway is no program: what describes one says nothing of it.
+fn no_program(written: &Written) -> Result<(), String> {
+    let said = [
+        ("unit", written.unit.is_some()),
+        ("cgroup", written.cgroup.is_some()),
+        ("user", written.user.is_some()),
+        ("sources", !written.sources.is_empty()),
+        ("interface", written.interface.is_some()),
+        ("group", written.group.is_some()),
+        ("check", written.check.is_some()),
+        ("deliver", written.ports.iter().any(|port| port.deliver.is_some())),
+    ];
+    match said.iter().find(|(_, is_said)| *is_said) {
+        Some((key, _)) => Err(format!("a gateway has no program behind it: remove `{key}`")),
+        None => Ok(()),
+    }
+}
+
+/// Where a gateway's ports are delivered: the agent itself carries on what comes there.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+/// What a gateway's port carries is said and not found out: whoever calls would choose what is looked at.
+fn says_what_it_carries(written: &WrittenPort) -> Result<(), String> {
+    let carries = written.protocol.as_deref().and_then(|name| Carries::of_port(name.parse().ok()?));
+    match carries {
+        Some(_) => Ok(()),
+        None => Err(format!(
+            "port {} of a gateway says what it carries: http, tls (the caller's own, by its server name) or tcp",
+            written.port
+        )),
+    }
+}
+
+fn local_port(written: &WrittenPort, serves: Serves) -> Result<LocalPort, String> {
     let target_port = written.target_port.unwrap_or(written.port);
-    let deliver = written.deliver.unwrap_or(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), target_port.get()));
+    let here = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), target_port.get());
+    let deliver = match serves {
+        Serves::Gateway => {
+            says_what_it_carries(written)?;
+            NOWHERE
+        }
+        Serves::Program => written.deliver.unwrap_or(here),
+    };
     for port in [written.port.get(), target_port.get(), deliver.port()] {
         if AGENT_PORTS.contains(&port) {
             return Err(format!("port {port} is the agent's own: nothing is delivered to it"));
@@ -227,7 +286,7 @@ fn local_port(written: &WrittenPort) -> Result<LocalPort, String> {
             ));
         }
     }
-    if deliver.ip().is_unspecified() || deliver.port() == 0 {
+    if serves == Serves::Program && (deliver.ip().is_unspecified() || deliver.port() == 0) {
         return Err(format!(
             "`{deliver}` is no address to deliver to: name the one that the program listens on"
         ));
@@ -273,25 +332,22 @@ pub fn read(path: &Path) -> Result<(Written, LocalService), RegistrationError> {
     Ok((written, local))
 }
 
-/// Reads all registrations of a host, in the order of their files, beside the ports of its sshd. One that is wrong makes
+/// Reads all registrations of a host, in the order of their files, beside what its configuration says. One that is wrong makes
 /// the whole set wrong: a service that quietly lost its protection would be worse. A directory that does not exist has
 /// none.
-pub fn read_all(
-    directory: &Path,
-    ssh_ports: &BTreeSet<u16>,
-) -> Result<Vec<Arc<LocalService>>, RegistrationError> {
-    Ok(read_each(directory, ssh_ports)?.into_iter().map(|(_, local)| local).collect())
+pub fn read_all(directory: &Path, terms: &Terms) -> Result<Vec<Arc<LocalService>>, RegistrationError> {
+    Ok(read_each(directory, terms)?.into_iter().map(|(_, local)| local).collect())
 }
 
 /// The same, each with what its file says.
 pub fn read_each(
     directory: &Path,
-    ssh_ports: &BTreeSet<u16>,
+    terms: &Terms,
 ) -> Result<Vec<(Written, Arc<LocalService>)>, RegistrationError> {
     let mut all: Vec<(Written, Arc<LocalService>)> = Vec::new();
     for path in paths_in(directory)? {
         let (written, local) = read(&path)?;
-        if let Some(fault) = at_ssh(&local, ssh_ports) {
+        if let Some(fault) = against_terms(&local, terms) {
             return Err(RegistrationError::Conflict { path, fault });
         }
         if let Some(fault) = all.iter().find_map(|(_, other)| conflict(other, &local)) {
@@ -324,6 +380,17 @@ pub fn paths_in(directory: &Path) -> Result<Vec<PathBuf>, RegistrationError> {
         return Err(RegistrationError::Content { path: directory.to_owned(), fault });
     }
     Ok(paths)
+}
+
+/// Why a registration cannot stand on a host whose configuration says this.
+fn against_terms(local: &LocalService, terms: &Terms) -> Option<String> {
+    if local.serves == Serves::Gateway && terms.role != HostRole::Gateway {
+        return Some(format!(
+            "{} is a gateway, and this host is none: set `role = \"gateway\"` in agent.toml, or deregister it",
+            local.key
+        ));
+    }
+    at_ssh(local, &terms.ssh_ports)
 }
 
 /// Why a registration cannot stand on a host whose sshd has these ports besides 22: they are never captured, so nothing
@@ -369,7 +436,7 @@ fn conflict(other: &LocalService, new: &LocalService) -> Option<String> {
                     other.key, port.target_port
                 ));
             }
-            if taken.deliver == port.deliver {
+            if taken.deliver == port.deliver && new.serves == Serves::Program {
                 return Some(format!("{} is delivered to {} already", other.key, port.deliver));
             }
         }
@@ -381,16 +448,16 @@ fn conflict(other: &LocalService, new: &LocalService) -> Option<String> {
 pub fn register(
     directory: &Path,
     written: &Written,
-    ssh_ports: &BTreeSet<u16>,
+    terms: &Terms,
 ) -> Result<LocalService, RegistrationError> {
     let fault = |fault| RegistrationError::Content { path: directory.to_owned(), fault };
     let local = LocalService::try_from(written).map_err(|bad| fault(bad.to_string()))?;
     let path = path_of(directory, &local.key);
-    if let Some(fault) = at_ssh(&local, ssh_ports) {
+    if let Some(fault) = against_terms(&local, terms) {
         return Err(RegistrationError::Conflict { path, fault });
     }
-    // Another one at a port of SSH is not this one's fault: the agent says so.
-    for other in read_all(directory, &BTreeSet::new())? {
+    // What stands against another one is not this one's fault: the agent says so.
+    for other in read_all(directory, &Terms { role: HostRole::Gateway, ..Terms::default() })? {
         if let Some(fault) =
             Some(&other).filter(|other| other.key != local.key).and_then(|o| conflict(o, &local))
         {

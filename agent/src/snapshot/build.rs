@@ -7,19 +7,23 @@ use std::sync::Arc;
 
 use baremesh_model::authorization::{Action, AuthorizationPolicy, Enforcement, PolicySet, server_names};
 use baremesh_model::destination_rule::DestinationRule;
+use baremesh_model::gateway::Carries;
 use baremesh_model::identity::Identity;
 use baremesh_model::mesh::{Mesh, MeshError, Parts};
 use baremesh_model::name::{Domain, Key, Label, TrustDomain};
 use baremesh_model::network::{Network, may_meet};
 use baremesh_model::peer_authentication::mode_of;
 use baremesh_model::service::{Service, ServicePort};
+use baremesh_model::sidecar::Scope;
 use baremesh_model::virtual_service::Routing;
 use baremesh_model::workload::{Labels, Tunnel, Workload};
 
 use super::endpoint::{Agent, Origin};
 use super::external::{self, ExternalHosts};
+use super::gateway::{GatewayPort, gateways_among};
 use super::rate_limit::RateLimits;
 use super::reach::{Listed, source};
+use super::unheld;
 use super::views;
 use super::ways::{Way, Ways, agents_of, gateways_of};
 use super::{
@@ -28,7 +32,7 @@ use super::{
 use crate::attribution::CallerTable;
 use crate::external_authorization::Providers;
 use crate::jwt::{TokenKeys, TokenRules};
-use crate::registration::{DefaultForAddress, LocalService};
+use crate::registration::{DefaultForAddress, LocalService, Serves};
 use crate::resolution::Resolved;
 
 /// Why a mesh and this host's registrations do not go together. The last good snapshot stays.
@@ -75,7 +79,7 @@ impl Snapshot {
         let same_basis = previous.is_some_and(|previous| previous.basis == basis);
         let compile = |service: &Service| {
             let former = previous.and_then(|previous| previous.services.get(&service.key));
-            match former.filter(|former| same_basis && former.is_of(service, mesh.workloads_of(service))) {
+            match former.filter(|former| same_basis && former.is_of(service, &mesh)) {
                 Some(former) => Arc::clone(former),
                 None => Arc::new(service_entry((&mesh, &callers), service, &advertised, &ways, former)),
             }
@@ -105,10 +109,12 @@ impl Snapshot {
             host_identity: host_identity.clone(),
             callers: CallerTable::new(matched),
             containers: containers(registrations),
+            gateway_services: gateways_among(&mesh, registrations, &services),
             virtual_addresses: services.values().flat_map(of_addresses).collect(),
             endpoints: dialled_directly(&mesh, &services, (&hosts, &ways)),
+            unheld: unheld::dialled_directly(&mesh, &services, (&advertised, &ways)),
+            listed: Listed::new(&mesh, &services, &ways),
             basis,
-            listed: Listed::new(&mesh, &services),
             captured: captured(&local),
             captured_ports: captured_ports(&local),
             unnamed: unnamed(registrations, &local, host),
@@ -213,11 +219,16 @@ fn local_endpoints(
         let policies = policies(mesh, (local, &labels), previous);
         let service_host = local.key.host(&config.domain);
         let identity = local.identity(&config.trust_domain);
+        let scope = Scope::of(&mesh.sidecars, (namespace, &labels), &config.root_namespace);
         for port in &local.ports {
             let number = port.target_port.get();
             let default = (&config.root_namespace, config.default_mtls);
             let server_names = server_names(&service_host, &local.key, port.port.get());
             let is_provider = config.is_provider(&local.key, port.port.get());
+            let carries = Carries::of_port(port.protocol).filter(|_| local.serves == Serves::Gateway);
+            let at = (&local.key, &labels);
+            let gateway =
+                carries.map(|carries| Arc::new(GatewayPort::new(mesh, at, port.port.get(), carries)));
             let mode = mode_of(&mesh.peer_authentications, (namespace, &labels), number, default);
             for address in local.addresses(&host.addresses) {
                 all.push(Arc::new(LocalEndpoint {
@@ -226,7 +237,9 @@ fn local_endpoints(
                     labels: labels.clone(),
                     advertised: SocketAddr::new(*address, number),
                     deliver: port.deliver,
+                    gateway: gateway.clone(),
                     protocol: port.protocol,
+                    refused_by: scope.ingress_against(number, port.protocol).cloned(),
                     mode,
                     policies: Arc::clone(&policies),
                     tokens: tokens.clone(),
@@ -280,7 +293,7 @@ pub(super) struct Basis {
     domain: Domain,
     trust_domain: TrustDomain,
     root_namespace: Label,
-    hbone_port: u16,
+    pub(super) hbone_port: u16,
     /// The network of this host.
     network: Option<Label>,
     networks: Vec<Network>,
@@ -314,10 +327,12 @@ impl Basis {
 impl ServiceEntry {
     /// Whether it is what these come to, under the same basis. One with an endpoint on this host never is: what belongs to
     /// that endpoint is made anew with each snapshot.
-    fn is_of(&self, service: &Service, workloads: &[Arc<Workload>]) -> bool {
+    fn is_of(&self, service: &Service, mesh: &Mesh) -> bool {
+        let workloads = mesh.workloads_of(service);
         let same = |(one, other): (&Arc<Workload>, &Arc<Workload>)| Arc::ptr_eq(one, other) || one == other;
         let mut endpoints = self.ports.iter().flat_map(|port| &port.endpoints);
         *service == self.service
+            && self.elsewhere.as_ref() == mesh.unheld.get(&service.key)
             && workloads.len() == self.workloads.len()
             && workloads.iter().zip(&self.workloads).all(same)
             && !endpoints.any(|endpoint| matches!(endpoint.transport, Transport::Local(_)))
@@ -349,7 +364,8 @@ fn service_entry(
     let endpoint = |(workload, way): &(&Arc<Workload>, Way), port: &ServicePort| {
         let address = workload.endpoint(port);
         let transport = match (way, advertised.get(&address), workload.tunnel) {
-            (Way::Direct, Some(local), _) => Transport::Local(Arc::clone(local)),
+            // A gateway takes what comes by tunnel alone, from programs of its own host too.
+            (Way::Direct, Some(local), _) if local.gateway.is_none() => Transport::Local(Arc::clone(local)),
             (way, _, Tunnel::Hbone) => {
                 let beyond = match way {
                     Way::Direct => None,
@@ -357,7 +373,7 @@ fn service_entry(
                 };
                 Transport::Hbone(Agent { address: SocketAddr::new(address.ip(), ways.hbone_port), beyond })
             }
-            (_, None | Some(_), Tunnel::Plain) => Transport::Plain,
+            (_, _, Tunnel::Plain) => Transport::Plain,
         };
         let beyond = match &transport {
             Transport::Hbone(agent) => agent.beyond.as_ref().map(|network| &network.name),
@@ -394,6 +410,8 @@ fn service_entry(
     ServiceEntry {
         targets: service.ports.iter().map(|port| port.target_port.get()).collect(),
         external: None,
+        elsewhere: mesh.unheld.get(&service.key).cloned(),
+        called: former.map(|former| Arc::clone(&former.called)).unwrap_or_default(),
         views: callers.views(&service.key, &host, &ports, former.map(|former| &former.views)),
         ports,
         identity: mesh.identity_of(service),
@@ -473,13 +491,18 @@ fn captured(local: &[Arc<LocalEndpoint>]) -> HashMap<SocketAddr, Arc<LocalEndpoi
     let both = |local: &Arc<LocalEndpoint>| {
         [(local.deliver, Arc::clone(local)), (local.advertised, Arc::clone(local))]
     };
-    local.iter().flat_map(both).collect()
+    of_programs(local).flat_map(both).collect()
+}
+
+/// Those behind which a program is: a gateway has nothing that could be gone round.
+fn of_programs(local: &[Arc<LocalEndpoint>]) -> impl Iterator<Item = &Arc<LocalEndpoint>> {
+    local.iter().filter(|local| local.gateway.is_none())
 }
 
 /// Ports that belong to one service of this host alone, at whatever address of the host.
 fn captured_ports(local: &[Arc<LocalEndpoint>]) -> HashMap<u16, Arc<LocalEndpoint>> {
     let mut owners: HashMap<u16, Option<Arc<LocalEndpoint>>> = HashMap::new();
-    for endpoint in local {
+    for endpoint in of_programs(local) {
         let delivered_here =
             endpoint.deliver.ip().is_loopback() || endpoint.deliver.ip() == endpoint.advertised.ip();
         let ports = [Some(endpoint.advertised.port()), delivered_here.then(|| endpoint.deliver.port())];

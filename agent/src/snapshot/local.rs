@@ -12,8 +12,10 @@ use baremesh_model::peer_authentication::MtlsMode;
 use baremesh_model::service::Protocol;
 use baremesh_model::workload::Labels;
 
+use super::gateway::GatewayPort;
 use crate::external_authorization::Providers;
 use crate::jwt::TokenRules;
+use crate::proxy::error::ProxyError;
 
 /// One port of a service of this host.
 #[derive(Debug)]
@@ -26,10 +28,14 @@ pub struct LocalEndpoint {
     pub labels: Labels,
     /// The address and port under which it is advertised; policies speak of these.
     pub advertised: SocketAddr,
-    /// Where the program listens.
+    /// Where the program listens; nowhere at a gateway.
     pub deliver: SocketAddr,
+    /// What leaves the mesh here, where it is a gateway's.
+    pub gateway: Option<Arc<GatewayPort>>,
     /// What it speaks.
     pub protocol: Protocol,
+    /// The Sidecar by which nobody calls this port; none where it may be called.
+    pub refused_by: Option<Key>,
     /// Whether plaintext is taken.
     pub mode: MtlsMode,
     /// The policies that it answers to.
@@ -53,6 +59,13 @@ impl LocalEndpoint {
         self.policies.decide(self.facts(from, carried, hello))
     }
 
+    /// Whether a Sidecar has nobody call the port, whoever it is and whatever policies say.
+    pub fn taken(&self) -> Result<(), ProxyError> {
+        let Some(sidecar) = &self.refused_by else { return Ok(()) };
+        let (service, port) = (self.service.clone(), self.advertised.port());
+        Err(ProxyError::NotInSidecarIngress { service, port, sidecar: sidecar.clone() })
+    }
+
     /// What is known of the application's own TLS before anything came: it is waited for where a policy goes by it.
     pub fn opening_hello(&self) -> Hello {
         if self.policies.asks_for_server_names() { Hello::Pending } else { Hello::Unread }
@@ -65,7 +78,7 @@ impl LocalEndpoint {
 
     /// Whether a call may have somebody asked.
     pub fn may_ask(&self) -> bool {
-        self.policies.may_ask() && !self.is_provider
+        self.policies.may_ask() && !self.is_provider && self.refused_by.is_none()
     }
 
     /// Who is to be asked about a call next, other than those that have allowed it already.

@@ -100,13 +100,15 @@ impl Snapshot {
         self.endpoints
             .iter()
             .filter(|(_, (.., endpoint))| remote(endpoint))
-            .map(|(address, _)| *address)
+            .map(|(address, _)| address)
+            .chain(self.unheld.keys())
+            .copied()
             .collect()
     }
 
     fn local_services(&self) -> Vec<LocalService> {
         let mut by_service: BTreeMap<&Key, Vec<&LocalEndpoint>> = BTreeMap::new();
-        for local in self.advertised.values() {
+        for local in self.advertised.values().filter(|local| local.gateway.is_none()) {
             by_service.entry(&local.service).or_default().push(local);
         }
         by_service.into_iter().map(|(key, endpoints)| self.local_service(key, &endpoints)).collect()

@@ -11,12 +11,14 @@ use baremesh_model::outbound::OutboundPolicy;
 use baremesh_model::service_entry::{Address, Endpoints, hosts};
 use baremesh_model::sidecar::Scope;
 use baremesh_model::virtual_service::Visibility;
+use baremesh_model::workload::Tunnel;
 use ipnet::IpNet;
 
+use super::ways::Ways;
 use super::{Endpoint, LocalEndpoint, Route, ServiceEntry, Snapshot, Source, Transport};
 use crate::jwt::TokenRules;
 use crate::proxy::error::ProxyError;
-use crate::registration::LocalService;
+use crate::registration::{LocalService, Serves};
 use crate::telemetry::metrics::Party;
 
 /// Which services are called, as a Sidecar says.
@@ -47,7 +49,7 @@ struct External {
 }
 
 impl Listed {
-    pub(super) fn new(mesh: &Mesh, services: &HashMap<Key, Arc<ServiceEntry>>) -> Self {
+    pub(super) fn new(mesh: &Mesh, services: &HashMap<Key, Arc<ServiceEntry>>, ways: &Ways<'_>) -> Self {
         let mut listed = Self::default();
         // What a ServiceEntry's names resolve to is reached by the name: who else is at such an address is not known.
         for service in services.values().filter(|service| service.external.is_none()) {
@@ -57,6 +59,13 @@ impl Listed {
                     let of = listed.endpoints.entry(endpoint.address).or_default();
                     of.push((service.key.clone(), port.port));
                 }
+            }
+        }
+        for (key, addresses) in &mesh.unheld {
+            let plain =
+                addresses.all().filter(|one| one.tunnel == Tunnel::Plain && ways.is_near(one.network));
+            for one in plain {
+                listed.endpoints.entry(one.address).or_default().push((key.clone(), one.port));
             }
         }
         for entry in mesh.service_entries.values() {
@@ -101,7 +110,7 @@ impl Snapshot {
     pub fn within_sidecar(&self, caller: Option<usize>, route: Route) -> Result<Route, ProxyError> {
         let (service, port) = match &route {
             Route::Service(service, port) => (&service.key, service.ports[*port].port),
-            Route::Endpoint(service, port, _) => (&service.key, *port),
+            Route::Endpoint(service, port, _) | Route::Unheld(service, port) => (&service.key, *port),
             Route::Local(local) => (&local.service, self.port_of(local)),
             Route::Passthrough => return Ok(route),
         };
@@ -149,7 +158,11 @@ pub(super) fn source(local: &LocalService, mesh: &Mesh, tokens: Option<Arc<Token
     let party = Party::registered(&identity, None, &labels);
     let namespace = &local.key.namespace;
     let scope = Scope::of(&mesh.sidecars, (namespace, &labels), &config.root_namespace);
-    let outbound = scope.outbound.unwrap_or(config.outbound);
+    // A gateway leads nowhere but where the registry does.
+    let outbound = match local.serves {
+        Serves::Gateway => OutboundPolicy::RegistryOnly,
+        Serves::Program => scope.outbound.unwrap_or(config.outbound),
+    };
     let calls = scope.egress.map(|(sidecar, _)| {
         let services = mesh.services.values().map(|service| {
             let ports = service.ports.iter().map(|port| port.port.get());

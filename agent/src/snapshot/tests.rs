@@ -71,7 +71,7 @@ fn snapshot(toml: &str, registrations: &[&str]) -> Snapshot {
     Snapshot::build(&mesh(toml), &registrations, &host(), 15008, None).expect("a snapshot")
 }
 
-fn routed(snapshot: &Snapshot, destination: &str) -> String {
+pub(super) fn routed(snapshot: &Snapshot, destination: &str) -> String {
     match snapshot.route(destination.parse().expect("an address")) {
         Ok(Route::Service(service, port)) => format!("service {} {}", service.key, service.ports[port].port),
         Ok(Route::Endpoint(service, port, endpoint)) => match &endpoint.transport {
@@ -79,6 +79,7 @@ fn routed(snapshot: &Snapshot, destination: &str) -> String {
             _ => format!("endpoint {} {port}", service.key),
         },
         Ok(Route::Local(local)) => format!("local {} at {}", local.service, local.deliver),
+        Ok(Route::Unheld(service, port)) => format!("unheld {} {port}", service.key),
         Ok(Route::Passthrough) => "passthrough".to_owned(),
         Err(error) => error.reason().to_string(),
     }

@@ -52,6 +52,11 @@ impl<'a> Ways<'a> {
         Self { own: host.network_name(), networks, hbone_port }
     }
 
+    /// Whether addresses of a network are dialled from here.
+    pub(super) fn is_near(&self, network: Option<&Label>) -> bool {
+        network.is_none_or(|network| Some(network) == self.own)
+    }
+
     /// How a workload is reached, or why it is not.
     pub(super) fn to(&self, workload: &Workload) -> Result<Way, OutOfReach> {
         let Some(network) = workload.network.as_ref().filter(|network| Some(*network) != self.own) else {

@@ -12,6 +12,8 @@ mod choice;
 mod registering;
 /// What is known, and what is published of it.
 mod known;
+/// How Consul stands, as it is shown.
+pub mod standing;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,9 @@ use std::time::{Duration, Instant};
 
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Label;
+use baremesh_registry::consul::catalog::Leader;
 use baremesh_registry::consul::{Client, Settings, state};
+use baremesh_registry::control::REVOKED;
 use baremesh_registry::control::client::backoff;
 use baremesh_registry::control::followed::{Entries, Entry, Followed, WholeError};
 use serde_json::Value;
@@ -28,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use self::known::Known;
+use self::standing::Standing;
 use super::resources::Resources;
 use crate::agent::{AgentError, empty_mesh};
 use crate::membership::Membership;
@@ -76,10 +81,12 @@ impl Part {
 enum Heard {
     /// Something is known now.
     Known(known::News),
-    /// A part is in reach.
-    Fine(Part),
+    /// A part is in reach, and at which index it stands where it has one.
+    Fine(Part, Option<u64>),
     /// A part is not, and why.
     Failed(Part, String),
+    /// Who leads; nothing where nobody says so.
+    Leader(Option<Leader>),
 }
 
 /// Consul to follow.
@@ -91,6 +98,7 @@ pub struct ConsulSource {
     mark: Mark,
     host: Label,
     notes: watch::Sender<Vec<String>>,
+    standing: watch::Sender<Standing>,
 }
 
 impl ConsulSource {
@@ -106,7 +114,8 @@ impl ConsulSource {
             tracing::error!(file = %file.display(), reason, "what the last good state says of trust cannot be used");
         }
         let (trust, host) = (Arc::clone(trust), membership.host.clone());
-        Self { settings, followed, file, trust, mark: Mark(None), host, notes: watch::Sender::default() }
+        let (notes, standing) = (watch::Sender::default(), watch::Sender::default());
+        Self { settings, followed, file, trust, mark: Mark(None), host, notes, standing }
     }
 
     /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
@@ -135,6 +144,11 @@ impl ConsulSource {
         self.notes.subscribe()
     }
 
+    /// How Consul stands, as it changes.
+    pub fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
     /// Follows Consul until `leaving`, and takes this host's services out of it then.
     pub async fn follow(
         self,
@@ -156,7 +170,8 @@ impl ConsulSource {
         followers.spawn(store::resources(client.clone(), tell.clone()));
         followers.spawn(store::trust(client.clone(), tell.clone()));
         followers.spawn(store::addresses(client.clone(), tell.clone()));
-        followers.spawn(catalog::follow(client, tell.clone()));
+        followers.spawn(catalog::follow(client.clone(), tell.clone()));
+        followers.spawn(standing::follow(client, tell.clone()));
         let goodbye = registering.clone();
         followers.spawn(registering.keep(tell));
         tokio::select! {
@@ -175,7 +190,7 @@ impl ConsulSource {
         connected: &watch::Sender<bool>,
         metrics: &Metrics,
     ) {
-        let Self { settings, mut followed, trust, notes, .. } = self;
+        let Self { settings, mut followed, trust, notes, standing, .. } = self;
         let mut known = Known::new(&followed, Instant::now());
         let mut derived = Derived::default();
         let mut attempt = 0;
@@ -184,7 +199,7 @@ impl ConsulSource {
             let mut looked = false;
             tokio::select! {
                 first = heard.recv() => match first {
-                    Some(first) => known.take(first),
+                    Some(first) => known.take(first, Instant::now()),
                     None => return,
                 },
                 () = tokio::time::sleep(again.unwrap_or(LOOK)) => looked = true,
@@ -192,10 +207,11 @@ impl ConsulSource {
             // Publishing takes half of the time at most, however large the mesh is.
             tokio::time::sleep(took.max(GATHER)).await;
             while let Ok(more) = heard.try_recv() {
-                known.take(more);
+                known.take(more, Instant::now());
             }
             let is_connected = known.is_connected();
             connected.send_replace(is_connected);
+            standing.send_replace(known.standing().clone());
             metrics.registry_connected.set(i64::from(is_connected));
             if known.is_changed() || looked {
                 let began = Instant::now();
@@ -253,21 +269,32 @@ fn publish(
     (settings, trust): (&Settings, &Trust),
     publisher: &Publisher,
 ) -> Result<(), WholeError> {
-    let Some((inputs, version)) = known.inputs(Instant::now()) else { return Ok(()) };
-    if inputs == followed.values() && followed.version() == version && !known.is_unsaved() {
+    let Some((mut inputs, version)) = known.inputs(Instant::now()) else { return Ok(()) };
+    let is_in_force = |inputs: &BTreeMap<String, Value>, followed: &Followed, known: &Known| {
+        !known.is_unsaved() && followed.is_of(inputs, version)
+    };
+    if is_in_force(&inputs, followed, known) {
+        known.note_older_list(None);
         return Ok(());
     }
     // Not put off by anything that this agent cannot take.
-    if let Err(reason) = trust.take(|key| inputs.get(key).cloned()) {
-        publisher.refuse(reason.clone());
-        return Err(WholeError::Refused(reason));
+    let older = match trust.take(|key| inputs.get(key).cloned()) {
+        Ok(older) => older,
+        Err(reason) => {
+            publisher.refuse(reason.clone());
+            return Err(WholeError::Refused(reason));
+        }
+    };
+    // What is kept on the disk is what is in force.
+    inputs.extend(older.as_ref().and_then(|older| Some((REVOKED.to_owned(), older.kept.clone()?))));
+    if let Some(news) = known.note_older_list(older) {
+        publisher.refuse_list(news);
+    }
+    if is_in_force(&inputs, followed, known) {
+        return Ok(());
     }
     let (inputs, derived, made, instead) = in_any_case(inputs, followed, before, (settings, trust));
-    if instead.is_some()
-        && inputs == followed.values()
-        && followed.version() == version
-        && !known.is_unsaved()
-    {
+    if instead.is_some() && is_in_force(&inputs, followed, known) {
         known.published(&Ok(()), derived.report, instead);
         return Ok(());
     }

@@ -55,6 +55,7 @@ pub struct ControlSource {
     file: PathBuf,
     trust: Arc<Trust>,
     flows: Arc<Flows>,
+    subscription: watch::Receiver<Subscription>,
 }
 
 impl ControlSource {
@@ -72,7 +73,8 @@ impl ControlSource {
         let (control, trust) = (membership.control.clone(), Arc::clone(trust));
         let line = Line { control, trust: trust.follow(), credential: None, mark: Mark(None) };
         let resources = Resources::default();
-        Ok(Self { line, followed, resources, file, trust, flows: Arc::default() })
+        let (flows, subscription) = (Arc::default(), watch::channel(Subscription::All).1);
+        Ok(Self { line, followed, resources, file, trust, flows, subscription })
     }
 
     /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
@@ -104,6 +106,11 @@ impl ControlSource {
         Self { flows, ..self }
     }
 
+    /// Asks it for these endpoints, and not for all.
+    pub fn asking_for(self, subscription: watch::Receiver<Subscription>) -> Self {
+        Self { subscription, ..self }
+    }
+
     /// Follows the control server until `leaving`, and says goodbye to it then.
     pub async fn follow(
         mut self,
@@ -121,7 +128,7 @@ impl ControlSource {
         let mut local = Local {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             registrations,
-            subscription: watch::channel(Subscription::All).1,
+            subscription: self.subscription.clone(),
             shutdown,
         };
         let mut link = self.followed.link();
@@ -193,7 +200,8 @@ impl ControlSource {
         let publish = |entries: &Entries, version: u64| {
             let refuse = |reason: &String| publisher.refuse(reason.clone());
             // Not put off by a resource that this agent cannot take.
-            trust.take(|key| Some(entries.get(key)?.value())).inspect_err(refuse)?;
+            let taken = trust.take(|key| Some(entries.get(key)?.value())).inspect_err(refuse)?;
+            taken.into_iter().for_each(|older| publisher.refuse_list(&older));
             let mesh = resources.mesh(entries, &trust.now()).inspect_err(refuse)?;
             publisher.take_mesh(mesh, version)
         };

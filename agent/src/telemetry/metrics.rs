@@ -177,6 +177,8 @@ pub struct Metrics {
     pub restored_rules: Counter,
     /// States that were refused, the last good one staying in force.
     pub rejected_configurations: Counter,
+    /// Lists of revoked certificates that were older than the one in force.
+    pub refused_revocation_lists: Counter,
     /// Certificate requests that failed; each is tried again.
     pub issue_failures: Counter,
     /// Access log lines dropped because the writer could not keep up, or could not write them.
@@ -191,6 +193,10 @@ pub struct Metrics {
     pub dropped_mirrors: Counter,
     /// Endpoints that outlier detection left out.
     pub ejections: Counter,
+    /// Services whose endpoints were asked for because somebody called them for the first time.
+    pub endpoints_asked: Counter,
+    /// Calls that failed because the endpoints of their service did not come in time.
+    pub endpoints_not_told: Counter,
     /// Connections to metrics and readiness that were closed unheard, because their host has enough of them.
     pub refused_scrapes: Counter,
 }
@@ -233,6 +239,7 @@ impl Metrics {
             capture_in_place: Gauge::default(),
             restored_rules: Counter::default(),
             rejected_configurations: Counter::default(),
+            refused_revocation_lists: Counter::default(),
             issue_failures: Counter::default(),
             dropped_log_lines: Counter::default(),
             policy_notes: Counter::default(),
@@ -240,6 +247,8 @@ impl Metrics {
             dry_run_allowed: Counter::default(),
             dropped_mirrors: Counter::default(),
             ejections: Counter::default(),
+            endpoints_asked: Counter::default(),
+            endpoints_not_told: Counter::default(),
             refused_scrapes: Counter::default(),
         };
         metrics.register();
@@ -290,6 +299,11 @@ impl Metrics {
             &self.restored_rules,
         );
         counter("baremesh_rejected_configurations", "States refused", &self.rejected_configurations);
+        counter(
+            "baremesh_refused_revocation_lists",
+            "Lists of revoked certificates that were older than the one in force",
+            &self.refused_revocation_lists,
+        );
         counter("baremesh_issue_failures", "Certificate requests that failed", &self.issue_failures);
         counter("baremesh_dropped_log_lines", "Access log lines dropped", &self.dropped_log_lines);
         counter("baremesh_dropped_mirrors", "Copies of requests not sent", &self.dropped_mirrors);
@@ -305,6 +319,16 @@ impl Metrics {
             &self.dry_run_allowed,
         );
         counter("baremesh_ejections", "Endpoints that outlier detection left out", &self.ejections);
+        counter(
+            "baremesh_endpoints_asked",
+            "Services whose endpoints were asked for at their first call",
+            &self.endpoints_asked,
+        );
+        counter(
+            "baremesh_endpoints_not_told",
+            "Calls that failed because the endpoints of their service did not come in time",
+            &self.endpoints_not_told,
+        );
         counter("baremesh_refused_scrapes", "Scrapes and probes refused", &self.refused_scrapes);
     }
 

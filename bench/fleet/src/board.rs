@@ -32,8 +32,8 @@ pub struct Board {
 /// An entry that is awaited: when each agent had put it in force and said so.
 #[derive(Debug)]
 pub struct Watched {
-    key: String,
-    marker: String,
+    /// Its key, and what its text holds; as many as there are forms in which it is told, each to some agents.
+    forms: Vec<(String, String)>,
     since: Instant,
     seen: Mutex<HashMap<usize, Duration>>,
 }
@@ -41,7 +41,7 @@ pub struct Watched {
 impl Watched {
     /// Whether it is this one.
     pub fn is(&self, key: &str, text: &str) -> bool {
-        self.key == key && text.contains(&self.marker)
+        self.forms.iter().any(|(form, marker)| form == key && text.contains(marker))
     }
 
     /// Notes that an agent has acknowledged it.
@@ -119,14 +119,9 @@ impl Board {
         }
     }
 
-    /// Awaits an entry whose text holds `marker`.
-    pub fn watch(&self, key: &str, marker: &str) {
-        let watched = Watched {
-            key: key.to_owned(),
-            marker: marker.to_owned(),
-            since: Instant::now(),
-            seen: Mutex::default(),
-        };
+    /// Awaits an entry, in any of these forms: a key, and what its text holds.
+    pub fn watch(&self, forms: Vec<(String, String)>) {
+        let watched = Watched { forms, since: Instant::now(), seen: Mutex::default() };
         *self.watched.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watched));
     }
 

@@ -1,7 +1,7 @@
 //! Thousands of agents' control connections in one process, driven by lines on the standard input, one answer in JSON a line:
 //! `fleet follow CONTROL SOCKET AGENTS SERVICES ENDPOINTS SUBSCRIBED`. Each connection speaks the real protocol: it joins with a
 //! token, shows its address, registers, reads every message, checks every digest, acknowledges every version and renews its
-//! lease. What it does not do is what an agent does with a state; `fleet snapshots SERVICES ENDPOINTS POLICIES AGENTS` measures
+//! lease. What it does not do is what an agent does with a state; `fleet snapshots SERVICES ENDPOINTS POLICIES AGENTS SUBSCRIBED` measures
 //! that, in a process of its own.
 
 /// What the hosts of the mesh run.
@@ -26,7 +26,7 @@ use anyhow::{Context as _, Result, bail};
 use mesh::Size;
 
 const USAGE: &str = "usage: fleet follow CONTROL SOCKET AGENTS SERVICES ENDPOINTS SUBSCRIBED|all\n       \
-                     fleet snapshots SERVICES ENDPOINTS POLICIES AGENTS";
+                     fleet snapshots SERVICES ENDPOINTS POLICIES AGENTS SUBSCRIBED|all";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,23 +48,28 @@ fn run(arguments: &[String]) -> Result<()> {
                 agents: number(agents)?,
                 services: number(services)?,
                 endpoints: number(endpoints)?,
-                subscribed: if subscribed == "all" { None } else { Some(number(subscribed)?) },
+                subscribed: subscribing(subscribed)?,
             };
             size.check()?;
             orders::follow(number(control)?, socket.into(), size)
         }
-        ["snapshots", services, endpoints, policies, agents] => {
+        ["snapshots", services, endpoints, policies, agents, subscribed] => {
             let size = Size {
                 agents: number(endpoints)?,
                 services: number(services)?,
                 endpoints: number(endpoints)?,
-                subscribed: None,
+                subscribed: subscribing(subscribed)?,
             };
             size.check()?;
             snapshots::measure(size, number(policies)?, number(agents)?)
         }
         _ => bail!(USAGE),
     }
+}
+
+/// Of how many services the endpoints are asked for; none: of all.
+fn subscribing(text: &str) -> Result<Option<usize>> {
+    if text == "all" { Ok(None) } else { number(text).map(Some) }
 }
 
 fn number<T: FromStr>(text: &str) -> Result<T>

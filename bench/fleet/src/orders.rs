@@ -72,11 +72,12 @@ impl Hosts {
             }
             ["report"] => Ok(board.report()),
             ["await-whole", seconds] => self.await_whole(seconds.parse()?).await,
-            ["watch", key, marker] => {
-                board.watch(key, marker);
+            ["watch", ..] if words.len() % 2 == 1 => {
+                let form = |form: &[&str]| (form[0].to_owned(), form[1].to_owned());
+                board.watch(words[1..].chunks_exact(2).map(form).collect());
                 Ok(json!({}))
             }
-            ["await-seen", seconds] => self.await_seen(seconds.parse()?).await,
+            ["await-seen", seconds, agents] => self.await_seen(seconds.parse()?, agents.parse()?).await,
             ["healthy", agent] => self.order(agent, Order::Health("healthy")).await,
             ["unhealthy", agent] => self.order(agent, Order::Health("unhealthy")).await,
             ["serve", agent, service] => self.order(agent, Order::Serve(service.parse()?)).await,
@@ -113,10 +114,9 @@ impl Hosts {
         Ok(self.fleet.board.report())
     }
 
-    /// Waits until every agent has acknowledged what is awaited, or for so long.
-    async fn await_seen(&self, seconds: f64) -> Result<Value> {
+    /// Waits until so many agents have acknowledged what is awaited, or for so long.
+    async fn await_seen(&self, seconds: f64, agents: usize) -> Result<Value> {
         let until = Instant::now() + Duration::from_secs_f64(seconds);
-        let agents = self.fleet.size.agents;
         while self.fleet.board.seen().len() < agents && Instant::now() < until {
             sleep(LOOK).await;
         }

@@ -16,8 +16,11 @@ use baremesh_agent::source::resources::Resources;
 use baremesh_agent::telemetry::metrics::Metrics;
 use baremesh_ca::authority::Authority;
 use baremesh_ca::tls::TrustBundle;
+use baremesh_model::endpoint_addresses::EndpointAddresses;
 use baremesh_model::health::Health;
 use baremesh_model::name::TrustDomain;
+use baremesh_model::workload::Workload;
+use baremesh_registry::control::endpoint_addresses;
 use baremesh_registry::control::followed::{Entries, Entry};
 use baremesh_registry::control::registration::workload_name;
 use baremesh_registry::format::encode;
@@ -102,13 +105,17 @@ pub fn measure(size: Size, policies: usize, agents: usize) -> Result<()> {
     for (name, change) in [
         ("health", health as Change),
         ("endpoint", endpoint as Change),
+        ("endpoint_elsewhere", endpoint_elsewhere as Change),
         ("policy", policy as Change),
         ("local_health", health_of_ours as Change),
     ] {
         let mut took = Vec::new();
         for round in 0..CHANGES {
-            let (key, value) = change(size, round);
-            state.insert(key.clone(), Arc::new(Entry::of(&key, &value)));
+            for (key, value) in change(size, round) {
+                if state.get(&key).is_none_or(|former| former.value() != value) {
+                    state.insert(key.clone(), Arc::new(Entry::of(&key, &value)));
+                }
+            }
             took.push(agent.take(&state, &bundle)?);
         }
         report[name] = times(&took);
@@ -130,8 +137,9 @@ fn many(size: Size, agents: usize, (mut state, bundle): (Entries, &TrustBundle))
         agent.take(&state, bundle)?;
     }
     let each = (resident_mib()? - before) / agents as f64;
-    let (key, value) = policy(size, CHANGES);
-    state.insert(key.clone(), Arc::new(Entry::of(&key, &value)));
+    for (key, value) in policy(size, CHANGES) {
+        state.insert(key.clone(), Arc::new(Entry::of(&key, &value)));
+    }
     let began = Instant::now();
     let half = all.len().div_ceil(2);
     std::thread::scope(|scope| {
@@ -147,7 +155,8 @@ fn many(size: Size, agents: usize, (mut state, bundle): (Entries, &TrustBundle))
     Ok(json!({ "agents": agents, "seconds": began.elapsed().as_secs_f64(), "mib_each": each }))
 }
 
-type Change = fn(Size, usize) -> (String, Value);
+/// The entries that a change comes to, those that stay as they are included.
+type Change = fn(Size, usize) -> Vec<(String, Value)>;
 
 fn entries(size: Size, policies: usize) -> Entries {
     let mut all = Entries::new();
@@ -162,8 +171,11 @@ fn entries(size: Size, policies: usize) -> Entries {
         let key = format!("Service/{}/{}", service.key.namespace, service.key.name);
         put((key, encode(&Resource::Service(Box::new(service)))));
     }
-    for endpoint in 0..size.endpoints {
-        put(workload(endpoint % size.services, endpoint, Health::Healthy));
+    for endpoint in (0..size.endpoints).filter(|endpoint| is_called(size, endpoint % size.services)) {
+        put(workload_entry(endpoint % size.services, endpoint, Health::Healthy));
+    }
+    for service in (0..size.services).filter(|service| !is_called(size, *service)) {
+        addresses(size, service, 0).into_iter().for_each(&mut put);
     }
     for number in 0..policies {
         put(policy_of(size, number, "GET"));
@@ -171,11 +183,30 @@ fn entries(size: Size, policies: usize) -> Entries {
     all
 }
 
-fn workload(service: usize, host: usize, health: Health) -> (String, Value) {
+/// Whether the endpoints of a service are asked for: those of the first agent's own services, and of as many as it calls.
+fn is_called(size: Size, service: usize) -> bool {
+    let first = size.services / 2;
+    size.subscribed.is_none_or(|count| service < LOCAL || (first..first + count).contains(&service))
+}
+
+/// Where the endpoints of a service are, with so many more than there are at first.
+fn addresses(size: Size, service: usize, more: usize) -> Vec<(String, Value)> {
+    let hosts = (service..size.endpoints).step_by(size.services).chain(size.endpoints..size.endpoints + more);
+    let workloads: Vec<_> = hosts.map(|host| workload(service, host, Health::Healthy)).collect();
+    let known = EndpointAddresses::of(&mesh::registration(service, 0).implicit_service(), &workloads);
+    let entries = endpoint_addresses::written(&known.unwrap_or_default()).into_iter().enumerate();
+    entries.map(|(part, value)| (endpoint_addresses::entry_key(&mesh::key(service), part), value)).collect()
+}
+
+fn workload(service: usize, host: usize, health: Health) -> Workload {
     let mut registration = mesh::registration(service, host);
     registration.health = health;
     let name = workload_name(&mesh::key(service).name, &mesh::host(host), |_| false);
-    let workload = registration.workload(name, mesh::host(host), &registration.implicit_service());
+    registration.workload(name, mesh::host(host), &registration.implicit_service())
+}
+
+fn workload_entry(service: usize, host: usize, health: Health) -> (String, Value) {
+    let workload = workload(service, host, health);
     let key = format!("WorkloadEntry/{}/{}", workload.key.namespace, workload.key.name);
     (key, encode(&Resource::Workload(Arc::new(workload))))
 }
@@ -200,25 +231,36 @@ fn policy_of(size: Size, number: usize, method: &str) -> (String, Value) {
 }
 
 /// One endpoint of a service that this host calls falls ill, or is well again.
-fn health(size: Size, round: usize) -> (String, Value) {
+fn health(size: Size, round: usize) -> Vec<(String, Value)> {
     let service = size.services / 2;
-    workload(service, service, if round.is_multiple_of(2) { Health::Unhealthy } else { Health::Healthy })
+    let health = if round.is_multiple_of(2) { Health::Unhealthy } else { Health::Healthy };
+    vec![workload_entry(service, service, health)]
 }
 
 /// The same of a service that also runs here.
-fn health_of_ours(size: Size, round: usize) -> (String, Value) {
+fn health_of_ours(size: Size, round: usize) -> Vec<(String, Value)> {
     let other = if size.endpoints > size.services { size.services } else { 0 };
-    workload(0, other, if round.is_multiple_of(2) { Health::Unhealthy } else { Health::Healthy })
+    let health = if round.is_multiple_of(2) { Health::Unhealthy } else { Health::Healthy };
+    vec![workload_entry(0, other, health)]
 }
 
 /// One endpoint more.
-fn endpoint(size: Size, round: usize) -> (String, Value) {
-    workload(size.services / 2, size.endpoints + round, Health::Healthy)
+fn endpoint(size: Size, round: usize) -> Vec<(String, Value)> {
+    vec![workload_entry(size.services / 2, size.endpoints + round, Health::Healthy)]
+}
+
+/// One endpoint more of a service that nobody calls here.
+fn endpoint_elsewhere(size: Size, round: usize) -> Vec<(String, Value)> {
+    let service = size.services - 1;
+    match is_called(size, service) {
+        true => vec![workload_entry(service, size.endpoints + CHANGES + round, Health::Healthy)],
+        false => addresses(size, service, round + 1),
+    }
 }
 
 /// A policy of a service of this host is another.
-fn policy(size: Size, round: usize) -> (String, Value) {
-    policy_of(size, 0, if round.is_multiple_of(2) { "POST" } else { "GET" })
+fn policy(size: Size, round: usize) -> Vec<(String, Value)> {
+    vec![policy_of(size, 0, if round.is_multiple_of(2) { "POST" } else { "GET" })]
 }
 
 /// What runs on a host: a few of the services, at the addresses where the state has them.

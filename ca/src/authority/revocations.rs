@@ -6,15 +6,17 @@ use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, Ser
 
 use super::adopt::{self, NO_LISTS};
 use super::{Authority, AuthorityError};
-use crate::clock::{to_date, to_unix};
+use crate::clock::to_date;
 use crate::issued::chain_to_pem;
 
 impl Authority {
-    /// Signs the list of revoked certificates: serial numbers in hexadecimal, each with when it was revoked. The text
+    /// Signs the list of revoked certificates: serial numbers in hexadecimal, each with when it was revoked. `number` is that
+    /// of the list (RFC 5280, section 5.2.3), higher than that of each list before: members take none that goes back. The text
     /// holds the list and the certificates up to the root, without it, in PEM.
     pub fn sign_revocations(
         &self,
         revoked: &[(String, SystemTime)],
+        number: u64,
         now: SystemTime,
     ) -> Result<String, AuthorityError> {
         let entry = |(serial, at): &(String, SystemTime)| {
@@ -26,7 +28,7 @@ impl Authority {
             this_update: to_date(now),
             // RFC 5280 wants one. Members go by the newest list that they have, however old it is.
             next_update: to_date(self.issuing.not_after),
-            crl_number: SerialNumber::from(u64::try_from(to_unix(now)).unwrap_or_default()),
+            crl_number: SerialNumber::from(number),
             issuing_distribution_point: None,
             revoked_certs: revoked.iter().map(entry).collect(),
             key_identifier_method: KeyIdMethod::Sha256,

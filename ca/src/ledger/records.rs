@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use baremesh_model::name::Label;
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::hosts::find;
 use super::revoked::good_until;
@@ -148,6 +148,15 @@ impl Ledger {
             |row| row.get(0),
         )?;
         Ok(usize::try_from(count).unwrap_or(usize::MAX))
+    }
+
+    /// The root that the latest certificate leads to, as its fingerprint; nothing where that was not written down.
+    pub fn latest_root(&self) -> Result<Option<String>, LedgerError> {
+        let connection = self.lock()?;
+        let mut statement = connection
+            .prepare_cached("SELECT root FROM issued ORDER BY issued_at DESC, rowid DESC LIMIT 1")?;
+        let root: Option<String> = statement.query_row([], |row| row.get(0)).optional()?;
+        Ok(root.filter(|root| !root.is_empty()))
     }
 
     /// Adds one line to the audit.

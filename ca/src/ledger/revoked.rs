@@ -140,14 +140,19 @@ impl Ledger {
         Ok(statement.query_row([], |row| row.get(0)).optional()?)
     }
 
-    /// Keeps the list that was signed last.
-    pub(crate) fn keep_signed_list(&self, list: &str) -> Result<(), LedgerError> {
+    /// Keeps the list that was signed last, in place of `before`. False where that is no longer the one that is kept.
+    pub(crate) fn keep_signed_list(&self, list: &str, before: Option<&str>) -> Result<bool, LedgerError> {
         self.write(|connection| {
+            let mut statement = connection.prepare_cached("SELECT list FROM revocation_list WHERE id = 1")?;
+            let kept: Option<String> = statement.query_row([], |row| row.get(0)).optional()?;
+            if kept.as_deref() != before {
+                return Ok(false);
+            }
             connection.execute(
                 "INSERT INTO revocation_list (id, list) VALUES (1, ?1) ON CONFLICT (id) DO UPDATE SET list = ?1",
                 [list],
             )?;
-            Ok(())
+            Ok(true)
         })
     }
 }

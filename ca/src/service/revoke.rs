@@ -8,8 +8,12 @@ use baremesh_model::identity::Identity;
 use baremesh_model::name::Label;
 
 use super::{CaService, Refusal, authorise};
+use crate::clock::to_unix;
 use crate::ledger::{AuditRecord, Outcome, Revocation, RevokedRecord, Which};
 use crate::revocation::Revoked;
+
+/// How often a list is signed anew because another process of a shared ledger kept one meanwhile.
+const SIGNINGS: usize = 8;
 
 impl CaService {
     /// Takes certificates back. Those of a host may be none: it is shut out by `Ledger::revoke_host`.
@@ -75,22 +79,39 @@ impl CaService {
     /// The signed list of what is revoked, for members; `None` where nothing is. Node credentials are not in it: they
     /// are shown to the control server alone, which asks the ledger.
     pub fn revocation_list(&self, now: SystemTime) -> Result<Option<String>, Refusal> {
-        let revoked = self.ledger.revoked(now)?;
-        let of_members = revoked.iter().filter(|record| {
+        for _ in 0..SIGNINGS {
+            // Looked at before what is to be listed: a list that is kept from here on is not overwritten with less.
+            let before = self.ledger.signed_list()?;
+            let entries = self.of_members(now)?;
+            if entries.is_empty() {
+                return Ok(None);
+            }
+            if let Some((kept, read)) = self.kept_list()?
+                && read.iter().collect::<BTreeSet<_>>()
+                    == entries.iter().map(|(serial, _)| &**serial).collect()
+            {
+                return Ok(Some(kept));
+            }
+            // Higher than that of each list before, though the clock went back, and of lists from before they were counted,
+            // whose numbers are times.
+            let highest = before.as_deref().and_then(Revoked::stated_number).unwrap_or(0);
+            let number = u64::try_from(to_unix(now)).unwrap_or_default().max(highest.saturating_add(1));
+            let signed = self.authority().sign_revocations(&entries, number, now)?;
+            if self.ledger.keep_signed_list(&signed, before.as_deref())? {
+                return Ok(Some(signed));
+            }
+        }
+        tracing::error!("other control processes sign lists of revoked certificates faster than this one");
+        Err(Refusal::Unavailable)
+    }
+
+    /// The serial numbers that a list names, each with when it was revoked.
+    fn of_members(&self, now: SystemTime) -> Result<Vec<(String, SystemTime)>, Refusal> {
+        let mut revoked = self.ledger.revoked(now)?;
+        revoked.retain(|record| {
             Identity::parse(&record.identity).is_ok_and(|identity| identity.as_node().is_none())
         });
-        let entries: Vec<_> = of_members.map(|record| (record.serial.clone(), record.revoked_at)).collect();
-        if entries.is_empty() {
-            return Ok(None);
-        }
-        if let Some((kept, read)) = self.kept_list()?
-            && read.iter().collect::<BTreeSet<_>>() == entries.iter().map(|(serial, _)| &**serial).collect()
-        {
-            return Ok(Some(kept));
-        }
-        let signed = self.authority().sign_revocations(&entries, now)?;
-        self.ledger.keep_signed_list(&signed)?;
-        Ok(Some(signed))
+        Ok(revoked.into_iter().map(|record| (record.serial, record.revoked_at)).collect())
     }
 
     /// The list that was signed last, if members would take it still: what they are told where none can be signed.

@@ -6,6 +6,9 @@ use crate::ledger::TokenRefusal;
 use crate::testing::{DAY, MINUTE, Place, identity, join_request, joined, label, now, token};
 use crate::tls::NODE_GRACE;
 
+/// Lists of revoked certificates have numbers.
+mod lists;
+
 fn ask(service: &CaService, node: &LeafFacts, paths: &[&str]) -> Vec<&'static str> {
     let key = PrivateKey::generate().expect("a key");
     let item =

@@ -22,7 +22,8 @@ pub(super) fn refusal_of_id(role: &Role, id: &ResourceId, config: &MeshConfig) -
     };
     let namespace = &id.key.namespace;
     match id.kind {
-        Kind::MeshConfig | Kind::HostGrant => {
+        // A Gateway is for gateways of whichever namespace.
+        Kind::MeshConfig | Kind::HostGrant | Kind::Gateway => {
             Some(format!("{id}: a {} holds for the whole mesh, and is changed by admins alone", id.kind))
         }
         _ if *namespace == config.root_namespace || namespace.as_str() == ISTIO_ROOT => Some(format!(
@@ -63,6 +64,7 @@ pub(super) fn refusal(role: &Role, resource: &Resource, config: &MeshConfig) -> 
         | Resource::DestinationRule(_)
         // Refused above to all but admins.
         | Resource::MeshConfig(_)
+        | Resource::Gateway(_)
         | Resource::HostGrant(_) => None,
         Resource::ServiceEntry(entry) => leads_beyond(role, entry),
     };

@@ -18,6 +18,9 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
+/// Who shares it, and which roots each trusts.
+pub(super) mod processes;
+
 use super::{Server, trust};
 use crate::output::in_full;
 

@@ -11,9 +11,14 @@ use baremesh_registry::resource::Resource;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use super::Global;
 use super::apply::read;
+use super::{Global, block_on};
 use crate::output::{Exit, Output, Said, remark, say, say_json, usage};
+
+/// A Consul that runs.
+mod live;
+
+use live::Live;
 
 const LONG_ABOUT: &str = "\
 Make resources of Consul's config entries and intentions: service-defaults, proxy-defaults, service-intentions (and the
@@ -21,13 +26,18 @@ older single intentions), service-router, service-splitter and service-resolver,
 `consul config read`. Answers of /v1/catalog/service/NAME and /v1/health/service/NAME may stand among them: the ports come
 from there.
 
+With --http-addr they are read from a Consul that runs, intentions and ports included; nothing is changed there. Consul leaves out
+what a token may not read: one that may not read every service and intention is refused.
+
 What is made does the same, or is not made: whatever cannot be said in resources is named with the field, the reason and
 the way out, and then nothing is printed. docs/consul-migration.md says what becomes of each field.
 
-Exits with 0 where all of it was converted, 1 where something was refused, 2 where a file cannot be read.";
+Exits with 0 where all of it was converted, 1 where something was refused, 2 where a file or Consul cannot be read.";
 
 const EXAMPLES: &str = "\
 Examples:
+  baremesh convert consul --http-addr http://127.0.0.1:8500 --default-policy deny --output-dir mesh/
+  baremesh convert consul --http-addr https://consul.example:8501 --ca consul-ca.pem --token-file token --default-policy deny
   consul config read -kind service-router -name web | baremesh convert consul --port web=8080 -
   for k in proxy-defaults service-defaults service-intentions service-router service-splitter service-resolver; do
     curl -s localhost:8500/v1/config/$k; done > consul.json
@@ -51,8 +61,10 @@ enum Mesh {
 #[command(long_about = LONG_ABOUT, after_help = EXAMPLES)]
 struct Consul {
     /// Files of JSON, or `-` for the standard input
-    #[arg(value_name = "FILE", required = true)]
+    #[arg(value_name = "FILE", required_unless_present = "http_addr", conflicts_with = "http_addr")]
     files: Vec<PathBuf>,
+    #[command(flatten)]
+    live: Live,
     /// What Consul does with a call that no intention is about: `default_intention_policy`, else `acl.default_policy`
     #[arg(long, value_enum, value_name = "POLICY")]
     default_policy: Option<Policy>,
@@ -95,7 +107,10 @@ impl Convert {
 
 impl Consul {
     fn run(self, global: &Global) -> anyhow::Result<()> {
-        let texts = self.files.iter().map(|file| read(file)).collect::<anyhow::Result<Vec<_>>>()?;
+        let texts = match self.live.settings()? {
+            Some(settings) => block_on(self.live.read(settings))?,
+            None => self.files.iter().map(|file| read(file)).collect::<anyhow::Result<Vec<_>>>()?,
+        };
         let default_policy = self.default_policy.map(|policy| match policy {
             Policy::Allow => DefaultPolicy::Allow,
             Policy::Deny => DefaultPolicy::Deny,

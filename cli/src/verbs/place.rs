@@ -106,10 +106,10 @@ impl Place {
     pub(super) fn of(directories: &Directories, remote: &Remote) -> anyhow::Result<Self> {
         if !remote.is_given() && !directories.control_socket().exists() {
             let config = AgentConfig::load(directories.clone()).map_err(|error| usage(error.to_string()))?;
-            if let SourceConfig::Files(path) = config.source {
-                let local = file::read_all(&directories.services(), &config.ssh_ports);
+            if let SourceConfig::Files(ref path) = config.source {
+                let local = file::read_all(&directories.services(), &config.terms());
                 let local = local.map_err(|error| usage(error.to_string()))?;
-                return Ok(Self::Directory(ResourceDirectory::new(&path), local));
+                return Ok(Self::Directory(ResourceDirectory::new(path), local));
             }
         }
         Ok(Self::Control(remote.server(directories)?))

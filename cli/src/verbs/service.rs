@@ -9,8 +9,8 @@ use baremesh_agent::admin::client::Socket;
 use baremesh_agent::admin::report::{HealthReport, LocalServiceReport, StatusReport};
 use baremesh_agent::attribution::{Uid, uid_of};
 use baremesh_agent::config::{AgentConfig, Directories};
-use baremesh_agent::registration::LocalService;
 use baremesh_agent::registration::file::{self, Written, WrittenPort, WrittenWhenGone};
+use baremesh_agent::registration::{LocalService, Serves};
 use baremesh_model::name::{Key, Label, default_namespace};
 use clap::{Args, Subcommand, ValueEnum};
 use http::Method;
@@ -68,6 +68,9 @@ With --group, labels, account, locality, weight and probe come from a WorkloadGr
 follow it when it changes. Its ports are taken once, now: where connections are delivered is for the host alone to say. No
 group makes a host run a command. While there is no such group the service takes no calls.
 
+With --gateway there is no program: what comes to the ports leaves the mesh, as the Gateways say that select its labels
+(istio=egressgateway unless given). The host's agent.toml must say `role = \"gateway\"`: nothing pushed makes a host one.
+
 With a --check-… the agent looks at the service by itself. It takes no calls before its check passes for the first time,
 and none while it fails; connections that are open go on. Without one it is called as long as it is registered.";
 
@@ -81,6 +84,7 @@ Examples:
   baremesh service register orders --port 8080 --protocol http --check-http /healthz --check-interval 5s
   baremesh service register orders --group orders-vm --unit orders.service
   baremesh service register db --port 5432 --check-exec /usr/bin/pg_isready -q
+  baremesh service register egress --namespace mesh-system --gateway --port 80 --port 443 --protocol http --protocol tls
 
 With several ports, --protocol, --port-name and --deliver are given once for each port, in the order of the ports; a
 single --protocol holds for all of them.";
@@ -104,6 +108,9 @@ struct Register {
     /// Where the program listens [default: 127.0.0.1 and the target port]
     #[arg(long = "deliver", value_name = "ADDRESS:PORT")]
     deliver: Vec<SocketAddr>,
+    /// The agent itself is behind the ports, and has what comes there leave the mesh as Gateways say (docs/egress-gateway.md)
+    #[arg(long, conflicts_with_all = ["deliver", "unit", "user", "cgroup", "sources", "group"])]
+    gateway: bool,
     /// The systemd unit whose processes are the service: orders.service
     #[arg(long)]
     unit: Option<String>,
@@ -165,8 +172,8 @@ impl Service {
         match self.verb {
             ServiceVerb::Register(register) => {
                 let written = register.written(&directories)?;
-                let ssh_ports = AgentConfig::load(directories.clone())?.ssh_ports;
-                let local = file::register(&directories.services(), &written, &ssh_ports)?;
+                let terms = AgentConfig::load(directories.clone())?.terms();
+                let local = file::register(&directories.services(), &written, &terms)?;
                 let reloaded = reload(&directories)?;
                 match global.output {
                     Output::Json => {
@@ -201,6 +208,7 @@ impl Register {
             namespace: self.namespace.as_ref().map(ToString::to_string),
             service_account: self.service_account.as_ref().map(ToString::to_string),
             group: self.group.as_ref().map(ToString::to_string),
+            gateway: self.gateway,
             ports: match &self.group {
                 Some(group) if self.ports.is_empty() => self.ports_of_group(directories, group)?,
                 _ => self.written_ports()?,
@@ -294,7 +302,7 @@ fn reload(directories: &Directories) -> anyhow::Result<bool> {
 
 fn say_registered(local: &LocalService) -> anyhow::Result<()> {
     say(format_args!("{} is registered", local.key))?;
-    if local.matcher.is_none() && local.container.is_none() {
+    if local.matcher.is_none() && local.container.is_none() && local.serves == Serves::Program {
         remark(
             "note: its own calls carry the host's identity; --unit, --user or --cgroup gives them the service's",
         );
@@ -304,8 +312,8 @@ fn say_registered(local: &LocalService) -> anyhow::Result<()> {
 
 fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
     // As a set: what the agent would refuse is not to be listed as if all were well.
-    let ssh_ports = AgentConfig::load(directories.clone())?.ssh_ports;
-    let services = file::read_each(&directories.services(), &ssh_ports)?;
+    let terms = AgentConfig::load(directories.clone())?.terms();
+    let services = file::read_each(&directories.services(), &terms)?;
     let found = found_by_agent(directories);
     let of = |service: &LocalService| found.iter().find(|found| found.service == service.key.to_string());
     if output == Output::Json {
@@ -325,7 +333,10 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
     }
     let row = |(written, service): &(Written, Arc<LocalService>)| {
         let ports = service.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol));
-        let deliver = service.ports.iter().map(|port| port.deliver.to_string());
+        let deliver = service.ports.iter().map(|port| match service.serves {
+            Serves::Program => port.deliver.to_string(),
+            Serves::Gateway => "gateway".to_owned(),
+        });
         vec![
             service.key.to_string(),
             ports.collect::<Vec<_>>().join(" "),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use baremesh_agent::admin::client::{Socket, SocketError};
-use baremesh_agent::admin::report::StatusReport as AgentStatus;
+use baremesh_agent::admin::report::{ConsulReport, EndpointsReport, StatusReport as AgentStatus};
 use baremesh_model::health::Health;
 use clap::Args;
 use http::Method;
@@ -118,6 +118,17 @@ fn say_agent(agent: &AgentStatus) -> anyhow::Result<()> {
     if let Some(error) = &source.last_error {
         text.push_str(&format!("                the last state was refused: {error}\n"));
     }
+    if let Some(endpoints) = &agent.endpoints {
+        let EndpointsReport { all, services, held, called, declared } = endpoints;
+        let asked = match all {
+            true => "all are asked for".to_owned(),
+            false => format!("{called} called from here, {declared} named beforehand"),
+        };
+        text.push_str(&format!("  endpoints     of {held} of {services} services: {asked}\n"));
+    }
+    if let Some(consul) = &source.consul {
+        text.push_str(&consul_in_words(consul));
+    }
     text.push_str(&format!("  capture       {}\n", agent.capture));
     text.push_str(&format!("  privileges    {}\n", agent.privileges));
     text.push_str(&format!("  connections   {} open, {} tunnels\n", agent.open_connections, agent.tunnels));
@@ -148,6 +159,29 @@ fn say_agent(agent: &AgentStatus) -> anyhow::Result<()> {
         rows.collect(),
         empty,
     ))
+}
+
+/// Who answers and who leads, and how old each part is.
+fn consul_in_words(consul: &ConsulReport) -> String {
+    let who = match (&consul.address, &consul.leader) {
+        (None, _) => "nobody answers".to_owned(),
+        (Some(address), Some(leader)) => format!("{address} answers, {leader} leads"),
+        (Some(address), None) => format!("{address} answers, and there is no leader"),
+    };
+    let mut text = format!("  consul        {who}\n");
+    for part in &consul.parts {
+        let mut said = vec![match part.answered_seconds_ago {
+            Some(seconds) => format!("answered {seconds} s ago"),
+            None => "never answered".to_owned(),
+        }];
+        said.extend(part.index.map(|index| format!("index {index}")));
+        said.extend(part.last_error.iter().zip(part.failed_seconds_ago).map(|(error, seconds)| {
+            let until = if part.connected { "the last failure" } else { "failed" };
+            format!("{until} {seconds} s ago: {error}")
+        }));
+        text.push_str(&format!("                {}: {}\n", part.part, said.join(", ")));
+    }
+    text
 }
 
 fn say_control(control: &ControlStatus) -> anyhow::Result<()> {
@@ -214,7 +248,40 @@ fn host_row(host: &HostStatus, newest: u64) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use baremesh_agent::admin::report::ConsulPartReport;
+
     use super::*;
+
+    #[test]
+    fn tells_who_answers_for_consul_and_how_old_that_is() {
+        let part = ConsulPartReport { part: "the catalog".to_owned(), ..ConsulPartReport::default() };
+        let check = |consul: ConsulReport, expected: &str| assert_eq!(consul_in_words(&consul), expected);
+        check(ConsulReport::default(), "  consul        nobody answers\n");
+        let well = ConsulPartReport {
+            connected: true,
+            index: Some(7),
+            answered_seconds_ago: Some(3),
+            last_error: Some("gone".to_owned()),
+            failed_seconds_ago: Some(9),
+            ..part
+        };
+        let consul = ConsulReport {
+            address: Some("http://a:8500".to_owned()),
+            leader: Some("b:8300".to_owned()),
+            parts: vec![well.clone()],
+        };
+        check(
+            consul.clone(),
+            "  consul        http://a:8500 answers, b:8300 leads\n                the catalog: answered 3 s ago, index 7, \
+             the last failure 9 s ago: gone\n",
+        );
+        let ill = ConsulPartReport { connected: false, answered_seconds_ago: None, index: None, ..well };
+        check(
+            ConsulReport { leader: None, parts: vec![ill], ..consul },
+            "  consul        http://a:8500 answers, and there is no leader\n                the catalog: never answered, \
+             failed 9 s ago: gone\n",
+        );
+    }
 
     #[test]
     fn tells_the_states_of_a_host_apart() {

@@ -66,7 +66,7 @@ impl HostPattern {
     }
 
     /// The pattern with a service's name in full, as read in a resource of namespace `from`.
-    pub(super) fn resolved(&self, from: &Label, domain: &Domain) -> Self {
+    pub fn resolved(&self, from: &Label, domain: &Domain) -> Self {
         match self {
             Self::Exact(name) => Self::Exact(HostName::resolve(name, from, domain).full),
             other => other.clone(),
@@ -74,7 +74,7 @@ impl HostPattern {
     }
 
     /// How long the part is that must be there; the longer one goes first.
-    pub(super) fn length(&self) -> usize {
+    pub fn length(&self) -> usize {
         match self {
             Self::Exact(text) | Self::Suffix(text) => text.len(),
             Self::Any => 0,

@@ -108,13 +108,30 @@ impl Routing {
         self.of_host(host).find(holds).map(|bound| &bound.routes)
     }
 
-    /// All routes that hold at a gateway for a host, in the order in which they are tried.
-    pub fn at_gateway<'a>(
-        &'a self,
+    /// All routes that hold at a gateway of `namespace` for a host, in the order in which they are tried.
+    pub fn at_gateway(
+        &self,
+        namespace: &Label,
         gateway: &Gateway,
         host: &HostName,
-    ) -> impl Iterator<Item = &'a Arc<Routes>> {
-        self.of_host(host).filter(move |bound| bound.gateways.contains(gateway)).map(|bound| &bound.routes)
+    ) -> impl Iterator<Item = &Arc<Routes>> {
+        let holds = move |bound: &&Arc<Bound>| {
+            bound.gateways.contains(gateway) && bound.visibility.includes(namespace)
+        };
+        self.of_host(host).filter(holds).map(|bound| &bound.routes)
+    }
+
+    /// All routes that hold at a gateway of `namespace`, whichever host they are for, each once and in the order of their keys:
+    /// bytes name no host.
+    pub fn of_gateway(&self, namespace: &Label, gateway: &Gateway) -> Vec<&Arc<Routes>> {
+        let stars = self.stars.iter().map(|(_, bound)| bound);
+        let all = self.exact.values().flatten().chain(stars);
+        let holds =
+            |bound: &&Arc<Bound>| bound.gateways.contains(gateway) && bound.visibility.includes(namespace);
+        let mut found: Vec<_> = all.filter(holds).map(|bound| &bound.routes).collect();
+        found.sort_by(|one, other| one.key.cmp(&other.key));
+        found.dedup_by(|one, other| one.key == other.key);
+        found
     }
 
     /// What of delegates is not in force, in the order of the roots' keys.

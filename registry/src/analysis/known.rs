@@ -99,6 +99,11 @@ impl<'p> Known<'p> {
             || self.unread.resources.contains(&ResourceId { kind: Kind::Service, key: key.clone() })
     }
 
+    /// Whether a resource may be among what could not be read.
+    pub(super) fn may_be_unread(&self, kind: Kind, key: &Key) -> bool {
+        self.unread.others || self.unread.resources.contains(&ResourceId { kind, key: key.clone() })
+    }
+
     /// What to write in the place of a host that is not there.
     pub(super) fn instead_of(&self, host: &str, from: &Label) -> String {
         let services = || self.parts.services.keys();

@@ -113,6 +113,15 @@ fn or_empty<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -
     Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
+/// Who leads Consul's servers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leader {
+    /// The address that says so.
+    pub asked: String,
+    /// The leader, as servers know each other (`10.0.0.1:8300`); nothing where they have none.
+    pub leader: Option<String>,
+}
+
 impl Client {
     /// The names of all services with their tags.
     pub async fn services(&self, read: Read) -> Result<Answer<BTreeMap<String, Vec<String>>>, ConsulError> {
@@ -132,10 +141,10 @@ impl Client {
         }
     }
 
-    /// Consul's leader, if it has one.
-    pub async fn leader(&self) -> Result<Option<String>, ConsulError> {
+    /// Who leads Consul's servers. No token is needed for that.
+    pub async fn leader(&self) -> Result<Leader, ConsulError> {
         let came = self.ask(Asked::new(Method::GET, "/v1/status/leader".to_owned())).await?;
         let leader: String = came.json()?;
-        Ok((!leader.is_empty()).then_some(leader))
+        Ok(Leader { leader: Some(leader).filter(|leader| !leader.is_empty()), asked: came.address })
     }
 }

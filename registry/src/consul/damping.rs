@@ -11,7 +11,7 @@ use crate::control::leases::{ALARM_HOSTS, ALARM_PERCENT};
 
 /// Losses within so long count as one.
 pub const WINDOW: Duration = Duration::from_secs(30);
-/// How long a catalog that began anew, or that is seen for the first time since the agent started, is not believed in what
+/// How long a catalog that began anew, was away, or is seen for the first time since the agent started, is not believed in what
 /// it lacks: others may not have registered again.
 pub const BEGINNING: Duration = Duration::from_secs(60);
 /// How long what was lost with many others stays in force, unless it comes back.
@@ -35,8 +35,8 @@ impl Damper {
         Self { present: known, doubted_until: Some(now + BEGINNING), ..Self::default() }
     }
 
-    /// The catalog is another than before.
-    pub fn began_anew(&mut self, now: Instant) {
+    /// The catalog is another than before, or was away: what it lacks is not believed for a while.
+    pub fn doubt(&mut self, now: Instant) {
         self.doubted_until = Some(now + BEGINNING);
     }
 
@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_catalog_that_began_anew_is_not_believed_in_what_it_lacks() {
         let (mut damper, now) = knowing(1);
-        damper.began_anew(now);
+        damper.doubt(now);
         assert_eq!(well(&damper.take(seen([], &[]), now)), 1);
         let mut started = Damper::new(seen([0], &[]), now);
         assert_eq!(

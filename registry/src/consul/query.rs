@@ -105,6 +105,11 @@ impl Place {
         if index == waited { Step::Same } else { Step::Changed }
     }
 
+    /// Where the last answer stood; 0 before the first.
+    pub fn last(self) -> u64 {
+        self.last
+    }
+
     /// From the beginning, after a failure. That the index went back meanwhile is noticed all the same.
     pub fn reset(&mut self) {
         self.index = 0;

@@ -92,8 +92,10 @@ pub struct Effects {
     pub services: BTreeSet<Key>,
     /// Endpoints, by host and service.
     pub endpoints: BTreeSet<(Label, Key)>,
-    /// Workloads whose registration is gone.
+    /// Workloads whose registration is gone,
     pub gone: Vec<Key>,
+    /// and the services that they were of.
+    pub left: BTreeSet<Key>,
 }
 
 /// Everything known.
@@ -168,6 +170,17 @@ impl Catalog {
         let registered = self.published(host, service)?;
         let service = self.base(service)?;
         Some(registered.registration.workload(registered.workload.clone(), host.clone(), &service))
+    }
+
+    /// The endpoints of a service that its registrations come to, as far as they are to be published.
+    pub fn endpoints_of(&self, key: &Key) -> Vec<Workload> {
+        let Some(service) = self.base(key) else { return Vec::new() };
+        let hosts = self.members.get(key).into_iter().flat_map(BTreeMap::values);
+        let endpoint = |host: &Label| {
+            let Registered { registration, workload, .. } = self.published(host, key)?;
+            Some(registration.workload(workload.clone(), host.clone(), &service))
+        };
+        hosts.filter_map(endpoint).collect()
     }
 
     /// The registration, when its host is there and nothing contradicts it.
@@ -288,6 +301,7 @@ impl Catalog {
             self.workload_names.remove(&name);
         }
         effects.gone.push(name);
+        effects.left.insert(service.clone());
         if let Some(members) = self.members.get_mut(service) {
             members.remove(&before.sequence);
             if members.is_empty() {

@@ -17,7 +17,7 @@ use super::message::{
 };
 use super::registration::{Registration, health_changes};
 use super::subscription::Subscription;
-use super::{ANSWERS_RENEWALS, PROTOCOL, TAKES_HEALTH, understands};
+use super::{ANSWERS_RENEWALS, ENDPOINT_ADDRESSES, PROTOCOL, TAKES_HEALTH, understands};
 
 /// The first pause before connecting again.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -108,6 +108,7 @@ where
         epoch: 0,
         confirmed: wanted,
         asked: None,
+        needs_all: false,
         subscribed: 0,
         registered: 0,
         told: Vec::new(),
@@ -137,6 +138,9 @@ struct Connection<'a, R, W, P> {
     /// marker always says which of the two it satisfies.
     confirmed: Subscription,
     asked: Option<(u64, Subscription)>,
+    /// Whether the server does not tell where the endpoints are that nobody asks for: nothing less than all of them is put in
+    /// force then, for what is not known to be the mesh's would be called in plaintext.
+    needs_all: bool,
     /// How many subscriptions were asked for, and lists of registrations sent.
     subscribed: u64,
     registered: u64,
@@ -167,6 +171,7 @@ where
         let lease = Duration::from_secs(welcome.lease_seconds.clamp(LEASE_BOUNDS.0, LEASE_BOUNDS.1));
         let takes_health = welcome.capabilities.iter().any(|capability| capability == TAKES_HEALTH);
         let answers = welcome.capabilities.iter().any(|capability| capability == ANSWERS_RENEWALS);
+        self.needs_all = !welcome.capabilities.iter().any(|capability| capability == ENDPOINT_ADDRESSES);
         self.epoch = welcome.epoch;
         self.link(|link| {
             (link.connected, link.server_version) = (true, printable(&welcome.server_version));
@@ -290,6 +295,11 @@ where
                 return Err(error.into());
             }
         };
+        if self.needs_all && self.confirmed != Subscription::All {
+            // All of it is on its way.
+            self.followed.refused(former);
+            return Ok(());
+        }
         let version = complete.version;
         match if news { (self.publish)(self.followed.entries(), version) } else { Ok(()) } {
             Ok(()) => {
@@ -333,7 +343,10 @@ where
     }
 
     async fn subscribe(&mut self, local: &mut Local) -> Result<(), FollowError> {
-        let wanted = local.subscription.borrow_and_update().clone();
+        let wanted = match (local.subscription.borrow_and_update(), self.needs_all) {
+            (_, true) => Subscription::All,
+            (wanted, false) => wanted.clone(),
+        };
         if self.asked.is_some() || wanted == self.confirmed {
             return Ok(());
         }

@@ -29,15 +29,16 @@ use super::subscription::Subscription;
 
 /// Most bytes of a state, in memory and in its file.
 pub const MAX_STATE: usize = 512 << 20;
-/// Most entries of a state: every service, policy and endpoint of the mesh is one. A host holds them all, whoever it
-/// calls, because it captures what is opened to endpoints' own addresses.
+/// Most entries of a state: every service and policy of the mesh is one, and every endpoint that a host has asked for.
 pub const MAX_ENTRIES: usize = 250_000;
 /// The least time between two writes of the state's file,
 pub const SAVE_GAP: Duration = Duration::from_secs(2);
 /// and for each MiB of a state so much more.
 const SAVE_GAP_A_MIB: Duration = Duration::from_secs(1);
-/// Version of the file.
+/// Version of the file where it holds all endpoints,
 const FORMAT: u32 = 1;
+/// and where it does not: a program that does not know where the others are must not start from it.
+const FORMAT_OF_SOME: u32 = 2;
 
 /// Why a difference was not applied or a file not used.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +54,7 @@ pub enum FollowedError {
     )]
     TooLarge,
     #[error(
-        "the mesh has more than {MAX_ENTRIES} services, policies and endpoints, and an agent holds no more: split the mesh, or \
+        "more than {MAX_ENTRIES} services, policies and endpoints were sent, and an agent holds no more: split the mesh, or \
          remove what nobody needs"
     )]
     TooMany,
@@ -381,7 +382,8 @@ impl Followed {
         let (epoch, version) = (mark.epoch, mark.version);
         let body = BodyRef { epoch, version, subscription: mark.subscription.written(), entries };
         let body = serde_json::to_vec(&body).expect("text keys and values that were JSON");
-        let header = Header { format: FORMAT, sha256: Digest::of_bytes(&body).to_string() };
+        let format = if mark.subscription == Subscription::All { FORMAT } else { FORMAT_OF_SOME };
+        let header = Header { format, sha256: Digest::of_bytes(&body).to_string() };
         let mut bytes = serde_json::to_vec(&header).expect("plain fields");
         bytes.push(b'\n');
         bytes.extend(body);
@@ -396,8 +398,11 @@ fn decode(bytes: &[u8]) -> Result<Body, String> {
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("it has no first line")?;
     let header: Header =
         serde_json::from_slice(&bytes[..end]).map_err(|error| format!("its first line: {error}"))?;
-    if header.format != FORMAT {
-        return Err(format!("its format is {}, this program knows {FORMAT}", header.format));
+    if ![FORMAT, FORMAT_OF_SOME].contains(&header.format) {
+        return Err(format!(
+            "its format is {}, this program knows {FORMAT} and {FORMAT_OF_SOME}",
+            header.format
+        ));
     }
     let body = &bytes[end + 1..];
     if Digest::of_bytes(body).to_string() != header.sha256 {

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 
 use baremesh_model::health::Health;
 use baremesh_model::name::{Key, Label};
+use baremesh_model::workload::Workload;
 use serde_json::Value;
 use tokio::sync::Notify;
 
 use super::catalog::{Catalog, Change, Effects};
+use super::endpoint_addresses::entry_key;
 use super::leases::Leases;
 use super::message::Outcome;
 use super::ownership::Speakers;
@@ -19,6 +21,11 @@ use super::push::{Push, Pushes};
 use super::server::{Format, MAX_HOSTS, parse_key};
 use super::state::{Audience, Held, State};
 use super::subscription::Subscription;
+
+/// Where endpoints are, for those who have not asked for them.
+mod addresses;
+
+use addresses::Written;
 
 /// A version that an agent could not put in force.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +94,7 @@ pub(super) struct Core {
     /// What the authority says, beside the resources.
     pub(super) statements: BTreeMap<String, Value>,
     pub(super) state: State,
+    written: Written,
     pushes: Pushes,
     pub(super) leases: Leases,
     pub(super) speakers: Speakers,
@@ -106,8 +114,20 @@ impl Core {
         }
         let (resources, statements, agents) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let catalog = Arc::new(catalog);
-        let (state, pushes, speakers) = (State::new(epoch), Pushes::default(), Speakers::default());
-        Self { catalog, resources, statements, state, pushes, leases, speakers, agents, next_session: 1 }
+        let (state, written) = (State::new(epoch), Written::default());
+        let (pushes, speakers) = (Pushes::default(), Speakers::default());
+        Self {
+            catalog,
+            resources,
+            statements,
+            state,
+            written,
+            pushes,
+            leases,
+            speakers,
+            agents,
+            next_session: 1,
+        }
     }
 
     /// What brings an agent that holds `held` to the newest version of `wanted`.
@@ -239,7 +259,7 @@ impl Core {
             let name = Key::new(service.namespace.clone(), registered.workload.clone());
             let endpoint = self.catalog.endpoint(host, service);
             let value = endpoint
-                .map(|workload| (Audience::CallersOf(service.clone()), (format.write_workload)(&workload)));
+                .map(|workload| (self.audience_of(&workload, service), (format.write_workload)(&workload)));
             entries.insert(workload_entry(&name), value);
         }
         for (name, value) in entries {
@@ -249,6 +269,15 @@ impl Core {
                 None if self.resources.contains_key(&name) => {}
                 None => self.state.remove(&name),
             }
+        }
+        let of_endpoints = effects.endpoints.iter().map(|(_, service)| service);
+        let services: BTreeSet<&Key> = of_endpoints
+            .chain(&effects.services)
+            .chain(&effects.left)
+            .filter(|key| key.as_host().is_none())
+            .collect();
+        for service in services {
+            self.publish_addresses(service);
         }
     }
 
@@ -266,6 +295,7 @@ impl Core {
 
     /// Publishes everything; what is the same as before is no change.
     pub(super) fn publish_all(&mut self, format: &Format) {
+        self.written = Written::of(self.catalog.declared());
         let mut entries: BTreeMap<String, (Audience, Value)> = BTreeMap::new();
         for (name, value) in &self.resources {
             let audience = match parse_key(name) {
@@ -290,8 +320,13 @@ impl Core {
                 let service = workload.service.clone().unwrap_or_else(|| workload.key.name.clone());
                 let service = Key::new(workload.key.namespace.clone(), service);
                 let value = (format.write_workload)(&workload);
-                entries.insert(workload_entry(&workload.key), (Audience::CallersOf(service), value));
+                entries.insert(workload_entry(&workload.key), (self.audience_of(&workload, &service), value));
             }
+        }
+        for service in self.catalog.services() {
+            let audience = || Audience::OthersThanCallersOf(service.clone());
+            let parts = self.addresses(service).into_iter().enumerate();
+            entries.extend(parts.map(|(part, value)| (entry_key(service, part), (audience(), value))));
         }
         self.state.replace(&entries);
     }
@@ -313,6 +348,15 @@ impl Core {
         Some((format!("ServiceEntry/{}/{}", key.namespace, key.name), (format.write_service_entry)(&entry)))
     }
 
+    /// Who is sent an endpoint of a service: its callers, and everyone where a ServiceEntry selects it, since what those call is
+    /// not asked for.
+    fn audience_of(&self, workload: &Workload, service: &Key) -> Audience {
+        match self.written.is_selected(workload) {
+            true => Audience::Everyone,
+            false => Audience::CallersOf(service.clone()),
+        }
+    }
+
     /// Who is sent a hand-written workload: the callers of the one service that it serves, and everyone when
     /// that cannot be told for good, since registrations may imply services later.
     fn audience(&self, key: &Key) -> Audience {
@@ -324,7 +368,7 @@ impl Core {
         let known = named.is_none_or(|named| declared.services.contains_key(&named));
         let mut services = declared.services.values().filter(|service| workload.serves(service));
         match (services.next(), services.next()) {
-            (Some(only), None) if known => Audience::CallersOf(only.key.clone()),
+            (Some(only), None) if known => self.audience_of(workload, &only.key),
             _ => Audience::Everyone,
         }
     }

@@ -26,7 +26,7 @@ use super::registration::{Registration, read_health};
 use super::server::{Control, ControlError, MAX_HOSTS};
 use super::state::Held;
 use super::subscription::{Subscription, service_key};
-use super::{ANSWERS_RENEWALS, PROTOCOL, TAKES_HEALTH, understands};
+use super::{ANSWERS_RENEWALS, ENDPOINT_ADDRESSES, PROTOCOL, TAKES_HEALTH, understands};
 
 /// How long a new connection has for its first message.
 pub const HELLO_WAIT: Duration = Duration::from_secs(10);
@@ -318,7 +318,7 @@ impl Session<'_> {
         let resume = hello.resume.as_ref();
         let mut held = resume.and_then(|resume| self.control.0.core().state.resume(resume, &asked));
         writer.send(&frame(&self.welcome())).await?;
-        let mut subscribed = None;
+        let (mut subscribed, mut marked) = (None, 0);
         let mut large = LargePlace::new(&self.control.0.large_pushes);
         loop {
             versions.borrow_and_update();
@@ -341,7 +341,9 @@ impl Session<'_> {
             let wanted = contents.subscription;
             let push = self.control.0.core().push(held.as_ref(), &wanted);
             let version = push.version;
-            let is_news = subscribed != Some(contents.subscribed) || !push.pieces.is_empty();
+            // What has changed may be nothing that this agent asked for: with its next renewal it learns that it has the newest.
+            let is_behind = contents.renewed && marked != version;
+            let is_news = subscribed != Some(contents.subscribed) || !push.pieces.is_empty() || is_behind;
             if is_news {
                 let pushing = push_to(writer, &push, contents.subscribed);
                 timeout(PUSH_TIME, pushing).await.map_err(|_| FrameError::Stalled)??;
@@ -350,6 +352,7 @@ impl Session<'_> {
             drop(push);
             large.give_back();
             if is_news {
+                marked = version;
                 self.control.0.core().agent(self.host).sent = version;
             }
             (held, subscribed) = (Some(Held { version, subscription: wanted }), Some(contents.subscribed));
@@ -370,7 +373,7 @@ impl Session<'_> {
         Welcome {
             protocol: PROTOCOL,
             server_version: self.control.0.settings.version.clone(),
-            capabilities: vec![ANSWERS_RENEWALS.to_owned(), TAKES_HEALTH.to_owned()],
+            capabilities: [ANSWERS_RENEWALS, TAKES_HEALTH, ENDPOINT_ADDRESSES].map(str::to_owned).into(),
             lease_seconds: core.leases.period().as_secs().max(1),
             epoch: core.state.epoch(),
             mesh: mesh.map(|(_, value)| value.clone()),

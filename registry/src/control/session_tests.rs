@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::client::{Ended, FollowError, Local, follow};
 use super::codec::{FrameReader, FrameWriter, MAX_MESSAGE};
+use super::digest::Digest;
 use super::followed::{Entries, Followed};
 use super::memory::HostStatus;
 use super::message::{Complete, FromAgent, FromControl, Hello, Register, Renew, Unknown, frame};
@@ -117,6 +118,8 @@ mod ownership;
 mod health;
 /// Many agents at once.
 mod crowd;
+/// Who has not asked for all endpoints.
+mod subscriptions;
 
 type Near = (ReadHalf<DuplexStream>, WriteHalf<DuplexStream>);
 
@@ -149,9 +152,17 @@ impl Agent {
         Self::over(connect(control, host), followed, registrations)
     }
 
-    fn over((reader, writer): Near, mut followed: Followed, registered: Vec<Registration>) -> Self {
+    fn over(near: Near, followed: Followed, registered: Vec<Registration>) -> Self {
+        Self::asking(near, followed, (registered, Subscription::All))
+    }
+
+    fn asking(
+        (reader, writer): Near,
+        mut followed: Followed,
+        (registered, asked): (Vec<Registration>, Subscription),
+    ) -> Self {
         let (registrations, own) = watch::channel(registered);
-        let (subscription, wanted) = watch::channel(Subscription::All);
+        let (subscription, wanted) = watch::channel(asked);
         let (shutdown, told) = watch::channel(false);
         let (published, seen) = watch::channel((0, BTreeMap::new()));
         let link = followed.link();
@@ -247,14 +258,15 @@ async fn sends_endpoints_to_those_that_asked() {
     let services = ["Service/x/a", "Service/x/b"];
     all.sees(&[services[0], services[1], "WorkloadEntry/x/a-h1", "WorkloadEntry/x/b-h1"]).await;
     let mut some = Agent::start(&control, "h2", Followed::new(None), vec![]);
+    let elsewhere = ["EndpointAddresses/x/a", "EndpointAddresses/x/b"];
     some.subscription.send_replace(Subscription::Services([key("b.x")].into()));
-    some.sees(&[services[0], services[1], "WorkloadEntry/x/b-h1"]).await;
+    some.sees(&[services[0], services[1], elsewhere[0], "WorkloadEntry/x/b-h1"]).await;
     some.subscription.send_replace(Subscription::Services([key("a.x"), key("b.x")].into()));
     some.sees(&[services[0], services[1], "WorkloadEntry/x/a-h1", "WorkloadEntry/x/b-h1"]).await;
     some.subscription.send_replace(Subscription::default());
-    some.sees(&services).await;
+    some.sees(&[services[0], services[1], elsewhere[0], elsewhere[1]]).await;
     all.registrations.send_replace(vec![registration("b.x", "10.0.0.2")]);
-    some.sees(&services[1..]).await;
+    some.sees(&[services[1], elsewhere[1]]).await;
 }
 
 #[tokio::test]
@@ -546,7 +558,7 @@ async fn speaks_with_peers_of_other_versions() {
     ] {
         server.send(message.as_bytes()).await.expect("sent");
     }
-    let digest = super::digest::Digest::of("Policy/x/p", "1").to_string();
+    let digest = Digest::of("Policy/x/p", "1").to_string();
     server.send(&frame(&Complete { version: 1, digest, full: true, subscribed: 0 })).await.expect("sent");
     agent.sees(&["Policy/x/p"]).await;
     server.close().await.expect("closed");

@@ -24,6 +24,8 @@ pub enum Audience {
     Everyone,
     /// The agents that asked for this service's endpoints.
     CallersOf(Key),
+    /// The agents that did not.
+    OthersThanCallersOf(Key),
 }
 
 impl Audience {
@@ -31,6 +33,7 @@ impl Audience {
         match self {
             Self::Everyone => true,
             Self::CallersOf(service) => subscription.covers(service),
+            Self::OthersThanCallersOf(service) => !subscription.covers(service),
         }
     }
 }
@@ -121,7 +124,9 @@ pub struct State {
     /// The newest deletion that is no longer remembered.
     horizon: u64,
     groups: BTreeMap<Audience, Group>,
-    total: Digest,
+    /// Of what those hold who ask for all, and of what else there is for those who ask for nothing.
+    all: Digest,
+    instead: Digest,
 }
 
 impl State {
@@ -136,7 +141,8 @@ impl State {
             deletions: BTreeMap::new(),
             horizon: 0,
             groups: BTreeMap::new(),
-            total: Digest::default(),
+            all: Digest::default(),
+            instead: Digest::default(),
         }
     }
 
@@ -155,6 +161,11 @@ impl State {
         self.entries.iter().map(|(key, entry)| (key, entry.sent.text()))
     }
 
+    /// Whether there is an entry of that key.
+    pub fn contains(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
     /// Sets an entry. The same value again is no change.
     pub fn set(&mut self, key: &str, audience: Audience, value: &Value) {
         let text = value.to_string();
@@ -171,7 +182,8 @@ impl State {
         let group = self.groups.entry(audience.clone()).or_default();
         group.digest = group.digest.plus(digest);
         group.keys.insert(key.clone());
-        self.total = self.total.plus(digest);
+        let total = self.total(&audience);
+        *total = total.plus(digest);
         self.changed.insert(self.version, key.clone());
         let sent = Sent::new(&key, &text);
         self.entries.insert(key, Entry { sent, digest, audience, version: self.version, moved });
@@ -213,13 +225,22 @@ impl State {
         }
         let Some(entry) = self.entries.remove(key) else { return };
         self.changed.remove(&entry.version);
-        self.total = self.total.minus(entry.digest);
+        let total = self.total(&entry.audience);
+        *total = total.minus(entry.digest);
         if let Some(group) = self.groups.get_mut(&entry.audience) {
             group.digest = group.digest.minus(entry.digest);
             group.keys.remove(key);
             if group.keys.is_empty() {
                 self.groups.remove(&entry.audience);
             }
+        }
+    }
+
+    /// The sum that the entries of an audience are part of.
+    fn total(&mut self, audience: &Audience) -> &mut Digest {
+        match audience {
+            Audience::Everyone | Audience::CallersOf(_) => &mut self.all,
+            Audience::OthersThanCallersOf(_) => &mut self.instead,
         }
     }
 
@@ -239,11 +260,14 @@ impl State {
         let of =
             |audience: &Audience| self.groups.get(audience).map(|group| group.digest).unwrap_or_default();
         match subscription {
-            Subscription::All => self.total,
-            Subscription::Services(services) => services
-                .iter()
-                .map(|service| of(&Audience::CallersOf(service.clone())))
-                .fold(of(&Audience::Everyone), Digest::plus),
+            Subscription::All => self.all,
+            Subscription::Services(services) => {
+                let for_others = of(&Audience::Everyone).plus(self.instead);
+                services.iter().fold(for_others, |sum, service| {
+                    sum.plus(of(&Audience::CallersOf(service.clone())))
+                        .minus(of(&Audience::OthersThanCallersOf(service.clone())))
+                })
+            }
         }
     }
 
@@ -435,13 +459,13 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        Set(u8, Option<u8>, u8),
+        Set(u8, Option<(u8, bool)>, u8),
         Remove(u8),
         Follow(Option<Vec<u8>>),
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let audience = proptest::option::of(0..3_u8);
+        let audience = proptest::option::of((0..3_u8, any::<bool>()));
         let step = prop_oneof![
             (0..6_u8, audience, any::<u8>())
                 .prop_map(|(key, audience, value)| Step::Set(key, audience, value)),
@@ -463,7 +487,11 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Set(key, audience, value) => {
-                        let audience = audience.map_or(Audience::Everyone, |n| Audience::CallersOf(service(n)));
+                        let audience = match audience {
+                            None => Audience::Everyone,
+                            Some((n, true)) => Audience::CallersOf(service(n)),
+                            Some((n, false)) => Audience::OthersThanCallersOf(service(n)),
+                        };
                         state.set(&format!("k{key}"), audience, &json!(value));
                     }
                     Step::Remove(key) => state.remove(&format!("k{key}")),

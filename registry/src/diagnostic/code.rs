@@ -13,6 +13,8 @@ pub enum Code {
     MissingReference,
     InvalidValue,
     HostConflict,
+    SidecarsOverlap,
+    SidecarsWithoutSelectors,
     PortNeeded,
     InvalidRegex,
     NoWorkloads,
@@ -47,14 +49,20 @@ pub enum Code {
     OtherProtocol,
     UnknownProvider,
     LeadsNowhere,
+    NobodyLetIn,
+    NotInGateway,
+    GatewaysConflict,
+    GatewayPort,
 }
 
 /// Every code, in the order of the table.
-const ALL: [Code; 38] = [
+const ALL: [Code; 44] = [
     Code::Deprecated,
     Code::MissingReference,
     Code::InvalidValue,
     Code::HostConflict,
+    Code::SidecarsOverlap,
+    Code::SidecarsWithoutSelectors,
     Code::PortNeeded,
     Code::InvalidRegex,
     Code::NoWorkloads,
@@ -62,8 +70,11 @@ const ALL: [Code; 38] = [
     Code::NoAuthorityForPort,
     Code::UnreachableRoute,
     Code::IneffectiveMatch,
+    Code::NotInGateway,
     Code::AddressesRequired,
+    Code::GatewaysConflict,
     Code::ClaimsUnverified,
+    Code::GatewayPort,
     Code::EmptySubset,
     Code::UnknownRuleHost,
     Code::ProtocolsDiffer,
@@ -89,6 +100,7 @@ const ALL: [Code; 38] = [
     Code::OtherProtocol,
     Code::UnknownProvider,
     Code::LeadsNowhere,
+    Code::NobodyLetIn,
 ];
 
 /// A code's text, what it is about, and what to do.
@@ -109,8 +121,9 @@ impl Code {
             ),
             Self::MissingReference => Row(
                 "IST0101",
-                "something is named that is not there: the host, port or subset of a route's destination, a delegate, the \
-                 namespace in an AuthorizationPolicy's source, the Service of a WorkloadEntry",
+                "something is named that is not there: the host, port or subset of a route's destination, a delegate, a Gateway, the \
+                 namespace in an AuthorizationPolicy's source, the Service of a WorkloadEntry, the \
+                 workloads that a Sidecar selects",
                 "correct the name, or add what it names; `--live` takes what hosts registered into account",
             ),
             Self::InvalidValue => Row(
@@ -123,6 +136,16 @@ impl Code {
                 "VirtualServices on the mesh are for the same host and the same callers: they are not merged, and the first by \
                  namespace and name holds alone",
                 "merge them into one, or let the one delegate to the others",
+            ),
+            Self::SidecarsOverlap => Row(
+                "IST0110",
+                "Sidecars of a namespace select the same workload: the first by name holds for it",
+                "let each workload be selected by one",
+            ),
+            Self::SidecarsWithoutSelectors => Row(
+                "IST0111",
+                "several Sidecars of a namespace have no `workloadSelector`: the first by name holds",
+                "merge them, or let all but one select workloads",
             ),
             Self::PortNeeded => Row(
                 "IST0112",
@@ -160,6 +183,21 @@ impl Code {
                 "IST0131",
                 "a block of `match` that takes nothing, because one before it takes all of it",
                 "remove it, or put it before the other",
+            ),
+            Self::NotInGateway => Row(
+                "IST0132",
+                "a VirtualService is bound to a Gateway that lists none of its hosts: nothing is routed there",
+                "list one of them in `servers[].hosts`, or correct it",
+            ),
+            Self::GatewaysConflict => Row(
+                "IST0145",
+                "two Gateways have the same hosts at one port of the same gateways",
+                "let one Gateway list a host at a port",
+            ),
+            Self::GatewayPort => Row(
+                "IST0162",
+                "a Gateway's port that the gateways which it selects do not have",
+                "name a port of the gateway, or register it there (`baremesh service register --gateway`)",
             ),
             Self::AddressesRequired => Row(
                 "IST0134",
@@ -257,7 +295,7 @@ impl Code {
             ),
             Self::PortNotServed => Row(
                 "BM0403",
-                "an AuthorizationPolicy names ports that none of its workloads serves; they are the workload's (`targetPort`), not \
+                "an AuthorizationPolicy, or `ingress` of a Sidecar, names ports that none of its workloads serves; they are the workload's (`targetPort`), not \
                  those that callers dial",
                 "write the port that the workload is advertised at",
             ),
@@ -284,7 +322,7 @@ impl Code {
             Self::OtherProtocol => Row(
                 "BM0408",
                 "routes that no port of the service can use: `http` where no port speaks HTTP, `tls` where none speaks TLS, `tcp` \
-                 where all speak HTTP",
+                 where all speak HTTP; a Gateway's server for a port that is registered for something else",
                 "declare the port's protocol in the Service (`protocol = \"http\"`), or write the other kind of route",
             ),
             Self::UnknownProvider => Row(
@@ -296,6 +334,11 @@ impl Code {
                 "BM0410",
                 "a ServiceEntry without ports, or whose endpoints are none: calls to its hosts fail",
                 "add `ports` or `endpoints`, or compare the labels of `workloadSelector`",
+            ),
+            Self::NobodyLetIn => Row(
+                "BM0411",
+                "an entry of a Sidecar's `ingress` says another `protocol` than the Service does for the port: nobody is let in by it",
+                "leave `protocol` out, or write that of the Service",
             ),
         }
     }
@@ -323,7 +366,7 @@ mod tests {
     #[test]
     fn every_code_is_in_the_table_once() {
         // The last of the enumeration: one that is added behind it and not to the table is seen here.
-        assert_eq!(ALL.len(), Code::LeadsNowhere as usize + 1);
+        assert_eq!(ALL.len(), Code::GatewayPort as usize + 1);
         let mut codes: Vec<_> = ALL.map(Code::as_str).to_vec();
         codes.sort_unstable();
         codes.dedup();

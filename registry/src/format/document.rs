@@ -12,8 +12,9 @@ use super::findings::Findings;
 use super::source::Span;
 use super::tree::{Entry, Node, Value};
 use super::{
-    authorization_policy, destination_rule, host_grant, kinds, mesh_config, peer_authentication, rate_limit,
-    request_authentication, service, service_entry, sidecar, virtual_service, workload_entry, workload_group,
+    authorization_policy, destination_rule, gateway, host_grant, kinds, mesh_config, peer_authentication,
+    rate_limit, request_authentication, service, service_entry, sidecar, virtual_service, workload_entry,
+    workload_group,
 };
 use crate::diagnostic::{Code, quote};
 use crate::resource::{KINDS, Resource, mesh_config_key};
@@ -50,7 +51,8 @@ pub(super) fn group_of(kind: Kind) -> &'static str {
         | Kind::DestinationRule
         | Kind::ServiceEntry
         | Kind::WorkloadGroup
-        | Kind::Sidecar => "networking.istio.io",
+        | Kind::Sidecar
+        | Kind::Gateway => "networking.istio.io",
         Kind::PeerAuthentication | Kind::AuthorizationPolicy | Kind::RequestAuthentication => {
             "security.istio.io"
         }
@@ -74,6 +76,7 @@ pub(super) fn table_of(kind: Kind) -> &'static [Field] {
         Kind::ServiceEntry => service_entry::FIELDS,
         Kind::WorkloadGroup => workload_group::FIELDS,
         Kind::Sidecar => sidecar::FIELDS,
+        Kind::Gateway => gateway::FIELDS,
     }
 }
 
@@ -171,15 +174,14 @@ fn text_of(node: Option<Node>, key: &str, at: Span, findings: &mut Findings) -> 
 /// so that they are refused by name.
 fn dialect(kind: &str, version: &str, span: Span, findings: &mut Findings) -> Option<Dialect> {
     let Some(known) = KINDS.into_iter().find(|known| known.name() == kind) else {
-        // Two groups have a Gateway.
-        let foreign = version.starts_with("gateway.networking.k8s.io/");
-        if foreign && kind == "Gateway" {
-            let help = "use Gateway of networking.istio.io, which a later version takes";
-            findings.error(span, Code::RefusedKind, "Kubernetes' Gateway is not taken", help);
-            return None;
-        }
         return Some(Dialect::Native);
     };
+    // Two groups have a Gateway.
+    if known == Kind::Gateway && version.starts_with("gateway.networking.k8s.io/") {
+        let help = "use Gateway of networking.istio.io";
+        findings.error(span, Code::RefusedKind, "Kubernetes' Gateway is not taken", help);
+        return None;
+    }
     if known == Kind::Service && version == "v1" {
         return Some(Dialect::Kubernetes);
     }
@@ -229,6 +231,7 @@ pub(super) fn decode(document: &Document, findings: &mut Findings) -> Option<Res
             | Kind::RateLimit
             | Kind::ServiceEntry
             | Kind::WorkloadGroup
+            | Kind::Gateway
     );
     if document.spec.is_none() && needs_spec {
         let message = "`spec` is required: it is missing or empty".to_owned();
@@ -268,6 +271,7 @@ fn decode_kind(decoder: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
             Resource::WorkloadGroup(workload_group::decode(decoder, metadata, spec)?.into())
         }
         Kind::Sidecar => Resource::Sidecar(sidecar::decode(decoder, metadata, spec)?.into()),
+        Kind::Gateway => Resource::Gateway(gateway::decode(decoder, metadata, spec)?.into()),
     })
 }
 

@@ -15,8 +15,9 @@ use super::findings::{Findings, Unknown};
 use super::source::{Source, Span};
 use super::tree::{Entry, MAX_DEPTH, MAX_VALUES, Node, Value};
 use super::{
-    authorization_policy, destination_rule, host_grant, mesh_config, peer_authentication, rate_limit,
-    request_authentication, service, service_entry, sidecar, virtual_service, workload_entry, workload_group,
+    authorization_policy, destination_rule, gateway, host_grant, mesh_config, peer_authentication,
+    rate_limit, request_authentication, service, service_entry, sidecar, virtual_service, workload_entry,
+    workload_group,
 };
 use crate::diagnostic::{Code, Diagnostic};
 use crate::resource::Resource;
@@ -66,6 +67,7 @@ fn encode_spec(resource: &Resource) -> Json {
         Resource::ServiceEntry(entry) => service_entry::encode(entry),
         Resource::WorkloadGroup(group) => workload_group::encode(group),
         Resource::Sidecar(sidecar) => sidecar::encode(sidecar),
+        Resource::Gateway(gateway) => gateway::encode(gateway),
     }
 }
 

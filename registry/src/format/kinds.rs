@@ -11,7 +11,7 @@ use crate::diagnostic::{Code, quote};
 use crate::resource::KINDS;
 
 /// Kinds that a later version takes.
-pub(super) const LATER_KINDS: [&str; 2] = ["Gateway", "Telemetry"];
+pub(super) const LATER_KINDS: [&str; 1] = ["Telemetry"];
 
 /// Kinds that are not taken, with what to use in their place.
 pub(super) const OTHER_KINDS: &[(&str, &str)] = &[
@@ -61,8 +61,8 @@ pub(super) const OTHER_KINDS: &[(&str, &str)] = &[
     ("ServiceAccount", "accounts need no resource: set `serviceAccount` of the Service"),
     ("Namespace", "namespaces need no resource: name one and it is there"),
     ("NetworkPolicy", "use AuthorizationPolicy"),
-    ("Ingress", "use VirtualService, and Gateway, which a later version takes"),
-    ("GatewayClass", "use Gateway of networking.istio.io, which a later version takes"),
+    ("Ingress", "gateways into the mesh are not there yet: have a proxy of your own call the service"),
+    ("GatewayClass", "use Gateway of networking.istio.io, for what leaves the mesh"),
     ("HTTPRoute", "use VirtualService"),
     ("GRPCRoute", "use VirtualService"),
     ("TCPRoute", "use VirtualService"),

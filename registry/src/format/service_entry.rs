@@ -308,7 +308,7 @@ fn ports(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<ServicePort>> {
 }
 
 /// What the port speaks; nothing where the text is empty, which Istio takes for none.
-fn protocol(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Option<Protocol>> {
+pub(super) fn protocol(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Option<Protocol>> {
     let text = d.any_text(at)?;
     if text.is_empty() {
         return Some(None);

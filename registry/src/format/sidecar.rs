@@ -1,11 +1,14 @@
-//! `Sidecar`: which services a workload calls.
+//! `Sidecar`: which services a workload calls, and at which ports it is called.
 
-use baremesh_model::sidecar::{Egress, EgressHost, Sidecar};
+use std::net::SocketAddr;
+
+use baremesh_model::sidecar::{Egress, EgressHost, Ingress, Sidecar};
 use serde_json::{Map, Value as Json, json};
 
 use super::decode::{At, Decoder, Fields, optional};
 use super::document::Metadata;
 use super::fields::{Field, enforced, no_effect, refused};
+use super::service_entry::protocol;
 use super::{json, outbound_policy};
 use crate::diagnostic::quote;
 
@@ -31,10 +34,26 @@ pub(super) static FIELDS: &[Field] = &[
         "egress[].hosts",
         "namespace/dnsName; `.` is the own namespace, `*` any, `~` none; the name may be `*` or begin with `*.`",
     ),
-    refused(
+    enforced(
         "ingress",
-        "which ports a service takes, and where they are delivered, is for its host's own registration to say",
+        "the ports at which they are called, and no others; without it as the less specific Sidecar says, or all",
     ),
+    enforced("ingress[].port", "a port of the workload"),
+    enforced("ingress[].port.number", "its number: the `targetPort` of the service's port"),
+    enforced(
+        "ingress[].port.protocol",
+        "what the service's port speaks, which the Service says; an entry that says something else is not of it",
+    ),
+    no_effect("ingress[].port.name", "ports are found by their numbers"),
+    refused("ingress[].port.targetPort", "`number` is the workload's port already: remove it"),
+    refused("ingress[].bind", "a workload is called at the addresses that its host announces: remove it"),
+    enforced("ingress[].captureMode", "DEFAULT alone: what is captured is said in agent.toml"),
+    enforced(
+        "ingress[].defaultEndpoint",
+        "127.0.0.1 or 0.0.0.0 ([::1], [::]) with the port's own number: where programs are, their host's registration says",
+    ),
+    refused("ingress[].tls", "tunnels end in mutual TLS of the mesh's own: remove it"),
+    refused("ingress[].connectionPool", "limits stand in the DestinationRule of the called service"),
     refused("inboundConnectionPool", "limits stand in the DestinationRule of the called service"),
     enforced(
         "outboundTrafficPolicy",
@@ -53,12 +72,14 @@ pub(super) fn decode(d: &mut Decoder<'_>, metadata: &Metadata<'_>, spec: &Fields
         optional(fields.take("labels"), |at| d.labels(&at))
     });
     let egress = optional(spec.take("egress"), |at| d.each(&at, entry));
+    let ingress = optional(spec.take("ingress"), |at| ingress(d, &at));
     let outbound = optional(spec.take("outboundTrafficPolicy"), |at| outbound_policy::decode(d, &at));
     Some(Sidecar {
         key: metadata.key.clone(),
         selector: selector?.flatten().filter(|labels| !labels.is_empty()),
         // An empty list is what leaving it out means.
         egress: egress?.filter(|entries| !entries.is_empty()),
+        ingress: ingress?.filter(|entries| !entries.is_empty()),
         outbound: outbound?,
     })
 }
@@ -78,6 +99,56 @@ fn entry(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Egress> {
         Some(hosts)
     });
     Some(Egress { port: port?.flatten().map(|port| port.get()), hosts: hosts? })
+}
+
+fn ingress(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Vec<Ingress>> {
+    let entries = d.each(at, ingress_entry)?;
+    let twice = entries
+        .iter()
+        .enumerate()
+        .find(|(index, entry)| entries[..*index].iter().any(|before| before.port == entry.port));
+    if let Some((_, entry)) = twice {
+        d.invalid(at, format!("port {} is there twice", entry.port), "leave one entry for each port");
+        return None;
+    }
+    Some(entries)
+}
+
+fn ingress_entry(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Ingress> {
+    let fields = d.fields(at)?;
+    let entry = d.required(&fields, "port").and_then(|at| {
+        let fields = d.fields(&at)?;
+        let number = d.required(&fields, "number").and_then(|at| d.port(&at));
+        let speaks = optional(fields.take("protocol"), |at| protocol(d, &at));
+        Some(Ingress { port: number?.get(), protocol: speaks?.flatten() })
+    });
+    let mode = optional(fields.take("captureMode"), |at| {
+        let is_default = d.text(&at)? == "DEFAULT";
+        if !is_default {
+            d.invalid(&at, "only DEFAULT is taken: what is captured is said in agent.toml", "remove it");
+        }
+        is_default.then_some(())
+    });
+    let endpoint = optional(fields.take("defaultEndpoint"), |at| {
+        let text = d.text(&at)?;
+        // Anything else would have what is pushed say where a host delivers to, which is for its own registration alone.
+        let says_nothing_new = text.is_empty() || is_where_it_listens(text, entry?.port);
+        if !says_nothing_new {
+            let fault = format!("{} is refused: it is not where the port itself is", quote(text));
+            let way = "remove it: where a program listens is said on its host, by `baremesh service register --port … --deliver …`";
+            d.invalid(&at, fault, way);
+        }
+        says_nothing_new.then_some(())
+    });
+    mode?;
+    endpoint?;
+    entry
+}
+
+/// Whether an address is that of the program itself at its own port, on loopback or whatever it listens at.
+fn is_where_it_listens(text: &str, port: u16) -> bool {
+    let read = text.parse::<SocketAddr>();
+    read.is_ok_and(|at| at.port() == port && (at.ip().is_loopback() || at.ip().is_unspecified()))
 }
 
 fn host(d: &mut Decoder<'_>, at: &At<'_>) -> Option<EgressHost> {
@@ -105,6 +176,13 @@ pub(super) fn encode(sidecar: &Sidecar) -> Json {
             }
         };
         spec.insert("egress".into(), egress.iter().map(entry).collect());
+    }
+    if let Some(ingress) = &sidecar.ingress {
+        let entry = |entry: &Ingress| match entry.protocol {
+            Some(protocol) => json!({ "port": { "number": entry.port, "protocol": protocol.name() } }),
+            None => json!({ "port": { "number": entry.port } }),
+        };
+        spec.insert("ingress".into(), ingress.iter().map(entry).collect());
     }
     if let Some(policy) = sidecar.outbound {
         spec.insert("outboundTrafficPolicy".into(), outbound_policy::encode(policy));

@@ -212,13 +212,15 @@ fn an_agent_that_lost_its_state_lets_nothing_out_before_it_has_one_again() {
     };
     // Twice with the guard's help; then as if the whole group of processes had been killed, so that the old rules stand.
     for turn in 0..3 {
+        let saved = web.host.path("/var/lib/baremesh/last-good.state");
+        wait_until("the state is saved", || saved.exists());
         mesh.kill_control();
         if turn == 2 {
             output_of(web.host.sh(&format!("kill -KILL $(cat /proc/{}/task/*/children)", web.agent_pid())));
         }
         web.kill_agent();
         wait_for_tries();
-        std::fs::remove_file(web.host.path("/var/lib/baremesh/last-good.state")).expect("a saved state");
+        std::fs::remove_file(saved).expect("a saved state");
         web.start_without_waiting();
         wait_until("the agent answers", || web.status().is_some());
         assert_eq!(

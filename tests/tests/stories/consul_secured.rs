@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::rc::Rc;
 
 use baremesh_tests::consul::Consul;
-use baremesh_tests::{Host, Member, Mesh, net, output_of, wait_until};
+use baremesh_tests::{Host, Member, Mesh, net, output_of, run, wait_until};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, IsCa, Issuer, KeyPair, SanType};
 use serde_json::{Value, json};
 
@@ -72,6 +72,27 @@ fn says(member: &Member, part: &str) -> bool {
     warnings.iter().filter_map(Value::as_str).any(|warning| warning.contains(part))
 }
 
+/// Its configuration is read by who shows both, and by nobody else.
+#[track_caller]
+fn converts_with_token_and_certificate(from: &Host, server: &Host) {
+    let address = format!("https://{}:8501", server.v4());
+    let place = |name: &str| format!("{PLACE}/{name}");
+    let (ca, token) = (place("ca.pem"), place("token"));
+    let line = ["convert", "consul", "--http-addr", &address, "--ca", &ca, "--default-policy", "deny"];
+    let shown = ["--cert", &place("tls.crt"), "--key", &place("tls.key")];
+    let all = line.into_iter().chain(["--token-file", &token]).chain(shown);
+    let said = run(from.baremesh(all));
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    for (lacking, part) in [
+        (line.into_iter().chain(shown).collect::<Vec<_>>(), "may not read every"),
+        (line.into_iter().chain(["--token-file", &token]).collect(), address.as_str()),
+    ] {
+        let refused = run(from.baremesh(&lacking));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && refused.stdout.is_empty() && said.contains(part), "{said}");
+    }
+}
+
 #[test]
 fn tokens_and_certificates_are_needed_and_used_as_they_change() {
     let net = Rc::new(net("consul-secured"));
@@ -112,6 +133,7 @@ fn tokens_and_certificates_are_needed_and_used_as_they_change() {
     web.start();
     web.wait_for_endpoints("orders.default", 1);
     assert_eq!(output_of(web.host.shop(["call", "orders", "80", "hello"])), "hello");
+    converts_with_token_and_certificate(&web.host, &server);
     // Another authority's certificate is shown by whoever poses as Consul.
     fs::write(web.host.path(tls("ca.pem")), &Authority::new().pem).expect("written");
     wait_until("it is not taken for Consul", || says(&web, "TLS with"));

@@ -59,7 +59,7 @@ fn a_control_server_that_was_killed_forgets_nobody() {
     let mesh = Mesh::with_control_arguments("lease", &["--lease", "3"]);
     let (web, _a, _b) = three(&mesh);
     let load = Load::start(&web.host, "store", 80);
-    let version = control_status(&mesh)["stateVersion"].as_u64();
+    load.wait_for_more(5);
     mesh.kill_control();
     let away = Instant::now();
     wait_until("every lease would have run out", || away.elapsed() > lease + pause);
@@ -73,8 +73,6 @@ fn a_control_server_that_was_killed_forgets_nobody() {
         back.elapsed() > lease * 3 / 2 + pause && ["web", "store-a", "store-b"].into_iter().all(connected)
     });
     assert_eq!(fewest, 2, "an endpoint vanished for a while");
-    let status = control_status(&mesh);
-    assert!(status["stateVersion"].as_u64() >= version, "{status}");
     // Operators compare the two: an agent has the version in force that the control server has, in its words of now.
     wait_until("agent and control server name the same version", || {
         let agent = web.status().unwrap_or_default();

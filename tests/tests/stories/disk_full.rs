@@ -34,6 +34,8 @@ fn an_agent_with_a_full_disk_serves_and_keeps_its_old_state() {
     store.host.serve("echo", ["echo", "127.0.0.1:7000"]);
     store.register("store", ["--port", "80:7000"]);
     web.wait_for_endpoints("store.default", 1);
+    assert_eq!(output_of(web.host.shop(["call", "store", "80", "before"])), "before");
+    web.wait_until_kept("store");
     web.stop_agent();
     give_small_disk(&web.host);
     web.start();

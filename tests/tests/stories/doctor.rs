@@ -4,69 +4,15 @@ use std::fs;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use baremesh_tests::clock::library;
 use baremesh_tests::{Host, Member, Mesh, exit, exit_code_of, needs_root, output_of, run, wait_until};
 use serde_json::Value;
 
+use crate::diagnosed::{diagnosed, explains, findings_of, named, named_by, over, said_by, seen, well};
 use crate::pair::Pair;
 
 /// Fewer connections than a machine of tests has descriptors for.
 const FEW: &str = "[proxy]\nmax_connections = 500\n";
-
-/// What is said of a host. Its exit code goes with it.
-#[track_caller]
-fn diagnosed(host: &Host, arguments: &[&str]) -> Value {
-    let output = run(host.baremesh(["doctor", "-o", "json"].iter().chain(arguments)));
-    let said: Value = match serde_json::from_slice(&output.stdout) {
-        Ok(said) => said,
-        Err(error) => panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)),
-    };
-    let is_wrong = said["errors"].as_u64() != Some(0);
-    assert_eq!(output.status.code(), Some(i32::from(is_wrong)), "{said:#}");
-    said
-}
-
-/// The findings with a code.
-fn findings_of(said: &Value, code: &str) -> Vec<Value> {
-    let findings = said["findings"].as_array().cloned().unwrap_or_default();
-    findings.into_iter().filter(|finding| finding["code"] == code).collect()
-}
-
-/// Waits until a fault is named, with what to do about it, and returns the finding.
-#[track_caller]
-fn named(host: &Host, code: &str, arguments: &[&str]) -> Value {
-    let mut found = None;
-    let mut last = Value::Null;
-    wait_until(&format!("{code} is named"), || {
-        last = diagnosed(host, arguments);
-        found = findings_of(&last, code).into_iter().next();
-        if found.is_none() {
-            eprintln!("{code} is not among {}", last["findings"]);
-        }
-        found.is_some()
-    });
-    let found = found.expect("it was there a moment ago");
-    for part in ["seen", "why", "do"] {
-        assert!(found[part].as_str().is_some_and(|text| text.len() > 3), "{part}: {found:#}");
-    }
-    found
-}
-
-/// Waits until nothing is wrong.
-#[track_caller]
-fn well(host: &Host, arguments: &[&str]) {
-    wait_until("nothing is wrong", || {
-        let said = diagnosed(host, arguments);
-        let findings = said["findings"].as_array().cloned().unwrap_or_default();
-        if !findings.is_empty() {
-            eprintln!("still {findings:#?}");
-        }
-        findings.is_empty()
-    });
-}
-
-fn seen(finding: &Value) -> &str {
-    finding["seen"].as_str().unwrap_or_default()
-}
 
 fn nft(host: &Host, commands: &[&str]) {
     for command in commands {
@@ -127,6 +73,8 @@ fn doctor_names_what_is_wrong_between_hosts_and_has_nothing_to_say_of_one_that_i
     )));
     let found = named(web, "peer_unreachable", &["--peers"]);
     assert!(found["do"].as_str().is_some_and(|way| way.contains("ip route get")), "{found:#}");
+    assert_ne!(exit_code_of(pair.call("echo", 7000, "nowhere")), exit::DONE);
+    explains(web, &["tcp://echo:7000", "--from", "web"], "ejected");
     output_of(web.sh(&format!(
         "ip route del unreachable {store_v4}/32; ip -6 route del unreachable {}/128",
         store.v6()
@@ -186,6 +134,11 @@ fn doctor_names_what_is_wrong_with_the_control_server_and_the_clock() {
     run(host.baremesh(["service", "register", "orders", "--port", "7300"]));
     let found = named(host, "not_granted", &[]);
     assert!(seen(&found).contains("sa/orders"), "{found:#}");
+    explains(
+        host,
+        &["tcp://web:80", "--from", "orders"],
+        "no certificate for spiffe://mesh.internal/ns/default/sa/orders",
+    );
     let found = named(&mesh.control, "registration_held", &[]);
     assert!(seen(&found).contains("orders.default of web"), "{found:#}");
     output_of(host.baremesh(["service", "deregister", "orders"]));
@@ -227,29 +180,34 @@ fn doctor_names_what_is_wrong_with_the_control_server_and_the_clock() {
     mesh.kill_control();
     named(host, "control_port", &[]);
     named(host, "registry_away", &[]);
+    explains(host, &["tcp://web:80"], "no newer one can come");
     named(&mesh.control, "control_down", &[]);
     mesh.start_control();
     well(host, &[]);
 
-    let mut agent = host.baremesh(["agent"]);
     // The clock on the wall alone: what is waited for goes by another.
-    agent.env("LD_PRELOAD", fake_time()).env("FAKETIME", "+300s").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
-    restart(&web, agent);
+    let library = library();
+    let skewed = |arguments: &[&str], by: &str| {
+        let mut command = host.baremesh(arguments);
+        command.env("LD_PRELOAD", &library).env("FAKETIME", by).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        command
+    };
+    // A host that lost its clock's battery.
+    web.stop_agent();
+    let agent = host.spawn("agent", skewed(&["agent"], "-3600s"));
+    let found = named_by("certificate_early", || said_by(skewed(&["doctor", "-o", "json"], "-3600s")));
+    assert!(seen(&found).contains("it is valid in"), "{found:#}");
+    agent.terminate();
+    agent.wait();
+    web.start();
+    well(host, &[]);
+
+    restart(&web, skewed(&["agent"], "+300s"));
     let found = named(host, "clock_skew", &[]);
     assert!(seen(&found).contains("ahead of the control server's"), "{found:#}");
 
     output_of(mesh.control.baremesh(["host", "revoke", "web"]));
     named(host, "control_refuses", &[]);
-}
-
-/// The library that gives a program another clock (Debian's `libfaketime`).
-fn fake_time() -> String {
-    let mut list = Command::new("sh");
-    list.args(["-c", "ls /usr/lib/*/faketime/libfaketime.so.1"]);
-    let found = run(list);
-    let found = String::from_utf8_lossy(&found.stdout).trim().to_owned();
-    assert!(!found.is_empty(), "the package libfaketime is not installed");
-    found
 }
 
 /// For how long the first of a member's certificates is valid still.
@@ -262,7 +220,8 @@ fn seconds_left(member: &Member) -> u64 {
 
 #[test]
 fn doctor_names_certificates_that_ended_and_those_that_cannot_be_renewed() {
-    let mesh = Mesh::with_control_arguments("doctor-ended", &["--workload-lifetime", "60"]);
+    let lifetimes = ["--workload-lifetime", "60", "--node-lifetime", "60"];
+    let mesh = Mesh::with_control_arguments("doctor-ended", &lifetimes);
     let web = member(&mesh, &["web"]);
     mesh.kill_control();
     named(&web.host, "renewal_fails", &[]);
@@ -270,16 +229,16 @@ fn doctor_names_certificates_that_ended_and_those_that_cannot_be_renewed() {
     for left in [30, 10] {
         wait_until("the certificate nears its end", || seconds_left(&web) < left);
     }
+    let found = named(&web.host, "certificate_near_end", &[]);
+    assert!(seen(&found).contains("ends in"), "{found:#}");
     let found = named(&web.host, "certificate_ended", &[]);
     assert!(seen(&found).contains("ago"), "{found:#}");
     named(&web.host, "not_ready", &[]);
+    explains(&web.host, &["tcp://web:80", "--from", "web"], "this agent is not ready: no certificate for");
+    let found = named(&web.host, "node_ended", &[]);
+    assert!(seen(&found).contains("renews itself for"), "{found:#}");
     mesh.start_control();
-    wait_until("it has another one", || {
-        let said = diagnosed(&web.host, &[]);
-        ["certificate_ended", "renewal_fails", "not_ready"]
-            .iter()
-            .all(|code| findings_of(&said, code).is_empty())
-    });
+    over(&web.host, &["certificate_ended", "renewal_fails", "not_ready", "node_ended"]);
 }
 
 #[test]
@@ -394,6 +353,7 @@ fn explain_names_what_keeps_a_call_from_its_service() {
     let store = &pair.store.host;
     output_of(store.baremesh(["service", "register", "ill", "--port", "7100", "--check-tcp"]));
     becomes("tcp://ill:7100", "no_endpoint", "unhealthy");
+    named(store, "service_unhealthy", &[]);
 
     pair.mesh.enforce(
         "[[Service]]\nname = \"nobody\"\nports = [{ port = 7200 }]\n\
@@ -405,4 +365,11 @@ fn explain_names_what_keeps_a_call_from_its_service() {
     becomes("http://split/", "no_destination", "no such service, port or subset");
     becomes("tcp://echo:7000", "refused", "default/closed");
     assert_ne!(exit_code_of(pair.call("echo", 7000, "refused")), exit::DONE);
+    becomes("tcp://echo:7009", "no_such_port", "7000/");
+    pair.mesh.enforce(
+        "[[Sidecar]]\nname = \"web\"\nworkloadSelector = { labels = { app = \"web\" } }\negress = [{ hosts = [\"./ill\"] }]\n\
+         outboundTrafficPolicy = { mode = \"REGISTRY_ONLY\" }\n",
+    );
+    becomes("tcp://echo:7000", "no_route", "Sidecar web.default");
+    becomes("tcp://192.0.2.1:80", "no_route", "not_in_registry");
 }

@@ -25,6 +25,8 @@ fn health(member: &Member, service: &str) -> Vec<String> {
 
 #[track_caller]
 fn wait_for_health(member: &Member, service: &str, expected: &[&str]) {
+    // Who does not call a service is not told how its endpoints are.
+    member.ask_for_endpoints(service);
     wait_until(&format!("{service} is {expected:?}"), || health(member, service) == expected);
 }
 
@@ -203,7 +205,7 @@ fn a_grpc_server_says_itself_whether_it_serves() {
         services.iter().any(|service| reason(service).contains(text))
     };
     wait_until("it does not serve", || says("it says NOT_SERVING"));
-    assert_eq!(health(&web, "shop.default"), ["unhealthy"]);
+    wait_for_health(&web, "shop.default", &["unhealthy"]);
     fs::write(store.host.path("/run/baremesh/serves"), "").expect("the host's runtime directory");
     wait_for_health(&web, "shop.default", &["healthy"]);
     fs::remove_file(store.host.path("/run/baremesh/serves")).expect("removed");

@@ -9,7 +9,8 @@ use baremesh_model::identity::Identity;
 use baremesh_model::name::{Domain, Label};
 use baremesh_tests::Host;
 use bytes::Bytes;
-use http::{Method, Request};
+use h2::{RecvStream, SendStream};
+use http::{Method, Request, Response};
 use rustls::SignatureScheme;
 use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
@@ -43,22 +44,56 @@ pub fn connect(
     bundle: Arc<TrustBundle>,
     authority: &str,
 ) -> Option<u16> {
+    let said = Bytes::from_static(b"GET / HTTP/1.0\r\n\r\n");
+    runtime().block_on(async {
+        let (answer, _stream) = tunnel(from, (to, callee, authority), (certificate, bundle), said).await?;
+        Some(answer.status().as_u16())
+    })
+}
+
+/// All that comes back to `said` within a tunnel that the agent at `to` gave for an authority; nothing where it gave none.
+pub fn ask(
+    from: &Host,
+    at: (Ipv4Addr, &str, &str),
+    shown: (&Issued, Arc<TrustBundle>),
+    said: String,
+) -> Option<String> {
+    runtime().block_on(async {
+        // Who ends its side while it is asked would be gone.
+        let (answer, _stream) = tunnel(from, at, shown, said.into()).await?;
+        let is_open = answer.status() == 200;
+        let (mut body, mut told) = (answer.into_body(), Vec::new());
+        while let Some(Ok(chunk)) = body.data().await {
+            told.extend_from_slice(&chunk);
+        }
+        is_open.then(|| String::from_utf8_lossy(&told).into_owned())
+    })
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+/// The answer to a CONNECT behind which something is said, and the way there.
+async fn tunnel(
+    from: &Host,
+    (to, callee, authority): (Ipv4Addr, &str, &str),
+    (certificate, bundle): (&Issued, Arc<TrustBundle>),
+    said: Bytes,
+) -> Option<(Response<RecvStream>, SendStream<Bytes>)> {
     let shows = Arc::new(Shows(certificate.certified_key().expect("a key that fits")));
     let config = client_config(shows, bundle, Expected::exactly(service(callee)));
     let stream = from.connect((to, 15008)).expect("the agent's port");
     stream.set_nonblocking(true).expect("a socket");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
-        let name = format!("{callee}.default.mesh.internal").try_into().expect("a server name");
-        let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
-        let (mut sender, connection) = h2::client::handshake(tls).await.ok()?;
-        tokio::spawn(connection);
-        let request = Request::builder().method(Method::CONNECT).uri(authority).body(()).expect("a request");
-        let (response, mut stream) = sender.send_request(request, false).ok()?;
-        let _ = stream.send_data(Bytes::from_static(b"GET / HTTP/1.0\r\n\r\n"), true);
-        Some(response.await.ok()?.status().as_u16())
-    })
+    let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
+    let name = format!("{callee}.default.mesh.internal").try_into().expect("a server name");
+    let tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.ok()?;
+    let (mut sender, connection) = h2::client::handshake(tls).await.ok()?;
+    tokio::spawn(connection);
+    let request = Request::builder().method(Method::CONNECT).uri(authority).body(()).expect("a request");
+    let (response, mut stream) = sender.send_request(request, false).ok()?;
+    let _ = stream.send_data(said, false);
+    Some((response.await.ok()?, stream))
 }
 
 /// What the control server at `to` answers to a request with an empty object for a body; nothing where it breaks off.
@@ -74,8 +109,7 @@ pub fn order(
     let config = client_config(shows, bundle, Expected::exactly(control));
     let stream = from.connect((to, 15012)).expect("the control server's port");
     stream.set_nonblocking(true).expect("a socket");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
+    runtime().block_on(async {
         let stream = tokio::net::TcpStream::from_std(stream).expect("a socket");
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
         let tls = connector.connect(baremesh_ca::tls::placeholder_server_name(), stream).await.ok()?;

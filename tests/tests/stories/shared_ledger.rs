@@ -48,7 +48,7 @@ fn told_of_consul(host: &Host, consul: &Host) {
 struct Two {
     mesh: Mesh,
     second: Host,
-    _second_server: Process,
+    second_server: Process,
     consul: Process,
     _store: Host,
 }
@@ -77,7 +77,7 @@ impl Two {
             run(second.baremesh(["host", "list"])).status.success()
         });
         output_of(second.baremesh(["ca", "rotate", "--intermediate"]));
-        Self { mesh, second, _second_server: second_server, consul, _store: store }
+        Self { mesh, second, second_server, consul, _store: store }
     }
 }
 
@@ -154,6 +154,39 @@ fn who_joined_at_one_control_process_renews_at_the_other_until_either_shuts_it_o
     let revoked =
         || String::from_utf8_lossy(&run(second.baremesh(["certs", "revoked"])).stdout).contains("web1");
     wait_until("the second lists what the first took back", revoked);
+}
+
+#[test]
+fn a_root_is_replaced_by_a_control_process_that_is_alone_and_others_begin_with_a_backup_of_it() {
+    let two = Two::new("root");
+    let (first, second) = (&two.mesh.control, &two.second);
+    let rotate = || run(first.baremesh(["ca", "rotate", "--root", "--within", "1s"]));
+    let refused = rotate();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("share the ledger and would not have"), "{said}");
+    // An intermediate is each one's own.
+    output_of(first.baremesh(["ca", "rotate", "--intermediate"]));
+    two.second_server.terminate();
+    two.second_server.wait();
+    wait_until("the first is alone", || rotate().status.success());
+    // With the state of before it does not come back, whether or not anything was signed under the new root yet.
+    let serve = ["control", "--shared-ledger", FILE, "--node-lifetime", "20"];
+    let lacking = run(second.baremesh(serve));
+    let said = String::from_utf8_lossy(&lacking.stderr).into_owned();
+    assert!(!lacking.status.success() && said.contains("lacks") && said.contains("backup"), "{said}");
+
+    let archive = "/etc/baremesh/with-the-root.tar";
+    output_of(first.baremesh(["backup", archive]));
+    fs::copy(first.path(archive), second.path(archive)).expect("the backup");
+    output_of(second.baremesh(["restore", "--replace", archive]));
+    let _server = second.spawn("control", second.baremesh(serve));
+    wait_until("the second control server answers", || {
+        run(second.baremesh(["host", "list"])).status.success()
+    });
+    let token = token_of(second, &["web"]);
+    let host = two.mesh.net.host("late", 30);
+    let answer = join(&host, second, &token);
+    assert!(answer.status.success(), "{}", String::from_utf8_lossy(&answer.stderr));
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn list_flows(plan: &CapturePlan, snapshot: &Snapshot, report: &mut PlanReport) 
 
 fn flow_report(flow: OpenFlow, snapshot: &Snapshot) -> FlowReport {
     let of_endpoint = || match snapshot.route(flow.to) {
-        Ok(Route::Endpoint(service, ..)) => Some(service.key.clone()),
+        Ok(Route::Endpoint(service, ..) | Route::Unheld(service, _)) => Some(service.key.clone()),
         _ => None,
     };
     FlowReport {

@@ -118,6 +118,9 @@ fn agents_of(snapshot: &Snapshot) -> BTreeMap<SocketAddr, String> {
             }
         }
     }
+    for (address, service) in snapshot.agents_elsewhere() {
+        agents.entry(address).or_insert_with(|| service.key.to_string());
+    }
     agents
 }
 

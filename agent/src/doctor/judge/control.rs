@@ -147,6 +147,7 @@ mod tests {
             version,
             taken,
             last_error: None,
+            consul: None,
         };
         let check = |source: SourceReport, newest, kept, expected: &[Code]| {
             assert_eq!(codes(&registry(&source, newest, kept, 1_000)), expected, "{source:?}");

@@ -2,6 +2,7 @@
 
 use crate::admin::report::capture::CaptureReport;
 use crate::admin::report::doctor::RestoredReport;
+use crate::capture::ROUTES_ALONE;
 use crate::doctor::code::Code;
 use crate::doctor::look::firewall::{Action, Chain, Hook};
 use crate::doctor::{Check, Finding};
@@ -35,6 +36,7 @@ pub fn own(report: &CaptureReport, restored: Option<&RestoredReport>, agent: Age
         // Without an agent nobody expects them.
         ("missing", None) if agent == Agent::Gone => {}
         ("missing", _) => check.found(Code::RulesMissing, "the table `inet baremesh` is not there"),
+        ("altered", _) if differences == ROUTES_ALONE => check.found(Code::RulesMissing, differences),
         ("gone", _) => check.found(Code::RulesGone, "the table has the rules for a gone agent"),
         (_, _) if report.routes.is_empty() && differences.contains("routes") => {
             check.found(Code::RouteMissing, differences);
@@ -153,6 +155,7 @@ mod tests {
             Agent::Runs,
             &[Code::RulesAltered],
         );
+        check(report("altered", Some("keeps"), &[ROUTES_ALONE], 2), Agent::Runs, &[Code::RulesMissing]);
         let routes = "the local routes of the virtual addresses are missing";
         check(report("altered", Some("keeps"), &[routes], 0), Agent::Runs, &[Code::RouteMissing]);
         let restored = |seconds| RestoredReport { times: 2, seconds, found: "x".to_owned(), by: None };

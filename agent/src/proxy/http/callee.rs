@@ -22,6 +22,7 @@ use super::downstream::{self, Exchange, Side};
 use super::external::Admitted;
 use super::forwarded_cert::{Proved, introduce};
 use super::forwarded_for;
+use super::gateway::AtGateway;
 use super::grpc::MessageCount;
 use super::reply::Reply;
 use super::upload::{Replay, Upload};
@@ -48,8 +49,8 @@ pub struct Arrived {
     pub delivered: Delivered,
     /// The state that they decided by.
     pub decided_by: Arc<Snapshot>,
-    /// The program's side.
-    pub program: TcpStream,
+    /// The program's side; none at a gateway.
+    pub program: Option<TcpStream>,
     /// Counts against the limit on connections.
     pub entered: Option<Entered>,
     /// Counts where it was sent to, as far as that is known here.
@@ -82,7 +83,12 @@ pub async fn serve(
     let entry = worker.open.enter(None, Some(delivered.clone()));
     entry.judge_again(&decided_by, &worker.shared.snapshot);
     let last = tunnel.as_ref().map(|tunnel| tunnel.ends + LAST_REQUEST);
+    let gateway = delivered.local.gateway.clone();
     let callee = Callee::new(Arc::clone(&worker), (delivered, tunnel), (peers, program));
+    let side = match gateway {
+        Some(gateway) => Side::Gateway(Box::new(AtGateway::new(callee, &gateway))),
+        None => Side::Callee(Box::new(callee)),
+    };
     let closed = async {
         if let ProxyError::NoLongerAllowed(_) = entry.until_closed().await {
             tokio::time::sleep(LAST_WORDS).await;
@@ -92,19 +98,19 @@ pub async fn serve(
         biased;
         // Both sides are reset: nobody takes what has come for all there is.
         () = closed => Ended::Normally,
-        ended = downstream::serve(Arc::new(Side::Callee(Box::new(callee))), reader, writer) => ended,
+        ended = downstream::serve(Arc::new(side), reader, writer) => ended,
         () = downstream::until(last) => Ended::Normally,
     }
 }
 
 /// Who asks for something, as far as its request says so and is believed.
-struct Asker {
+pub(super) struct Asker {
     /// What its token says.
-    token: Option<Token>,
+    pub(super) token: Option<Token>,
     /// Where the request comes from.
-    remote_ip: IpAddr,
+    pub(super) remote_ip: IpAddr,
     /// What the providers of CUSTOM policies said.
-    external: Admitted,
+    pub(super) external: Admitted,
 }
 
 /// A connection for a service of this host.
@@ -112,7 +118,7 @@ pub struct Callee {
     /// The worker that serves it.
     pub worker: Arc<Worker>,
     /// What policies decided on.
-    delivered: Delivered,
+    pub(super) delivered: Delivered,
     tunnel: Option<Through>,
     peers: Record,
     /// The program's side over HTTP/1 and where it is, while it stands and no request is on it.
@@ -126,10 +132,12 @@ impl Callee {
     fn new(
         worker: Arc<Worker>,
         (delivered, tunnel): (Delivered, Option<Through>),
-        (peers, program): (Record, TcpStream),
+        (peers, program): (Record, Option<TcpStream>),
     ) -> Self {
-        let (reader, writer) = bytes::of_socket(program);
-        let program = Some((delivered.local.deliver, Connection::new(reader, writer, (None, None))));
+        let program = program.map(|program| {
+            let (reader, writer) = bytes::of_socket(program);
+            (delivered.local.deliver, Connection::new(reader, writer, (None, None)))
+        });
         Self { worker, delivered, tunnel, peers, program: Mutex::new(program), shared: Upstreams::default() }
     }
 
@@ -143,9 +151,12 @@ impl Callee {
         &self.peers
     }
 
-    /// Carries a request to the program.
-    pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
-        let mut watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
+    /// What stands before a request is carried on: who sends it is told, and policies, tokens and limits decide. One that is
+    /// refused is answered and recorded here.
+    pub(super) async fn arrive(
+        &self,
+        exchange: &mut Exchange<'_>,
+    ) -> Result<(Arc<LocalEndpoint>, Asker, RequestRecord), Ended> {
         let snapshot = self.worker.shared.snapshot.load_full();
         snapshot.mesh.config.path_normalization.apply(&mut exchange.head.target);
         let certificate = self.tunnel.as_ref().map(|tunnel| &*tunnel.fingerprint);
@@ -155,19 +166,26 @@ impl Callee {
         introduce(headers, proved, &self.delivered.local.identity);
         let trusted = snapshot.mesh.config.trusted_proxies;
         let remote_ip = forwarded_for::tell(headers, trusted, self.delivered.source_ip);
-        let mut record = self.record(&exchange);
+        let mut record = self.record(exchange);
         let rules = snapshot.advertised(self.delivered.local.advertised).and_then(|now| now.tokens.as_ref());
         exchange.upload.hold_to(rules);
-        let admitted = self.admit(&snapshot, &mut exchange, remote_ip, &mut record).await;
-        drop(snapshot);
-        let (local, asker) = match admitted {
-            Ok((local, token, external)) => (local, Asker { token, remote_ip, external }),
+        match self.admit(&snapshot, exchange, remote_ip, &mut record).await {
+            Ok((local, token, external)) => Ok((local, Asker { token, remote_ip, external }, record)),
             Err(reply) => {
                 exchange.reply(&reply, &mut record).await;
                 let ended = record.ended();
                 self.finish(record, &exchange.upload);
-                return ended;
+                Err(ended)
             }
+        }
+    }
+
+    /// Carries a request to the program.
+    pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
+        let mut watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
+        let (local, asker, mut record) = match self.arrive(&mut exchange).await {
+            Ok(arrived) => arrived,
+            Err(ended) => return ended,
         };
         let mut download = Download::default();
         if record.protocol == RequestProtocol::Grpc {
@@ -251,7 +269,7 @@ impl Callee {
         record
     }
 
-    fn finish(&self, mut record: RequestRecord, upload: &Upload<'_>) {
+    pub(super) fn finish(&self, mut record: RequestRecord, upload: &Upload<'_>) {
         record.uploaded(upload);
         self.worker.telemetry.finish_request(&record);
     }

@@ -15,8 +15,9 @@ mod mirror;
 pub use mirror::MAX_COPIES;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
+use baremesh_model::authorization::Request;
 use baremesh_model::http::{PathNormalization, RequestHead};
 use baremesh_model::identity::Identity;
 use baremesh_model::name::Key;
@@ -31,7 +32,7 @@ use super::reply::Reply;
 use crate::proxy::Worker;
 use crate::proxy::error::ProxyError;
 use crate::proxy::flood::Ended;
-use crate::proxy::open::RequestWatch;
+use crate::proxy::open::{Delivered, RequestWatch};
 use crate::snapshot::external::Way;
 use crate::snapshot::{Cluster, Snapshot};
 use crate::telemetry::Record;
@@ -53,6 +54,14 @@ pub struct Caller {
     dialled: (Key, u16),
     authority: Authority,
     peers: Record,
+}
+
+/// A request that arrived at a gateway of this host, as its policies let it through.
+pub struct LetThrough<'a> {
+    /// The connection that it came on.
+    pub delivered: &'a Delivered,
+    /// As the policies saw it.
+    pub request: Request<'a>,
 }
 
 impl Caller {
@@ -88,39 +97,110 @@ impl Caller {
 
     /// Carries a request to wherever its route says.
     pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
-        let watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
-        let snapshot = self.worker.shared.snapshot.load_full();
+        let (mut watch, mut snapshot) = self.state_in_force();
         snapshot.mesh.config.path_normalization.apply(&mut exchange.head.target);
         let mut record = self.record(&mut exchange);
-        let token = self.token_for_routes(&snapshot, exchange.head);
+        let (random, mut began) = (rand::random(), None);
+        loop {
+            let state = (&snapshot, watch);
+            let Some(unknown) = self.carry_by(state, &mut exchange, &mut record, random).await else { break };
+            let began = *began.get_or_insert_with(Instant::now);
+            if !Box::pin(self.has_endpoints(unknown, began, &mut exchange, &mut record)).await {
+                break;
+            }
+            // Its path has its one form already.
+            (watch, snapshot) = self.state_in_force();
+        }
+        let ended = record.ended();
+        self.finish(record, &exchange);
+        ended
+    }
+
+    /// The state in force, and what tells of the next one.
+    pub(super) fn state_in_force(&self) -> (RequestWatch, Arc<Snapshot>) {
+        // The watch first, so that no change is missed.
+        let watch = RequestWatch::begin(&self.worker.shared.snapshot_changed);
+        (watch, self.worker.shared.snapshot.load_full())
+    }
+
+    /// Carries a request as a state says. Where the endpoints that it is for have to be asked for first nothing is done, and the
+    /// error says so.
+    async fn carry_by(
+        &self,
+        (snapshot, watch): (&Arc<Snapshot>, RequestWatch),
+        exchange: &mut Exchange<'_>,
+        record: &mut RequestRecord,
+        random: u64,
+    ) -> Option<ProxyError> {
+        let token = self.token_for_routes(snapshot, exchange.head);
         let (service, port) = (&self.dialled.0, self.dialled.1);
         let authority = self.authority;
         let ranges = &snapshot.mesh.config.virtual_ranges;
         let real_address = self.peers.destination.is_some_and(|address| !ranges.contains(address.ip()));
         let token = token.as_ref();
-        let (identity, caller) = (&self.identity, self.index(&snapshot));
+        let (identity, caller) = (&self.identity, self.index(snapshot));
         let asked = Asked { identity, caller, service, port, token, authority, real_address };
-        match plan::plan(&snapshot, asked, exchange.head, rand::random()) {
-            Plan::Answer(reply) => exchange.reply(&reply, &mut record).await,
+        let plan = plan::plan(snapshot, asked, exchange.head, random);
+        self.follow((snapshot, watch), plan, (exchange, None), record).await
+    }
+
+    /// Does what was planned. `through` is there where the request arrived at a gateway of this host. Where the endpoints that it
+    /// is for have to be asked for first nothing is done, and the error says so.
+    #[must_use]
+    pub(super) async fn follow(
+        &self,
+        (snapshot, watch): (&Arc<Snapshot>, RequestWatch),
+        plan: Plan<'_>,
+        (exchange, through): (&mut Exchange<'_>, Option<&LetThrough<'_>>),
+        record: &mut RequestRecord,
+    ) -> Option<ProxyError> {
+        match plan {
+            Plan::Answer(reply) => exchange.reply(&reply, record).await,
             Plan::Forward(forward) => {
                 (record.peers.service_host, record.peers.external_namespace) = forward.service.noted();
                 record.route = forward.route.and_then(|route| route.name()).map(Into::into);
-                match self.asked_for(&snapshot, &forward, exchange.head).await {
+                if let Err(unknown) = forward.service.call(self.worker.connect_timeout(forward.cluster)) {
+                    return Some(unknown);
+                }
+                match self.asked_for(snapshot, &forward, exchange.head).await {
                     Ok(asked_for) => {
                         let cluster = asked_for.as_ref().unwrap_or(forward.cluster);
                         let forward = Forward { cluster, ..forward };
-                        self.forward((&snapshot, watch), &forward, &mut exchange, &mut record).await;
+                        self.forward((snapshot, watch), (&forward, through), exchange, record).await;
                     }
                     Err(error) => {
                         record.fault = Some(error.to_string());
-                        exchange.reply(&Reply::no_healthy_upstream(), &mut record).await;
+                        exchange.reply(&Reply::no_healthy_upstream(), record).await;
                     }
                 }
             }
         }
-        let ended = record.ended();
-        self.finish(record, &exchange);
-        ended
+        None
+    }
+
+    /// Waits for endpoints that a request is for. Where they do not come it is answered.
+    pub(super) async fn has_endpoints(
+        &self,
+        unknown: ProxyError,
+        began: Instant,
+        exchange: &mut Exchange<'_>,
+        record: &mut RequestRecord,
+    ) -> bool {
+        let told = tokio::select! {
+            told = self.worker.shared.demand.wait(unknown, began) => told,
+            () = exchange.gone() => {
+                exchange.reply(&Reply::caller_gone(), record).await;
+                return false;
+            }
+        };
+        let Err(error) = told else { return true };
+        record.fault = Some(error.to_string());
+        let reply = match error {
+            ProxyError::EndpointsUnknown { .. } => Reply::endpoints_unknown(),
+            _ => Reply::overflow(),
+        };
+        exchange.reply(&reply, record).await;
+        false
     }
 
     /// The endpoints of a request where its host lists none; nothing where it does.
@@ -189,7 +269,7 @@ impl Caller {
     async fn forward(
         &self,
         (snapshot, watch): (&Arc<Snapshot>, RequestWatch),
-        forward: &Forward<'_>,
+        (forward, through): (&Forward<'_>, Option<&LetThrough<'_>>),
         exchange: &mut Exchange<'_>,
         record: &mut RequestRecord,
     ) {
@@ -244,7 +324,7 @@ impl Caller {
         if is_whole {
             self.send_copies(copies.as_ref(), exchange);
         }
-        let to_caller = tries::ToCaller { forward, options, origin, cookie: None };
+        let to_caller = tries::ToCaller { forward, options, origin, cookie: None, through };
         let state = (snapshot, watch);
         self.try_until_answered(state, to_caller, (exchange, &mut download), record).await;
         if !is_whole {

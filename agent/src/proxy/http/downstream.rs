@@ -15,6 +15,7 @@ use super::body::{Answer, Source};
 use super::bytes::{self, ByteReader, ByteWriter, Joined};
 use super::callee::Callee;
 use super::caller::Caller;
+use super::gateway::AtGateway;
 use super::h1::{self, Framing, HEAD_TIMEOUT, Hop, HttpLimits, Persistence};
 use super::h2 as http2;
 use super::reply::Reply;
@@ -36,6 +37,8 @@ pub enum Side {
     Caller(Box<Caller>),
     /// The called side's agent: it delivers.
     Callee(Box<Callee>),
+    /// A gateway's agent: it routes what arrives.
+    Gateway(Box<AtGateway>),
 }
 
 /// One request, and the way back.
@@ -150,6 +153,7 @@ impl Side {
         match self {
             Self::Caller(caller) => &caller.worker,
             Self::Callee(callee) => &callee.worker,
+            Self::Gateway(gateway) => &gateway.callee.worker,
         }
     }
 
@@ -158,6 +162,7 @@ impl Side {
         let peers = match self {
             Self::Caller(caller) => caller.peers(),
             Self::Callee(callee) => callee.peers(),
+            Self::Gateway(gateway) => gateway.callee.peers(),
         };
         self.worker().telemetry.finish(&peers.again(), None, &Err(ProxyError::Flooded(flooded.0)));
     }
@@ -167,6 +172,7 @@ impl Side {
         match self {
             Self::Caller(_) => None,
             Self::Callee(callee) => callee.ends(),
+            Self::Gateway(gateway) => gateway.callee.ends(),
         }
     }
 
@@ -174,6 +180,7 @@ impl Side {
         match self {
             Self::Caller(caller) => caller.carry(exchange).await,
             Self::Callee(callee) => callee.carry(exchange).await,
+            Self::Gateway(gateway) => gateway.carry(exchange).await,
         }
     }
 
@@ -182,6 +189,7 @@ impl Side {
         match self {
             Self::Caller(caller) => caller.refuse(exchange, reply).await,
             Self::Callee(callee) => callee.refuse(exchange, reply).await,
+            Self::Gateway(gateway) => gateway.callee.refuse(exchange, reply).await,
         }
     }
 }

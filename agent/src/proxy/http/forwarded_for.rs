@@ -33,6 +33,11 @@ pub fn tell(headers: &mut Headers, trusted_proxies: u32, peer: IpAddr) -> IpAddr
     client(&believed, trusted_proxies, peer)
 }
 
+/// Takes the list away, and what some programs read as the same field.
+pub fn forget(headers: &mut Headers) {
+    headers.retain(|name| !may_be_read_as(name.as_bytes(), FORWARDED_FOR));
+}
+
 fn client(believed: &[IpAddr], trusted_proxies: u32, peer: IpAddr) -> IpAddr {
     let is_whole = believed.len() as u64 == u64::from(trusted_proxies);
     believed.last().copied().filter(|_| is_whole).unwrap_or(peer)

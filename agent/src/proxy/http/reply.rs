@@ -88,6 +88,11 @@ impl Reply {
         Self::new(503, "no healthy upstream", "UH", "no_healthy_upstream")
     }
 
+    /// The endpoints of a service that is called for the first time did not come.
+    pub fn endpoints_unknown() -> Self {
+        Self::new(503, "no healthy upstream", "UH", "endpoints_unknown")
+    }
+
     /// What the caller is told of a request that was sent and not answered.
     pub fn to(failure: Failure) -> Self {
         match failure {

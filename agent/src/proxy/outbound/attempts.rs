@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use baremesh_model::outlier::Outcome;
-use tokio::net::TcpStream;
 
+use super::external::Opened;
 use super::reach::one_endpoint;
 use super::{Call, Upstream, external, stream_route};
 use crate::proxy::error::ProxyError;
@@ -16,13 +16,14 @@ use crate::telemetry::Record;
 /// that, so that each may be tried.
 pub(super) async fn any_endpoint(
     call: &Call<'_>,
-    client: &TcpStream,
+    client: Opened<'_>,
     target: &stream_route::Target,
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
     let stream_route::Target { service, port, subset } = target;
     let cluster =
         service.cluster(call.index, *port, subset.as_deref()).ok_or_else(|| no_endpoint(service))?;
+    service.call(call.worker.connect_timeout(cluster))?;
     let dialled = record.destination.unwrap_or(record.client);
     let asked_for = external::endpoints(call, client, (target, cluster), dialled).await?;
     let cluster = asked_for.as_ref().unwrap_or(cluster);
@@ -84,6 +85,7 @@ pub(super) async fn dialled_endpoint(
     let index = service.ports.iter().position(|entry| entry.port == port);
     let cluster = index.and_then(|index| service.cluster(call.index, index, None));
     let cluster = cluster.ok_or_else(|| no_endpoint(service))?;
+    service.call(call.worker.connect_timeout(cluster))?;
     let held = cluster.connection()?;
     let connected = one_endpoint(call, service, cluster, endpoint, record).await;
     match &connected {

@@ -116,10 +116,19 @@ async fn named_by(client: &TcpStream, protocol: Protocol, port: u16) -> Option<S
     }
 }
 
+/// What a connection of bytes asks for in its own TLS.
+#[derive(Clone, Copy)]
+pub(super) enum Opened<'a> {
+    /// Its first bytes tell.
+    Socket(&'a TcpStream),
+    /// It was looked at already.
+    Named(Option<&'a str>),
+}
+
 /// The endpoints of a connection of bytes where the host lists none; nothing where it does.
 pub(super) async fn endpoints(
     call: &Call<'_>,
-    client: &TcpStream,
+    client: Opened<'_>,
     (target, cluster): (&stream_route::Target, &Arc<Cluster>),
     destination: SocketAddr,
 ) -> Result<Option<Arc<Cluster>>, ProxyError> {
@@ -130,7 +139,10 @@ pub(super) async fn endpoints(
             call.worker.where_it_was_going(call.snapshot, (service, cluster), Some(destination)).map(Some)
         }
         Way::AskedName(pattern) => {
-            let name = sniff::server_name(client).await;
+            let name = match client {
+                Opened::Socket(client) => sniff::server_name(client).await,
+                Opened::Named(name) => name.map(str::to_owned),
+            };
             let at = (service, cluster, target.port);
             let asked = (&call.caller, pattern, name.as_deref());
             call.worker.at_asked_name(call.snapshot, at, asked).await.map(Some)
@@ -164,7 +176,7 @@ impl Worker {
         let Some(name) = name.filter(|name| pattern.matches_text(name)) else {
             return Err(ProxyError::NotNamed(service.key.clone()));
         };
-        let patience = cluster.limits().connect_timeout.unwrap_or(self.shared.limits.connect_timeout);
+        let patience = self.connect_timeout(cluster);
         let ranges = &snapshot.mesh.config.virtual_ranges;
         let addresses = Box::pin(self.shared.asked_names.addresses((caller, &name), ranges, patience)).await;
         let unresolved = |source| ProxyError::Unresolved { name: name.clone(), source };

@@ -86,7 +86,7 @@ const CHUNK: usize = 4096;
 
 impl Leg {
     /// Sends what comes before the caller's bytes.
-    async fn say(&mut self, bytes: Vec<u8>) -> io::Result<()> {
+    pub(super) async fn say(&mut self, bytes: Vec<u8>) -> io::Result<()> {
         match self {
             Self::Socket(upstream) => upstream.write_all(&bytes).await,
             Self::Tls(upstream) => upstream.write_all(&bytes).await.and(upstream.flush().await),

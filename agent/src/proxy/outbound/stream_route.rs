@@ -1,9 +1,10 @@
 //! Where a connection of bytes goes: as a VirtualService says by what was dialled or by the TLS server name, else to the
 //! service and port that were dialled.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use baremesh_model::gateway::Carries;
 use baremesh_model::identity::Identity;
 use baremesh_model::service::Protocol;
 use baremesh_model::virtual_service::{Caller, Destination, Gateway, HostName, Opening, Routes, Split};
@@ -13,6 +14,7 @@ use super::super::error::ProxyError;
 use super::super::http::caller::plan;
 use super::super::sniff;
 use super::{Call, no_endpoint};
+use crate::snapshot::gateway::GatewayPort;
 use crate::snapshot::{ServiceEntry, Snapshot};
 
 /// A service's port, of all endpoints or of a subset.
@@ -85,6 +87,49 @@ pub fn split<'a>(
     let by_name =
         goes_by_name(routes, protocol).then(|| routes.tls(opening, server_name)).flatten().map(|r| &r.split);
     by_name.or_else(|| routes.tcp(opening).map(|route| &route.split))
+}
+
+/// Where a connection leaves for that arrived at a gateway, at `address`, and asks for `name`: by the routes that are bound to
+/// the Gateways which list that, else to the ServiceEntry of the name itself.
+pub fn from_gateway(
+    snapshot: &Snapshot,
+    (gateway, address): (&GatewayPort, IpAddr),
+    name: Option<&str>,
+    random: u64,
+) -> Result<Target, ProxyError> {
+    let asked = name.map(|name| gateway.asked(name));
+    let asked = asked.as_ref();
+    if gateway.listed(asked).next().is_none() {
+        return Err(gateway.unlisted(asked));
+    }
+    let index = snapshot.registration(Some(&gateway.service));
+    let protocol = if gateway.carries == Carries::Tls { Protocol::Tls } else { Protocol::Tcp };
+    let by_route = gateway.routes(&snapshot.routing, asked).into_iter().find_map(|(at, routes)| {
+        let caller = Caller { gateway: at, namespace: &gateway.service.namespace, labels: &gateway.labels };
+        let opening = Opening { destination: address, port: gateway.port, caller };
+        split(routes, opening, protocol, name)
+    });
+    let target = match by_route {
+        Some(split) => {
+            let to = &split.all()[split.pick(random)].destination;
+            let aimed = aimed(snapshot, (gateway.port, index), to);
+            aimed.ok_or_else(|| {
+                gateway.no_way(asked, "its route leads to a host, port or subset that is not there")
+            })?
+        }
+        None => {
+            let (service, port) = snapshot.itself_from_gateway(gateway, asked)?;
+            Target { service: Arc::clone(service), port, subset: None }
+        }
+    };
+    snapshot.goes_on(gateway, asked, (&target.service, target.port))?;
+    // What is of this host answers to policies of its own, which bytes from here would not come before.
+    let mut endpoints = target.service.ports[target.port].endpoints.iter();
+    if endpoints.any(|endpoint| snapshot.here(endpoint).is_some()) {
+        let to = target.service.key.clone();
+        return Err(ProxyError::GatewayLoop { gateway: gateway.service.clone(), to });
+    }
+    Ok(target)
 }
 
 /// Where a destination leads those who dialled a port; none where there is no such service, port or subset.

@@ -2,7 +2,7 @@
 //! call is made: a request that passes for something else reaches the program with whatever its sender claims to be. What
 //! some server might read as a request therefore is one, and nothing is passed on before that is known.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::time::Duration;
@@ -62,9 +62,13 @@ pub async fn arrives_as_http(first: &mut First<'_>, port: u16, program: &TcpStre
 }
 
 /// The application's own TLS in a connection to a port of this protocol that is carried as bytes. A caller that says nothing
-/// is waited for until the program speaks first: no server of TLS does. What begins otherwise is none at a port that says
+/// is waited for until the program speaks first, where one is behind it: no server of TLS does. What begins otherwise is none at a port that says
 /// nothing of it; at one that is said to speak TLS nobody knows what else may hide it, and rules fail closed.
-pub async fn hello_of(first: &mut First<'_>, protocol: Protocol, program: &TcpStream) -> io::Result<Hello> {
+pub async fn hello_of(
+    first: &mut First<'_>,
+    protocol: Protocol,
+    program: Option<&TcpStream>,
+) -> io::Result<Hello> {
     let otherwise = if protocol == Protocol::Auto { Hello::Absent } else { Hello::Unread };
     let mut reading = Reading { acceptor: Acceptor::default(), fed: 0, otherwise: otherwise.clone() };
     if let First::Stream(_, taken) = first
@@ -74,12 +78,18 @@ pub async fn hello_of(first: &mut First<'_>, protocol: Protocol, program: &TcpSt
     }
     let mut buffer = Vec::new();
     let mut deadline = None;
-    let mut spoken = pin!(async { program.peek(&mut [0]).await });
+    let mut spoken = pin!(async {
+        match program {
+            // However it ended.
+            Some(program) => _ = program.peek(&mut [0]).await,
+            None => pending().await,
+        }
+    });
     loop {
         let told = tokio::select! {
             biased;
             seen = first.more(&mut buffer, HELLO, |bytes| reading.told(bytes)) => seen?.or_end(Hello::Unread),
-            _ = &mut spoken => return Ok(otherwise),
+            () = &mut spoken => return Ok(otherwise),
             () = until(deadline) => return Ok(Hello::Unread),
         };
         if let Some(told) = told {

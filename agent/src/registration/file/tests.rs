@@ -38,7 +38,7 @@ fn refuses_what_would_hurt() {
 #[test]
 fn nothing_is_registered_at_a_port_of_ssh() {
     let directory = tempfile::tempdir().expect("a directory");
-    let ssh = BTreeSet::from([2222, 2223]);
+    let ssh = Terms { ssh_ports: [2222, 2223].into(), ..Terms::default() };
     for (ports, refused) in [
         ("{ port = 2222 }", true),
         ("{ port = 80, targetPort = 2223 }", true),
@@ -52,7 +52,7 @@ fn nothing_is_registered_at_a_port_of_ssh() {
         assert_eq!(registered.is_err(), refused, "{ports}: {registered:?}");
         assert!(registered.err().is_none_or(|error| error.contains("`ssh_ports` in agent.toml")));
         // Registered before the port was SSH's, or by hand.
-        register(directory.path(), &written, &BTreeSet::new()).expect("registered");
+        register(directory.path(), &written, &Terms::default()).expect("registered");
         let read = read_all(directory.path(), &ssh).map_err(|error| error.to_string());
         assert_eq!(read.is_err(), refused, "{ports}: {read:?}");
     }
@@ -62,8 +62,8 @@ fn nothing_is_registered_at_a_port_of_ssh() {
 fn a_set_is_taken_whole_or_not_at_all() {
     let directory = tempfile::tempdir().expect("a directory");
     let read = |toml: &str| toml::from_str::<Written>(toml).expect("a registration");
-    let (none, register) = (BTreeSet::new(), |directory: &Path, written: &Written| {
-        register(directory, written, &BTreeSet::new())
+    let (none, register) = (Terms::default(), |directory: &Path, written: &Written| {
+        register(directory, written, &Terms::default())
     });
     let read_all = |directory: &Path| read_all(directory, &none);
     let orders = read("name = \"orders\"\nports = [{ port = 8080 }]\nuser = 7");
@@ -80,4 +80,35 @@ fn a_set_is_taken_whole_or_not_at_all() {
     let key = Key::new(default_namespace(), Label::new("orders").expect("a label"));
     deregister(directory.path(), &key).expect("deregistered");
     assert!(matches!(deregister(directory.path(), &key), Err(RegistrationError::Unknown(_))));
+}
+
+#[test]
+fn a_gateway_is_registered_where_the_host_says_it_is_one_and_has_no_program() {
+    let gateway = "name = \"egress\"\nnamespace = \"mesh-system\"\ngateway = true\n";
+    let ports = "ports = [{ port = 80, protocol = \"http\" }, { port = 443, protocol = \"tls\" }]\n";
+    for (more, part) in [
+        ("ports = [{ port = 80 }]", "says what it carries"),
+        ("ports = [{ port = 80, protocol = \"auto\" }]", "says what it carries"),
+        ("ports = [{ port = 80, protocol = \"http\", deliver = \"127.0.0.1:80\" }]", "remove `deliver`"),
+        ("user = 7\nports = [{ port = 80, protocol = \"http\" }]", "remove `user`"),
+        ("group = \"a\"\nports = [{ port = 80, protocol = \"http\" }]", "remove `group`"),
+    ] {
+        let error = written(&format!("{gateway}{more}")).expect_err(more);
+        assert!(error.contains(part), "{more}: {error}");
+    }
+    let local = written(&format!("{gateway}{ports}")).expect("a registration");
+    assert_eq!(local.labels().get("istio").map(|value| &**value), Some("egressgateway"));
+    let own = written(&format!("{gateway}{ports}labels = {{ istio = \"own\" }}")).expect("a registration");
+    assert_eq!(own.labels().get("istio").map(|value| &**value), Some("own"));
+    let directory = tempfile::tempdir().expect("a directory");
+    let read: Written = toml::from_str(&format!("{gateway}{ports}")).expect("a registration");
+    let of = |role| Terms { role, ..Terms::default() };
+    let refused = register(directory.path(), &read, &of(HostRole::Member)).expect_err("it is no gateway");
+    assert!(refused.to_string().contains("role = \"gateway\""), "{refused}");
+    register(directory.path(), &read, &of(HostRole::Gateway)).expect("registered");
+    let another = "name = \"other\"\ngateway = true\nports = [{ port = 5432, protocol = \"tcp\" }]";
+    let another: Written = toml::from_str(another).expect("a registration");
+    register(directory.path(), &another, &of(HostRole::Gateway)).expect("neither is delivered anywhere");
+    assert_eq!(read_all(directory.path(), &of(HostRole::Gateway)).expect("a set").len(), 2);
+    assert!(read_all(directory.path(), &of(HostRole::Member)).is_err());
 }

@@ -83,6 +83,9 @@ impl Host<'_> {
             ports,
             targets: self.host.ports.iter().map(|port| port.port.target_port.get()).collect(),
             external: Some(external),
+            // What ServiceEntries select is told to every host.
+            elsewhere: None,
+            called: former.map(|former| Arc::clone(&former.called)).unwrap_or_default(),
             identity: self.mesh.identity_of(&self.host.as_service()),
             addresses: self.host.virtual_addresses.clone(),
             out_of_reach: Vec::new(),
@@ -190,9 +193,9 @@ impl Host<'_> {
         }
         let address = workload.endpoint(&port.port);
         let transport = match (advertised.get(&address), workload.tunnel) {
-            (Some(local), _) => Transport::Local(Arc::clone(local)),
-            (None, Tunnel::Plain) => Transport::Plain,
-            (None, Tunnel::Hbone) => {
+            (Some(local), _) if local.gateway.is_none() => Transport::Local(Arc::clone(local)),
+            (_, Tunnel::Plain) => Transport::Plain,
+            (_, Tunnel::Hbone) => {
                 let service = self.mesh.services.values().find(|service| workload.serves(service));
                 let shown = service.map(|service| self.mesh.identity_of(service));
                 let wanted = self.host.entries[0].identity();

@@ -64,7 +64,7 @@ impl Snapshot {
                 }
                 Ok(Meant::Unaddressed(callable(self.external.on_port(port, from).collect())))
             }
-            Route::Service(..) | Route::Local(_) => Ok(Meant::Routed(route)),
+            Route::Service(..) | Route::Unheld(..) | Route::Local(_) => Ok(Meant::Routed(route)),
         }
     }
 }

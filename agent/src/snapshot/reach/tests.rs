@@ -111,3 +111,35 @@ fn registry_only_lets_nobody_out_to_what_its_sidecar_does_not_name() {
     check("\"./listed.example.com\"", "10.1.2.3:5432", false);
     check("\"./block.example.com\"", "10.1.2.3:5432", true);
 }
+
+#[test]
+fn a_port_that_no_sidecar_takes_is_refused_with_its_name_and_delivery_is_the_registration_s() {
+    let check = |ingress: &str, expected: Option<&str>| {
+        let sidecar =
+            format!("[[Sidecar]]\nname = \"default\"\nnamespace = \"default\"\ningress = [{ingress}]\n");
+        let snapshot = snapshot(if ingress.is_empty() { "" } else { &sidecar });
+        let mut local: Vec<_> =
+            snapshot.advertised.values().filter(|local| local.service.name.as_str() == "orders").collect();
+        local.sort_by_key(|local| local.advertised);
+        let registered = &snapshot.registrations[0].ports[0];
+        assert_eq!(local[0].deliver, registered.deliver, "{ingress}");
+        let refused = local[0].taken().err().map(|error| (error.reason().name(), error.to_string()));
+        match (refused, expected) {
+            (None, None) => {}
+            (Some((reason, said)), Some(word)) => {
+                assert_eq!(reason, "not_in_sidecar_ingress");
+                assert!(said.contains(word), "{said}");
+            }
+            (refused, _) => panic!("{ingress}: {refused:?}"),
+        }
+        let others = snapshot.advertised.values().filter(|local| local.service.namespace.as_str() == "web");
+        assert!(others.into_iter().all(|local| local.taken().is_ok()), "it is of another namespace");
+    };
+    check("", None);
+    check("{ port = { number = 7000 } }", None);
+    check("{ port = { number = 7000 }, defaultEndpoint = \"127.0.0.1:7000\" }", None);
+    check(
+        "{ port = { number = 7001 } }",
+        Some("default.default does not have orders.default called at port 7000"),
+    );
+}

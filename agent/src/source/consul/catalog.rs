@@ -52,7 +52,7 @@ async fn names(client: Client, tell: Sender<Heard>, chosen: watch::Sender<Choice
                     chosen.send_replace(choice);
                     news = Some(News::Names(answer.value.into_keys().collect()));
                 }
-                say(&tell, Part::Catalog, Ok(news)).await;
+                say(&tell, Part::Catalog, Ok((news, Some(place.last())))).await;
                 pauses.pace().await;
             }
             Err(error) => {

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use baremesh_registry::consul::bounds;
 use baremesh_registry::consul::catalog::Instance;
 use baremesh_registry::consul::damping::{At, Damper};
-use baremesh_registry::consul::mark::service_named;
+use baremesh_registry::consul::mark::{TTL_SECONDS, service_named};
 use baremesh_registry::consul::resources::Set;
 use baremesh_registry::consul::state::{
     ADDRESS, AddressRecord, INSTANCES, MESHED, Report, is_input, remember,
@@ -16,8 +16,13 @@ use baremesh_registry::control::followed::{Followed, WholeError};
 use serde::Deserialize as _;
 use serde_json::Value;
 
+use super::standing::Standing;
 use super::{Heard, Part};
-use crate::trust::is_about_trust;
+use crate::trust::{OlderList, is_about_trust};
+
+/// A catalog that was out of reach for so long is not believed at once in what it lacks: an agent that feeds a check as often
+/// may have missed a turn.
+const OUTAGE: Duration = Duration::from_secs(TTL_SECONDS / 3);
 
 /// Something that is known now.
 #[derive(Debug)]
@@ -55,13 +60,19 @@ pub(super) struct Known {
     damper: Damper,
     /// How each part stands; a part that nothing was heard of yet is not there.
     parts: BTreeMap<Part, Option<String>>,
+    /// The same as it is shown.
+    standing: Standing,
     missing: Option<&'static str>,
+    /// Since when the catalog is out of reach, while it is.
+    catalog_away_since: Option<Instant>,
     in_turn: usize,
     changed: bool,
     unsaved: bool,
     report: Report,
     /// What is to be said where something else is in force than what was heard.
     instead: Option<String>,
+    /// A list of revoked certificates that was heard and is not in force.
+    older_list: Option<OlderList>,
 }
 
 impl Known {
@@ -93,24 +104,36 @@ impl Known {
             unread: BTreeSet::new(),
             beyond: BTreeMap::new(),
             parts: BTreeMap::new(),
+            standing: Standing::default(),
             missing: None,
+            catalog_away_since: None,
             in_turn: 0,
             changed: false,
             unsaved: false,
             report: Report::default(),
             instead: None,
+            older_list: None,
         }
     }
 
     /// Takes what was heard.
-    pub(super) fn take(&mut self, heard: Heard) {
+    pub(super) fn take(&mut self, heard: Heard, now: Instant) {
         match heard {
-            Heard::Fine(part) => {
+            Heard::Fine(part, index) => {
+                self.standing.answered(part, index, now);
+                if part == Part::Catalog {
+                    self.doubt_after_outage(now);
+                    self.catalog_away_since = None;
+                }
                 if let Some(Some(reason)) = self.parts.insert(part, None) {
                     tracing::info!(part = part.in_words(), reason, "Consul is in reach again");
                 }
             }
             Heard::Failed(part, reason) => {
+                self.standing.failed(part, reason.clone(), now);
+                if part == Part::Catalog {
+                    self.catalog_away_since.get_or_insert(now);
+                }
                 let before = self.parts.insert(part, Some(reason.clone()));
                 if before.flatten().as_ref() != Some(&reason) {
                     tracing::warn!(
@@ -120,12 +143,22 @@ impl Known {
                     );
                 }
             }
-            Heard::Known(news) => self.learn(news),
+            Heard::Known(news) => self.learn(news, now),
+            Heard::Leader(leader) => self.standing.lead(leader),
         }
     }
 
-    fn learn(&mut self, news: News) {
+    /// What a Consul says that was away: checks ran out meanwhile whose agents could not tell it anything.
+    fn doubt_after_outage(&mut self, now: Instant) {
+        let was_away = |since: Instant| now.saturating_duration_since(since) >= OUTAGE;
+        if self.catalog_away_since.is_some_and(was_away) {
+            self.damper.doubt(now);
+        }
+    }
+
+    fn learn(&mut self, news: News, now: Instant) {
         self.changed = true;
+        self.doubt_after_outage(now);
         match news {
             News::Resources(set) if set.values.is_empty() && !self.resources.is_empty() => {
                 self.missing = Some("the index in Consul names no resource");
@@ -167,10 +200,15 @@ impl Known {
             }
             News::BeganAnew => {
                 tracing::warn!("Consul's catalog began anew: what it lacks is kept for a while");
-                self.damper.began_anew(Instant::now());
+                self.damper.doubt(now);
             }
             News::InTurn(count) => self.in_turn = count,
         }
+    }
+
+    /// How Consul stands.
+    pub(super) fn standing(&self) -> &Standing {
+        &self.standing
     }
 
     /// Whether something was heard since the last look at the inputs.
@@ -215,6 +253,13 @@ impl Known {
         Some((inputs, self.version))
     }
 
+    /// Notes whether the list of revoked certificates was an older one, and returns it where that is news.
+    pub(super) fn note_older_list(&mut self, older: Option<OlderList>) -> Option<&OlderList> {
+        let is_news = self.older_list != older;
+        self.older_list = older;
+        self.older_list.as_ref().filter(|_| is_news)
+    }
+
     /// Notes what became of it.
     pub(super) fn published(
         &mut self,
@@ -257,6 +302,7 @@ impl Known {
             notes.push(format!("{left_out} of Consul's catalog left out, among them {}", shown.join("; ")));
         }
         notes.extend(self.instead.clone());
+        notes.extend(self.older_list.as_ref().map(ToString::to_string));
         if let Some((name, count)) = self.beyond.iter().max_by_key(|(_, count)| **count) {
             notes.push(format!(
                 "{} instances of Consul's catalog left out, among them {count} of {name}: {} of a service, {} KiB of tags and meta of \
@@ -280,4 +326,49 @@ impl Known {
 
 fn at(name: &str, instance: &Instance) -> At {
     (name.to_owned(), instance.node.node.clone(), instance.service.id.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn one(status: &str) -> Heard {
+        let instance = json!({
+            "Node": { "Node": "n", "Address": "10.0.0.1" },
+            "Service": { "ID": "s", "Service": "s", "Port": 1 },
+            "Checks": [{ "CheckID": "serfHealth", "Status": status }],
+        });
+        let instance = serde_json::from_value(instance).expect("an instance");
+        Heard::Known(News::Instances("s".to_owned(), vec![instance]))
+    }
+
+    /// How many endpoints are held of a service whose only one fell silent, where the catalog was away for so long before.
+    fn held_after(away: Option<Duration>) -> usize {
+        let (mut known, began) = (Known::new(&Followed::new(None), Instant::now()), Instant::now());
+        known.take(one("passing"), began);
+        known.take(Heard::Fine(Part::Catalog, Some(7)), began);
+        known.inputs(began);
+        // Longer after the start than that itself is a reason.
+        let mut now = began + Duration::from_secs(3600);
+        known.inputs(now);
+        if let Some(away) = away {
+            known.take(Heard::Failed(Part::Catalog, "gone".to_owned()), now);
+            known.take(Heard::Failed(Part::Catalog, "gone still".to_owned()), now + away / 2);
+            now += away;
+        }
+        known.take(one("critical"), now);
+        known.take(Heard::Fine(Part::Catalog, Some(7)), now);
+        known.inputs(now);
+        known.damper.held()
+    }
+
+    #[test]
+    fn who_fell_silent_while_the_catalog_was_away_is_kept_and_otherwise_not() {
+        assert_eq!(held_after(None), 0);
+        assert_eq!(held_after(Some(Duration::from_secs(1))), 0);
+        assert_eq!(held_after(Some(OUTAGE)), 1);
+        assert_eq!(held_after(Some(Duration::from_secs(600))), 1);
+    }
 }

@@ -48,7 +48,7 @@ impl Registering {
             registered.mark_unchanged();
             let done = Box::pin(self.tell_all()).await;
             let pause = if done.is_ok() { TELL } else { AGAIN };
-            say(&tell, Part::Registrations, done.map(|()| None)).await;
+            say(&tell, Part::Registrations, done.map(|()| (None, None))).await;
             tokio::select! {
                 () = sleep(pause) => {}
                 changed = registered.changed() => if changed.is_err() {

@@ -44,10 +44,14 @@ impl Pauses {
     }
 }
 
-/// Says how a part stands. Who listens no more has ended.
-pub(super) async fn say(tell: &Sender<Heard>, part: Part, outcome: Result<Option<News>, String>) {
+/// Says how a part stands, with what is new and the answer's index. Who listens no more has ended.
+pub(super) async fn say(
+    tell: &Sender<Heard>,
+    part: Part,
+    outcome: Result<(Option<News>, Option<u64>), String>,
+) {
     let (standing, news) = match outcome {
-        Ok(news) => (Heard::Fine(part), news),
+        Ok((news, index)) => (Heard::Fine(part, index), news),
         Err(reason) => (Heard::Failed(part, reason), None),
     };
     if let Some(news) = news {
@@ -68,7 +72,7 @@ pub(super) async fn resources(client: Client, tell: Sender<Heard>) {
                     Next::Nothing => Some(News::NoResources),
                     Next::Same => None,
                 };
-                say(&tell, Part::Resources, Ok(news)).await;
+                say(&tell, Part::Resources, Ok((news, Some(following.index())))).await;
                 pauses.pace().await;
             }
             Err(error) => {
@@ -125,7 +129,7 @@ async fn keys(
                     Step::Same => None,
                     Step::Changed | Step::Reset => Some(read(answer.value)),
                 };
-                say(tell, part, Ok(news)).await;
+                say(tell, part, Ok((news, Some(place.last())))).await;
                 pauses.pace().await;
             }
             Err(error) => {

@@ -1,11 +1,14 @@
 //! Orders about what signs: replacing the intermediate or the root, dropping a root.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use baremesh_ca::authority::{AuthorityError, Standing};
+use baremesh_ca::authority::{AuthorityError, Installed, Standing};
 use baremesh_ca::federation::to_spiffe;
+use baremesh_ca::issued::chain_from_pem;
 use baremesh_ca::service::Force;
+use baremesh_ca::tls::Fingerprint;
 use http::StatusCode;
 use serde_json::{Value, json};
 
@@ -80,9 +83,13 @@ pub(super) async fn rotate(server: Arc<Server>, wanted: RotateOrder, who: String
             blocking(server.clone(), rotating).await?;
         }
         Replaced::Root => {
+            alone(&server).await?;
+            not_told_yet(&server);
+            let by = who.clone();
             let staging =
-                move |server: &Server| Ok(server.ca.stage_root(patience, &who, SystemTime::now())?);
-            blocking(server.clone(), staging).await?;
+                move |server: &Server| Ok(server.ca.stage_root(patience, &by, SystemTime::now())?);
+            let staged = blocking(server.clone(), staging).await?;
+            agree(&server, staged, who).await?;
             tell(&server).await?;
         }
     }
@@ -97,10 +104,19 @@ pub(super) fn request(server: &Server, who: &str) -> Result<Value, Denial> {
 /// Takes the chain for that request.
 pub(super) async fn install(server: Arc<Server>, wanted: ChainOrder, who: String) -> Result<Value, Denial> {
     let patience = patience(wanted.within_seconds)?;
+    let known = server.ca.bundle()?;
+    let root = chain_from_pem(wanted.chain.as_bytes()).unwrap_or_default().pop();
+    if root.is_some_and(|root| !known.roots().contains(&root)) {
+        alone(&server).await?;
+        not_told_yet(&server);
+    }
+    let by = who.clone();
     let installing = move |server: &Server| {
-        Ok(server.ca.install_chain(wanted.chain.as_bytes(), patience, &who, SystemTime::now())?)
+        Ok(server.ca.install_chain(wanted.chain.as_bytes(), patience, &by, SystemTime::now())?)
     };
-    blocking(server.clone(), installing).await?;
+    if let Installed::Staged(staged) = blocking(server.clone(), installing).await? {
+        agree(&server, staged, who).await?;
+    }
     tell(&server).await?;
     blocking(server, show).await
 }
@@ -126,6 +142,53 @@ pub(super) async fn drop_root(server: Arc<Server>, wanted: DropOrder, who: Strin
     server.certificate.renew().await.map_err(|error| Denial::failed(&format_args!("{error:#}")))?;
     tell(&server).await?;
     Ok(json!({ "dropped": dropped.to_string() }))
+}
+
+/// Refuses a new root while other processes share the ledger: they would not have it, and their hosts would not trust what is
+/// signed under it.
+async fn alone(server: &Server) -> Result<(), Denial> {
+    let Some(processes) = &server.processes else { return Ok(()) };
+    let others = processes.others().await.map_err(|error| {
+        Denial::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("which other control processes share the ledger is not known: {error}"),
+        )
+    })?;
+    if others.is_empty() {
+        return Ok(());
+    }
+    let hosts: Vec<_> = others.iter().map(|other| other.host.as_str()).collect();
+    Err(Denial::new(
+        StatusCode::CONFLICT,
+        format!(
+            "control processes on {} share the ledger and would not have the new root: stop them, replace the root here, and start \
+             each from a `baremesh backup` of this one (docs/shared-ledger.md)",
+            hosts.join(", ")
+        ),
+    ))
+}
+
+/// What hosts put in force until now says nothing of the root that is made next.
+fn not_told_yet(server: &Server) {
+    server.told.store(u64::MAX, Ordering::SeqCst);
+}
+
+/// Lets the others know of a new root before any host is told. It is taken back where one began to share the ledger meanwhile, or
+/// nobody can tell: of two that say something and then look, one sees the other.
+async fn agree(server: &Arc<Server>, staged: Fingerprint, who: String) -> Result<(), Denial> {
+    let Some(processes) = &server.processes else { return Ok(()) };
+    let said = processes.announce(&server.ca).await;
+    let agreed = match said.map_err(|error| Denial::failed(&format_args!("{error:#}"))) {
+        Ok(()) => alone(server).await,
+        Err(denial) => Err(denial),
+    };
+    let Err(denial) = agreed else { return Ok(()) };
+    let dropping = move |server: &Server| {
+        Ok(server.ca.drop_root(&staged.to_string(), Force::No, &who, SystemTime::now())?)
+    };
+    blocking(server.clone(), dropping).await?;
+    // That it is gone is said by `processes::keep` within moments.
+    Err(denial)
 }
 
 async fn tell(server: &Arc<Server>) -> Result<(), Denial> {

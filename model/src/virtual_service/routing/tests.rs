@@ -92,7 +92,10 @@ fn it_holds_for_whom_it_is_exported_to_and_where_it_is_bound() {
     check_holds(&all, "a", "b.z", Some("a/private"));
     check_holds(&all, "z", "b", Some("z/open"));
     let host = HostName::resolve("b.z", &label("x"), &domain());
-    let found: Vec<Key> = all.at_gateway(&public, &host).map(|routes| routes.key.clone()).collect();
+    let at = label("mesh-system");
+    let found: Vec<Key> = all.at_gateway(&at, &public, &host).map(|routes| routes.key.clone()).collect();
+    assert_eq!(found, [key("a/bound")]);
+    let found: Vec<_> = all.of_gateway(&at, &public).iter().map(|routes| routes.key.clone()).collect();
     assert_eq!(found, [key("a/bound")]);
 }
 

@@ -136,5 +136,5 @@ fn refuses_a_damaged_file_whatever_is_damaged() {
         refused(&flipped, &format!("flipped at {at}"));
     }
     let text = String::from_utf8(whole).expect("text");
-    refused(text.replace("\"format\":1", "\"format\":2").as_bytes(), "a later format");
+    refused(text.replace("\"format\":1", "\"format\":3").as_bytes(), "a later format");
 }

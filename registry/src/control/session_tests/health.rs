@@ -11,7 +11,7 @@ fn unwell(service: &str, address: &str) -> Registration {
 
 impl Agent {
     /// Waits until the entries have this health.
-    async fn finds(&mut self, entries: &[(&str, &str)]) {
+    pub(super) async fn finds(&mut self, entries: &[(&str, &str)]) {
         let same = |(_, values): &(u64, BTreeMap<String, Value>)| {
             entries
                 .iter()

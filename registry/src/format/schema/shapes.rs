@@ -96,7 +96,13 @@ const OF_KIND: &[(Kind, &str, Shape)] = &[
     (Kind::ServiceEntry, "endpoints[].weight", WEIGHT),
     (Kind::ServiceEntry, "virtualAddresses", TextLists),
     (Kind::MeshConfig, "outboundTrafficPolicy.mode", Choice(&["ALLOW_ANY", "REGISTRY_ONLY"])),
+    (Kind::Sidecar, "protocol", ENTRY_PROTOCOLS),
+    (Kind::Sidecar, "captureMode", Choice(&["DEFAULT"])),
+    (Kind::Sidecar, "defaultEndpoint", Text),
     (Kind::Sidecar, "outboundTrafficPolicy.mode", Choice(&["ALLOW_ANY", "REGISTRY_ONLY"])),
+    (Kind::Gateway, "selector", Labels),
+    (Kind::Gateway, "protocol", Choice(&["HTTP", "HTTP2", "GRPC", "HTTPS", "TLS", "TCP"])),
+    (Kind::Gateway, "tls.mode", Choice(&["PASSTHROUGH", "ISTIO_MUTUAL"])),
     (Kind::WorkloadGroup, "template.ports", Integers(1, 65535)),
     (Kind::WorkloadGroup, "port", PortOrName),
     (Kind::WorkloadGroup, "scheme", Choice(&["HTTP", "HTTPS", "http", "https"])),
@@ -300,7 +306,7 @@ const ENDS: &[(&str, Shape)] = &[
 ];
 
 /// Fields without which a resource is refused.
-pub(super) const REQUIRED: [(Kind, &str); 34] = [
+pub(super) const REQUIRED: [(Kind, &str); 42] = [
     (Kind::Service, "ports"),
     (Kind::Service, "ports[].port"),
     (Kind::WorkloadEntry, "address"),
@@ -335,6 +341,14 @@ pub(super) const REQUIRED: [(Kind, &str); 34] = [
     (Kind::ServiceEntry, "endpoints[].address"),
     (Kind::WorkloadGroup, "probe.httpGet.httpHeaders[].name"),
     (Kind::Sidecar, "egress[].hosts"),
+    (Kind::Sidecar, "ingress[].port"),
+    (Kind::Sidecar, "ingress[].port.number"),
+    (Kind::Gateway, "selector"),
+    (Kind::Gateway, "servers"),
+    (Kind::Gateway, "servers[].port"),
+    (Kind::Gateway, "servers[].port.number"),
+    (Kind::Gateway, "servers[].port.protocol"),
+    (Kind::Gateway, "servers[].hosts"),
 ];
 
 /// Words that may stand in a list in the place of an object.

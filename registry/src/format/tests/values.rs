@@ -423,6 +423,8 @@ fn any_host_grant() -> impl Strategy<Value = HostGrant> {
 
 /// Destination rules.
 mod destination_rules;
+/// Gateways.
+mod gateways;
 /// Rate limits.
 mod rate_limits;
 /// Sidecars.
@@ -435,6 +437,7 @@ mod request_authentications;
 mod service_entries;
 
 use destination_rules::any_destination_rule;
+use gateways::any_gateway;
 use rate_limits::any_rate_limit;
 use request_authentications::any_request_authentication;
 use service_entries::any_service_entry;
@@ -454,6 +457,7 @@ pub(super) fn any_resource() -> impl Strategy<Value = Resource> {
         any_destination_rule().prop_map(|value| Resource::DestinationRule(value.into())),
         any_rate_limit().prop_map(|value| Resource::RateLimit(value.into())),
         any_sidecar().prop_map(|value| Resource::Sidecar(value.into())),
+        any_gateway().prop_map(|value| Resource::Gateway(value.into())),
         any_workload_group().prop_map(|value| Resource::WorkloadGroup(value.into())),
         any_request_authentication().prop_map(|value| Resource::RequestAuthentication(value.into())),
         any_service_entry().prop_map(|value| Resource::ServiceEntry(value.into())),

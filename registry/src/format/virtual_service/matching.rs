@@ -173,19 +173,12 @@ pub(super) fn scope(d: &mut Decoder<'_>, fields: &Fields<'_>, named: Named<'_>) 
     })
 }
 
-/// `mesh`, names, `namespace/name`. One that is not the mesh's does nothing yet.
+/// `mesh`, names, `namespace/name`.
 pub(super) fn gateways(d: &mut Decoder<'_>, at: &At<'_>, named: Named<'_>) -> Option<Vec<Gateway>> {
     let gateways = d.each(at, |d, at| gateway(d, at, named.namespace))?;
     if gateways.is_empty() {
         d.invalid(at, "names no gateway", "remove it to mean `mesh`");
         return None;
-    }
-    let others: Vec<String> =
-        gateways.iter().filter(|gateway| **gateway != Gateway::Mesh).map(ToString::to_string).collect();
-    if !others.is_empty() {
-        let message = format!("`{}`: {} does nothing yet", at.path, others.join(", "));
-        let help = "Gateway is a kind that a later version takes; `mesh` is in force";
-        d.findings.warning(at.node.span, Code::NoEffect, message, help);
     }
     Some(gateways)
 }

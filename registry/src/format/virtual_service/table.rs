@@ -23,7 +23,10 @@ const SUBNETS: &str = "addresses or CIDR blocks that may have been dialled; any 
 /// The fields of the kind.
 pub(in crate::format) static FIELDS: &[Field] = &[
     enforced("hosts", "whose traffic is routed; without it a delegate, whose `http` others take"),
-    enforced("gateways", "where: `mesh` (default), or Gateways, which a later version serves"),
+    enforced(
+        "gateways",
+        "where: `mesh` (default) is where callers are; Gateways by name, or `namespace/name`, are where what leaves the mesh passes",
+    ),
     enforced(
         "exportTo",
         "namespaces whose traffic it is for: `*` (default), `.` (its own), `~` (nobody) or names",

@@ -173,6 +173,7 @@ impl Caller {
             Some(local) => {
                 let from = (Some(&self.identity), self.peers.client.ip());
                 self.worker.note_flow(local, from, &record.peers);
+                local.taken().map_err(Miss::NotConnected)?;
                 let token = authenticate(local, head, record).map_err(Miss::Refused)?;
                 let request = Request { head, token: token.as_ref(), remote_ip, allowed_by };
                 let judged = self.worker.authorize_request(local, (from, &request), &mut record.peers);

@@ -67,15 +67,35 @@ impl Caller {
                 self.dialled.clone(),
                 self.peers.again(),
             );
-            // The state of now: the request may have been under way for long.
             let (to, head) = (to.clone(), copies.head.clone());
-            let snapshot = self.worker.shared.snapshot.load_full();
             tokio::spawn(async move {
-                let sent = caller.send_copy(&snapshot, &to, head, upload);
+                let sent = async {
+                    // The state of now: the request may have been under way for long.
+                    match caller.state_with(&to).await {
+                        Some(snapshot) => caller.send_copy(&snapshot, &to, head, upload).await,
+                        None => _ = caller.worker.telemetry.metrics().dropped_mirrors.inc(),
+                    }
+                };
                 // What it is answered is for nobody.
                 let _ = tokio::time::timeout(COPY_TIMEOUT, sent).await;
                 drop(place);
             });
+        }
+    }
+
+    /// The state in force, as soon as it has the endpoints of a destination; nothing where they do not come.
+    async fn state_with(&self, to: &Destination) -> Option<Arc<Snapshot>> {
+        let began = Instant::now();
+        loop {
+            let snapshot = self.worker.shared.snapshot.load_full();
+            let caller = (self.dialled.1, self.index(&snapshot));
+            let unknown = match plan::destination(&snapshot, caller, to) {
+                Some((service, _, cluster)) => service.call(self.worker.connect_timeout(cluster)).err(),
+                // What there is not is not sent to.
+                None => None,
+            };
+            let Some(unknown) = unknown else { return Some(snapshot) };
+            self.worker.shared.demand.wait(unknown, began).await.ok()?;
         }
     }
 
@@ -88,6 +108,10 @@ impl Caller {
     ) {
         let caller = (self.dialled.1, self.index(snapshot));
         let Some((service, _, cluster)) = plan::destination(snapshot, caller, to) else { return };
+        // What left through a gateway goes to no other, or copies of copies would have no end.
+        if snapshot.is_gateway(&self.dialled.0) && snapshot.is_gateway(&service.key) {
+            return;
+        }
         let Ok(endpoint) = cluster.pick(&[], None, Instant::now(), rand::random()) else { return };
         let target = Target { snapshot, endpoint, identity: &service.identity, cluster };
         let remote_ip = self.introduce(&target, &mut head.headers);

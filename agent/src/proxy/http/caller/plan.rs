@@ -1,6 +1,9 @@
 //! What is to become of a request: a pure function of the state in force, the request and a draw. The data path does what
 //! it says, and `explain` shows it.
 
+/// Requests that leave the mesh.
+mod from_gateway;
+
 use std::sync::Arc;
 
 use baremesh_model::http::RequestHead;
@@ -11,6 +14,8 @@ use baremesh_model::virtual_service::{
     Caller, Destination, Gateway, HostName, HttpAction, Incoming, RouteMatch, Routed, Routes,
     WeightedDestination,
 };
+
+pub use from_gateway::from_gateway;
 
 use crate::proxy::http::reply::Reply;
 use crate::snapshot::external::Way;
@@ -93,24 +98,34 @@ pub fn plan<'a>(snapshot: &'a Snapshot, asked: Asked<'_>, head: &RequestHead, ra
                 None => Plan::Answer(Reply::no_healthy_upstream()),
             }
         }
-        Routed::Route(route) => match &route.route.action {
-            HttpAction::Redirect(redirect) => {
-                let location = redirect.location(head, asked.port, route.path);
-                let mut reply = Reply::new(redirect.status.code(), "", "-", "direct_response");
-                // A location is made of what may stand in a head.
-                let _ = reply.headers.set("location", location.as_bytes());
-                Plan::Answer(marked(reply, &route))
-            }
-            HttpAction::Respond(response) => {
-                let body = response.body.clone().unwrap_or_default();
-                let reply = Reply { body, ..Reply::new(response.status, "", "-", "direct_response") };
-                Plan::Answer(marked(reply, &route))
-            }
-            HttpAction::Forward(split) => {
-                let to = &split.all()[split.pick(random)];
-                forward(snapshot, asked, route, to)
-            }
-        },
+        Routed::Route(route) => taken(snapshot, (asked.port, caller), route, (head, random)),
+    }
+}
+
+/// What becomes of a request that a route takes.
+fn taken<'a>(
+    snapshot: &'a Snapshot,
+    (dialled, caller): (u16, Option<usize>),
+    route: RouteMatch<'a>,
+    (head, random): (&RequestHead, u64),
+) -> Plan<'a> {
+    match &route.route.action {
+        HttpAction::Redirect(redirect) => {
+            let location = redirect.location(head, dialled, route.path);
+            let mut reply = Reply::new(redirect.status.code(), "", "-", "direct_response");
+            // A location is made of what may stand in a head.
+            let _ = reply.headers.set("location", location.as_bytes());
+            Plan::Answer(marked(reply, &route))
+        }
+        HttpAction::Respond(response) => {
+            let body = response.body.clone().unwrap_or_default();
+            let reply = Reply { body, ..Reply::new(response.status, "", "-", "direct_response") };
+            Plan::Answer(marked(reply, &route))
+        }
+        HttpAction::Forward(split) => {
+            let to = &split.all()[split.pick(random)];
+            forward(snapshot, (dialled, caller), route, to)
+        }
     }
 }
 
@@ -158,11 +173,11 @@ fn marked(mut reply: Reply, route: &RouteMatch<'_>) -> Reply {
 /// Where a route's destination leads.
 fn forward<'a>(
     snapshot: &'a Snapshot,
-    asked: Asked<'_>,
+    dialled: (u16, Option<usize>),
     route: RouteMatch<'a>,
     to: &'a WeightedDestination,
 ) -> Plan<'a> {
-    match destination(snapshot, (asked.port, asked.caller), &to.destination) {
+    match destination(snapshot, dialled, &to.destination) {
         Some((service, port, cluster)) => {
             Plan::Forward(Forward { service, port, cluster, route: Some(route), to: Some(to) })
         }

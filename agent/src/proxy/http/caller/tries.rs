@@ -11,10 +11,10 @@ use baremesh_model::virtual_service::{
     CorsPolicy, EndpointChoice, RetryPolicy, RouteOptions, Sent, TryOutcome,
 };
 
-use super::Caller;
 use super::dial::Target;
 use super::line::{Freshness, Wanted};
 use super::plan::Forward;
+use super::{Caller, LetThrough};
 use crate::proxy::error::ProxyError;
 use crate::proxy::http::attempt::{Attempt, Download, Failure, Order, Verdict, attempt};
 use crate::proxy::http::downstream::Exchange;
@@ -34,6 +34,8 @@ pub(super) struct ToCaller<'a> {
     pub(super) origin: Option<(&'a CorsPolicy, Vec<u8>)>,
     /// The cookie by which its next request finds the same endpoint.
     pub(super) cookie: Option<String>,
+    /// By what it was let through where it arrived at a gateway of this host.
+    pub(super) through: Option<&'a LetThrough<'a>>,
 }
 
 /// Why an attempt came to nothing.
@@ -240,14 +242,25 @@ impl Caller {
             let order = Order { head, per_try, overall, since, idle };
             let was_kept = line.was_kept();
             let asked = Request { head, token: token.as_ref(), remote_ip, allowed_by: &external.by };
+            let in_force = &self.worker.shared.snapshot;
+            let mut at_gateway = to_caller.through.map(|through| (through, watch.clone()));
             let closed = async {
                 match &watched {
-                    Some(watched) => watched.until_closed(watch, &asked, &self.worker.shared.snapshot).await,
+                    Some(watched) => watched.until_closed(watch, &asked, in_force).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let shut = async {
+                match &mut at_gateway {
+                    Some((through, watch)) => {
+                        watch.until_forbidden((through.delivered, &through.request), in_force).await
+                    }
                     None => std::future::pending().await,
                 }
             };
             let (ended, reason) = tokio::select! {
                 biased;
+                reason = shut => (None, Some(reason)),
                 reason = closed => (None, Some(reason)),
                 ended = attempt(line.leg(), order, upload, answer, download, &mut judge) => (Some(ended), None),
             };
@@ -400,7 +413,9 @@ fn reply_to(miss: &Miss, attempts: u32) -> Reply {
         Miss::NoEndpoint => Reply::no_healthy_upstream(),
         Miss::Overflow => Reply::overflow(),
         Miss::Refused(reply) => Reply::clone(reply),
-        Miss::NotConnected(ProxyError::DeniedByPeer(_)) => Reply::denied(),
+        Miss::NotConnected(ProxyError::DeniedByPeer(_) | ProxyError::NotInSidecarIngress { .. }) => {
+            Reply::denied()
+        }
         Miss::NotConnected(_) => Reply::connect_failed(),
         Miss::Failed(failure) => Reply::to(*failure),
     };
