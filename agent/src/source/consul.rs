@@ -271,7 +271,7 @@ fn publish(
 ) -> Result<(), WholeError> {
     let Some((mut inputs, version)) = known.inputs(Instant::now()) else { return Ok(()) };
     let is_in_force = |inputs: &BTreeMap<String, Value>, followed: &Followed, known: &Known| {
-        *inputs == followed.values() && followed.version() == version && !known.is_unsaved()
+        !known.is_unsaved() && followed.is_of(inputs, version)
     };
     if is_in_force(&inputs, followed, known) {
         known.note_older_list(None);

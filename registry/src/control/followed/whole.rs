@@ -26,6 +26,15 @@ pub enum WholeError {
 }
 
 impl Followed {
+    /// Whether what is held are these values, of that version. Each is compared by itself: a mesh of values is large.
+    pub fn is_of(&self, values: &BTreeMap<String, Value>, version: u64) -> bool {
+        let is_held = |(key, value): (&String, &Value)| {
+            let held = self.entries.get(key).map(|entry| entry.text.get());
+            held.is_some_and(|held| to_raw_value(value).is_ok_and(|text| text.get() == held))
+        };
+        self.version() == version && self.entries.len() == values.len() && values.iter().all(is_held)
+    }
+
     /// Has `publish` put a state in force, and keeps it in the file then. What was refused changes nothing. It writes, and
     /// so blocks.
     pub fn put_in_force(
@@ -71,6 +80,14 @@ mod tests {
         assert!(matches!(refused, Err(WholeError::Refused(_))));
         let again = Followed::load(&file).expect("a state");
         assert_eq!((again.values(), again.version()), (state(1), 1));
+        let check = |values: BTreeMap<String, Value>, version: u64, expected: bool| {
+            assert_eq!(again.is_of(&values, version), expected, "{values:?} {version}");
+        };
+        check(state(1), 1, true);
+        check(state(1), 2, false);
+        check(state(2), 1, false);
+        check(BTreeMap::from([("a/1".to_owned(), json!({ "n": 2 }))]), 1, false);
+        check(state(1).into_iter().chain(state(2)).collect(), 1, false);
         followed.put_in_force(&state(3), 3, || Ok(())).expect("in force");
         assert_eq!(Followed::load(&file).expect("a state").values(), state(3));
     }
