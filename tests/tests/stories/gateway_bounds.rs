@@ -33,7 +33,13 @@ fn nothing_pushed_makes_a_host_a_gateway_and_a_gateway_leads_a_member_nowhere_el
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(said.contains("role = \"gateway\""), "{said}");
     way.web.wait_for_endpoints("store.default", 1);
-    way.mesh.enforce(&(api() + &leaving(API)));
+    let server = API.replace("[\"api.example.com\"]", "[\"api.example.com\", \"loop.example.com\"]");
+    way.mesh.enforce(
+        &(api()
+            + &leaving(&server)
+            + "[[VirtualService]]\nname = \"loop\"\nhosts = [\"loop.example.com\"]\ngateways = [\"leaving\"]\n\
+               http = [{ route = [{ destination = { host = \"egress\", port = { number = 80 } } }] }]\n"),
+    );
     way.wait_for_gateway();
     let asked = ["--timeout", "30", "--header", "Host: api.example.com"];
     let answer = way.web.host.get(&["--timeout", "30"], "http://store/own");
@@ -67,6 +73,9 @@ fn nothing_pushed_makes_a_host_a_gateway_and_a_gateway_leads_a_member_nowhere_el
         let is_same = host == "api.example.com." && answer.contains(GATEWAY);
         assert!(is_refused || is_same, "{host}: {answer}");
     }
+    let answer = ask("loop.example.com");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    way.gateway.wait_for_log("no circle", |line| line["response_code_details"] == "gateway_loop");
     for authority in
         ["10.77.0.65:8080", "api.example.com:80", "10.77.0.2:81", "127.0.0.1:80", "10.77.0.5:8080"]
     {
