@@ -159,5 +159,8 @@ fn what_sidecars_name_is_asked_for_beforehand() {
         Snapshot::build(&mesh(SERVICES), &[], &host, 15008, None).expect("a snapshot").declared_calls()
     };
     assert_eq!(of(crate::snapshot::NetworkRole::Gateway), None, "a gateway of a network needs all");
+    let leads_out =
+        built(&[], &["name = \"out\"\ngateway = true\nports = [{ port = 443, protocol = \"TLS\" }]\n"], None);
+    assert_eq!(leads_out.declared_calls(), None, "and so does one out of the mesh");
     assert_eq!(of(crate::snapshot::NetworkRole::Member), Some(BTreeSet::new()));
 }
