@@ -27,6 +27,8 @@ const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/bin"];
 #[derive(Debug, Clone)]
 pub(crate) struct Tools {
     nft: PathBuf,
+    /// A link to it with a name of this process alone, where that is wanted and to be had.
+    named: Option<PathBuf>,
     ip: PathBuf,
     /// What ends a command with the process that started it, where that is wanted and to be had.
     setpriv: Option<PathBuf>,
@@ -37,7 +39,7 @@ impl Tools {
     pub(crate) fn find() -> Result<Self, CaptureError> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let find = |tool, package| find_in(&path, tool).ok_or(CaptureError::MissingTool { tool, package });
-        Ok(Self { nft: find("nft", "nftables")?, ip: find("ip", "iproute2")?, setpriv: None })
+        Ok(Self { nft: find("nft", "nftables")?, named: None, ip: find("ip", "iproute2")?, setpriv: None })
     }
 
     /// Has both end when this process does. Of an agent that is killed none is left that would put its rules or routes in
@@ -48,7 +50,7 @@ impl Tools {
     }
 
     /// Has `nft` run by a name of this process alone, a link in `directory`: the kernel names whoever changed the rules by it.
-    /// Links that processes before this one left there are removed, so no other process may use the directory for the same.
+    /// Links that processes before this one left there are removed; one that is still wanted is made again when it is.
     pub(super) fn naming_nft(self, directory: &Path) -> io::Result<Self> {
         for entry in fs::read_dir(directory)? {
             let entry = entry?;
@@ -58,7 +60,7 @@ impl Tools {
         }
         let link = directory.join(notices::name());
         symlink(&self.nft, &link)?;
-        Ok(Self { nft: link, ..self })
+        Ok(Self { named: Some(link), ..self })
     }
 
     /// Applies nft text as one transaction.
@@ -68,7 +70,8 @@ impl Tools {
 
     /// Runs `nft` and returns what it wrote.
     pub(super) fn nft(&self, arguments: &[&str], input: &str) -> Result<String, CaptureError> {
-        self.run(&self.nft, arguments, input)
+        let is_there = |link: &&PathBuf| link.is_symlink() || symlink(&self.nft, link).is_ok();
+        self.run(self.named.as_ref().filter(is_there).unwrap_or(&self.nft), arguments, input)
     }
 
     /// Runs `resolvectl` and returns what it wrote. It is looked for each time: few hosts need it, and it may be installed
@@ -256,10 +259,14 @@ mod tests {
         let stale = directory.path().join("nft-0123456789a");
         symlink("/bin/sh", &stale).expect("a link");
         let cat = PathBuf::from("/bin/cat");
-        let tools = Tools { nft: cat.clone(), ip: cat, setpriv: None };
+        let tools = Tools { nft: cat.clone(), named: None, ip: cat, setpriv: None };
         let named = tools.naming_nft(directory.path()).expect("a directory of ours");
-        let name = named.nft(&["/proc/self/comm"], "").expect("cat copies");
-        assert_eq!((name.trim_end(), stale.is_symlink()), (notices::name(), false));
+        let name = || named.nft(&["/proc/self/comm"], "").expect("cat copies");
+        assert_eq!((name().trim_end(), stale.is_symlink()), (notices::name(), false));
+        fs::remove_file(directory.path().join(notices::name())).expect("it is there");
+        assert_eq!(name().trim_end(), notices::name(), "it is made again");
+        drop(directory);
+        assert_eq!(name().trim_end(), "cat", "it goes on by the other name");
     }
 
     #[test]

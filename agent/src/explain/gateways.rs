@@ -23,7 +23,7 @@ pub(super) fn of_request(
         // In the clear, so that no TLS asks for a name there.
         return of_bytes(case, (forward.service, forward.port), None);
     }
-    let asked = gateway.asked(sent.host());
+    let asked = case.snapshot.asked_at(&gateway, sent.host());
     Some(plan::from_gateway(case.snapshot, &gateway, (sent, None), 0).map(|plan| match plan {
         Plan::Answer(reply) => format!("answered at the gateway with {}", reply.status),
         Plan::Forward(to) => {
@@ -40,7 +40,7 @@ pub(super) fn of_bytes(
     name: Option<&str>,
 ) -> Option<Result<String, ProxyError>> {
     let gateway = gateway(case, service, port).filter(|gateway| gateway.carries != Carries::Requests)?;
-    let asked = name.map(|name| gateway.asked(name));
+    let asked = name.map(|name| case.snapshot.asked_at(&gateway, name));
     let address = service.ports[port].endpoints.first().map(|endpoint| endpoint.address.ip());
     let at = (&gateway, address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
     Some(stream_route::from_gateway(case.snapshot, at, name, 0).map(|to| {

@@ -51,6 +51,9 @@ pub struct AskedHost {
     /// In lower case, without the dot of the root.
     pub text: String,
     name: HostName,
+    /// Whether it is spelled as a service of the mesh that there is not. A host outside of two labels would be found by that too,
+    /// past policies that name it.
+    is_nobody: bool,
 }
 
 impl GatewayPort {
@@ -87,7 +90,7 @@ impl GatewayPort {
     pub fn asked(&self, host: &str) -> AskedHost {
         let text = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let name = HostName::resolve(&text, &self.service.namespace, &self.domain);
-        AskedHost { text, name }
+        AskedHost { text, name, is_nobody: false }
     }
 
     /// What lists a host, the most special first; where bytes name none, everything that the port has.
@@ -114,7 +117,10 @@ impl GatewayPort {
                 Some(host) => {
                     routing.at_gateway(&self.service.namespace, &listing.gateway, &host.name).collect()
                 }
-                None => routing.of_gateway(&self.service.namespace, &listing.gateway),
+                None => {
+                    let is_for = |hosts: &[HostPattern]| listing.covers(hosts);
+                    routing.of_gateway(&self.service.namespace, &listing.gateway, is_for)
+                }
             };
             for routes in bound {
                 let is_new = |(gateway, known): &(&Gateway, &Arc<Routes>)| {
@@ -170,7 +176,13 @@ fn in_words(asked: Option<&AskedHost>) -> String {
 
 impl Listing {
     fn lists(&self, host: &AskedHost) -> bool {
-        self.host.host.matches_text(&host.text) || self.resolved.matches(&host.name)
+        let is_meant = self.host.host.matches_text(&host.text) || self.resolved.matches(&host.name);
+        is_meant && !host.is_nobody
+    }
+
+    /// Whether a VirtualService for these hosts is for some that leave here.
+    fn covers(&self, hosts: &[HostPattern]) -> bool {
+        hosts.iter().any(|host| self.host.host.covers(host) || self.resolved.covers(host))
     }
 }
 
@@ -206,6 +218,17 @@ impl Snapshot {
     /// Whether a service is a gateway: Gateways select it, or it is registered on this host as one.
     pub fn is_gateway(&self, service: &Key) -> bool {
         self.gateway_services.contains(service)
+    }
+
+    /// A host that somebody asks a gateway for. One with the full name of a service of the mesh is that or nobody.
+    pub fn asked_at(&self, gateway: &GatewayPort, host: &str) -> AskedHost {
+        let mut asked = gateway.asked(host);
+        let own = asked.text.strip_suffix(gateway.domain.as_str()).is_some_and(|rest| rest.ends_with('.'));
+        if own || asked.text.ends_with(".svc.cluster.local") {
+            let key = Key::resolve(&asked.text, &gateway.service.namespace, &gateway.domain);
+            asked.is_nobody = key.is_ok_and(|key| !self.services.contains_key(&key));
+        }
+        asked
     }
 
     /// The host itself that somebody asks a gateway for, with the index of its port: a ServiceEntry's, and nothing else. A

@@ -91,8 +91,9 @@ impl Resources {
     /// The services whose endpoints are not among the entries, with where they are.
     fn unheld(&mut self, entries: &Entries) -> Result<BTreeMap<Key, Arc<EndpointAddresses>>, String> {
         self.addresses.retain(|key, _| entries.contains_key(key));
-        for (key, entry) in entries.range(format!("{}/", endpoint_addresses::KIND)..) {
-            let Some(service) = service_of(key) else { break };
+        let prefix = format!("{}/", endpoint_addresses::KIND);
+        for (key, entry) in entries.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix)) {
+            let service = service_of(key).ok_or_else(|| format!("{key} is of no service"))?;
             if self.addresses.get(key).is_some_and(|known| Arc::ptr_eq(&known.entry, entry)) {
                 continue;
             }
@@ -221,6 +222,11 @@ mod tests {
         assert!(Arc::ptr_eq(&third.unheld[&key], &fourth.unheld[&key]), "nor put together again");
         state.retain(|key, _| key.starts_with("Service/"));
         assert_eq!(shown(&resources.mesh(&state, &bundle).expect("a mesh")), []);
+        let (nobody, value) = at("EndpointAddresses/x/a.b", "10.0.0.1");
+        state.insert(nobody.clone(), Arc::new(Entry::of(&nobody, &value)));
+        let refused = resources.mesh(&state, &bundle).err().unwrap_or_default();
+        assert!(refused.contains("EndpointAddresses/x/a.b is of no service"), "{refused}");
+        state.remove(&nobody);
         let bad = json!({ "groups": [{ "ports": "80", "at": "10.0.0.1", "tunnel": "newer" }] });
         state.insert("EndpointAddresses/x/a".to_owned(), Arc::new(Entry::of("EndpointAddresses/x/a", &bad)));
         let refused = resources.mesh(&state, &bundle).err().unwrap_or_default();

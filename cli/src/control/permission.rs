@@ -6,7 +6,7 @@ use baremesh_model::mesh_config::MeshConfig;
 use baremesh_model::name::Key;
 use baremesh_model::operator::Role;
 use baremesh_model::service_entry::ServiceEntry;
-use baremesh_model::virtual_service::{HostPattern, VirtualService, Visibility};
+use baremesh_model::virtual_service::{Gateway, HostPattern, VirtualService, Visibility};
 use baremesh_model::workload::Tunnel;
 use baremesh_registry::resource::Resource;
 
@@ -91,6 +91,16 @@ fn routes_beyond(role: &Role, service: &VirtualService, config: &MeshConfig) -> 
     {
         return None;
     }
+    let of_others = |gateway: &&Gateway| match gateway {
+        Gateway::Mesh => false,
+        Gateway::Named(gateway) => !namespaces.contains(&gateway.namespace),
+    };
+    if let Some(other) = service.gateways.iter().find(of_others) {
+        return Some(format!(
+            "it routes what comes to Gateway {other}, which is not of the namespaces that this operator ({role}) changes: an admin binds \
+             routes to that"
+        ));
+    }
     let own = |host: &HostPattern| match host {
         HostPattern::Exact(name) => Key::resolve(name, &service.key.namespace, &config.domain)
             .is_ok_and(|key| namespaces.contains(&key.namespace)),
@@ -161,6 +171,8 @@ mod tests {
             (route("\"orders.billing\"", "exportTo = [\".\"]"), None),
             (route("\"*.example.com\"", "exportTo = [\".\", \"web\"]"), None),
             (route("\"orders.billing\"", "exportTo = [\".\", \"billing\"]"), Some("routes")),
+            (route("\"orders\"", "gateways = [\"mesh\", \"shop/own\"]"), None),
+            (route("\"orders\"", "gateways = [\"edge/leaving\"]"), Some("Gateway edge/leaving")),
         ] {
             let found = refused(&editor(), &text);
             match expected {

@@ -61,6 +61,11 @@ pub fn is_authority(authority: &[u8]) -> bool {
             if !host.iter().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(byte)) {
                 return false;
             }
+            // One dot may end it. Of more, or of others in a row, one reader takes what another leaves.
+            let labels = host.strip_suffix(b".").unwrap_or(host);
+            if labels.split(|byte| *byte == b'.').any(<[u8]>::is_empty) {
+                return false;
+            }
             (host, &authority[end..])
         }
     };
@@ -85,6 +90,10 @@ mod tests {
         }
         for bad in [
             "",
+            ".",
+            "a..",
+            ".a",
+            "a..b:80",
             ":80",
             "a:",
             "a:b",

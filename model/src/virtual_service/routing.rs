@@ -29,6 +29,8 @@ pub struct Routing {
 struct Bound {
     gateways: Vec<Gateway>,
     visibility: Visibility,
+    /// In full, and as they are written.
+    hosts: Box<[HostPattern]>,
     routes: Arc<Routes>,
 }
 
@@ -68,12 +70,13 @@ impl Routing {
         let mut routing = Self::default();
         // In the order of the keys, so that the first of a host is the one that holds.
         for service in by_key.values().filter(|service| !service.is_delegate()) {
+            let written = all.iter().find(|one| one.key == service.key).map(|one| &one.hosts[..]);
             let bound = Arc::new(Bound {
                 gateways: service.gateways.clone(),
                 visibility: service.export_to.clone(),
+                hosts: service.hosts.iter().chain(written.unwrap_or_default()).cloned().collect(),
                 routes: Arc::new(routing.routes_of(service, &by_key)),
             });
-            let written = all.iter().find(|one| one.key == service.key).map(|one| &one.hosts[..]);
             for (index, host) in service.hosts.iter().enumerate() {
                 // A host of two labels, which is read as a service of a namespace, may be a ServiceEntry's.
                 if let Some(HostPattern::Exact(text)) = written.and_then(|written| written.get(index))
@@ -121,13 +124,19 @@ impl Routing {
         self.of_host(host).filter(holds).map(|bound| &bound.routes)
     }
 
-    /// All routes that hold at a gateway of `namespace`, whichever host they are for, each once and in the order of their keys:
-    /// bytes name no host.
-    pub fn of_gateway(&self, namespace: &Label, gateway: &Gateway) -> Vec<&Arc<Routes>> {
+    /// All routes that hold at a gateway of `namespace` for hosts of which `is_for` says that they leave there, each once and in
+    /// the order of their keys: bytes name no host.
+    pub fn of_gateway(
+        &self,
+        namespace: &Label,
+        gateway: &Gateway,
+        is_for: impl Fn(&[HostPattern]) -> bool,
+    ) -> Vec<&Arc<Routes>> {
         let stars = self.stars.iter().map(|(_, bound)| bound);
         let all = self.exact.values().flatten().chain(stars);
-        let holds =
-            |bound: &&Arc<Bound>| bound.gateways.contains(gateway) && bound.visibility.includes(namespace);
+        let holds = |bound: &&Arc<Bound>| {
+            bound.gateways.contains(gateway) && bound.visibility.includes(namespace) && is_for(&bound.hosts)
+        };
         let mut found: Vec<_> = all.filter(holds).map(|bound| &bound.routes).collect();
         found.sort_by(|one, other| one.key.cmp(&other.key));
         found.dedup_by(|one, other| one.key == other.key);

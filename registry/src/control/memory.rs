@@ -323,7 +323,7 @@ impl Core {
                 entries.insert(workload_entry(&workload.key), (self.audience_of(&workload, &service), value));
             }
         }
-        for service in self.catalog.services() {
+        for service in self.catalog.services().into_iter().filter(|key| key.as_host().is_none()) {
             let audience = || Audience::OthersThanCallersOf(service.clone());
             let parts = self.addresses(service).into_iter().enumerate();
             entries.extend(parts.map(|(part, value)| (entry_key(service, part), (audience(), value))));

@@ -143,8 +143,9 @@ impl Registration {
     pub fn read(value: &Value) -> Result<Self, RegistrationError> {
         let raw =
             Raw::deserialize(value).map_err(|error| RegistrationError::Unreadable(error.to_string()))?;
-        let service =
-            service_key(&raw.service).ok_or_else(|| RegistrationError::Service(raw.service.clone()))?;
+        // A host of a ServiceEntry has a key too, and nobody runs it as a service of the mesh.
+        let service = service_key(&raw.service).filter(|key| key.as_host().is_none());
+        let service = service.ok_or_else(|| RegistrationError::Service(raw.service.clone()))?;
         if RESERVED_NAMESPACES.contains(&service.namespace.as_str()) {
             return Err(RegistrationError::ReservedNamespace(service.namespace));
         }
@@ -392,6 +393,7 @@ mod tests {
     #[test]
     fn refuses_what_is_none() {
         check("service", json!("orders"), "write name.namespace");
+        check("service", json!("shop/api.example.com"), "write name.namespace");
         check("service", json!("h1.hosts"), "the mesh's own");
         check("service", json!("control.control"), "the mesh's own");
         check("ports", json!([]), "a port is missing");

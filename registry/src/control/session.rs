@@ -329,7 +329,8 @@ impl Session<'_> {
             if contents.renewed {
                 writer.feed(&frame(&Renewed {})).await?;
             }
-            if !large.is_taken() && self.control.0.core().state.is_behind(held.as_ref(), LARGE) {
+            let wanted = contents.subscription;
+            if !large.is_taken() && self.control.0.core().state.is_behind(held.as_ref(), &wanted, LARGE) {
                 writer.flush().await?;
                 // Whoever waits for a place is answered meanwhile, and keeps its turn.
                 tokio::select! {
@@ -338,7 +339,6 @@ impl Session<'_> {
                 }
                 continue;
             }
-            let wanted = contents.subscription;
             let push = self.control.0.core().push(held.as_ref(), &wanted);
             let version = push.version;
             // What has changed may be nothing that this agent asked for: with its next renewal it learns that it has the newest.

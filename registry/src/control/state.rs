@@ -244,9 +244,13 @@ impl State {
         }
     }
 
-    /// Whether more than so many entries have changed since an agent held that, as far as they are remembered.
-    pub fn is_behind(&self, held: Option<&Held>, most: usize) -> bool {
-        let Some(held) = held.filter(|held| held.version >= self.horizon) else {
+    /// Whether more than so many entries have changed for an agent that held that, as far as they are remembered. To want the
+    /// endpoints of some services in place of all, or the other way round, changes as much as there is.
+    pub fn is_behind(&self, held: Option<&Held>, wanted: &Subscription, most: usize) -> bool {
+        let is_all = |subscription: &Subscription| *subscription == Subscription::All;
+        let goes_on =
+            |held: &&Held| held.version >= self.horizon && is_all(&held.subscription) == is_all(wanted);
+        let Some(held) = held.filter(goes_on) else {
             return self.entries.len() > most;
         };
         let since = held.version.saturating_add(1)..;
@@ -438,13 +442,18 @@ mod tests {
         let mut state = example();
         let behind = |state: &State, version: Option<u64>, most| {
             let held = version.map(|version| Held { version, subscription: Subscription::All });
-            state.is_behind(held.as_ref(), most)
+            state.is_behind(held.as_ref(), &Subscription::All, most)
         };
         for (version, most, expected) in
             [(None, 2, true), (None, 3, false), (Some(0), 2, true), (Some(1), 2, false), (Some(3), 0, false)]
         {
             assert_eq!(behind(&state, version, most), expected, "{version:?}, {most}");
         }
+        let some = Subscription::of(BTreeSet::new());
+        let held = |subscription| Held { version: 3, subscription };
+        assert!(state.is_behind(Some(&held(Subscription::All)), &some, 2));
+        assert!(state.is_behind(Some(&held(some.clone())), &Subscription::All, 2));
+        assert!(!state.is_behind(Some(&held(some.clone())), &some, 0));
         state.remove("Service/x/a");
         assert!(behind(&state, Some(3), 0) && !behind(&state, Some(3), 1));
     }

@@ -115,3 +115,34 @@ fn who_is_held_to_the_registry_reaches_the_outside_through_the_gateway_alone() {
     assert!(!way.web.log().iter().any(outside), "nothing left from the caller's own host");
     assert!(way.gateway.log().iter().any(outside));
 }
+
+#[test]
+fn no_other_spelling_of_a_host_leaves_past_a_policy_that_names_it() {
+    let way = Way::new("gw-spelled");
+    let named =
+        |text: String| text.replace("api.example.com", "partner.com").replace("\"api\"", "\"partner\"");
+    let server = API.replace("[\"api.example.com\"]", "[\"api.example.com\", \"partner.com\"]");
+    way.mesh.enforce(&(api() + &named(api()) + &leaving(&server)));
+    way.wait_for_gateway();
+    let asked = |host: &str| {
+        let header = format!("Host: {host}");
+        way.web.host.get(&["--timeout", "30", "--header", &header], "http://egress/spelled")
+    };
+    wait_until("it leaves", || asked("partner.com").body.starts_with(GATEWAY));
+    way.mesh.enforce(
+        "[[AuthorizationPolicy]]\nname = \"no-partner\"\nselector = { matchLabels = { istio = \"egressgateway\" } }\n\
+         action = \"DENY\"\nrules = [{ to = [{ operation = { hosts = [\"partner.com\"] } }] }]\n",
+    );
+    wait_until("the policy holds", || asked("partner.com").status == Some(403));
+    for (host, status) in [
+        ("PARTNER.com.:80", 403),
+        ("partner.com..", 400),
+        (".partner.com", 400),
+        ("partner.com.mesh.internal", 404),
+        ("partner.com.svc.cluster.local", 404),
+    ] {
+        let answer = asked(host);
+        assert_eq!(answer.status, Some(status), "{host}: {answer:?}");
+    }
+    assert!(asked("api.example.com").body.starts_with(GATEWAY));
+}

@@ -39,7 +39,8 @@ impl AtGateway {
     /// Carries a request to where it leaves for.
     pub async fn carry(&self, mut exchange: Exchange<'_>) -> Ended {
         let worker = &self.callee.worker;
-        let mut watch = RequestWatch::begin(&worker.shared.snapshot_changed);
+        // Of what let it in: a change since then ends it, however long endpoints are waited for.
+        let watch = RequestWatch::begin(&worker.shared.snapshot_changed);
         let (local, asker, mut record) = match self.callee.arrive(&mut exchange).await {
             Ok(arrived) => arrived,
             Err(ended) => return ended,
@@ -68,13 +69,13 @@ impl AtGateway {
                 }
             };
             let sending = (&mut exchange, Some(&through));
-            let followed = self.caller.follow((&snapshot, watch), plan, sending, &mut record).await;
+            let followed = self.caller.follow((&snapshot, watch.clone()), plan, sending, &mut record).await;
             let Some(unknown) = followed else { break };
             let began = *began.get_or_insert_with(Instant::now);
             if !Box::pin(self.caller.has_endpoints(unknown, began, &mut exchange, &mut record)).await {
                 break;
             }
-            (watch, snapshot) = self.caller.state_in_force();
+            snapshot = worker.shared.snapshot.load_full();
         }
         // The record is of the call to the gateway, and says where that went.
         let peers = self.callee.peers();

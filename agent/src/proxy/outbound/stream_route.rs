@@ -97,7 +97,7 @@ pub fn from_gateway(
     name: Option<&str>,
     random: u64,
 ) -> Result<Target, ProxyError> {
-    let asked = name.map(|name| gateway.asked(name));
+    let asked = name.map(|name| snapshot.asked_at(gateway, name));
     let asked = asked.as_ref();
     if gateway.listed(asked).next().is_none() {
         return Err(gateway.unlisted(asked));

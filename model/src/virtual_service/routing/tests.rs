@@ -95,8 +95,13 @@ fn it_holds_for_whom_it_is_exported_to_and_where_it_is_bound() {
     let at = label("mesh-system");
     let found: Vec<Key> = all.at_gateway(&at, &public, &host).map(|routes| routes.key.clone()).collect();
     assert_eq!(found, [key("a/bound")]);
-    let found: Vec<_> = all.of_gateway(&at, &public).iter().map(|routes| routes.key.clone()).collect();
-    assert_eq!(found, [key("a/bound")]);
+    let of_hosts = |asked: &str| -> Vec<Key> {
+        let is_for = |hosts: &[HostPattern]| hosts.iter().any(|host| host.to_string() == asked);
+        all.of_gateway(&at, &public, is_for).iter().map(|routes| routes.key.clone()).collect()
+    };
+    assert_eq!(of_hosts("b.z"), [key("a/bound")]);
+    assert_eq!(of_hosts("b.z.mesh.internal"), [key("a/bound")]);
+    assert_eq!(of_hosts("c.z"), []);
 }
 
 /// Where a request to port 80 goes: a full host, `404`, or `as named`.

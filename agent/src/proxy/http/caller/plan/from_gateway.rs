@@ -18,7 +18,7 @@ pub fn from_gateway<'a>(
     (head, token): (&RequestHead, Option<&Token>),
     random: u64,
 ) -> Result<Plan<'a>, ProxyError> {
-    let asked = gateway.asked(head.host());
+    let asked = snapshot.asked_at(gateway, head.host());
     if gateway.listed(Some(&asked)).next().is_none() {
         return Err(gateway.unlisted(Some(&asked)));
     }
