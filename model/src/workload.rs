@@ -32,6 +32,21 @@ pub enum Tunnel {
     Plain,
 }
 
+impl Tunnel {
+    /// The word for it, in resources and reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Hbone => "hbone",
+            Self::Plain => "plain",
+        }
+    }
+
+    /// What the word means.
+    pub fn of_word(word: &str) -> Option<Self> {
+        [Self::Hbone, Self::Plain].into_iter().find(|tunnel| tunnel.word() == word)
+    }
+}
+
 /// Region, zone and sub-zone; each may be empty.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Locality {

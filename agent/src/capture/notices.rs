@@ -176,12 +176,14 @@ impl Transaction {
             self.touches_ours |= *family == INET && table == Some(TABLE.as_bytes());
             return;
         }
-        let touched = std::mem::take(&mut self.touches_ours);
+        if !std::mem::take(&mut self.touches_ours) {
+            return;
+        }
         let pid =
             attribute(attributes, ATTRIBUTE_PID).and_then(|pid| pid.try_into().ok()).map(u32::from_be_bytes);
-        let name = attribute(attributes, ATTRIBUTE_NAME).unwrap_or_default();
-        let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
-        if touched && name != *NAME && !pid.is_some_and(is_own) {
+        let name = String::from_utf8_lossy(attribute(attributes, ATTRIBUTE_NAME).unwrap_or_default());
+        let name = name.trim_end_matches('\0');
+        if name != *NAME && !pid.is_some_and(is_own) {
             tell(Changed { by: pid.map(|pid| format!("{name} (process {pid})")) });
         }
     }

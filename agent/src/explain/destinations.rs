@@ -128,12 +128,7 @@ fn endpoint(
     EndpointStandingReport {
         workload: endpoint.workload.to_string(),
         address: endpoint.address,
-        transport: match endpoint.transport {
-            Transport::Hbone(_) => "hbone",
-            Transport::Plain => "plain",
-            Transport::Local(_) => "local",
-        }
-        .to_owned(),
+        transport: endpoint.transport.word().to_owned(),
         agent: match endpoint.transport {
             Transport::Hbone(ref agent) => Some(agent.address),
             Transport::Plain | Transport::Local(_) => None,

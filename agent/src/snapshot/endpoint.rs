@@ -10,7 +10,7 @@ use baremesh_model::health::Health;
 use baremesh_model::name::Label;
 use baremesh_model::network::Network;
 use baremesh_model::outlier::{Cause, Ejections, Outcome, OutlierDetection, Streaks};
-use baremesh_model::workload::{Labels, Locality};
+use baremesh_model::workload::{Labels, Locality, Tunnel};
 
 use super::LocalEndpoint;
 
@@ -28,6 +28,17 @@ pub enum Transport {
     Plain,
     /// On this host, without a wire.
     Local(Arc<LocalEndpoint>),
+}
+
+impl Transport {
+    /// The word for it, in reports.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Hbone(_) => Tunnel::Hbone.word(),
+            Self::Plain => Tunnel::Plain.word(),
+            Self::Local(_) => "local",
+        }
+    }
 }
 
 /// The agent of an endpoint, and the way to it.

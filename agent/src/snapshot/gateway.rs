@@ -86,8 +86,8 @@ impl GatewayPort {
         Self { service: service.clone(), port, carries, labels: labels.clone(), listings, domain }
     }
 
-    /// A host that somebody asks for.
-    pub fn asked(&self, host: &str) -> AskedHost {
+    /// A host that somebody asks for, whether or not there is such a service.
+    fn asked(&self, host: &str) -> AskedHost {
         let text = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let name = HostName::resolve(&text, &self.service.namespace, &self.domain);
         AskedHost { text, name, is_nobody: false }

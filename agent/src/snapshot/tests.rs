@@ -57,6 +57,17 @@ pub(crate) fn mesh(toml: &str) -> Mesh {
     assemble(parsed.resources, parsed.findings).expect("a mesh").mesh
 }
 
+pub(crate) fn settings() -> plan::CaptureSettings {
+    plan::CaptureSettings {
+        agent_uid: 0,
+        ports: AgentPorts::default(),
+        dns: DnsCapture::Off,
+        interfaces: BTreeSet::new(),
+        outbound: Outbound::Registered,
+        ssh_ports: [].into(),
+    }
+}
+
 pub(crate) fn host() -> Host {
     Host {
         name: Label::new("h1").expect("a label"),
@@ -218,15 +229,7 @@ fn what_is_registered_here_holds_against_claims_of_others() {
 
 #[test]
 fn the_plan_captures_what_is_meshed_and_nothing_else() {
-    let settings = plan::CaptureSettings {
-        agent_uid: 0,
-        ports: AgentPorts::default(),
-        dns: DnsCapture::Off,
-        interfaces: BTreeSet::new(),
-        outbound: Outbound::Registered,
-        ssh_ports: [].into(),
-    };
-    let plan = snapshot(MESH, &[ORDERS]).capture_plan(&settings);
+    let plan = snapshot(MESH, &[ORDERS]).capture_plan(&settings());
     let endpoints: Vec<_> = plan.endpoints.iter().map(SocketAddr::to_string).collect();
     assert_eq!(endpoints, ["10.0.0.2:8080", "[fd00::2]:8080"]);
     assert_eq!(plan.local.len(), 1);
@@ -250,14 +253,8 @@ fn containers_are_held_wherever_they_are_and_captured_on_bridges_alone() {
     ];
     let registered: Vec<&str> = registered.iter().map(String::as_str).collect();
     let held = format!("{MESH}[[MeshConfig]]\noutboundTrafficPolicy = {{ mode = \"REGISTRY_ONLY\" }}\n");
-    let settings = plan::CaptureSettings {
-        agent_uid: 0,
-        ports: AgentPorts::default(),
-        dns: DnsCapture::Off,
-        interfaces: ["br0".parse().expect("a bridge")].into(),
-        outbound: Outbound::Registered,
-        ssh_ports: [].into(),
-    };
+    let settings =
+        plan::CaptureSettings { interfaces: ["br0".parse().expect("a bridge")].into(), ..settings() };
     let text = |containers: crate::capture::Containers| {
         let on = |(bridge, addresses): (crate::capture::Interface, BTreeSet<IpAddr>)| {
             addresses.into_iter().map(move |address| format!("{bridge} {address}")).collect::<Vec<_>>()

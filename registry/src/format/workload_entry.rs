@@ -137,14 +137,12 @@ pub(super) fn weight(d: &mut Decoder<'_>, at: &At<'_>) -> Option<u32> {
 }
 
 fn tunnel(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Tunnel> {
-    match d.text(at)? {
-        "hbone" => Some(Tunnel::Hbone),
-        "plain" => Some(Tunnel::Plain),
-        other => {
-            d.invalid(at, format!("{} is not hbone or plain", quote(other)), "");
-            None
-        }
+    let text = d.text(at)?;
+    let tunnel = Tunnel::of_word(text);
+    if tunnel.is_none() {
+        d.invalid(at, format!("{} is not hbone or plain", quote(text)), "");
     }
+    tunnel
 }
 
 fn health(d: &mut Decoder<'_>, at: &At<'_>) -> Option<Health> {
@@ -163,7 +161,7 @@ pub(super) fn encode(workload: &Workload) -> Json {
     };
     put("address", workload.address.to_string().into());
     put("weight", workload.weight.into());
-    put("tunnel", if workload.tunnel == Tunnel::Hbone { "hbone" } else { "plain" }.into());
+    put("tunnel", workload.tunnel.word().into());
     if !workload.health.is_healthy() {
         put("health", workload.health.word().into());
     }

@@ -1,7 +1,6 @@
 //! The services that are known, and how much of each: the endpoints of those that this host calls, and where the others are.
 
 use baremesh_model::health::Health;
-use baremesh_model::workload::Tunnel;
 
 use super::Agent;
 use crate::admin::report::{EndpointReport, EndpointsReport, ServiceReport};
@@ -40,12 +39,7 @@ fn report(service: &ServiceEntry) -> ServiceReport {
     let endpoints = known.clone().map(|endpoint| EndpointReport {
         workload: endpoint.workload.to_string(),
         address: endpoint.address,
-        transport: match endpoint.transport {
-            Transport::Hbone(_) => "hbone",
-            Transport::Plain => "plain",
-            Transport::Local(_) => "local",
-        }
-        .to_owned(),
+        transport: endpoint.transport.word().to_owned(),
         health: match endpoint.health {
             Health::Healthy if service.is_ejected(endpoint.address) => "ejected",
             health => health.word(),
@@ -58,7 +52,7 @@ fn report(service: &ServiceEntry) -> ServiceReport {
     let elsewhere = elsewhere.map(|one| EndpointReport {
         workload: String::new(),
         address: one.address,
-        transport: if one.tunnel == Tunnel::Plain { "plain" } else { "hbone" }.to_owned(),
+        transport: one.tunnel.word().to_owned(),
         health: "not-asked".to_owned(),
         active: 0,
     });

@@ -3,9 +3,7 @@ use baremesh_registry::control::endpoint_addresses;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::capture::{AgentPorts, DnsCapture, Outbound};
-use crate::snapshot::plan::CaptureSettings;
-use crate::snapshot::tests::{host, mesh, registration, routed};
+use crate::snapshot::tests::{host, mesh, registration, routed, settings};
 use crate::snapshot::{Host, HostNetwork};
 
 const SERVICES: &str = r#"
@@ -73,16 +71,8 @@ fn real_addresses_of_what_was_not_asked_for_are_the_mesh_s() {
     ] {
         assert_eq!(routed(&snapshot, destination), expected, "{destination}");
     }
-    let settings = CaptureSettings {
-        agent_uid: 0,
-        ports: AgentPorts::default(),
-        dns: DnsCapture::Off,
-        interfaces: BTreeSet::new(),
-        outbound: Outbound::Registered,
-        ssh_ports: [].into(),
-    };
     let captured: Vec<_> =
-        snapshot.capture_plan(&settings).endpoints.iter().map(ToString::to_string).collect();
+        snapshot.capture_plan(&settings()).endpoints.iter().map(ToString::to_string).collect();
     assert_eq!(captured, ["10.0.0.2:8080", "10.0.0.3:8080", "[fd00::2]:8080"]);
     let mut agents: Vec<_> = snapshot.agents_elsewhere().map(|(at, _)| at.to_string()).collect();
     agents.sort();
