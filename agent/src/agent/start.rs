@@ -72,12 +72,14 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     let phase = watch::Sender::new(Phase::Running);
     let trust = prepared.trust;
     let credentials = trust.credentials();
+    let connected = watch::Sender::new(matches!(prepared.source, Source::Files(_)));
     let rotation = Rotation {
         issuer: prepared.issuer,
         node: prepared.node,
         trust: Arc::clone(&trust),
         directory: config.directories.state.join("certificates"),
         wanted: publisher.wanted(),
+        connected: connected.subscribe(),
         status: Arc::new(Mutex::new(RotationStatus::default())),
         metrics: Arc::clone(&metrics),
     };
@@ -125,11 +127,12 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     let probe = prepared.source.probe();
     let flows = Arc::clone(&shared.flows);
     let source = prepared.source.telling(Arc::clone(&flows)).demanding(&demand);
-    if let Source::Control(_) = source {
+    if !matches!(source, Source::Files(_)) {
         others.push(tokio::spawn(Arc::clone(&demand).keep()));
     }
     let (source_notes, consul) = (source.notes(), source.standing());
-    let (connected, source) = start_source(source, &publisher, &checks, &metrics, phase.subscribe());
+    let is_connected = connected.subscribe();
+    let source = start_source((source, connected), &publisher, &checks, &metrics, phase.subscribe());
     let agent = Arc::new(routes::Agent {
         config,
         publisher,
@@ -137,7 +140,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         rotation: rotation_status,
         steward,
         checks,
-        connected,
+        connected: is_connected,
         source_notes,
         consul,
         metrics,
@@ -308,18 +311,16 @@ async fn keep_rules(steward: &Arc<Steward>) -> Result<Task<()>, AgentError> {
 
 /// Starts following the source. The receiver tells whether it is in reach; the task ends when it has said goodbye.
 fn start_source(
-    source: Source,
+    (source, connected): (Source, watch::Sender<bool>),
     publisher: &Arc<Publisher>,
     checks: &Arc<Checks>,
     metrics: &Arc<Metrics>,
     leaving: watch::Receiver<Phase>,
-) -> (watch::Receiver<bool>, Task<()>) {
-    let connected = watch::Sender::new(matches!(source, Source::Files(_)));
-    let receiver = connected.subscribe();
-    metrics.registry_connected.set(i64::from(*receiver.borrow()));
+) -> Task<()> {
+    metrics.registry_connected.set(i64::from(*connected.borrow()));
     let (publisher, checks) = (Arc::clone(publisher), Arc::clone(checks));
     let metrics = Arc::clone(metrics);
-    let task = tokio::spawn(async move {
+    tokio::spawn(async move {
         match source {
             Source::Files(files) => {
                 tokio::select! {
@@ -338,6 +339,5 @@ fn start_source(
                 consul.follow(publisher, connected, metrics, until(leaving, Phase::Draining)).await;
             }
         }
-    });
-    (receiver, task)
+    })
 }

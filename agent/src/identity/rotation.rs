@@ -28,6 +28,8 @@ const LOOK: Duration = Duration::from_secs(30);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The longest wait after a failure.
 const MAX_RETRY: Duration = Duration::from_secs(60);
+/// What failed while the source was away is tried again within this time of its return, each host at a moment by chance.
+const AFTER_RETURN: Duration = Duration::from_secs(5);
 
 /// What rotation has to say about each identity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub struct Rotation {
     pub directory: PathBuf,
     /// The identities that the host needs.
     pub wanted: watch::Receiver<Vec<Identity>>,
+    /// Whether the source of the mesh is in reach. Who signs is away and back with it, mostly.
+    pub connected: watch::Receiver<bool>,
     /// What is wrong at the moment.
     pub status: Arc<Mutex<RotationStatus>>,
     /// Metrics.
@@ -92,6 +96,7 @@ impl Rotation {
             failed: None,
             retry_at: None,
             node_renewal,
+            was_connected: false,
             trust: self.trust.follow(),
             rotation: self,
         };
@@ -120,6 +125,8 @@ pub struct Rotating {
     failed: Option<String>,
     retry_at: Option<Instant>,
     node_renewal: Option<SystemTime>,
+    /// Whether the source was in reach at the last look.
+    was_connected: bool,
 }
 
 impl Rotating {
@@ -127,6 +134,7 @@ impl Rotating {
     pub async fn run(mut self) {
         loop {
             self.drop_unwanted();
+            self.look_at_source();
             let now = SystemTime::now();
             if self.may_ask() {
                 self.round(now).await;
@@ -148,6 +156,7 @@ impl Rotating {
                     self.drop_revoked();
                     self.hurry_from_other_roots(SystemTime::now());
                 }
+                () = changed(&mut self.rotation.connected) => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -163,6 +172,16 @@ impl Rotating {
         self.retry_at = self.failed.take().map(|reason| self.back_off(&reason));
         if self.retry_at.is_none() {
             self.failures = 0;
+        }
+    }
+
+    /// When the source is in reach again, does not wait as long as was meant while nobody could sign.
+    fn look_at_source(&mut self) {
+        let is_connected = *self.rotation.connected.borrow_and_update();
+        let was_connected = std::mem::replace(&mut self.was_connected, is_connected);
+        if is_connected && !was_connected {
+            let soon = Instant::now() + AFTER_RETURN.mul_f64(rand::random());
+            self.retry_at = self.retry_at.map(|at| at.min(soon));
         }
     }
 
@@ -383,6 +402,14 @@ impl Rotating {
     }
 }
 
+/// Ends when it may have changed whether the source is in reach.
+async fn changed(connected: &mut watch::Receiver<bool>) {
+    if connected.changed().await.is_err() {
+        // It is followed no more.
+        std::future::pending::<()>().await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use baremesh_ca::authority::Authority;
@@ -407,6 +434,7 @@ mod tests {
             trust: Trust::new(bundle, None),
             directory: directory.join("certificates"),
             wanted,
+            connected: watch::channel(false).1,
             status: Arc::default(),
             metrics: Metrics::new("test"),
         };
@@ -450,6 +478,25 @@ mod tests {
         assert!(rotating.status().missing.is_empty());
     }
 
+    #[tokio::test]
+    async fn what_failed_is_tried_again_soon_when_the_source_is_back() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let wanted = watch::Sender::new(identities("elsewhere", 1));
+        let mut rotating = rotating(directory.path(), wanted.subscribe());
+        let connected = watch::Sender::new(true);
+        rotating.rotation.connected = connected.subscribe();
+        rotating.look_at_source();
+        assert_eq!(rotating.retry_at, None, "nothing failed");
+        rotating.failures = 10;
+        rotating.round(SystemTime::now()).await;
+        let soon = |rotating: &Rotating| rotating.retry_at <= Some(Instant::now() + AFTER_RETURN);
+        for (is_connected, expected) in [(true, false), (false, false), (true, true)] {
+            connected.send_replace(is_connected);
+            rotating.look_at_source();
+            assert_eq!(soon(&rotating), expected, "{is_connected}");
+        }
+    }
+
     const LIFE: Duration = Duration::from_secs(4 * 3600);
 
     /// The clock on the wall may stand anywhere when it is looked at next: after a jump, or a suspend.
@@ -472,6 +519,7 @@ mod tests {
             trust,
             directory: place.path().join("certificates"),
             wanted: watch::channel(vec![web.clone()]).1,
+            connected: watch::channel(false).1,
             status: Arc::default(),
             metrics: Metrics::new("mesh"),
         };
