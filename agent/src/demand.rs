@@ -1,4 +1,4 @@
-//! Whose endpoints this host asks the control server for: those of services that are called from here, learnt at the first
+//! Whose endpoints this host asks its source, the control server or Consul, for: those of services that are called from here, learnt at the first
 //! call and remembered, and those that it says beforehand. A call to a service of which nothing but the addresses is known
 //! waits for the rest.
 

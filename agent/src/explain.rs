@@ -222,7 +222,7 @@ pub fn explain(
 
 /// Why a service whose endpoints were not asked for cannot be called: they were asked for to explain it.
 const NOT_ASKED: &str =
-    "it was not called from this host before, and the control server did not tell its endpoints in time";
+    "it was not called from this host before, and the registry did not tell its endpoints in time";
 
 /// What the record of a refused connection says.
 fn refused_with(error: &ProxyError) -> AnswerReport {

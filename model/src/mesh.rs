@@ -1,7 +1,7 @@
 //! The whole set of resources, validated as a whole. Everything that runs is compiled from one `Mesh`, and a set
 //! that does not hold together never becomes one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::peer_authentication::PeerAuthentication;
 use crate::rate_limit::RateLimit;
 use crate::request_authentication::RequestAuthentication;
 use crate::service::Service;
-use crate::service_entry::ServiceEntry;
+use crate::service_entry::{Endpoints, ServiceEntry};
 use crate::sidecar::Sidecar;
 use crate::virtual_service::VirtualService;
-use crate::workload::{Tunnel, Workload};
+use crate::workload::{Tunnel, Workload, selects};
 use crate::workload_group::WorkloadGroup;
 
 /// Hosts of service entries beside everything else.
@@ -239,6 +239,36 @@ impl Mesh {
         self
     }
 
+    /// The same mesh as a host knows it that holds the endpoints of some services: of the others it knows where those are. What
+    /// a ServiceEntry selects is held, since what is called by that is not asked for.
+    pub fn holding(mut self, holds: impl Fn(&Key) -> bool) -> Self {
+        let mut given_up: BTreeSet<Key> = BTreeSet::new();
+        for (key, service) in self.parts.services.iter().filter(|(key, _)| !holds(key)) {
+            let members = self.members.remove(key).unwrap_or_default();
+            if let Some(addresses) = EndpointAddresses::of(service, members.iter().map(Arc::as_ref)) {
+                self.parts.unheld.insert(key.clone(), Arc::new(addresses));
+                given_up.extend(members.iter().map(|workload| workload.key.clone()));
+            }
+        }
+        let entries = self.parts.service_entries.values();
+        let selecting: Vec<_> = entries
+            .filter_map(|entry| match &entry.endpoints {
+                Endpoints::Selected(labels) => Some((&entry.key.namespace, labels)),
+                Endpoints::Listed(_) => None,
+            })
+            .collect();
+        let is_selected = |workload: &Workload| {
+            let mut of_namespace = selecting.iter().filter(|(of, _)| **of == workload.key.namespace);
+            of_namespace.any(|(_, labels)| selects(labels, &workload.labels))
+        };
+        // A workload may serve several services.
+        let kept: BTreeSet<&Key> = self.members.values().flatten().map(|workload| &workload.key).collect();
+        self.parts
+            .workloads
+            .retain(|key, workload| !given_up.contains(key) || kept.contains(key) || is_selected(workload));
+        self
+    }
+
     /// The parts, to change and assemble anew.
     pub fn into_parts(self) -> Parts {
         self.parts
@@ -401,6 +431,8 @@ fn same_identity(a: &Service, b: &Service) -> bool {
 mod tests {
     use super::*;
     use crate::service::{Protocol, ServicePort};
+    use crate::service_entry::{Location, Resolution};
+    use crate::virtual_service::{HostPattern, Visibility};
     use crate::workload::Locality;
 
     fn key(text: &str) -> Key {
@@ -484,6 +516,59 @@ mod tests {
         check(vec![with_address("a.x"), with_address("b.x")], vec![], &["a.x's already"]);
         let outside = Service { addresses: vec!["10.0.0.1".parse().expect("an address")], ..service("a.x") };
         check(vec![outside], vec![], &["outside"]);
+    }
+
+    #[test]
+    fn of_services_that_are_not_held_is_known_where_their_endpoints_are() {
+        let labels =
+            |all: &[(&str, &str)]| all.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        let (of_a, both, old) = (("app", "a"), ("of", "both"), ("vm", "old"));
+        let labelled = |name: &str, address: &str, all: &[(&str, &str)]| {
+            let workload = workload(name, "a", address);
+            (workload.key.clone(), Workload { service: None, labels: labels(all), ..workload }.into())
+        };
+        let selecting = |name: &str, by: (&str, &str)| {
+            let service_account = Label::new("a").expect("a label");
+            let service = Service { selector: Some(labels(&[by])), service_account, ..service(name) };
+            (service.key.clone(), service)
+        };
+        let mut parts = Parts {
+            services: [selecting("a.x", of_a), selecting("b.x", both), selecting("c.x", ("of", "nobody"))]
+                .into(),
+            workloads: [
+                labelled("a-1.x", "10.0.0.1", &[of_a]),
+                labelled("a-2.x", "10.0.0.2", &[of_a, old]),
+                labelled("ab.x", "10.0.0.3", &[of_a, both]),
+                labelled("b-1.x", "10.0.0.4", &[both]),
+            ]
+            .into(),
+            ..Parts::default()
+        };
+        let outside = ServiceEntry {
+            key: key("outside.x"),
+            hosts: vec![HostPattern::Exact("old.example.com".into())],
+            addresses: Vec::new(),
+            ports: service("a.x").ports,
+            location: Location::default(),
+            resolution: Resolution::Static,
+            endpoints: Endpoints::Selected(labels(&[old])),
+            subject_alt_names: Vec::new(),
+            export_to: Visibility::default(),
+            assigned: BTreeMap::new(),
+        };
+        parts.service_entries = [(outside.key.clone(), Arc::new(outside))].into();
+        let mesh = Mesh::assemble(parts).expect("it holds together");
+        let shown = |mesh: &Mesh| {
+            let members = |name| mesh.workloads_of(&mesh.services[&key(name)]).len();
+            let unheld = mesh.unheld.iter().map(|(key, at)| format!("{key} {}", at.all().count()));
+            let workloads = mesh.workloads.keys().map(ToString::to_string);
+            let text = |all: Vec<String>| all.join(" ");
+            (["a.x", "b.x", "c.x"].map(members), text(unheld.collect()), text(workloads.collect()))
+        };
+        let (none, a) = (mesh.clone().holding(|_| false), mesh.clone().holding(|held| *held == key("a.x")));
+        assert_eq!(shown(&none), ([0, 0, 0], "a.x 3 b.x 2".to_owned(), "a-2.x".to_owned()));
+        assert_eq!(shown(&a), ([3, 0, 0], "b.x 2".to_owned(), "a-1.x a-2.x ab.x".to_owned()));
+        assert_eq!(mesh.clone().holding(|_| true), mesh);
     }
 
     #[test]

@@ -45,6 +45,8 @@ mod command_line;
 mod consul;
 #[path = "stories/consul_attacked.rs"]
 mod consul_attacked;
+#[path = "stories/consul_called.rs"]
+mod consul_called;
 #[path = "stories/consul_config.rs"]
 mod consul_config;
 #[path = "stories/consul_leader.rs"]

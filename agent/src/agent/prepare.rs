@@ -62,11 +62,12 @@ impl Source {
         }
     }
 
-    /// Asks a control server for those endpoints that are called; of the others all are held.
+    /// Asks for those endpoints that are called; of files all are held.
     pub fn demanding(self, demand: &Demand) -> Self {
         match self {
-            Self::Files(_) | Self::Consul(_) => self,
+            Self::Files(_) => self,
             Self::Control(source) => Self::Control(Box::new(source.asking_for(demand.subscription()))),
+            Self::Consul(source) => Self::Consul(Box::new(source.asking_for(demand.subscription()))),
         }
     }
 

@@ -99,7 +99,7 @@ pub enum ProxyError {
     NoEndpoint(Key),
     /// Nobody on this host had called the service before, and its endpoints did not come.
     #[error(
-        "the endpoints of {service} were not called from this host before, and the control server did not tell them within {within:?}: \
+        "the endpoints of {service} were not called from this host before, and the registry did not tell them within {within:?}: \
          is it in reach? `baremesh status` says so"
     )]
     EndpointsUnknown {

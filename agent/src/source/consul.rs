@@ -27,11 +27,12 @@ use baremesh_registry::consul::{Client, Settings, state};
 use baremesh_registry::control::REVOKED;
 use baremesh_registry::control::client::backoff;
 use baremesh_registry::control::followed::{Entries, Entry, Followed, WholeError};
+use baremesh_registry::control::subscription::Subscription;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use self::known::Known;
+use self::known::{Holding, Known};
 use self::standing::Standing;
 use super::resources::Resources;
 use crate::agent::{AgentError, empty_mesh};
@@ -47,6 +48,8 @@ const STATE_FILE: &str = "last-good-consul.state";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long what is heard is gathered before it is published as one.
 const GATHER: Duration = Duration::from_millis(200);
+/// The same while a call waits for an answer.
+const GATHER_FOR_CALL: Duration = Duration::from_millis(20);
 /// How much may be heard that is not yet looked at.
 const HEARD: usize = 256;
 /// How often it is looked at what is held although the catalog lacks it.
@@ -97,6 +100,7 @@ pub struct ConsulSource {
     trust: Arc<Trust>,
     mark: Mark,
     host: Label,
+    subscription: watch::Receiver<Subscription>,
     notes: watch::Sender<Vec<String>>,
     standing: watch::Sender<Standing>,
 }
@@ -115,7 +119,8 @@ impl ConsulSource {
         }
         let (trust, host) = (Arc::clone(trust), membership.host.clone());
         let (notes, standing) = (watch::Sender::default(), watch::Sender::default());
-        Self { settings, followed, file, trust, mark: Mark(None), host, notes, standing }
+        let subscription = watch::channel(Subscription::All).1;
+        Self { settings, followed, file, trust, mark: Mark(None), host, subscription, notes, standing }
     }
 
     /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
@@ -137,6 +142,11 @@ impl ConsulSource {
     /// Connects over sockets that no rule captures from now on.
     pub fn with(self, mark: Mark) -> Self {
         Self { mark, ..self }
+    }
+
+    /// Holds these endpoints, and not all.
+    pub fn asking_for(self, subscription: watch::Receiver<Subscription>) -> Self {
+        Self { subscription, ..self }
     }
 
     /// What operators ought to know of it, in words.
@@ -170,12 +180,13 @@ impl ConsulSource {
         followers.spawn(store::resources(client.clone(), tell.clone()));
         followers.spawn(store::trust(client.clone(), tell.clone()));
         followers.spawn(store::addresses(client.clone(), tell.clone()));
-        followers.spawn(catalog::follow(client.clone(), tell.clone()));
+        let (ask, asked) = watch::channel(self.subscription.borrow().clone());
+        followers.spawn(catalog::follow(client.clone(), tell.clone(), asked));
         followers.spawn(standing::follow(client, tell.clone()));
         let goodbye = registering.clone();
         followers.spawn(registering.keep(tell));
         tokio::select! {
-            () = Box::pin(self.take_all(heard, &publisher, &connected, &metrics)) => {}
+            () = Box::pin(self.take_all((heard, ask), &publisher, &connected, &metrics)) => {}
             () = leaving => {}
         }
         // Nothing is registered again behind the goodbye.
@@ -185,27 +196,37 @@ impl ConsulSource {
 
     async fn take_all(
         self,
-        mut heard: mpsc::Receiver<Heard>,
+        (mut heard, ask): (mpsc::Receiver<Heard>, watch::Sender<Subscription>),
         publisher: &Publisher,
         connected: &watch::Sender<bool>,
         metrics: &Metrics,
     ) {
-        let Self { settings, mut followed, trust, notes, standing, .. } = self;
-        let mut known = Known::new(&followed, Instant::now());
+        let Self { settings, mut followed, trust, mut subscription, notes, standing, .. } = self;
+        let mut known = Known::new(&followed, ask.borrow().clone(), Instant::now());
         let mut derived = Derived::default();
         let mut attempt = 0;
         let (mut again, mut took) = (None, GATHER);
         loop {
-            let mut looked = false;
+            let (mut looked, mut gather) = (false, took.max(GATHER));
+            let patience = known.patience(Instant::now()).unwrap_or(LOOK);
             tokio::select! {
                 first = heard.recv() => match first {
                     Some(first) => known.take(first, Instant::now()),
                     None => return,
                 },
-                () = tokio::time::sleep(again.unwrap_or(LOOK)) => looked = true,
+                Ok(()) = subscription.changed() => {
+                    let asked = subscription.borrow_and_update().clone();
+                    known.ask(&asked, Instant::now());
+                    ask.send_replace(asked);
+                    gather = Duration::ZERO;
+                }
+                () = tokio::time::sleep(again.unwrap_or(LOOK).min(patience)) => looked = true,
             }
-            // Publishing takes half of the time at most, however large the mesh is.
-            tokio::time::sleep(took.max(GATHER)).await;
+            if known.patience(Instant::now()).is_some() || patience < LOOK {
+                gather = gather.min(GATHER_FOR_CALL);
+            }
+            // Publishing takes half of the time at most, however large the mesh is, unless a call waits.
+            tokio::time::sleep(gather).await;
             while let Ok(more) = heard.try_recv() {
                 known.take(more, Instant::now());
             }
@@ -235,6 +256,10 @@ impl ConsulSource {
                 };
                 took = began.elapsed();
             }
+            let holding = known.holding(Instant::now());
+            if let Err(reason) = derived.hold(holding, &followed, (&settings, &trust), publisher) {
+                publisher.refuse(reason);
+            }
             let said = known.notes();
             notes.send_if_modified(|notes| {
                 let changed = *notes != said;
@@ -250,6 +275,48 @@ impl ConsulSource {
 struct Derived {
     entries: Entries,
     resources: Resources,
+    /// The mesh that is in force, with all endpoints, and which of them the publisher has.
+    in_force: Option<(Mesh, Option<Holding>)>,
+}
+
+impl Derived {
+    /// The mesh of some inputs, with all endpoints.
+    fn mesh(
+        &mut self,
+        inputs: &BTreeMap<String, Value>,
+        (settings, trust): (&Settings, &Trust),
+    ) -> (state::Derived, Result<Mesh, String>) {
+        let derived = state::derive(inputs, settings);
+        self.entries = entries_of(&derived.entries, &self.entries);
+        let made = self.resources.mesh(&self.entries, &trust.now());
+        (derived, made)
+    }
+
+    /// Publishes what is in force as a host knows it that holds these endpoints, where that is not the case yet.
+    fn hold(
+        &mut self,
+        holding: Holding,
+        followed: &Followed,
+        with: (&Settings, &Trust),
+        publisher: &Publisher,
+    ) -> Result<(), String> {
+        if followed.entries().is_empty() {
+            return Ok(());
+        }
+        let mesh = match self.in_force.take() {
+            Some((mesh, Some(held))) if held == holding => {
+                self.in_force = Some((mesh, Some(held)));
+                return Ok(());
+            }
+            Some((mesh, _)) => mesh,
+            // The agent has begun with it.
+            None => self.mesh(&followed.values(), with).1?,
+        };
+        let told =
+            publisher.take_mesh(mesh.clone().holding(|service| holding.holds(service)), followed.version());
+        self.in_force = Some((mesh, Some(holding)));
+        told
+    }
 }
 
 /// Values as entries; those that have not changed are the ones from before.
@@ -293,13 +360,17 @@ fn publish(
     if is_in_force(&inputs, followed, known) {
         return Ok(());
     }
+    let holding = known.holding(Instant::now());
     let (inputs, derived, made, instead) = in_any_case(inputs, followed, before, (settings, trust));
     if instead.is_some() && is_in_force(&inputs, followed, known) {
         known.published(&Ok(()), derived.report, instead);
         return Ok(());
     }
     let put = followed.put_in_force(&inputs, version, || {
-        publisher.take_mesh(made.inspect_err(|reason| publisher.refuse(reason.clone()))?, version)
+        let mesh = made.inspect_err(|reason| publisher.refuse(reason.clone()))?;
+        publisher.take_mesh(mesh.clone().holding(|service| holding.holds(service)), version)?;
+        before.in_force = Some((mesh, Some(holding)));
+        Ok(())
     });
     if let Err(WholeError::Bounds(error)) = &put {
         publisher.refuse(error.to_string());
@@ -315,20 +386,14 @@ fn in_any_case(
     inputs: BTreeMap<String, Value>,
     followed: &Followed,
     before: &mut Derived,
-    (settings, trust): (&Settings, &Trust),
+    with: (&Settings, &Trust),
 ) -> (BTreeMap<String, Value>, state::Derived, Result<Mesh, String>, Option<String>) {
-    let mut attempt = |inputs: &BTreeMap<String, Value>| {
-        let derived = state::derive(inputs, settings);
-        before.entries = entries_of(&derived.entries, &before.entries);
-        let made = before.resources.mesh(&before.entries, &trust.now());
-        (derived, made)
-    };
-    let (derived, made) = attempt(&inputs);
+    let (derived, made) = before.mesh(&inputs, with);
     let Err(reason) = &made else { return (inputs, derived, made, None) };
     let last = followed.values();
     for (of, words) in [(Some(&last), "the catalog of before"), (None, "nothing of the catalog")] {
         let others = state::with_catalog(&inputs, of);
-        let (derived, made) = attempt(&others);
+        let (derived, made) = before.mesh(&others, with);
         if made.is_ok() {
             let said =
                 format!("Consul's catalog cannot come into force: {reason}; {words} is, with all policy");

@@ -10,7 +10,7 @@ use crate::snapshot::{ServiceEntry, Snapshot, Transport};
 impl Agent {
     /// Of how many services the endpoints are held, where they are asked for.
     pub(super) fn endpoints(&self, snapshot: &Snapshot) -> Option<EndpointsReport> {
-        if self.config.source != SourceConfig::Control {
+        if matches!(self.config.source, SourceConfig::Files(_)) {
             return None;
         }
         let services = || snapshot.services().filter(|service| service.external.is_none());

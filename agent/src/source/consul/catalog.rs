@@ -1,17 +1,19 @@
-//! Following the catalog: its names, and the instances of each service. Up to a bound each service's changes are waited
-//! for; the others are read one after the other, those that are new first.
+//! Following the catalog: its names, and the instances of each service. Up to a bound the changes of services that are called
+//! from this host, and of those of the mesh, are waited for; further ones are read one after the other, those that are new
+//! first, and what nobody here calls is read seldom.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use baremesh_registry::consul::client::Client;
 use baremesh_registry::consul::query::{Consistency, Place, Read, Step};
+use baremesh_registry::control::subscription::Subscription;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
-use super::choice::{Choice, choose};
+use super::choice::{Choice, Reading, choose};
 use super::known::News;
 use super::store::{Pauses, say};
 use super::{Heard, Part, WAIT};
@@ -24,18 +26,28 @@ const SIDE_BY_SIDE: usize = 8;
 const AGAIN_PACE: Duration = Duration::from_millis(20);
 /// The shortest time from one round to the next.
 const ROUND: Duration = Duration::from_secs(30);
+/// How old what is known of a service may be that nobody here calls.
+const SELDOM: Duration = Duration::from_secs(600);
+/// The shortest time from one of those to the next.
+const SELDOM_PACE: Duration = Duration::from_millis(250);
 
-/// Follows the catalog, for ever.
-pub(super) async fn follow(client: Client, tell: Sender<Heard>) {
+/// Follows the catalog, for ever. The endpoints of the services of `asked` are asked for on this host.
+pub(super) async fn follow(client: Client, tell: Sender<Heard>, asked: watch::Receiver<Subscription>) {
+    let (name, named) = watch::channel(Names::default());
     let (choose, chosen) = watch::channel(Choice::default());
     tokio::join!(
-        Box::pin(names(client.clone(), tell.clone(), choose)),
+        Box::pin(names(client.clone(), tell.clone(), name)),
+        Box::pin(choose_anew(named, asked, tell.clone(), choose)),
         Box::pin(wait_for_each(client.clone(), tell.clone(), chosen.clone())),
-        Box::pin(read_in_turn(client, tell, chosen)),
+        Box::pin(read_in_turn(client.clone(), tell.clone(), chosen.clone())),
+        Box::pin(read_seldom(client, tell, chosen)),
     );
 }
 
-async fn names(client: Client, tell: Sender<Heard>, chosen: watch::Sender<Choice>) {
+/// The names in the catalog with their tags.
+type Names = BTreeMap<String, Vec<String>>;
+
+async fn names(client: Client, tell: Sender<Heard>, named: watch::Sender<Names>) {
     let (mut place, mut pauses) = (Place::default(), Pauses::new());
     loop {
         match client.services(place.read(STALE, WAIT)).await {
@@ -46,11 +58,9 @@ async fn names(client: Client, tell: Sender<Heard>, chosen: watch::Sender<Choice
                 }
                 let mut news = None;
                 if step != Step::Same {
-                    let choice = choose(&answer.value, &chosen.borrow().waited);
-                    let _ = tell.send(Heard::Known(News::InTurn(choice.in_turn.len()))).await;
+                    news = Some(News::Names(answer.value.keys().cloned().collect()));
                     // Told each time: where the names are the same, something was registered under one of them.
-                    chosen.send_replace(choice);
-                    news = Some(News::Names(answer.value.into_keys().collect()));
+                    named.send_replace(answer.value);
                 }
                 say(&tell, Part::Catalog, Ok((news, Some(place.last())))).await;
                 pauses.pace().await;
@@ -64,23 +74,41 @@ async fn names(client: Client, tell: Sender<Heard>, chosen: watch::Sender<Choice
     }
 }
 
+async fn choose_anew(
+    mut named: watch::Receiver<Names>,
+    mut asked: watch::Receiver<Subscription>,
+    tell: Sender<Heard>,
+    chosen: watch::Sender<Choice>,
+) {
+    loop {
+        tokio::select! {
+            Ok(()) = named.changed() => {}
+            Ok(()) = asked.changed() => {}
+            else => return,
+        }
+        let choice = choose(&named.borrow_and_update(), &chosen.borrow().waited, &asked.borrow_and_update());
+        let _ = tell.send(Heard::Known(News::InTurn(choice.in_turn.len()))).await;
+        chosen.send_replace(choice);
+    }
+}
+
 /// One task for each service whose changes are waited for.
 async fn wait_for_each(client: Client, tell: Sender<Heard>, mut chosen: watch::Receiver<Choice>) {
     let mut tasks = JoinSet::new();
-    let mut running: BTreeMap<String, AbortHandle> = BTreeMap::new();
+    let mut running: BTreeMap<Reading, AbortHandle> = BTreeMap::new();
     while chosen.changed().await.is_ok() {
         let wanted = chosen.borrow_and_update().waited.clone();
-        running.retain(|name, task| {
-            let stays = wanted.contains(name);
+        running.retain(|reading, task| {
+            let stays = wanted.contains(reading);
             if !stays {
                 task.abort();
             }
             stays
         });
         while tasks.try_join_next().is_some() {}
-        for name in wanted {
-            let start = || tasks.spawn(wait_for(client.clone(), tell.clone(), name.clone()));
-            running.entry(name.clone()).or_insert_with(start);
+        for reading in wanted {
+            let start = || tasks.spawn(wait_for(client.clone(), tell.clone(), reading.name.clone()));
+            running.entry(reading.clone()).or_insert_with(start);
         }
     }
 }
@@ -105,22 +133,21 @@ async fn wait_for(client: Client, tell: Sender<Heard>, name: String) {
     }
 }
 
-/// Reads the others, those that are new at once and all of them again and again.
+/// Reads some, those that are new at once and all of them again and again.
 async fn read_in_turn(client: Client, tell: Sender<Heard>, mut chosen: watch::Receiver<Choice>) {
-    let mut read: BTreeSet<String> = BTreeSet::new();
+    let mut read: BTreeSet<Reading> = BTreeSet::new();
     loop {
         let all = chosen.borrow_and_update().in_turn.clone();
-        let still: BTreeSet<_> = all.iter().cloned().collect();
-        read.retain(|name| still.contains(name));
-        let (old, new): (Vec<_>, Vec<_>) = all.into_iter().partition(|name| read.contains(name));
-        read_all(&client, &tell, new.iter().cloned().collect(), Duration::ZERO).await;
-        read.extend(new);
+        read.retain(|reading| all.contains(reading));
+        let new: BTreeSet<_> = all.difference(&read).cloned().collect();
+        let old: Vec<_> = std::mem::take(&mut read).into_iter().collect();
+        read_all(&client, &tell, &new, Duration::ZERO).await;
+        read = all;
         let began = tokio::time::Instant::now();
         // What is new meanwhile does not wait for the end of the round.
         for some in old.chunks(256) {
-            read_all(&client, &tell, some.iter().cloned().collect(), AGAIN_PACE).await;
-            let is_new = |choice: &Choice| choice.in_turn.iter().any(|name| !read.contains(name));
-            if is_new(&chosen.borrow()) {
+            read_all(&client, &tell, some, AGAIN_PACE).await;
+            if !chosen.borrow().in_turn.is_subset(&read) {
                 break;
             }
         }
@@ -129,20 +156,51 @@ async fn read_in_turn(client: Client, tell: Sender<Heard>, mut chosen: watch::Re
             () = sleep(rest) => {}
             changed = chosen.changed() => match changed {
                 // Something was registered: perhaps one of these.
-                Ok(()) => sleep(rest.min(ROUND / 10)).await,
+                Ok(()) if chosen.borrow().in_turn.is_subset(&read) => sleep(rest.min(ROUND / 10)).await,
+                Ok(()) => {}
                 Err(_) => return,
             },
         }
     }
 }
 
-async fn read_all(client: &Client, tell: &Sender<Heard>, mut names: VecDeque<String>, pace: Duration) {
+/// Reads what nobody here calls: what is new at once, and the others at leisure.
+async fn read_seldom(client: Client, tell: Sender<Heard>, mut chosen: watch::Receiver<Choice>) {
+    let mut read: BTreeMap<Reading, Instant> = BTreeMap::new();
+    loop {
+        let all = chosen.borrow_and_update().seldom.clone();
+        read.retain(|reading, _| all.contains(reading));
+        let new: Vec<_> = all.into_iter().filter(|reading| !read.contains_key(reading)).collect();
+        read_all(&client, &tell, &new, Duration::ZERO).await;
+        read.extend(new.into_iter().map(|reading| (reading, Instant::now())));
+        let oldest = read.iter().min_by_key(|(_, at)| **at).map(|(reading, at)| (reading.clone(), *at));
+        let due = oldest.as_ref().map_or(SELDOM, |(_, at)| SELDOM.saturating_sub(at.elapsed()));
+        tokio::select! {
+            // However many are due, one is read at a time.
+            () = sleep(due.max(SELDOM_PACE)) => if let Some((reading, _)) = oldest {
+                read_all(&client, &tell, std::slice::from_ref(&reading), Duration::ZERO).await;
+                read.insert(reading, Instant::now());
+            },
+            changed = chosen.changed() => if changed.is_err() {
+                return;
+            },
+        }
+    }
+}
+
+async fn read_all<'a>(
+    client: &Client,
+    tell: &Sender<Heard>,
+    all: impl IntoIterator<Item = &'a Reading>,
+    pace: Duration,
+) {
     let mut reading = JoinSet::new();
+    let mut all = all.into_iter();
     loop {
         while reading.len() < SIDE_BY_SIDE
-            && let Some(name) = names.pop_front()
+            && let Some(next) = all.next()
         {
-            let (client, tell) = (client.clone(), tell.clone());
+            let (client, tell, name) = (client.clone(), tell.clone(), next.name.clone());
             reading.spawn(async move {
                 match client.instances(&name, Read::now(STALE)).await {
                     Ok(answer) => {

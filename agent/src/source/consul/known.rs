@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
+use baremesh_model::name::Key;
 use baremesh_registry::consul::bounds;
 use baremesh_registry::consul::catalog::Instance;
 use baremesh_registry::consul::damping::{At, Damper};
@@ -13,6 +14,7 @@ use baremesh_registry::consul::state::{
     ADDRESS, AddressRecord, INSTANCES, MESHED, Report, is_input, remember,
 };
 use baremesh_registry::control::followed::{Followed, WholeError};
+use baremesh_registry::control::subscription::Subscription;
 use serde::Deserialize as _;
 use serde_json::Value;
 
@@ -23,6 +25,24 @@ use crate::trust::{OlderList, is_about_trust};
 /// A catalog that was out of reach for so long is not believed at once in what it lacks: an agent that feeds a check as often
 /// may have missed a turn.
 const OUTAGE: Duration = Duration::from_secs(TTL_SECONDS / 3);
+
+/// How long a call waits for Consul's answer. Then what was read before is taken.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whose endpoints are held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Holding {
+    asked: Subscription,
+    /// Those among them that were read too long ago to be called: an answer is awaited.
+    awaited: BTreeSet<Key>,
+}
+
+impl Holding {
+    /// Whether what is known of a service's endpoints is enough to call it.
+    pub(super) fn holds(&self, service: &Key) -> bool {
+        self.asked.covers(service) && !self.awaited.contains(service)
+    }
+}
 
 /// Something that is known now.
 #[derive(Debug)]
@@ -66,6 +86,11 @@ pub(super) struct Known {
     /// Since when the catalog is out of reach, while it is.
     catalog_away_since: Option<Instant>,
     in_turn: usize,
+    /// The names in the catalog.
+    names: BTreeSet<String>,
+    asked: Subscription,
+    /// Services that have come to be asked for, each with since when an answer is awaited.
+    awaited: BTreeMap<Key, Instant>,
     changed: bool,
     unsaved: bool,
     report: Report,
@@ -77,7 +102,7 @@ pub(super) struct Known {
 
 impl Known {
     /// What an agent begins with: the state that was in force last.
-    pub(super) fn new(followed: &Followed, now: Instant) -> Self {
+    pub(super) fn new(followed: &Followed, asked: Subscription, now: Instant) -> Self {
         let values = followed.values();
         let with = |prefix: &str| {
             let some = values.iter().filter(|(key, _)| key.starts_with(prefix));
@@ -93,6 +118,7 @@ impl Known {
             let instances = Vec::<Instance>::deserialize(&value).unwrap_or_default();
             seen.extend(instances.into_iter().map(|one| (at(&key[INSTANCES.len()..], &one), one)));
         }
+        let seen_names = seen.keys().map(|(name, _, _)| name.clone()).collect();
         Self {
             resources: rest,
             version: followed.version(),
@@ -108,6 +134,9 @@ impl Known {
             missing: None,
             catalog_away_since: None,
             in_turn: 0,
+            names: seen_names,
+            asked,
+            awaited: BTreeMap::new(),
             changed: false,
             unsaved: false,
             report: Report::default(),
@@ -156,6 +185,29 @@ impl Known {
         }
     }
 
+    /// Takes up whose endpoints are asked for. What is new among it is awaited, unless Consul is away.
+    pub(super) fn ask(&mut self, asked: &Subscription, now: Instant) {
+        let before = std::mem::replace(&mut self.asked, asked.clone());
+        self.awaited.retain(|service, _| asked.covers(service));
+        if self.catalog_away_since.is_none() {
+            let named = self.names.iter().filter_map(|name| service_named(name).ok());
+            let new = named.filter(|service| asked.covers(service) && !before.covers(service));
+            self.awaited.extend(new.map(|service| (service, now)));
+        }
+    }
+
+    /// Whose endpoints are held now.
+    pub(super) fn holding(&mut self, now: Instant) -> Holding {
+        self.awaited.retain(|_, since| now.saturating_duration_since(*since) < PATIENCE);
+        Holding { asked: self.asked.clone(), awaited: self.awaited.keys().cloned().collect() }
+    }
+
+    /// For how long an answer is awaited yet, where one is.
+    pub(super) fn patience(&self, now: Instant) -> Option<Duration> {
+        let first = self.awaited.values().min()?;
+        Some(PATIENCE.saturating_sub(now.saturating_duration_since(*first)))
+    }
+
     fn learn(&mut self, news: News, now: Instant) {
         self.changed = true;
         self.doubt_after_outage(now);
@@ -185,9 +237,13 @@ impl Known {
             News::Names(names) => {
                 self.seen.retain(|(name, _, _), _| names.contains(name));
                 self.beyond.retain(|name, _| names.contains(name));
-                self.unread = names.into_iter().filter(|name| service_named(name).is_err()).collect();
+                self.unread = names.iter().filter(|name| service_named(name).is_err()).cloned().collect();
+                self.names = names;
             }
             News::Instances(name, instances) => {
+                if let Ok(service) = service_named(&name) {
+                    self.awaited.remove(&service);
+                }
                 self.seen.retain(|(of, _, _), _| *of != name);
                 let (held, beyond) = bounds::of_service(instances);
                 self.seen.extend(held.into_iter().map(|one| (at(&name, &one), one)));
@@ -346,7 +402,8 @@ mod tests {
 
     /// How many endpoints are held of a service whose only one fell silent, where the catalog was away for so long before.
     fn held_after(away: Option<Duration>) -> usize {
-        let (mut known, began) = (Known::new(&Followed::new(None), Instant::now()), Instant::now());
+        let (mut known, began) =
+            (Known::new(&Followed::new(None), Subscription::All, Instant::now()), Instant::now());
         known.take(one("passing"), began);
         known.take(Heard::Fine(Part::Catalog, Some(7)), began);
         known.inputs(began);
@@ -362,6 +419,38 @@ mod tests {
         known.take(Heard::Fine(Part::Catalog, Some(7)), now);
         known.inputs(now);
         known.damper.held()
+    }
+
+    #[test]
+    fn what_comes_to_be_asked_for_is_held_when_it_was_read_anew_or_cannot_be() {
+        let key = Key::read("s.default").expect("a service");
+        let asked = Subscription::read(&["s.default".to_owned()]).expect("services");
+        let (nobody, now) = (Subscription::default(), Instant::now());
+        let start = || {
+            let mut known = Known::new(&Followed::new(None), nobody.clone(), now);
+            known.take(Heard::Known(News::Names(["s".to_owned()].into())), now);
+            known.take(one("passing"), now);
+            known
+        };
+        let mut known = start();
+        assert!(!known.holding(now).holds(&key) && known.patience(now).is_none());
+        known.ask(&asked, now);
+        assert!(!known.holding(now).holds(&key), "an answer is awaited");
+        assert_eq!(known.patience(now), Some(PATIENCE));
+        known.take(one("passing"), now);
+        assert!(known.holding(now).holds(&key) && known.patience(now).is_none(), "it was read anew");
+        known.ask(&asked, now);
+        assert!(known.holding(now).holds(&key), "nothing new is asked for");
+        known.ask(&nobody, now);
+        assert!(!known.holding(now).holds(&key));
+
+        let mut slow = start();
+        slow.ask(&asked, now);
+        assert!(slow.holding(now + PATIENCE).holds(&key), "what was read before is taken");
+        let mut away = start();
+        away.take(Heard::Failed(Part::Catalog, "gone".to_owned()), now);
+        away.ask(&asked, now);
+        assert!(away.holding(now).holds(&key), "nobody would answer");
     }
 
     #[test]
