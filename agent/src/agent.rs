@@ -9,6 +9,8 @@ mod start;
 mod names;
 /// The guard's post, which is never left empty.
 mod guard_post;
+/// One agent taking over from another.
+mod handover;
 /// Who has a port that the agent wants.
 pub mod holder;
 /// The routes of the administration socket, the metrics and the readiness.
@@ -17,6 +19,7 @@ mod routes;
 mod running;
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -29,6 +32,7 @@ use crate::proxy::Phase;
 use crate::registration::file::RegistrationError;
 
 pub use prepare::empty_mesh;
+pub use start::TAKEN;
 
 /// Why the agent did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +73,30 @@ pub(crate) fn doing(what: impl Into<String>) -> impl FnOnce(io::Error) -> AgentE
     move |source| AgentError::System { what, source }
 }
 
-/// Runs the agent until SIGTERM or SIGINT. Commands of health checks run in `commands`.
-pub async fn run(config: AgentConfig, commands: Commands) -> Result<(), AgentError> {
-    let running = Box::pin(start::start(config, commands)).await?;
-    until_told_to_stop(&running.agent).await?;
-    running.stop().await;
+/// How an agent begins.
+#[derive(Debug)]
+pub enum Begin {
+    /// As the only one.
+    Alone,
+    /// In place of the one that runs. Who is told has a byte when that has come to pass.
+    TakingOver(Option<OwnedFd>),
+}
+
+/// Runs the agent until SIGTERM or SIGINT, or until another one has taken over and what was open has ended. Commands of
+/// health checks run in `commands`.
+pub async fn run(config: AgentConfig, commands: Commands, begin: Begin) -> Result<(), AgentError> {
+    let running = Box::pin(start::start(config, commands, begin)).await?;
+    let successor = tokio::select! {
+        told = until_told_to_stop(&running.agent) => {
+            told?;
+            None
+        }
+        successor = running.taken() => Some(successor),
+    };
+    match successor {
+        None => running.stop().await,
+        Some(successor) => running.hand_over(successor).await,
+    }
     Ok(())
 }
 

@@ -56,7 +56,7 @@ use server::Server;
 use upstreams::UpstreamList;
 
 /// The two sockets of an address.
-type Both = (UdpSocket, TcpListener);
+pub type Both = (UdpSocket, TcpListener);
 
 /// A DNS server whose sockets are bound, and which answers nothing yet.
 #[derive(Debug)]
@@ -86,6 +86,11 @@ impl Dns {
                 }
             }
         }
+        Self::over(sockets, config, zone)
+    }
+
+    /// A server over sockets that are bound.
+    pub fn over(sockets: Vec<Both>, config: DnsConfig, zone: Zone) -> io::Result<Self> {
         if sockets.is_empty() {
             return Err(invalid("no address to serve DNS on: give 127.0.0.1 with a port"));
         }
@@ -112,6 +117,11 @@ impl Dns {
             log: LogGate::new(),
         });
         Ok(Self { sockets, server })
+    }
+
+    /// The sockets.
+    pub fn sockets(&self) -> &[Both] {
+        &self.sockets
     }
 
     /// Where questions are taken, UDP and TCP alike.

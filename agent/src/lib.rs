@@ -43,6 +43,8 @@ pub mod external_authorization;
 pub mod proxy;
 /// Which local process's connection this is, as the kernel says.
 pub mod attribution;
+/// Sockets handed from process to process.
+mod descriptors;
 /// The nftables rules that bring connections here, and take them away again.
 pub mod capture;
 /// What is wrong with this host.

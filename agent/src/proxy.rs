@@ -137,6 +137,9 @@ impl Default for Limits {
     }
 }
 
+/// How often it is looked whether everything that was accepted has ended, once another process has taken over.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// How far the agent is in stopping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -144,8 +147,19 @@ pub enum Phase {
     Running,
     /// Nothing new is taken; what is open goes on.
     Draining,
+    /// Another process takes what is new; what is open goes on here.
+    HandedOver,
     /// What is open is closed.
     Closing,
+}
+
+impl Phase {
+    /// Whether nothing new is served, not even what is new on an open connection. Where another process takes what is new,
+    /// each connection carries one request more, and says with the answer that it ends: no caller finds it closed under his
+    /// request.
+    fn serves_no_more(self) -> bool {
+        matches!(self, Self::Draining | Self::Closing)
+    }
 }
 
 /// What all workers share, each read far more often than written.
@@ -203,6 +217,8 @@ pub struct Worker {
     /// Places for copies of requests.
     copies: Arc<Semaphore>,
     open: OpenConnections,
+    /// Held by whatever accepts connections, and by each that was accepted, to its end.
+    accepted: Arc<()>,
     telemetry: Telemetry,
 }
 
@@ -238,6 +254,50 @@ impl Listeners {
         })
     }
 
+    /// Takes over sockets that another process listens on, and binds what is not among them. Each worker has its share.
+    pub fn taken_over(
+        workers: usize,
+        ports: Ports,
+        mark: Mark,
+        [outbound, inbound, hbone]: [Vec<std::net::TcpListener>; 3],
+    ) -> io::Result<Vec<Self>> {
+        let shares = |all: Vec<std::net::TcpListener>, port: u16| {
+            let mut shares: Vec<Vec<_>> = (0..workers).map(|_| Vec::new()).collect();
+            let mut next = [0, 0];
+            for listener in all {
+                let Ok(address) = listener.local_addr() else { continue };
+                // The configuration names another port now.
+                if address.port() == port {
+                    let next = &mut next[usize::from(address.is_ipv6())];
+                    shares[*next % workers].push(listener);
+                    *next += 1;
+                }
+            }
+            shares
+        };
+        let outbound = shares(outbound, ports.outbound);
+        let inbound = shares(inbound, ports.inbound);
+        let hbone = shares(hbone, ports.hbone);
+        let together = outbound.into_iter().zip(inbound).zip(hbone);
+        let worker = |((outbound, inbound), hbone): ((Vec<_>, Vec<_>), Vec<_>)| {
+            if !outbound.is_empty() && !inbound.is_empty() && !hbone.is_empty() {
+                return Ok(Self { outbound, inbound, hbone });
+            }
+            // There were fewer workers, or other ports.
+            let mut own = Self::bind(ports, mark)?;
+            own.outbound.extend(outbound);
+            own.inbound.extend(inbound);
+            own.hbone.extend(hbone);
+            Ok(own)
+        };
+        together.map(worker).collect()
+    }
+
+    /// The sockets by what they are for: those that programs are led to, those that callers are, and those of tunnels.
+    pub fn by_use(&self) -> [&[std::net::TcpListener]; 3] {
+        [&self.outbound, &self.inbound, &self.hbone]
+    }
+
     /// All sockets: the guard holds them too, so that nobody else takes the ports when the agent is gone.
     pub fn sockets(&self) -> impl Iterator<Item = &std::net::TcpListener> {
         self.outbound.iter().chain(&self.inbound).chain(&self.hbone)
@@ -256,6 +316,7 @@ impl Worker {
             upstreams: Upstreams::new(Arc::clone(&shared.kept)),
             copies: Arc::new(Semaphore::new(http::MAX_COPIES)),
             open: OpenConnections::default(),
+            accepted: Arc::default(),
             telemetry,
             shared,
         }))
@@ -280,8 +341,16 @@ impl Worker {
         let judging = tokio::spawn(Arc::clone(&self).judge_open_connections());
         // An error means that the agent itself is gone, which is the same.
         let _ = phase.wait_for(|phase| *phase >= Phase::Draining).await;
+        let is_handed_over = *phase.borrow() == Phase::HandedOver;
+        let ended = async {
+            // What was accepted at the last moment may not count as open yet, and nobody else has it.
+            while is_handed_over && Arc::strong_count(&self.accepted) > 1 {
+                tokio::time::sleep(LOOK).await;
+            }
+            self.open.until_empty().await;
+        };
         tokio::select! {
-            () = self.open.until_empty() => {}
+            () = ended => {}
             _ = phase.wait_for(|phase| *phase == Phase::Closing) => {
                 self.open.close_all();
                 // They end at their next turn; the record of each is written then.

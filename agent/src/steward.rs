@@ -7,10 +7,11 @@ mod respite;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use self::respite::Respite;
 use crate::admin::report::doctor::RestoredReport;
@@ -98,6 +99,10 @@ pub struct Steward {
     trouble: watch::Sender<Option<String>>,
     /// The last time that the rules were put back.
     restored: Mutex<Option<Restored>>,
+    /// Whether another agent has come to take over, and places the rules.
+    is_left: AtomicBool,
+    /// Told when that one did not take over.
+    taken_up: Notify,
 }
 
 /// Rules that somebody else had changed, and that were put back.
@@ -142,7 +147,20 @@ impl Steward {
         let trouble = watch::Sender::new(Some("the capture rules are not in place yet".to_owned()));
         let (mode, capture) = (Mutex::new(mode), Arc::new(Mutex::new(capture)));
         let (applied, restored, seen) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { mode, capture, publisher, settings, metrics, applied, seen, trouble, restored })
+        let (is_left, taken_up) = (AtomicBool::new(false), Notify::new());
+        Arc::new(Self {
+            mode,
+            capture,
+            publisher,
+            settings,
+            metrics,
+            applied,
+            seen,
+            trouble,
+            restored,
+            is_left,
+            taken_up,
+        })
     }
 
     /// What somebody else had made of the rules the last time that they were put back.
@@ -167,6 +185,18 @@ impl Steward {
             "the capture rules were changed by somebody else, and were put back"
         );
         *restored = Some(Restored { at: Instant::now(), times, found, by });
+    }
+
+    /// Another agent places the rules from now on: what differs from this one's is left.
+    pub fn leave_to_another(&self) {
+        self.is_left.store(true, Ordering::Relaxed);
+    }
+
+    /// It did not come to that: what is left of it is put back at the next look.
+    pub fn take_up_again(&self) {
+        self.is_left.store(false, Ordering::Relaxed);
+        self.forget_applied();
+        self.taken_up.notify_one();
     }
 
     /// What is wrong with the rules.
@@ -396,8 +426,12 @@ impl Steward {
                 }
                 () = self.until_held_cgroups_change(), if self.mode() == Mode::Keep => Look::AtWhatDiffers,
                 () = self.until_bridges_change(), if self.mode() == Mode::Keep => Look::AtWhatDiffers,
+                () = self.taken_up.notified() => Look::AtAll,
                 () = tokio::time::sleep(pause) => Look::AtAll,
             };
+            if self.is_left.load(Ordering::Relaxed) {
+                continue;
+            }
             if look == Look::AtAll {
                 due = Instant::now() + wait;
             }

@@ -267,6 +267,31 @@ impl Member {
         assert!(agent.wait().success(), "the agent ended in good order");
     }
 
+    /// Lets another agent take over from the one that runs, and returns that one, which carries what is open to its end.
+    #[track_caller]
+    pub fn take_over(&self) -> Process {
+        let new = self.start_to_take_over();
+        wait_until("another agent takes over", || {
+            assert!(new.is_running(), "it ended: {}", new.stderr());
+            new.stderr().contains("this agent has taken over")
+        });
+        let old = self.agent.borrow_mut().replace(new).expect("the agent was started");
+        self.wait_until_ready();
+        old
+    }
+
+    /// Starts an agent that is to take over from the one that runs.
+    #[track_caller]
+    pub fn start_to_take_over(&self) -> Process {
+        self.host.spawn("agent-that-takes-over", self.host.baremesh(["agent", "--take-over"]))
+    }
+
+    /// What the agent has written to its standard error so far.
+    #[track_caller]
+    pub fn agent_said(&self) -> String {
+        self.agent.borrow().as_ref().expect("the agent was started").stderr()
+    }
+
     /// The agent's process id.
     pub fn agent_pid(&self) -> u32 {
         self.agent.borrow().as_ref().expect("the agent was started").pid()

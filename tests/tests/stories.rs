@@ -179,6 +179,8 @@ mod strict_and_permissive;
 mod subscriptions;
 #[path = "stories/survives_exhaustion.rs"]
 mod survives_exhaustion;
+#[path = "stories/takes_over.rs"]
+mod takes_over;
 #[path = "stories/tcp_is_tcp.rs"]
 mod tcp_is_tcp;
 #[path = "stories/telemetry.rs"]

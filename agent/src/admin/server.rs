@@ -5,7 +5,8 @@ use std::convert::Infallible;
 use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,12 @@ pub struct AdminSocket {
     members: Members,
 }
 
+impl AsFd for AdminSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Members {
     /// Whoever the file's mode lets in: the group.
@@ -116,6 +123,17 @@ fn make_in(aside: &Path, path: &Path) -> io::Result<AdminSocket> {
     }
     std::fs::rename(aside, path)?;
     Ok(AdminSocket { listener, members })
+}
+
+/// A socket at `path` that another process of ours made, and listens on as well.
+pub fn taken_over(listener: std::os::unix::net::UnixListener, path: &Path) -> io::Result<AdminSocket> {
+    let group = std::fs::metadata(path)?.gid();
+    let members = match group_id(GROUP) {
+        Some(members) if members == group => Members::OfGroup,
+        _ => Members::None,
+    };
+    listener.set_nonblocking(true)?;
+    Ok(AdminSocket { listener: UnixListener::from_std(listener)?, members })
 }
 
 /// The number of a group of this host.

@@ -10,12 +10,21 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::{AgentError, doing};
+use crate::capture::CaptureError;
 use crate::capture::guard::Guard;
-use crate::capture::{Capture, CaptureError};
 use crate::proxy::Listeners;
 
 /// How often the post is looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What becomes of the guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relief {
+    /// It is dismissed: the rules stay as they are.
+    Dismissed,
+    /// It does its duty as if the agent had died: who was to take over has.
+    OnDuty,
+}
 
 /// A guard, and what a further one needs.
 pub struct GuardPost {
@@ -27,7 +36,7 @@ pub struct GuardPost {
 
 impl GuardPost {
     /// Posts a guard over the listeners.
-    pub fn start(capture: &Capture, listeners: &[Listeners]) -> Result<Self, AgentError> {
+    pub fn start(gone_file: PathBuf, listeners: &[Listeners]) -> Result<Self, AgentError> {
         let exe = std::env::current_exe().map_err(doing("finding the agent's own binary"))?;
         let sockets: io::Result<Vec<OwnedFd>> = listeners
             .iter()
@@ -35,7 +44,7 @@ impl GuardPost {
             .map(|socket| socket.as_fd().try_clone_to_owned())
             .collect();
         let sockets = sockets.map_err(doing("duplicating the listeners for the guard"))?;
-        let mut post = Self { guard: None, exe, gone_file: capture.gone_file(), sockets: Arc::new(sockets) };
+        let mut post = Self { guard: None, exe, gone_file, sockets: Arc::new(sockets) };
         post.fill()?;
         Ok(post)
     }
@@ -51,11 +60,11 @@ impl GuardPost {
         Ok(())
     }
 
-    /// Replaces guards that end, until the post is relieved; then the last one is dismissed.
-    pub async fn keep(mut self, mut relieved: oneshot::Receiver<()>) {
-        loop {
+    /// Replaces guards that end, until the post is relieved; then the last one is dismissed, or left to its duty.
+    pub async fn keep(mut self, mut relieved: oneshot::Receiver<Relief>) {
+        let relief = loop {
             tokio::select! {
-                _ = &mut relieved => break,
+                relief = &mut relieved => break relief.unwrap_or(Relief::Dismissed),
                 () = tokio::time::sleep(LOOK) => {}
             }
             let watched = tokio::task::spawn_blocking(move || {
@@ -66,8 +75,12 @@ impl GuardPost {
                 Ok(post) => self = post,
                 Err(panic) => std::panic::resume_unwind(panic.into_panic()),
             }
-        }
+        };
         let Some(guard) = self.guard.take() else { return };
+        if relief == Relief::OnDuty {
+            drop(guard);
+            return;
+        }
         let dismissed = tokio::task::spawn_blocking(move || guard.dismiss()).await;
         if !matches!(dismissed, Ok(Ok(()))) {
             tracing::warn!("the guard did not leave by itself");

@@ -1,27 +1,30 @@
 //! Names of the mesh, answered from the state in force.
 
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use baremesh_model::mesh::Mesh;
 use baremesh_model::virtual_address::VirtualRanges;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::handover::{Sockets, Use};
 use super::prepare::Prepared;
-use super::{AgentError, holder, until};
+use super::{AgentError, doing, holder, until};
 use crate::config::{AgentConfig, DnsMode};
-use crate::dns::{self, Dns, DnsConfig, DnsCounters, Resolver, SocketMark, Upstreams, Zone};
+use crate::dns::{self, Both, Dns, DnsConfig, DnsCounters, Resolver, SocketMark, Upstreams, Zone};
 use crate::proxy::Phase;
 use crate::proxy::socket::Mark;
 use crate::publish::Publisher;
 
-/// Takes the DNS port, unless names are not answered.
+/// Takes the DNS port, or what another agent hands over of it, unless names are not answered.
 pub fn bind(
     config: &AgentConfig,
     prepared: &Prepared,
     publisher: &Publisher,
-    mark: Mark,
+    (mark, given): (Mark, &mut Sockets),
 ) -> Result<Option<Dns>, AgentError> {
     if config.dns == DnsMode::Off {
         return Ok(None);
@@ -38,7 +41,21 @@ pub fn bind(
         move |name| forwards.load().find_name(name, short),
         move |address| backwards.load().find_address(address),
     );
-    Dns::bind(&listeners(config), settings, zone).map(Some).map_err(holder::blame(&[config.dns_port]))
+    let dns = match taken_over(config, given).map_err(doing("taking over the sockets of names"))? {
+        taken if taken.is_empty() => Dns::bind(&listeners(config), settings, zone),
+        taken => Dns::over(taken, settings, zone),
+    };
+    dns.map(Some).map_err(holder::blame(&[config.dns_port]))
+}
+
+/// The sockets of names that another agent hands over, as far as they are at the port that is configured.
+fn taken_over(config: &AgentConfig, given: &mut Sockets) -> io::Result<Vec<Both>> {
+    let (udp, tcp) = (given.take::<std::net::UdpSocket>(Use::DnsUdp), given.take(Use::DnsTcp));
+    let of_port = |(udp, _): &(std::net::UdpSocket, std::net::TcpListener)| {
+        udp.local_addr().is_ok_and(|address| address.port() == config.dns_port)
+    };
+    let both = udp.into_iter().zip(tcp).filter(of_port);
+    both.map(|(udp, tcp)| Ok((UdpSocket::from_std(udp)?, TcpListener::from_std(tcp)?))).collect()
 }
 
 /// Looks names up for the agent itself, where the server's questions go as well.

@@ -12,7 +12,7 @@ use baremesh_ca::service::WORKLOAD_LIFETIME;
 use baremesh_model::grant::Grant;
 use baremesh_model::mesh::{Mesh, Parts};
 use baremesh_model::name::Label;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{AgentError, doing};
 use crate::addresses::{self, Detected};
@@ -68,6 +68,14 @@ impl Source {
             Self::Files(_) => self,
             Self::Control(source) => Self::Control(Box::new(source.asking_for(demand.subscription()))),
             Self::Consul(source) => Self::Consul(Box::new(source.asking_for(demand.subscription()))),
+        }
+    }
+
+    /// By which the state in force is written to its file at once, where it is not in any case.
+    pub fn flush(&self) -> Option<mpsc::Sender<oneshot::Sender<()>>> {
+        match self {
+            Self::Files(_) | Self::Consul(_) => None,
+            Self::Control(source) => Some(source.flush()),
         }
     }
 

@@ -26,6 +26,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::handover::{Sockets, Use};
 use super::{AgentError, doing};
 use crate::admin::report::{CertificateReport, LocalServiceReport, SourceReport, StatusReport};
 use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
@@ -82,22 +83,36 @@ pub struct Agent {
 }
 
 /// The three listeners.
-pub struct Sockets {
+pub struct Listening {
     admin: AdminSocket,
     metrics: TcpListener,
     ready: TcpListener,
 }
 
-impl Sockets {
-    /// Binds them.
-    pub async fn bind(config: &AgentConfig) -> Result<Self, AgentError> {
+impl Listening {
+    /// Binds them, or takes what another agent hands over of them.
+    pub async fn bind(config: &AgentConfig, given: &mut Sockets) -> Result<Self, AgentError> {
         let path = config.directories.agent_socket();
+        let admin = match given.take(Use::Administration).pop() {
+            Some(taken) => server::taken_over(taken, &path),
+            None => server::bind_socket(&path),
+        };
+        let mut tcp = async |of, address| match given.take::<std::net::TcpListener>(of).pop() {
+            Some(taken) if taken.local_addr().is_ok_and(|at| at == address) => TcpListener::from_std(taken),
+            _ => server::bind_tcp(address).await,
+        };
         Ok(Self {
-            admin: server::bind_socket(&path)
-                .map_err(doing(format!("making the socket {}", path.display())))?,
-            metrics: server::bind_tcp(config.metrics).await.map_err(doing("serving metrics"))?,
-            ready: server::bind_tcp(config.ready).await.map_err(doing("serving readiness"))?,
+            admin: admin.map_err(doing(format!("making the socket {}", path.display())))?,
+            metrics: tcp(Use::Metrics, config.metrics).await.map_err(doing("serving metrics"))?,
+            ready: tcp(Use::Readiness, config.ready).await.map_err(doing("serving readiness"))?,
         })
+    }
+
+    /// Adds copies of them to what another agent may take over.
+    pub fn offer(&self, sockets: &mut Sockets) -> io::Result<()> {
+        sockets.add(Use::Administration, &self.admin)?;
+        sockets.add(Use::Metrics, &self.metrics)?;
+        sockets.add(Use::Readiness, &self.ready)
     }
 
     /// Serves them all.
@@ -200,30 +215,12 @@ impl Agent {
         if let Some(steward) = self.steward.as_ref().filter(|_| self.config.capture) {
             missing.extend(steward.trouble().borrow().clone().map(|trouble| format!("capture: {trouble}")));
         }
-        let credentials = self.credentials.load();
-        let rotation = self.rotation.lock().unwrap_or_else(PoisonError::into_inner);
-        for identity in self.publisher.snapshot().load().identities() {
-            if credentials.of(&identity, SystemTime::now()).is_none() {
-                let reason = rotation.missing.get(&identity).map_or("not issued yet", String::as_str);
-                missing.push(format!("no certificate for {identity}: {reason}"));
-            }
-        }
-        if self.never_heard_of_the_mesh() {
-            missing.push(match self.config.source {
-                SourceConfig::Consul(_) => {
-                    "no state of the mesh yet: Consul has not been reached, or has no resources".to_owned()
-                }
-                SourceConfig::Control | SourceConfig::Files(_) => {
-                    "no state of the mesh yet: the control server has not been reached".to_owned()
-                }
-            });
-        }
+        missing.extend(serving_lacks(
+            &self.config.source,
+            &self.publisher,
+            (&self.credentials, &self.rotation),
+        ));
         missing
-    }
-
-    /// A member that has neither a state on disk nor one from its control server serves nothing it could know.
-    fn never_heard_of_the_mesh(&self) -> bool {
-        !matches!(self.config.source, SourceConfig::Files(_)) && self.publisher.published().version == 0
     }
 
     async fn status(&self) -> StatusReport {
@@ -325,6 +322,36 @@ impl Agent {
         all.sort_by(|a, b| a.identity.cmp(&b.identity));
         all
     }
+}
+
+/// Which certificates and what of the mesh serving needs and has not.
+pub fn serving_lacks(
+    source: &SourceConfig,
+    publisher: &Publisher,
+    (credentials, rotation): (&ArcSwap<Credentials>, &Mutex<RotationStatus>),
+) -> Vec<String> {
+    let mut missing = Vec::new();
+    let credentials = credentials.load();
+    let rotation = rotation.lock().unwrap_or_else(PoisonError::into_inner);
+    for identity in publisher.snapshot().load().identities() {
+        if credentials.of(&identity, SystemTime::now()).is_none() {
+            let reason = rotation.missing.get(&identity).map_or("not issued yet", String::as_str);
+            missing.push(format!("no certificate for {identity}: {reason}"));
+        }
+    }
+    // A member that has neither a state on disk nor one from its source serves nothing it could know.
+    if publisher.published().version == 0 {
+        match source {
+            SourceConfig::Files(_) => {}
+            SourceConfig::Consul(_) => missing.push(
+                "no state of the mesh yet: Consul has not been reached, or has no resources".to_owned(),
+            ),
+            SourceConfig::Control => {
+                missing.push("no state of the mesh yet: the control server has not been reached".to_owned());
+            }
+        }
+    }
+    missing
 }
 
 /// What works, but perhaps not as meant.

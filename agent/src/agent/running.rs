@@ -6,9 +6,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use sd_notify::NotifyState;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
+use super::guard_post::Relief;
+use super::handover::{InCharge, Offer, Successor};
 use super::routes;
 use crate::capture::guard::refuse_all;
 use crate::proxy::Phase;
@@ -34,8 +37,10 @@ pub struct Running {
     pub keeping: Option<Task<()>>,
     /// The guard's copies of the listening sockets.
     pub held: Option<Arc<Vec<OwnedFd>>>,
-    /// Keeps the guard's post, until it is told that the guard is no longer needed.
-    pub guarding: Option<(oneshot::Sender<()>, Task<()>)>,
+    /// Keeps the guard's post, until it is told what becomes of the guard.
+    pub guarding: Option<(oneshot::Sender<Relief>, Task<()>)>,
+    /// Where another agent may take over, and what it is handed.
+    pub offer: (Offer, InCharge),
     /// Tells systemd-resolved of the mesh's names, where it is told.
     pub resolved: Option<Arc<Resolved>>,
     /// What may simply be dropped.
@@ -43,6 +48,40 @@ pub struct Running {
 }
 
 impl Running {
+    /// Ends when another agent is ready to take over.
+    pub async fn taken(&self) -> Successor {
+        let (offer, this) = &self.offer;
+        offer.taken(this).await
+    }
+
+    /// Leaves everything to another agent, and carries what is open to its end.
+    pub async fn hand_over(self, successor: Successor) {
+        let (limit, process) = (self.agent.config.drain, successor.process);
+        tracing::info!(process, ?limit, "another agent takes over; what is open goes on here");
+        self.phase.send_replace(Phase::HandedOver);
+        // No goodbye: the host stays, and the other one speaks for it from now on.
+        self.source.abort();
+        self.keeping.inspect(Task::abort);
+        self.others.iter().for_each(Task::abort);
+        drop((self.offer, self.held));
+        // Outside systemd there is nobody to tell.
+        let _: std::io::Result<()> = sd_notify::notify(&[NotifyState::MainPid(process)]);
+        let taken = successor.take().await;
+        if let Err(error) = &taken {
+            tracing::error!(process, %error, "the agent that took over has died");
+        }
+        if let Some((relieve, guarding)) = self.guarding {
+            let _ = relieve.send(if taken.is_ok() { Relief::Dismissed } else { Relief::OnDuty });
+            // A panic there has been reported already.
+            let _ = guarding.await;
+        }
+        drain(self.workers, &self.phase, limit).await;
+        if let Some(log) = self.log {
+            log.finish(LOG_PATIENCE).await;
+        }
+        tracing::info!("baremesh agent ended after another one took over");
+    }
+
     /// Stops everything in good order.
     pub async fn stop(self) {
         let limit = self.agent.config.drain;
@@ -60,7 +99,7 @@ impl Running {
             tracing::error!(%error, "the capture rules could not be exchanged for those of a gone agent");
         }
         if let Some((relieve, guarding)) = self.guarding {
-            let _ = relieve.send(());
+            let _ = relieve.send(Relief::Dismissed);
             // A panic there has been reported already.
             let _ = guarding.await;
         }

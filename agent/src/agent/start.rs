@@ -1,7 +1,7 @@
 //! Starting, from the top to the bottom of `start`: what can be refused is read and checked, the ports are taken, and
 //! then what runs is started, the rules last.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,13 +11,15 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
 use super::guard_post::GuardPost;
+use super::handover::{InCharge, Offer, Predecessor, Sockets, Use};
 use super::prepare::{self, Source};
 use super::running::Running;
-use super::{AgentError, doing, holder, names, routes, until};
+use super::{AgentError, Begin, doing, holder, names, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig, DnsMode};
 use crate::demand::Demand;
+use crate::dns::Dns;
 use crate::fetch::Fetcher;
 use crate::health::Checks;
 use crate::health::commands::Commands;
@@ -39,13 +41,25 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::access_log::{self, AccessLog, Writing};
 use crate::telemetry::metrics::Metrics;
 
+/// How long an agent that takes over waits until it could serve.
+const SERVING_PATIENCE: Duration = Duration::from_secs(60);
+/// What is told to who waits until it has.
+pub const TAKEN: u8 = b't';
 /// How long the agent waits for its ports.
 const PORTS_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts the agent, or nothing.
-pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, AgentError> {
+pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Result<Running, AgentError> {
     let config = AgentConfig { dns: config.dns.settled(), ..config };
     let limits = limits_within(&config, raise_descriptor_limit());
+    let at = config.directories.handover_socket();
+    let (mut predecessor, mut given, tell) = match begin {
+        Begin::Alone => (None, Sockets::default(), None),
+        Begin::TakingOver(tell) => {
+            let (predecessor, sockets) = Predecessor::meet(&at).await?;
+            (Some(predecessor), sockets, tell)
+        }
+    };
     let prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
     let originations = Arc::new(Originations::new(config.directories.config.join("credentials")));
@@ -59,11 +73,18 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     .map_err(AgentError::State)?;
     let mark = prepare::mark(&config);
 
-    let dns = names::bind(&config, &prepared, &publisher, mark)?;
-    let listeners = bind_listeners(&config, mark).await?;
+    let dns = names::bind(&config, &prepared, &publisher, (mark, &mut given))?;
+    let listeners = match &predecessor {
+        Some(_) => take_listeners(&config, mark, &mut given)?,
+        None => bind_listeners(&config, mark).await?,
+    };
     let capture = prepare::capture(&config)?;
-    let guard = capture.as_ref().map(|capture| GuardPost::start(capture, &listeners)).transpose()?;
-    let sockets = routes::Sockets::bind(&config).await?;
+    let gone_file = capture.as_ref().map(Capture::gone_file);
+    let post = || gone_file.clone().map(|file| GuardPost::start(file, &listeners)).transpose();
+    // One that takes over is guarded once it has: a guard acts for an agent that was in charge.
+    let mut guard = if predecessor.is_none() { post()? } else { None };
+    let sockets = routes::Listening::bind(&config, &mut given).await?;
+    let offered = offered(&listeners, dns.as_ref(), &sockets).map_err(doing("duplicating the listeners"))?;
     // Who registered a service since `prepare` read them found no socket to tell this agent by.
     let registrations = file::read_all(&config.directories.services(), &config.terms())?;
     publisher.take_registrations(registrations).map_err(AgentError::State)?;
@@ -84,7 +105,30 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         metrics: Arc::clone(&metrics),
     };
     let rotation_status = Arc::clone(&rotation.status);
+    let steward = capture.map(|capture| make_steward(capture, &config, &publisher, &metrics));
     let mut others = vec![tokio::spawn(rotation.start().run()), tokio::spawn(keys.run())];
+    if let Some(predecessor) = &mut predecessor {
+        until_it_can_serve(|| {
+            routes::serving_lacks(&config.source, &publisher, (&credentials, &rotation_status))
+        })
+        .await?;
+        predecessor.let_go_of_rules().await?;
+        if let Some(steward) = steward.as_ref().filter(|steward| steward.mode() == Mode::Keep) {
+            steward.keep_from_now().await?;
+        }
+        predecessor.give_way().await?;
+    }
+    // From here on this agent is in charge.
+    if let Some(predecessor) = predecessor {
+        guard = post()?;
+        predecessor.is_guarded().await;
+        tracing::info!("this agent has taken over from the one that ran");
+        if let Some(tell) = tell {
+            // Who waited for it may have given up.
+            let _ = std::fs::File::from(tell).write_all(&[TAKEN]);
+        }
+    }
+    let offer = Offer::bind(&at)?;
     let resolver = Arc::new(names::resolver(&config, &prepared.initial, mark));
     let asked_names = Arc::new(AskedNames::new(Arc::clone(&resolver), Arc::clone(&metrics.lookups)));
     let demand = Demand::open(config.endpoints, &config.directories.state, &publisher, &metrics);
@@ -119,7 +163,6 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         counters
     });
     let resolved = (config.dns == DnsMode::Resolved).then(|| Resolved::new(config.dns_port));
-    let steward = capture.map(|capture| make_steward(capture, &config, &publisher, &metrics));
     let prober =
         Prober::new(mark, commands).map_err(doing("speaking with the process that runs commands"))?;
     let checks = Checks::new(Arc::clone(&publisher), prober, Arc::clone(&metrics));
@@ -130,7 +173,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     if !matches!(source, Source::Files(_)) {
         others.push(tokio::spawn(Arc::clone(&demand).keep()));
     }
-    let (source_notes, consul) = (source.notes(), source.standing());
+    let (source_notes, consul, flush) = (source.notes(), source.standing(), source.flush());
     let is_connected = connected.subscribe();
     let source = start_source((source, connected), &publisher, &checks, &metrics, phase.subscribe());
     let agent = Arc::new(routes::Agent {
@@ -173,7 +216,53 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     others.push(tokio::spawn(resolution::keep(Arc::clone(&agent.publisher), Arc::clone(&resolver), lookups)));
     others.push(tokio::spawn(async move { resolver.watch().await }));
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), privileges = privileges::in_words(), "baremesh agent runs");
-    Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, resolved, others })
+    let offer = (offer, InCharge { sockets: offered, steward: agent.steward.clone(), flush });
+    Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, offer, resolved, others })
+}
+
+/// Waits until nothing is missing that serving needs.
+async fn until_it_can_serve(lacks: impl Fn() -> Vec<String>) -> Result<(), AgentError> {
+    let until = tokio::time::Instant::now() + SERVING_PATIENCE;
+    loop {
+        match lacks() {
+            missing if missing.is_empty() => return Ok(()),
+            missing if tokio::time::Instant::now() >= until => {
+                return Err(AgentError::State(format!(
+                    "this agent could not serve after {} s, and the one that runs stays in charge: {}",
+                    SERVING_PATIENCE.as_secs(),
+                    missing.join("; ")
+                )));
+            }
+            _ => tokio::time::sleep(SERVING_PATIENCE / 600).await,
+        }
+    }
+}
+
+/// What another agent is handed of this one's.
+fn offered(listeners: &[Listeners], dns: Option<&Dns>, listening: &routes::Listening) -> io::Result<Sockets> {
+    let mut sockets = Sockets::default();
+    for of_worker in listeners {
+        for (of, some) in [Use::Outbound, Use::Inbound, Use::Hbone].into_iter().zip(of_worker.by_use()) {
+            some.iter().try_for_each(|socket| sockets.add(of, socket))?;
+        }
+    }
+    for (udp, tcp) in dns.iter().flat_map(|dns| dns.sockets()) {
+        sockets.add(Use::DnsUdp, udp)?;
+        sockets.add(Use::DnsTcp, tcp)?;
+    }
+    listening.offer(&mut sockets)?;
+    Ok(sockets)
+}
+
+/// The listeners that another agent hands over; new ones, where there are fewer than workers.
+fn take_listeners(
+    config: &AgentConfig,
+    mark: Mark,
+    given: &mut Sockets,
+) -> Result<Vec<Listeners>, AgentError> {
+    let taken = [Use::Outbound, Use::Inbound, Use::Hbone].map(|of| given.take(of));
+    let ports = [config.ports.outbound, config.ports.inbound, config.ports.hbone];
+    Listeners::taken_over(config.workers, config.ports, mark, taken).map_err(holder::blame(&ports))
 }
 
 /// Keeps the keys that tokens are verified with; those that are on the disk are at hand when this returns.

@@ -7,7 +7,7 @@
 //! stopped.
 
 /// The agent's listening sockets in the guard's hands.
-mod handover;
+mod held;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
@@ -25,9 +25,10 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::CaptureError;
 use super::command::{ended, lasting, leave_session, log, report_ready, wait_until_ready};
 use super::gone::apply_gone;
+use crate::descriptors;
 use crate::privileges::{OF_RULES, keep};
 
-pub use handover::refuse_all;
+pub use held::refuse_all;
 
 /// How the command line starts a guard, after `baremesh capture`.
 const USAGE: &str = "guard AGENT-PID FILE LISTENERS";
@@ -63,7 +64,7 @@ impl Guard {
         let process = command.spawn().map_err(failed)?;
         // The guard must hold the only copy of its end.
         drop(command);
-        let given = handover::give(&ours, listeners);
+        let given = descriptors::give(&ours, listeners);
         let mut guard = Self { process, goodbye: Some(ours) };
         // A guard that does not start says more about it than the broken pipe to it.
         let ready = wait_until_ready("guard", &mut guard.process, PATIENCE);
@@ -123,7 +124,7 @@ pub fn run(arguments: &[OsString]) -> Result<Outcome, CaptureError> {
         Err(Errno::SRCH) => None,
         Err(errno) => return Err(failed(errno.into())),
     };
-    let listeners = handover::take(io::stdin(), count).map_err(failed)?;
+    let listeners = descriptors::take(io::stdin(), count).map_err(failed)?;
     // The pidfd is the agent's, and not that of a process that got its number since: had the agent died before, the
     // pipe would be closed, and that is looked at first.
     report_ready().map_err(failed)?;
@@ -143,7 +144,7 @@ pub fn run(arguments: &[OsString]) -> Result<Outcome, CaptureError> {
 fn parse(arguments: &[OsString]) -> Option<(Pid, PathBuf, usize)> {
     let [agent, gone_file, count] = arguments else { return None };
     let agent = Pid::from_raw(agent.to_str()?.parse().ok().filter(|pid| *pid > 0)?)?;
-    let count = count.to_str()?.parse().ok().filter(|count| *count <= handover::MOST)?;
+    let count = count.to_str()?.parse().ok().filter(|count| *count <= descriptors::MOST)?;
     Some((agent, PathBuf::from(gone_file), count))
 }
 

@@ -49,6 +49,11 @@ impl Directories {
         self.runtime.join("agent.sock")
     }
 
+    /// Where the agent waits for one that takes over.
+    pub fn handover_socket(&self) -> PathBuf {
+        self.runtime.join("handover.sock")
+    }
+
     /// The control server's administration socket.
     pub fn control_socket(&self) -> PathBuf {
         self.runtime.join("control.sock")

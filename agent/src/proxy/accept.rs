@@ -1,7 +1,8 @@
 //! Accepting. While the agent drains, what arrives is reset at once instead of waiting in a queue that nobody will
-//! empty. A process that has run out of descriptors waits instead of spinning, and recovers by itself.
+//! empty; once another process has taken over, it waits for that one. A process that has run out of descriptors waits instead of spinning, and recovers by itself.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,13 +20,25 @@ where
     C: Fn(Arc<Worker>, TcpStream) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
+    let accepting = Arc::clone(&worker.accepted);
     let mut warned = false;
+    let mut phase = worker.shared.phase.clone();
+    let mut handed_over = pin!(phase.wait_for(|phase| *phase == Phase::HandedOver));
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) if *worker.shared.phase.borrow() >= Phase::Draining => reset_on_close(&stream),
+        let accepted = tokio::select! {
+            biased;
+            Ok(_) = &mut handed_over => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) if worker.shared.phase.borrow().serves_no_more() => reset_on_close(&stream),
             Ok((stream, _)) => {
                 warned = false;
-                tokio::spawn(carry(Arc::clone(&worker), stream));
+                let (accepted, carried) = (Arc::clone(&accepting), carry(Arc::clone(&worker), stream));
+                tokio::spawn(async move {
+                    carried.await;
+                    drop(accepted);
+                });
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {

@@ -23,7 +23,7 @@ use baremesh_registry::control::stream::{StreamReader, StreamWriter};
 use baremesh_registry::control::subscription::Subscription;
 use http::{Method, Request, StatusCode};
 use rustls::client::ResolvesClientCert;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use self::line::{CONNECT_TIMEOUT, Line, Open};
@@ -56,6 +56,8 @@ pub struct ControlSource {
     trust: Arc<Trust>,
     flows: Arc<Flows>,
     subscription: watch::Receiver<Subscription>,
+    flush: mpsc::Sender<oneshot::Sender<()>>,
+    flushes: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
 impl ControlSource {
@@ -74,7 +76,8 @@ impl ControlSource {
         let line = Line { control, trust: trust.follow(), credential: None, mark: Mark(None) };
         let resources = Resources::default();
         let (flows, subscription) = (Arc::default(), watch::channel(Subscription::All).1);
-        Ok(Self { line, followed, resources, file, trust, flows, subscription })
+        let (flush, flushes) = mpsc::channel(1);
+        Ok(Self { line, followed, resources, file, trust, flows, subscription, flush, flushes })
     }
 
     /// The last good mesh, or an empty one that lets nobody in without a certificate; with its version.
@@ -111,6 +114,11 @@ impl ControlSource {
         Self { subscription, ..self }
     }
 
+    /// By which the state in force is written to its file at once; what is sent is told when it is.
+    pub fn flush(&self) -> mpsc::Sender<oneshot::Sender<()>> {
+        self.flush.clone()
+    }
+
     /// Follows the control server until `leaving`, and says goodbye to it then.
     pub async fn follow(
         mut self,
@@ -130,6 +138,7 @@ impl ControlSource {
             registrations,
             subscription: self.subscription.clone(),
             shutdown,
+            flush: std::mem::replace(&mut self.flushes, mpsc::channel(1).1),
         };
         let mut link = self.followed.link();
         let watching = async {
@@ -177,6 +186,10 @@ impl ControlSource {
             attempt = if began.elapsed() >= STEADY { 0 } else { attempt + 1 };
             tokio::select! {
                 () = tokio::time::sleep(backoff(attempt, rand::random())) => {}
+                // All of it was written when the connection ended.
+                Some(done) = local.flush.recv() => {
+                    let _ = done.send(());
+                }
                 _ = local.shutdown.wait_for(|shutdown| *shutdown) => return,
             }
         }

@@ -27,7 +27,7 @@ use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 
@@ -196,6 +196,7 @@ impl Member {
                 registrations: watch::channel(registrations).1,
                 subscription: watch::channel(Subscription::All).1,
                 shutdown: leaving,
+                flush: mpsc::channel(1).1,
             };
             let (client, _driver) = h2_client(address, tls).await;
             let (reader, writer) = open_state(client).await;

@@ -5,7 +5,7 @@ use std::future::pending;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::codec::{FrameError, FrameReader, FrameWriter};
@@ -51,6 +51,8 @@ pub struct Local {
     pub subscription: watch::Receiver<Subscription>,
     /// True when the host is to be drained: its endpoints go before it does.
     pub shutdown: watch::Receiver<bool>,
+    /// Who wants the state in force written to its file at once, and is told when it is.
+    pub flush: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
 /// How a connection ended in order.
@@ -197,6 +199,11 @@ where
                 () = at(answers.then(|| heard + lease)) => return Err(FollowError::Silent(lease)),
                 () = at(self.again) => self.register(local).await?,
                 () = at(self.dirty) => self.save().await,
+                Some(done) = local.flush.recv() => {
+                    self.save().await;
+                    // Who asked may have given up.
+                    let _ = done.send(());
+                }
                 () = told(&mut local.shutdown) => return self.goodbye().await,
             }
         }

@@ -12,7 +12,7 @@ use baremesh_model::service::{Service, ServicePort};
 use baremesh_model::workload::{Locality, Tunnel, Workload};
 use serde_json::{Value, json};
 use tokio::io::{AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::client::{Ended, FollowError, Local, follow};
@@ -164,6 +164,7 @@ impl Agent {
         let (registrations, own) = watch::channel(registered);
         let (subscription, wanted) = watch::channel(asked);
         let (shutdown, told) = watch::channel(false);
+        let flushed = mpsc::channel(1).1;
         let (published, seen) = watch::channel((0, BTreeMap::new()));
         let link = followed.link();
         let task = tokio::spawn(async move {
@@ -172,6 +173,7 @@ impl Agent {
                 registrations: own,
                 subscription: wanted,
                 shutdown: told,
+                flush: flushed,
             };
             let publish = |entries: &Entries, version: u64| {
                 if entries.contains_key("Policy/x/refused") {

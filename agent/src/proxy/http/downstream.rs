@@ -211,7 +211,7 @@ pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) 
     let begun = tokio::select! {
         biased;
         read = reader.read_some(&mut buffer, PREFACE.len()) => read,
-        _ = phase.wait_for(|phase| *phase >= Phase::Draining) => Ok(0),
+        _ = phase.wait_for(|phase| phase.serves_no_more()) => Ok(0),
         () = tokio::time::sleep(idle) => Ok(0),
         () = until(side.ends()) => Ok(0),
     };
@@ -266,7 +266,7 @@ async fn serve_http1(
                 Ok(false) => break Ended::Normally,
                 Err(_) => return all,
             },
-            _ = phase.wait_for(|phase| *phase >= Phase::Draining) => break Ended::Normally,
+            _ = phase.wait_for(|phase| phase.serves_no_more()) => break Ended::Normally,
             () = tokio::time::sleep(worker.shared.limits.idle_timeout) => break Ended::Normally,
         }
         // What is refused before it is read is not recorded as the request before.
@@ -285,7 +285,7 @@ async fn serve_http1(
         let hop = *read.as_ref().unwrap_or(&closing);
         let mut persistence = match *phase.borrow() {
             Phase::Running => hop.persistence,
-            Phase::Draining | Phase::Closing => Persistence::Close,
+            Phase::Draining | Phase::HandedOver | Phase::Closing => Persistence::Close,
         };
         let version = head.version;
         let exchange = Exchange {
