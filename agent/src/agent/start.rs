@@ -17,6 +17,7 @@ use super::{AgentError, doing, holder, names, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig, DnsMode};
+use crate::containers::heard::Heard;
 use crate::demand::Demand;
 use crate::fetch::Fetcher;
 use crate::health::Checks;
@@ -130,6 +131,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     }
     let (source_notes, consul) = (source.notes(), source.standing());
     let (connected, source) = start_source(source, &publisher, &checks, &metrics, phase.subscribe());
+    let heard = Heard::new(Arc::clone(&publisher));
     let agent = Arc::new(routes::Agent {
         config,
         publisher,
@@ -147,6 +149,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         probe,
         flows,
         demand,
+        heard,
         mark,
     });
     others.extend(sockets.serve(&agent));
