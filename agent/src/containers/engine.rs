@@ -17,8 +17,7 @@ pub const CONTAINERS: &str = "/containers/json";
 /// Who the engine is.
 pub const VERSION: &str = "/version";
 /// What happens, with `{"type":["container","network"]}` as filter.
-pub const EVENTS: &str =
-    "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%7D";
+pub const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%22network%22%5D%7D";
 
 /// Docker's option of a network that names its bridge.
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
@@ -212,7 +211,8 @@ fn running(listed: ListedContainer, bridges: &Bridges) -> Result<Running, String
         return Err(format!("{name}: more than {MAX_ADDRESSES} addresses"));
     }
     let is_kept = |(key, value): &(String, String)| key.len() + value.len() <= MAX_LABEL;
-    let place = |(interface, addresses): (&Interface, _)| Container { interface: interface.clone(), addresses };
+    let place =
+        |(interface, addresses): (&Interface, _)| Container { interface: interface.clone(), addresses };
     Ok(Running {
         id,
         name,
@@ -258,7 +258,9 @@ pub fn event(line: &[u8]) -> Result<Event, Unreadable> {
     let ended = |id: Option<String>| id.map_or(Event::Changed, Event::Ended);
     Ok(match (about.as_deref(), action.as_deref().unwrap_or_default()) {
         (Some("container"), "die" | "died" | "stop" | "destroy" | "remove") => ended(id),
-        (Some("container"), "start" | "restart" | "unpause" | "rename" | "update" | "cleanup") => Event::Changed,
+        (Some("container"), "start" | "restart" | "unpause" | "rename" | "update" | "cleanup") => {
+            Event::Changed
+        }
         // Docker says the network's ID and names the container beside it; podman says the container's.
         (Some("network"), "disconnect") => {
             ended(attributes.and_then(|mut attributes| attributes.remove("container")).or(id))

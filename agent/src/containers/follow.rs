@@ -185,7 +185,8 @@ async fn read_events(mut body: Incoming, events: mpsc::Sender<Result<Event, Foll
         while let Some(length) = rest[from..].iter().position(|byte| *byte == b'\n') {
             let line = rest[from..from + length].trim_ascii();
             from += length + 1;
-            if !line.is_empty() && events.send(engine::event(line).map_err(FollowError::from)).await.is_err() {
+            if !line.is_empty() && events.send(engine::event(line).map_err(FollowError::from)).await.is_err()
+            {
                 return;
             }
         }

@@ -79,7 +79,9 @@ impl Heard {
         match speaker {
             None => {
                 if !state.known.engines.contains_key(&engine) && state.known.engines.len() >= MAX_ENGINES {
-                    return Err(format!("more than {MAX_ENGINES} engines: an agent that restarts forgets those of before"));
+                    return Err(format!(
+                        "more than {MAX_ENGINES} engines: an agent that restarts forgets those of before"
+                    ));
                 }
                 state.connections += 1;
                 let connection = state.connections;
@@ -88,7 +90,9 @@ impl Heard {
                 tracing::info!(engine, containers = containers.len(), "a container engine is followed");
                 *speaker = Some(Speaker { engine: engine.clone(), connection });
             }
-            Some(own) if own.engine != engine => return Err("one connection speaks for one engine".to_owned()),
+            Some(own) if own.engine != engine => {
+                return Err("one connection speaks for one engine".to_owned());
+            }
             Some(own) if state.speakers.get(&own.engine) != Some(&own.connection) => {
                 return Err("another follower speaks for this engine".to_owned());
             }

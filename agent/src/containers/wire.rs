@@ -76,7 +76,8 @@ impl Told {
 
     /// What was said, held against the bounds. The error says what is wrong with it.
     pub fn read(line: &[u8]) -> Result<(String, Vec<Running>), String> {
-        let told: Self = serde_json::from_slice(line).map_err(|error| format!("no list of containers: {error}"))?;
+        let told: Self =
+            serde_json::from_slice(line).map_err(|error| format!("no list of containers: {error}"))?;
         if told.engine.is_empty() || told.engine.len() > MAX_NAME {
             return Err(format!("an engine has a name of 1 to {MAX_NAME} bytes"));
         }

@@ -200,9 +200,12 @@ pub(crate) fn is_nobodys(address: &IpAddr) -> bool {
 
 /// Which container the service is.
 pub(super) fn read(written: &Written) -> Result<Option<Contained>, String> {
-    let by_container = |port: &super::file::WrittenPort| matches!(port.deliver, Some(WrittenDeliver::Container(_)));
+    let by_container =
+        |port: &super::file::WrittenPort| matches!(port.deliver, Some(WrittenDeliver::Container(_)));
     let named = match (&written.interface, written.sources.first()) {
-        _ if !written.container_labels.is_empty() => Named::Labelled(Selector::of(&written.container_labels)?),
+        _ if !written.container_labels.is_empty() => {
+            Named::Labelled(Selector::of(&written.container_labels)?)
+        }
         _ if written.ports.iter().any(by_container) => {
             return Err(
                 "`container:PORT` is the container that labels name: name them too, as `containerLabels`, or deliver to \
@@ -230,7 +233,9 @@ pub(super) fn read(written: &Written) -> Result<Option<Contained>, String> {
             check: None,
         },
         Named::Labelled(_) if written.interface.is_some() || !written.sources.is_empty() => {
-            return Err("a container is told by its labels, or by its addresses: name one of the two".to_owned());
+            return Err(
+                "a container is told by its labels, or by its addresses: name one of the two".to_owned()
+            );
         }
         named @ Named::Labelled(_) => Contained {
             named,
@@ -299,20 +304,22 @@ mod tests {
         check("containerLabels = [\"app=cart\", \"app\"]", Err("named twice"));
         check("containerLabels = [\"=cart\"]", Err("no label of a container"));
         check("containerLabels = [\"a\\nb\"]", Err("no label of a container"));
-        check(&format!("containerLabels = [\"{}\"]", "a".repeat(MAX_LABEL + 1)), Err("no label of a container"));
+        check(
+            &format!("containerLabels = [\"{}\"]", "a".repeat(MAX_LABEL + 1)),
+            Err("no label of a container"),
+        );
         check("containerLabels = [\"app=cart\"]\nuser = 7", Err("one of the two"));
         check("containerLabels = [\"app=cart\"]\ninterface = \"br0\"", Err("one of the two"));
         check("containerLabels = [\"app=cart\"]\ngateway = true", Err("remove `containerLabels`"));
         check("ports = [{ port = 80, deliver = \"container:8080\" }]", Err("that labels name"));
-        check(
-            "ports = [{ port = 80, deliver = \"container:22\" }]\ncontainerLabels = [\"app\"]",
-            Err("SSH"),
-        );
+        check("ports = [{ port = 80, deliver = \"container:22\" }]\ncontainerLabels = [\"app\"]", Err("SSH"));
         for deliver in ["container:0", "container:", "container:http", "172.17.0.2"] {
-            let ports = format!("ports = [{{ port = 80, deliver = \"{deliver}\" }}]\ncontainerLabels = [\"app\"]");
+            let ports =
+                format!("ports = [{{ port = 80, deliver = \"{deliver}\" }}]\ncontainerLabels = [\"app\"]");
             check(&ports, Err("nowhere to deliver to"));
         }
-        let local = read("ports = [{ port = 80, deliver = \"container:8080\" }]\ncontainerLabels = [\"app\"]");
+        let local =
+            read("ports = [{ port = 80, deliver = \"container:8080\" }]\ncontainerLabels = [\"app\"]");
         let local = local.expect("a registration");
         assert_eq!(local.ports[0].deliver.to_string(), "0.0.0.0:8080");
         assert_eq!(local.container.expect("a container").standing, Standing::Unfollowed);
@@ -321,8 +328,9 @@ mod tests {
 
     #[test]
     fn all_labels_must_match() {
-        let labels: BTreeMap<String, String> =
-            [("app", "cart"), ("tier", ""), ("eq", "a=b")].map(|(key, value)| (key.into(), value.into())).into();
+        let labels: BTreeMap<String, String> = [("app", "cart"), ("tier", ""), ("eq", "a=b")]
+            .map(|(key, value)| (key.into(), value.into()))
+            .into();
         for (wanted, expected) in [
             (&["app=cart"][..], true),
             (&["app"], true),

@@ -19,9 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::check::{Check, Fault, WrittenCheck, line_of};
 use super::container::{self, Named, WrittenDeliver};
 use super::group::Grouping;
-use super::{
-    Certain, ContainerPort, DefaultForAddress, HostRole, LocalPort, LocalService, Serves, WhenGone,
-};
+use super::{Certain, ContainerPort, DefaultForAddress, HostRole, LocalPort, LocalService, Serves, WhenGone};
 use crate::attribution::{CgroupPath, Matcher, Uid, UnitName};
 use crate::capture::plan::{EXEMPT_PORTS, SSH_PORT};
 

@@ -157,9 +157,9 @@ impl<'a> Claims<'a> {
     fn conflict(&self, index: usize, ports: &[LocalPort]) -> Option<String> {
         let key = |other: usize| &self.registrations[other].key;
         for one in &self.seen {
-            let shared = one.addresses().find(|address| {
-                self.contested.contains(*address) && self.owners[*address].contains(&index)
-            });
+            let shared = one
+                .addresses()
+                .find(|address| self.contested.contains(*address) && self.owners[*address].contains(&index));
             let Some(address) = shared else { continue };
             let other = self.owners[address].iter().find(|other| **other != index);
             return Some(match other {

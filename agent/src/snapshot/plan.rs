@@ -83,7 +83,9 @@ impl Snapshot {
             source.outbound == OutboundPolicy::RegistryOnly
                 && when_gone.is_none_or(|wanted| registered.when_gone == wanted)
         });
-        of_containers(held.filter_map(|(registered, _)| registered.container.as_ref()).flat_map(Contained::held))
+        of_containers(
+            held.filter_map(|(registered, _)| registered.container.as_ref()).flat_map(Contained::held),
+        )
     }
 
     /// Those that are nobody at this time are among them: what holds a container holds them too.

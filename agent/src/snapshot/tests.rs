@@ -308,7 +308,8 @@ fn what_may_be_a_container_and_is_not_certain_is_held_and_nobody() {
     ] {
         let engine = |following| Engine { containers: vec![running.clone()], following };
         let engines = following.map(|following| ("docker".to_owned(), engine(following)));
-        let settled = in_containers(std::slice::from_ref(&cart), &Known { engines: engines.into_iter().collect() });
+        let settled =
+            in_containers(std::slice::from_ref(&cart), &Known { engines: engines.into_iter().collect() });
         let snapshot = Snapshot::build(&mesh(&toml), &settled, &host(), 15008, None).expect("a snapshot");
         assert_eq!(snapshot.container(address).is_some(), is_known, "{following:?}");
         let plan = snapshot.capture_plan(&settings);

@@ -134,5 +134,9 @@ fn list(global: &Global) -> anyhow::Result<()> {
         true => "no container runs on a bridge of this host",
         false => "nobody follows a container engine: `systemctl enable --now baremesh-containers`",
     };
-    say(table(&["CONTAINER", "ADDRESSES", "SERVICE", "ENGINE"], engines.iter().flat_map(rows).collect(), empty))
+    say(table(
+        &["CONTAINER", "ADDRESSES", "SERVICE", "ENGINE"],
+        engines.iter().flat_map(rows).collect(),
+        empty,
+    ))
 }

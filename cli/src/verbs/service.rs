@@ -331,8 +331,7 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
                 let health = found.health.as_ref().map(|health| ("health", serde_json::to_value(health)));
                 let group =
                     found.group.as_ref().map(|group| ("groupStanding", Ok(group.standing.as_str().into())));
-                let container =
-                    found.container.as_ref().map(|own| ("container", serde_json::to_value(own)));
+                let container = found.container.as_ref().map(|own| ("container", serde_json::to_value(own)));
                 for (key, told) in [health, group, container].into_iter().flatten() {
                     object.insert(key.to_owned(), told?);
                 }
@@ -353,7 +352,9 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
             ports.collect::<Vec<_>>().join(" "),
             deliver.collect::<Vec<_>>().join(" "),
             match of(service).and_then(|found| found.container.as_ref()) {
-                Some(own) if own.labels.is_some() => format!("{}: {}", processes(written), container_in_words(own)),
+                Some(own) if own.labels.is_some() => {
+                    format!("{}: {}", processes(written), container_in_words(own))
+                }
                 _ => processes(written),
             },
             match of(service).and_then(|found| found.identity.rsplit('/').next()) {

@@ -56,13 +56,24 @@ fn containers_are_found_on_the_bridges_of_their_networks() {
             "3176a2479c92 []",
         ]),
     );
-    let named = DOCKER_CONTAINERS.replace("7d86d31b1478e7cca9ebed7e73aa0fdeec46c5ca29497431d3007d2d9e15ed99", "named");
-    check(Kind::Docker, DOCKER_NETWORKS, &named, Ok(&[
-        "boring_feynman [app=cart com.example.vendor=Acme] br-named 172.18.0.9 docker0 172.17.0.2+fd17::2",
-        "coolName []",
-        "3176a2479c92 []",
-    ]));
-    check(Kind::Podman, PODMAN_NETWORKS, PODMAN_CONTAINERS, Ok(&["b [app=cart x=] podman1 10.90.0.2+fd90::2"]));
+    let named = DOCKER_CONTAINERS
+        .replace("7d86d31b1478e7cca9ebed7e73aa0fdeec46c5ca29497431d3007d2d9e15ed99", "named");
+    check(
+        Kind::Docker,
+        DOCKER_NETWORKS,
+        &named,
+        Ok(&[
+            "boring_feynman [app=cart com.example.vendor=Acme] br-named 172.18.0.9 docker0 172.17.0.2+fd17::2",
+            "coolName []",
+            "3176a2479c92 []",
+        ]),
+    );
+    check(
+        Kind::Podman,
+        PODMAN_NETWORKS,
+        PODMAN_CONTAINERS,
+        Ok(&["b [app=cart x=] podman1 10.90.0.2+fd90::2"]),
+    );
     let wire = PODMAN_CONTAINERS.replace("\"front\"", "\"wire\"");
     check(Kind::Podman, PODMAN_NETWORKS, &wire, Ok(&["b [app=cart x=]"]));
     check(Kind::Docker, "[]", "[]", Ok(&[]));
@@ -75,7 +86,11 @@ fn what_no_engine_says_is_an_error_with_its_place() {
         ("[]", "{\"message\":\"page not found\"}", "the engine's containers"),
         ("[]", "[{\"Names\":[]}]", "missing field `Id`"),
         ("[]", "[{\"Id\":\"\"}]", "an ID of 0 bytes"),
-        ("[{\"Name\":\"a\\n\",\"Id\":\"x\",\"Driver\":\"bridge\",\"Options\":{\"com.docker.network.bridge.name\":\"a b\"}}]", "[]", "no interface"),
+        (
+            "[{\"Name\":\"a\\n\",\"Id\":\"x\",\"Driver\":\"bridge\",\"Options\":{\"com.docker.network.bridge.name\":\"a b\"}}]",
+            "[]",
+            "no interface",
+        ),
         ("[]", "[{\"Id\":\"x\",\"Labels\":{\"a\":7}}]", "the engine's containers"),
         ("[]", "", "EOF"),
     ] {
@@ -89,15 +104,22 @@ fn what_no_engine_says_is_an_error_with_its_place() {
     let long = format!("[{{\"Id\":\"x\",\"Labels\":{{\"a\":\"{}\",\"b\":\"1\"}}}}]", "v".repeat(MAX_LABEL));
     check(Kind::Docker, "[]", &long, Ok(&["x [b=1]"]));
     let local = DOCKER_CONTAINERS.replace("fd17::2", "fe80::2");
-    let read = bridges(Kind::Docker, DOCKER_NETWORKS.as_bytes()).and_then(|on| containers(local.as_bytes(), &on));
+    let read =
+        bridges(Kind::Docker, DOCKER_NETWORKS.as_bytes()).and_then(|on| containers(local.as_bytes(), &on));
     assert_eq!(read.expect("containers")[0].places[1].addresses.len(), 1);
 }
 
 #[test]
 fn podman_says_who_it_is() {
     for (version, expected) in [
-        (r#"{"Platform":{"Name":"linux/amd64/debian-12"},"Components":[{"Name":"Podman Engine","Version":"4.3.1"}],"Version":"4.3.1","ApiVersion":"1.41"}"#, Kind::Podman),
-        (r#"{"Platform":{"Name":"Docker Engine - Community"},"Components":[{"Name":"Engine","Version":"24.0.7"},{"Name":"containerd","Version":"1.6.26"}],"Version":"24.0.7"}"#, Kind::Docker),
+        (
+            r#"{"Platform":{"Name":"linux/amd64/debian-12"},"Components":[{"Name":"Podman Engine","Version":"4.3.1"}],"Version":"4.3.1","ApiVersion":"1.41"}"#,
+            Kind::Podman,
+        ),
+        (
+            r#"{"Platform":{"Name":"Docker Engine - Community"},"Components":[{"Name":"Engine","Version":"24.0.7"},{"Name":"containerd","Version":"1.6.26"}],"Version":"24.0.7"}"#,
+            Kind::Docker,
+        ),
         (r#"{"Version":"1.13","Components":null}"#, Kind::Docker),
     ] {
         assert_eq!(kind(version.as_bytes()), Ok(expected));
@@ -109,11 +131,23 @@ fn podman_says_who_it_is() {
 fn an_end_is_told_from_what_else_happens() {
     let ended = |id: &str| Event::Ended(id.to_owned());
     for (line, expected) in [
-        (r#"{"status":"die","id":"4d50","from":"ubuntu","Type":"container","Action":"die","Actor":{"ID":"4d50","Attributes":{"app":"cart","exitCode":"137","image":"","name":"b"}},"scope":"local","time":1795949723,"timeNano":1795949723707193551}"#, ended("4d50")),
+        (
+            r#"{"status":"die","id":"4d50","from":"ubuntu","Type":"container","Action":"die","Actor":{"ID":"4d50","Attributes":{"app":"cart","exitCode":"137","image":"","name":"b"}},"scope":"local","time":1795949723,"timeNano":1795949723707193551}"#,
+            ended("4d50"),
+        ),
         // Docker's, and podman's.
-        (r#"{"Type":"network","Action":"disconnect","Actor":{"ID":"7dc8","Attributes":{"container":"4d50","name":"bridge","type":"bridge"}},"scope":"local","time":1461943105}"#, ended("4d50")),
-        (r#"{"status":"disconnect","id":"4d50","Type":"network","Action":"disconnect","Actor":{"ID":"4d50","Attributes":{"containerExitCode":"0","image":"","name":"b","podId":""}}}"#, ended("4d50")),
-        (r#"{"Type":"network","Action":"connect","Actor":{"ID":"7dc8","Attributes":{"container":"4d50"}}}"#, Event::Changed),
+        (
+            r#"{"Type":"network","Action":"disconnect","Actor":{"ID":"7dc8","Attributes":{"container":"4d50","name":"bridge","type":"bridge"}},"scope":"local","time":1461943105}"#,
+            ended("4d50"),
+        ),
+        (
+            r#"{"status":"disconnect","id":"4d50","Type":"network","Action":"disconnect","Actor":{"ID":"4d50","Attributes":{"containerExitCode":"0","image":"","name":"b","podId":""}}}"#,
+            ended("4d50"),
+        ),
+        (
+            r#"{"Type":"network","Action":"connect","Actor":{"ID":"7dc8","Attributes":{"container":"4d50"}}}"#,
+            Event::Changed,
+        ),
         (r#"{"Type":"container","Action":"start","Actor":{"ID":"4d50"}}"#, Event::Changed),
         (r#"{"Type":"container","Action":"die"}"#, Event::Changed),
         (r#"{"Type":"container","Action":"exec_create: sh -c true","Actor":{"ID":"4d50"}}"#, Event::Nothing),

@@ -78,7 +78,8 @@ impl Engine {
     }
 
     fn happens(&self, action: &str, id: &str) {
-        let event = format!("{{\"Type\":\"container\",\"Action\":\"{action}\",\"Actor\":{{\"ID\":\"{id}\"}}}}\n");
+        let event =
+            format!("{{\"Type\":\"container\",\"Action\":\"{action}\",\"Actor\":{{\"ID\":\"{id}\"}}}}\n");
         self.events.send(event).expect("somebody listens");
     }
 
@@ -110,7 +111,8 @@ impl Hearing {
         let (stream, _) = self.0.accept().await.expect("a follower");
         let mut stream = BufReader::new(stream);
         assert_eq!(request(&mut stream).await.as_deref(), Some(ROUTE));
-        let head = format!("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n");
+        let head =
+            format!("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: {PROTOCOL}\r\n\r\n");
         stream.write_all(head.as_bytes()).await.expect("it listens");
         stream
     }
@@ -125,7 +127,9 @@ async fn told(stream: &mut BufReader<UnixStream>) -> Option<String> {
         }
         let (_, running) = Told::read(&line).expect("a list");
         stream.write_all(b"{\"refused\":null}\n").await.expect("it listens");
-        let one = |one: &Running| format!("{} {} {}", one.name, one.places[0].interface, one.places[0].addresses[0]);
+        let one = |one: &Running| {
+            format!("{} {} {}", one.name, one.places[0].interface, one.places[0].addresses[0])
+        };
         return Some(running.iter().map(one).collect::<Vec<_>>().join(", "));
     }
 }
@@ -148,7 +152,8 @@ fn scene(list: String) -> Scene {
 
 #[tokio::test]
 async fn what_ends_is_taken_back_before_the_next_list() {
-    let Scene { engine, agent, follower, _directory } = scene(containers(&[("a", "172.17.0.2"), ("b", "172.17.0.3")]));
+    let Scene { engine, agent, follower, _directory } =
+        scene(containers(&[("a", "172.17.0.2"), ("b", "172.17.0.3")]));
     let following = tokio::spawn(follower.run());
     let mut stream = agent.follower().await;
     assert_eq!(told(&mut stream).await.as_deref(), Some("a docker0 172.17.0.2, b docker0 172.17.0.3"));

@@ -8,8 +8,7 @@ use crate::registration::{Container, LocalService};
 use crate::snapshot::tests::{host, mesh, registration};
 use crate::telemetry::metrics::Metrics;
 
-const CART: &str =
-    "name = \"cart\"\nports = [{ port = 81, deliver = \"container:7000\" }]\ncontainerLabels = [\"app=cart\"]\n";
+const CART: &str = "name = \"cart\"\nports = [{ port = 81, deliver = \"container:7000\" }]\ncontainerLabels = [\"app=cart\"]\n";
 
 fn heard() -> (Arc<Publisher>, Arc<Heard>) {
     let originations = Arc::new(Originations::new("/nowhere".into()));
@@ -84,7 +83,10 @@ async fn what_is_told_holds_while_somebody_stands_by_it() {
     drop(follower);
     until(|| !is_cart(&publisher, "172.17.0.3")).await;
     let lingering = cart(&publisher);
-    assert!(lingering.ports[0].is_known() && lingering.health == Health::Healthy, "for a moment it is called still");
+    assert!(
+        lingering.ports[0].is_known() && lingering.health == Health::Healthy,
+        "for a moment it is called still"
+    );
     assert!(publisher.snapshot().load().suspended("172.17.0.3".parse().expect("an address")).is_some());
     tokio::time::sleep(LINGER + Duration::from_millis(1)).await;
     until(|| !cart(&publisher).ports[0].is_known()).await;
@@ -146,12 +148,9 @@ async fn what_is_no_list_takes_back_what_was_told() {
 
 #[tokio::test]
 async fn a_line_has_an_end_and_a_limit() {
-    for (text, expected) in [
-        ("a\nb\n", vec!["a", "b"]),
-        ("\n\nc\n", vec!["", "", "c"]),
-        ("cut off", vec![]),
-        ("", vec![]),
-    ] {
+    for (text, expected) in
+        [("a\nb\n", vec!["a", "b"]), ("\n\nc\n", vec!["", "", "c"]), ("cut off", vec![]), ("", vec![])]
+    {
         let mut reader = BufReader::with_capacity(2, text.as_bytes());
         for line in expected {
             let read = read_line(&mut reader, 16).await.expect("read");

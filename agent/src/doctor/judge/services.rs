@@ -82,7 +82,8 @@ pub fn calls(services: &[LocalServiceReport], plaintext: &[PlaintextReport]) -> 
 pub fn containers(services: &[LocalServiceReport]) -> Check {
     let mut check = Check::new("containers");
     let told = services.iter().filter_map(|service| Some((service, service.container.as_ref()?)));
-    let told: Vec<_> = told.filter(|(_, container)| container.labels.is_some() || !container.in_force).collect();
+    let told: Vec<_> =
+        told.filter(|(_, container)| container.labels.is_some() || !container.in_force).collect();
     check.seen = format!("{} services are told by label", told.len());
     for (service, container) in told.into_iter().filter(|(_, container)| !container.in_force) {
         let code = match container.problem {
@@ -192,6 +193,9 @@ mod tests {
             assert_eq!(codes(&containers(&[contained(problem, Some("app=cart"))])), expected);
         }
         // One that is told by its address may be another's by label.
-        assert_eq!(codes(&containers(&[contained(ContainerProblem::Contested, None)])), [Code::ContainerContested]);
+        assert_eq!(
+            codes(&containers(&[contained(ContainerProblem::Contested, None)])),
+            [Code::ContainerContested]
+        );
     }
 }

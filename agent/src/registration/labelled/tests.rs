@@ -4,11 +4,9 @@ use super::*;
 use crate::containers::Engine;
 use crate::registration::file::Written;
 
-const CART: &str =
-    "name = \"cart\"\nports = [{ port = 81, deliver = \"container:7000\" }]\ncontainerLabels = [\"app=cart\"]\n";
+const CART: &str = "name = \"cart\"\nports = [{ port = 81, deliver = \"container:7000\" }]\ncontainerLabels = [\"app=cart\"]\n";
 const TILL: &str = "name = \"till\"\nports = [{ port = 82 }]\ncontainerLabels = [\"tier\"]\n";
-const FIXED: &str =
-    "name = \"fixed\"\nports = [{ port = 83 }]\ninterface = \"br0\"\nsources = [\"172.17.0.2\", \"172.17.0.9\"]\n";
+const FIXED: &str = "name = \"fixed\"\nports = [{ port = 83 }]\ninterface = \"br0\"\nsources = [\"172.17.0.2\", \"172.17.0.9\"]\n";
 
 fn registration(text: &str) -> Arc<LocalService> {
     let written: Written = toml::from_str(text).expect("a registration");
@@ -62,7 +60,8 @@ fn check(registrations: &[&str], known: &Known, expected: &[(&str, &str, &str)])
         assert_eq!(text(&own.sources), *sources, "sources of {}", local.key);
         assert_eq!(text(&own.suspended), *suspended, "suspended of {}", local.key);
         let port = &local.ports[0];
-        let delivered = if port.is_known() { port.deliver.to_string() } else { format!("[{}]", port.deliver) };
+        let delivered =
+            if port.is_known() { port.deliver.to_string() } else { format!("[{}]", port.deliver) };
         assert_eq!(delivered, *deliver, "{}", local.key);
     }
     assert_eq!(settled.len(), expected.len());
@@ -70,7 +69,9 @@ fn check(registrations: &[&str], known: &Known, expected: &[(&str, &str, &str)])
     let reversed: Vec<_> = registered.iter().rev().cloned().collect();
     let again: Vec<_> = in_containers(&reversed, known).into_iter().rev().collect();
     let standing = |all: &[Arc<LocalService>]| -> Vec<bool> {
-        all.iter().map(|local| matches!(local.container.as_ref().expect("one").standing, Standing::Contested(_))).collect()
+        all.iter()
+            .map(|local| matches!(local.container.as_ref().expect("one").standing, Standing::Contested(_)))
+            .collect()
     };
     assert_eq!(standing(&again), standing(&settled));
     // Nor does it matter what was known before.
@@ -87,18 +88,24 @@ fn standing(local: &LocalService) -> &Standing {
 #[test]
 fn a_container_is_found_by_its_labels_on_all_its_bridges() {
     let followed = |lines: &[&str]| known(Following::Followed, lines);
-    let found = followed(&["a 5 app=cart,x br1=172.18.0.2 br0=172.17.0.2 br0=fd17::2", "b 4 app=other br0=172.17.0.3"]);
-    let settled = check(&[CART], &found, &[("br0 172.17.0.2+fd17::2, br1 172.18.0.2", "", "172.17.0.2:7000")]);
+    let found = followed(&[
+        "a 5 app=cart,x br1=172.18.0.2 br0=172.17.0.2 br0=fd17::2",
+        "b 4 app=other br0=172.17.0.3",
+    ]);
+    let settled =
+        check(&[CART], &found, &[("br0 172.17.0.2+fd17::2, br1 172.18.0.2", "", "172.17.0.2:7000")]);
     assert_eq!((standing(&settled[0]), settled[0].health), (&Standing::Found, Health::Healthy));
     let absent = check(&[CART], &followed(&["b 4 app=other br0=172.17.0.3"]), &[("", "", "[0.0.0.0:7000]")]);
     assert_eq!((standing(&absent[0]), absent[0].health), (&Standing::Absent, Health::Unhealthy));
-    let moved = check(&[CART], &followed(&["a 5 app=cart br0=fd17::7"]), &[("br0 fd17::7", "", "[fd17::7]:7000")]);
+    let moved =
+        check(&[CART], &followed(&["a 5 app=cart br0=fd17::7"]), &[("br0 fd17::7", "", "[fd17::7]:7000")]);
     assert_eq!(standing(&moved[0]), &Standing::Found);
 }
 
 #[test]
 fn of_several_the_one_that_was_made_first_is_delivered_to() {
-    let lines = ["new 9 app=cart br0=172.17.0.2", "old 5 app=cart br0=172.17.0.8", "same 5 app=cart br0=172.17.0.1"];
+    let lines =
+        ["new 9 app=cart br0=172.17.0.2", "old 5 app=cart br0=172.17.0.8", "same 5 app=cart br0=172.17.0.1"];
     let all = "br0 172.17.0.1+172.17.0.2+172.17.0.8";
     check(&[CART], &known(Following::Followed, &lines), &[(all, "", "172.17.0.8:7000")]);
     check(&[CART], &known(Following::Followed, &lines[..1]), &[("br0 172.17.0.2", "", "172.17.0.2:7000")]);
@@ -110,15 +117,18 @@ fn of_several_the_one_that_was_made_first_is_delivered_to() {
 #[test]
 fn what_nobody_stands_by_is_nobody_and_held() {
     let lines = ["a 5 app=cart br0=172.17.0.2"];
-    let lingering = check(&[CART], &known(Following::Lingering, &lines), &[("", "br0 172.17.0.2", "172.17.0.2:7000")]);
+    let lingering =
+        check(&[CART], &known(Following::Lingering, &lines), &[("", "br0 172.17.0.2", "172.17.0.2:7000")]);
     assert_eq!((standing(&lingering[0]), lingering[0].health), (&Standing::Unfollowed, Health::Healthy));
-    let lost = check(&[CART], &known(Following::Lost, &lines), &[("", "br0 172.17.0.2", "[172.17.0.2:7000]")]);
+    let lost =
+        check(&[CART], &known(Following::Lost, &lines), &[("", "br0 172.17.0.2", "[172.17.0.2:7000]")]);
     assert_eq!((standing(&lost[0]), lost[0].health), (&Standing::Unfollowed, Health::Unhealthy));
     let never = check(&[CART], &Known::default(), &[("", "", "[0.0.0.0:7000]")]);
     assert_eq!(standing(&never[0]), &Standing::Unfollowed);
     // One engine that is followed says nothing of another's containers.
     let mut both = known(Following::Lost, &lines);
-    let podman = Engine { containers: vec![running("p 9 app=cart br1=10.88.0.2")], following: Following::Followed };
+    let podman =
+        Engine { containers: vec![running("p 9 app=cart br1=10.88.0.2")], following: Following::Followed };
     both.engines.insert("podman".to_owned(), podman);
     let settled = check(&[CART], &both, &[("br1 10.88.0.2", "br0 172.17.0.2", "10.88.0.2:7000")]);
     assert_eq!(standing(&settled[0]), &Standing::Found);
@@ -126,7 +136,10 @@ fn what_nobody_stands_by_is_nobody_and_held() {
 
 #[test]
 fn a_container_of_two_services_is_neither() {
-    let both = known(Following::Followed, &["a 5 app=cart,tier br0=172.17.0.3 br1=172.18.0.3", "b 6 tier br0=172.17.0.4"]);
+    let both = known(
+        Following::Followed,
+        &["a 5 app=cart,tier br0=172.17.0.3 br1=172.18.0.3", "b 6 tier br0=172.17.0.4"],
+    );
     let settled = check(
         &[CART, TILL],
         &both,
@@ -152,7 +165,11 @@ fn a_container_of_two_services_is_neither() {
     check(&[FIXED], &found, &[("br0 172.17.0.2+172.17.0.9", "", "127.0.0.1:83")]);
     // What nobody stands by any more may be anybody's.
     let lost = known(Following::Lost, &["a 5 app=cart br0=172.17.0.2"]);
-    check(&[CART, FIXED], &lost, &[("", "br0 172.17.0.2", "[172.17.0.2:7000]"), ("br0 172.17.0.9", "br0 172.17.0.2", "127.0.0.1:83")]);
+    check(
+        &[CART, FIXED],
+        &lost,
+        &[("", "br0 172.17.0.2", "[172.17.0.2:7000]"), ("br0 172.17.0.9", "br0 172.17.0.2", "127.0.0.1:83")],
+    );
 }
 
 #[test]
@@ -160,7 +177,11 @@ fn containers_that_share_a_network_are_one() {
     let shared = known(Following::Followed, &["a 5 app=cart br0=172.17.0.3", "side 6 x br0=172.17.0.3"]);
     check(&[CART, TILL], &shared, &[("br0 172.17.0.3", "", "172.17.0.3:7000"), ("", "", "127.0.0.1:82")]);
     let shared = known(Following::Followed, &["a 5 app=cart br0=172.17.0.3", "side 6 tier br0=172.17.0.3"]);
-    check(&[CART, TILL], &shared, &[("", "br0 172.17.0.3", "[172.17.0.3:7000]"), ("", "br0 172.17.0.3", "127.0.0.1:82")]);
+    check(
+        &[CART, TILL],
+        &shared,
+        &[("", "br0 172.17.0.3", "[172.17.0.3:7000]"), ("", "br0 172.17.0.3", "127.0.0.1:82")],
+    );
 }
 
 #[test]
