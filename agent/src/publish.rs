@@ -153,9 +153,9 @@ impl Publisher {
     }
 
     /// Takes new registrations of this host. What was found of those before holds as far as it is about the same.
-    pub fn take_registrations(&self, registrations: Vec<Arc<LocalService>>) -> Result<(), String> {
+    pub fn take_registrations(&self, registrations: &[Arc<LocalService>]) -> Result<(), String> {
         let mut inputs = self.lock();
-        let mut registrations = in_containers(&registrations, &inputs.known);
+        let mut registrations = in_containers(registrations, &inputs.known);
         for registration in &mut registrations {
             let before = inputs.registrations.iter().find(|before| before.key == registration.key);
             *registration = Arc::clone(registration).remembering(before.map(|before| &**before));

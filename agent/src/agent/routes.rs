@@ -192,7 +192,7 @@ impl Agent {
     pub async fn reload(&self) -> Result<(), AgentError> {
         let registrations = file::read_all(&self.config.directories.services(), &self.config.terms())
             .inspect_err(|error| self.publisher.refuse(error.to_string()))?;
-        self.publisher.take_registrations(registrations).map_err(AgentError::State)?;
+        self.publisher.take_registrations(&registrations).map_err(AgentError::State)?;
         match &self.steward {
             Some(steward) if steward.mode() == Mode::Keep => Ok(steward.keep_from_now().await.map(drop)?),
             _ => Ok(()),

@@ -67,7 +67,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     let sockets = routes::Sockets::bind(&config).await?;
     // Who registered a service since `prepare` read them found no socket to tell this agent by.
     let registrations = file::read_all(&config.directories.services(), &config.terms())?;
-    publisher.take_registrations(registrations).map_err(AgentError::State)?;
+    publisher.take_registrations(&registrations).map_err(AgentError::State)?;
 
     let keys = keep_keys(&config, &publisher, &metrics, mark);
     let phase = watch::Sender::new(Phase::Running);

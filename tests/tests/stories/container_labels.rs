@@ -24,6 +24,8 @@ const PODMAN: &str = "podman --root /run/engine/root --runroot /run/engine/run -
 struct Engine<'a> {
     host: &'a Host,
     service: Process,
+    /// Has the mounts that the engine sees, whether it runs or not.
+    mounts: Process,
 }
 
 impl<'a> Engine<'a> {
@@ -34,17 +36,20 @@ impl<'a> Engine<'a> {
             for link in bin lib lib64 sbin; do ln -s usr/$link $link; done; touch baremesh
             printf '{CONFIG}' > /run/engine/containers.conf"
         )));
-        Self { host, service: Self::start(host) }
+        let mut mounts = host.command("unshare");
+        mounts.args(["--mount", "--propagation", "private", "sh", "-c"]).arg(
+            "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup && echo up && exec sleep infinity",
+        );
+        let mounts = host.spawn("mounts", mounts);
+        mounts.wait_for_output("up");
+        let service = Self::start(host, &mounts);
+        Self { host, service, mounts }
     }
 
-    fn start(host: &Host) -> Process {
-        let mut engine = host.command("unshare");
-        engine.args(["--mount", "--propagation", "private", "sh", "-c"]).arg(format!(
-            "umount -R /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup || exit; rm -f {SOCKET}
-            exec {PODMAN} system service --time 0 unix://{SOCKET}"
-        ));
-        engine.env("CONTAINERS_CONF", "/run/engine/containers.conf");
-        let service = host.spawn("engine", engine);
+    fn start(host: &Host, mounts: &Process) -> Process {
+        output_of(host.sh(&format!("rm -f {SOCKET}")));
+        let service =
+            host.spawn("engine", podman(host, mounts, &format!("system service --time 0 unix://{SOCKET}")));
         wait_until("the engine answers", || {
             run(host.sh(&format!("curl -sf --max-time 5 --unix-socket {SOCKET} http://engine/_ping")))
                 .status
@@ -55,11 +60,7 @@ impl<'a> Engine<'a> {
 
     /// As on the engine's own command line.
     fn podman(&self, line: &str) -> Command {
-        let mut podman = self
-            .host
-            .sh(&format!("exec nsenter --mount=/proc/{}/ns/mnt {PODMAN} {line}", self.service.pid()));
-        podman.env("CONTAINERS_CONF", "/run/engine/containers.conf");
-        podman
+        podman(self.host, &self.mounts, line)
     }
 
     /// A container with an echo at port 7000, and its address. It ends by itself where nobody ends it.
@@ -100,6 +101,12 @@ impl Drop for Engine<'_> {
         // Its containers are in networks of their own, and would outlive the host.
         let _ = self.podman("rm --all --force --time 0").output();
     }
+}
+
+fn podman(host: &Host, mounts: &Process, line: &str) -> Command {
+    let mut podman = host.sh(&format!("exec nsenter --mount=/proc/{}/ns/mnt {PODMAN} {line}", mounts.pid()));
+    podman.env("CONTAINERS_CONF", "/run/engine/containers.conf");
+    podman
 }
 
 /// What tells the agent of the engine's containers.
@@ -212,11 +219,10 @@ fn who_nobody_stands_by_any_more_is_nobody() {
     wait_until("and is called through it", || in_call(&store, "in") == exit::DONE);
 
     // An engine that goes takes with it what it said, and comes back with what runs.
-    let Engine { service, .. } = &engine;
-    service.kill();
-    wait_until("nobody stands by it", || {
-        dock.status().is_some_and(|status| status["services"][0]["container"]["problem"] == "unfollowed")
-    });
+    engine.service.kill();
+    wait_until("its calls are refused without the engine", || !engine.calls("cart"));
+    let _service = Engine::start(&dock.host, &engine.mounts);
+    wait_until("it calls after the engine is back", || engine.calls("cart"));
 }
 
 #[test]
