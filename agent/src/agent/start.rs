@@ -17,6 +17,7 @@ use super::{AgentError, doing, holder, names, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig, DnsMode};
+use crate::containers::heard::Heard;
 use crate::demand::Demand;
 use crate::fetch::Fetcher;
 use crate::health::Checks;
@@ -66,7 +67,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     let sockets = routes::Sockets::bind(&config).await?;
     // Who registered a service since `prepare` read them found no socket to tell this agent by.
     let registrations = file::read_all(&config.directories.services(), &config.terms())?;
-    publisher.take_registrations(registrations).map_err(AgentError::State)?;
+    publisher.take_registrations(&registrations).map_err(AgentError::State)?;
 
     let keys = keep_keys(&config, &publisher, &metrics, mark);
     let phase = watch::Sender::new(Phase::Running);
@@ -133,6 +134,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
     let (source_notes, consul) = (source.notes(), source.standing());
     let is_connected = connected.subscribe();
     let source = start_source((source, connected), &publisher, &checks, &metrics, phase.subscribe());
+    let heard = Heard::new(Arc::clone(&publisher));
     let agent = Arc::new(routes::Agent {
         config,
         publisher,
@@ -150,6 +152,7 @@ pub async fn start(config: AgentConfig, commands: Commands) -> Result<Running, A
         probe,
         flows,
         demand,
+        heard,
         mark,
     });
     others.extend(sockets.serve(&agent));
