@@ -13,6 +13,8 @@ pub mod membership;
 pub mod addresses;
 /// The services that run on this host.
 pub mod registration;
+/// The containers of this host, as their engines tell of them.
+pub mod containers;
 /// What connections are decided from, compiled.
 pub mod snapshot;
 /// The certificates that this host holds.

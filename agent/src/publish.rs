@@ -10,8 +10,10 @@ use baremesh_model::identity::Identity;
 use baremesh_model::mesh::Mesh;
 use tokio::sync::watch;
 
+use crate::containers::Known;
 use crate::originate::{Originations, REREAD};
 use crate::registration::LocalService;
+use crate::registration::labelled::in_containers;
 use crate::resolution::Resolved;
 use crate::snapshot::{Host, Snapshot};
 use crate::telemetry::metrics::Metrics;
@@ -21,6 +23,8 @@ use crate::trust::OlderList;
 struct Inputs {
     mesh: Arc<Mesh>,
     registrations: Vec<Arc<LocalService>>,
+    /// What is known of containers.
+    known: Arc<Known>,
     resolved: Arc<Resolved>,
     last_error: Option<String>,
     version: u64,
@@ -70,6 +74,7 @@ impl Publisher {
         let inputs = Inputs {
             mesh: Arc::new(mesh),
             registrations: registrations.clone(),
+            known: Arc::default(),
             resolved: Arc::default(),
             last_error: None,
             version,
@@ -148,8 +153,9 @@ impl Publisher {
     }
 
     /// Takes new registrations of this host. What was found of those before holds as far as it is about the same.
-    pub fn take_registrations(&self, mut registrations: Vec<Arc<LocalService>>) -> Result<(), String> {
+    pub fn take_registrations(&self, registrations: &[Arc<LocalService>]) -> Result<(), String> {
         let mut inputs = self.lock();
+        let mut registrations = in_containers(registrations, &inputs.known);
         for registration in &mut registrations {
             let before = inputs.registrations.iter().find(|before| before.key == registration.key);
             *registration = Arc::clone(registration).remembering(before.map(|before| &**before));
@@ -216,6 +222,28 @@ impl Publisher {
         }
     }
 
+    /// Takes what is known of containers.
+    pub fn take_containers(&self, known: Known) -> Result<(), String> {
+        let mut inputs = self.lock();
+        inputs.known = Arc::new(known);
+        let registrations = in_containers(&inputs.registrations, &inputs.known);
+        if registrations == inputs.registrations {
+            return Ok(());
+        }
+        let mesh = (Arc::clone(&inputs.mesh), inputs.version);
+        let (taken, last_error) = (inputs.taken, inputs.last_error.clone());
+        self.publish(&mut inputs, mesh, &registrations)?;
+        // Nothing came from the source, and what it had refused is refused still.
+        (inputs.taken, inputs.last_error) = (taken, last_error);
+        note(&self.metrics, &inputs);
+        Ok(())
+    }
+
+    /// What is known of containers.
+    pub fn containers(&self) -> Arc<Known> {
+        Arc::clone(&self.lock().known)
+    }
+
     fn publish(
         &self,
         inputs: &mut Inputs,
@@ -236,6 +264,7 @@ impl Publisher {
                 *inputs = Inputs {
                     mesh,
                     registrations: registrations.clone(),
+                    known: Arc::clone(&inputs.known),
                     resolved: Arc::clone(&inputs.resolved),
                     last_error: None,
                     version,

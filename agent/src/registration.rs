@@ -5,6 +5,8 @@
 pub mod check;
 /// Services that are containers.
 pub mod container;
+/// Where the containers are that labels name.
+pub mod labelled;
 /// The registration files: reading, writing, removing.
 pub mod file;
 /// What is left to a WorkloadGroup.
@@ -22,7 +24,7 @@ use baremesh_model::service::{Protocol, Service, ServicePort};
 use baremesh_model::workload::{Labels, Locality, Workload};
 
 use self::check::Check;
-pub use self::container::Container;
+pub use self::container::{Contained, Container};
 use self::group::{Grouping, Standing};
 use crate::attribution::Matcher;
 use crate::snapshot::Host;
@@ -71,8 +73,41 @@ pub struct LocalPort {
     pub protocol: Protocol,
     /// The port's name.
     pub name: Option<Arc<str>>,
-    /// Where the program listens; `127.0.0.1` suffices. Nowhere at a gateway.
+    /// Where the program listens; `127.0.0.1` suffices. Nowhere, which is an unspecified address, at a gateway and where it
+    /// is not known.
     pub deliver: SocketAddr,
+    /// Where `deliver` follows the container that labels name: its port there.
+    pub of_container: Option<ContainerPort>,
+}
+
+/// A port of the container that labels name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContainerPort {
+    /// The port, at the container's address.
+    pub port: NonZeroU16,
+    /// Whether the container that is delivered to is certain to be the service.
+    pub certain: Certain,
+}
+
+/// Whether a container is certain to be the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Certain {
+    /// It is.
+    Yes,
+    /// Its address may be another's by now: nothing is delivered to it.
+    No,
+}
+
+impl LocalPort {
+    /// Whether what is delivered may go there.
+    pub fn is_known(&self) -> bool {
+        self.of_container.is_none_or(|own| own.certain == Certain::Yes)
+    }
+
+    /// Where a check finds the program: nowhere, where its container is not certain to be the service.
+    fn looked_at(&self) -> SocketAddr {
+        if self.is_known() { self.deliver } else { file::nowhere(self.deliver.port()) }
+    }
 }
 
 /// One service of this host.
@@ -91,7 +126,7 @@ pub struct LocalService {
     /// Which processes are the service, when they call others. Without one, only its inbound side is meshed.
     pub matcher: Option<Matcher>,
     /// Which container the service is, when it calls others.
-    pub container: Option<Container>,
+    pub container: Option<Contained>,
     /// Labels, for selectors and subsets.
     pub labels: Labels,
     /// Where it stands; the host's unless stated.
@@ -139,6 +174,7 @@ impl LocalService {
             (None, _) if matches!(standing, Some(Standing::Missing | Standing::Unusable(_))) => {
                 Health::Unhealthy
             }
+            (None, _) if !self.ports.iter().all(LocalPort::is_known) => Health::Unhealthy,
             (None, _) => Health::Healthy,
             (Some(_), Some(before)) if before.ports == self.ports => before.health,
             (Some(_), _) => Health::Unhealthy,

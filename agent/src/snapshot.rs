@@ -322,6 +322,16 @@ impl Snapshot {
         self.containers.get(&address.to_canonical()).copied()
     }
 
+    /// A registration that the container with this address on a bridge may be, where it is not certain to be.
+    pub fn suspended(&self, address: IpAddr) -> Option<&LocalService> {
+        let address = address.to_canonical();
+        let may_be = |local: &&Arc<LocalService>| {
+            let own = local.container.iter().flat_map(|own| &own.suspended);
+            own.into_iter().any(|place| place.addresses.contains(&address))
+        };
+        self.registrations.iter().find(may_be).map(|local| &**local)
+    }
+
     /// The identity that peers which send no server name reach at `address`.
     pub fn unnamed(&self, address: IpAddr) -> Option<&Identity> {
         self.unnamed.get(&address)

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+#[path = "../../fuzz/checks/container_engine.rs"]
+mod container_engine;
 #[path = "../../fuzz/checks/dns_message.rs"]
 mod dns_message;
 #[path = "../../fuzz/checks/ext_authz.rs"]
@@ -29,6 +31,11 @@ fn replay(target: &str, check: fn(&[u8])) {
         count += 1;
     }
     assert!(count >= 5, "only {count} seeds in {}", seeds.display());
+}
+
+#[test]
+fn seeds_of_container_engines_hold() {
+    replay("container_engine", container_engine::check);
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod backup;
 mod capture;
 mod certs;
 mod completions;
+mod containers;
 mod control;
 mod convert;
 /// An operator's credential in its file.
@@ -128,6 +129,7 @@ enum Verb {
     Join(join::Join),
     Agent(agent::Agent),
     Service(service::Service),
+    Containers(containers::Containers),
     Apply(apply::Apply),
     Delete(delete::Delete),
     Get(get::Get),
@@ -191,6 +193,7 @@ fn dispatch(Cli { global, verb }: Cli) -> anyhow::Result<()> {
         Verb::Join(verb) => verb.run(&global),
         Verb::Agent(verb) => verb.run(&global),
         Verb::Service(verb) => verb.run(&global),
+        Verb::Containers(verb) => verb.run(&global),
         Verb::Apply(verb) => verb.run(&global),
         Verb::Delete(verb) => verb.run(&global),
         Verb::Get(verb) => verb.run(&global),
@@ -294,6 +297,10 @@ mod tests {
             "baremesh service register orders --port 80 --port 81:9000 --protocol http --protocol tcp",
             "baremesh service deregister orders --namespace shop",
             "baremesh service list -o json",
+            "baremesh service register db --port 5432 --container-label app=db --deliver container:5432",
+            "baremesh containers follow",
+            "baremesh containers follow --engine unix:///run/docker.sock --engine /run/podman/podman.sock",
+            "baremesh containers list -o json",
             "baremesh apply -f x.toml -f - --dry-run",
             "baremesh delete Service orders -n shop",
             "baremesh get",
@@ -368,6 +375,7 @@ mod tests {
             ("baremesh join c --token a --token-file b", ErrorKind::ArgumentConflict),
             ("baremesh service register orders", ErrorKind::MissingRequiredArgument),
             ("baremesh service register orders --port 0", ErrorKind::ValueValidation),
+            ("baremesh containers follow --engine tcp://127.0.0.1:2375", ErrorKind::ValueValidation),
             ("baremesh token create --host a --rejoin b", ErrorKind::ArgumentConflict),
             ("baremesh token create --expires never", ErrorKind::ValueValidation),
             ("baremesh operator add alice", ErrorKind::MissingRequiredArgument),

@@ -55,6 +55,8 @@ mod consul_leader;
 mod consul_outage;
 #[path = "stories/consul_secured.rs"]
 mod consul_secured;
+#[path = "stories/container_labels.rs"]
+mod container_labels;
 #[path = "stories/containers.rs"]
 mod containers;
 #[path = "stories/control_attacked.rs"]

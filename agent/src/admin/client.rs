@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
+use tokio::task::JoinHandle;
 
 /// How long an answer may take: `apply` validates and writes a whole set.
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -73,6 +76,38 @@ impl Socket<'_> {
     }
 
     async fn exchange(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Bytes, SocketError> {
+        let request = Request::builder().method(method).uri(target).body(Full::new(Bytes::from(body)));
+        let (answer, driver) = self.send(request).await?;
+        let body = self.checked(answer, StatusCode::OK).await?;
+        let body = Limited::new(body.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| self.broken(error.to_string()))?.to_bytes();
+        driver.abort();
+        Ok(body)
+    }
+
+    /// Sends one request whose answer goes on and on, and gives its body.
+    pub async fn stream(&self, target: &str) -> Result<Incoming, SocketError> {
+        let (answer, _) = self.send(Request::builder().uri(target).body(Full::default())).await?;
+        Ok(self.checked(answer, StatusCode::OK).await?.into_body())
+    }
+
+    /// Asks for another protocol, and gives the connection that then speaks it.
+    pub async fn upgrade(&self, target: &str, protocol: &str) -> Result<Upgraded, SocketError> {
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(target)
+            .header(http::header::CONNECTION, "upgrade")
+            .header(http::header::UPGRADE, protocol)
+            .body(Full::default());
+        let (answer, _) = self.send(request).await?;
+        let answer = self.checked(answer, StatusCode::SWITCHING_PROTOCOLS).await?;
+        hyper::upgrade::on(answer).await.map_err(|error| self.broken(error.to_string()))
+    }
+
+    async fn send(
+        &self,
+        request: http::Result<Request<Full<Bytes>>>,
+    ) -> Result<(Response<Incoming>, JoinHandle<hyper::Result<()>>), SocketError> {
         let connected = UnixStream::connect(self.path).await;
         let stream = connected.map_err(|source| SocketError::Connect {
             path: self.path.to_owned(),
@@ -81,25 +116,27 @@ impl Socket<'_> {
         })?;
         let shaken = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = shaken.map_err(|error| self.broken(error.to_string()))?;
-        let driver = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(target)
-            .header(http::header::HOST, "baremesh")
-            .body(Full::new(Bytes::from(body)))
-            .map_err(|error| self.broken(error.to_string()))?;
+        let driver = tokio::spawn(connection.with_upgrades());
+        let mut request = request.map_err(|error| self.broken(error.to_string()))?;
+        request.headers_mut().insert(http::header::HOST, HeaderValue::from_static("baremesh"));
         let answer = sender.send_request(request).await.map_err(|error| self.broken(error.to_string()))?;
+        Ok((answer, driver))
+    }
+
+    /// The answer where it has this status; any other is an error with the body as message.
+    async fn checked(
+        &self,
+        answer: Response<Incoming>,
+        expected: StatusCode,
+    ) -> Result<Response<Incoming>, SocketError> {
         let status = answer.status();
+        if status == expected {
+            return Ok(answer);
+        }
         let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
         let body = body.map_err(|error| self.broken(error.to_string()))?.to_bytes();
-        driver.abort();
-        match status {
-            StatusCode::OK => Ok(body),
-            status => Err(SocketError::Refused {
-                status,
-                message: String::from_utf8_lossy(&body).trim_end().to_owned(),
-            }),
-        }
+        let message = String::from_utf8_lossy(&body).trim_end().to_owned();
+        Err(SocketError::Refused { status, message })
     }
 
     fn broken(&self, reason: String) -> SocketError {

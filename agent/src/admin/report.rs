@@ -7,6 +7,7 @@ pub mod capture;
 /// How the agent is doing.
 pub mod doctor;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -140,6 +141,78 @@ pub struct LocalServiceReport {
     /// The WorkloadGroup that it names.
     #[serde(default)]
     pub group: Option<GroupReport>,
+    /// The container that it is.
+    #[serde(default)]
+    pub container: Option<ContainerReport>,
+}
+
+/// What is known of the container that a service is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerReport {
+    /// The labels that it is told by; none where it is told by its address.
+    pub labels: Option<String>,
+    /// Where what comes is the service: `ADDRESS on BRIDGE`.
+    pub addresses: Vec<String>,
+    /// Whether a container is certain to be it.
+    pub in_force: bool,
+    /// Why none is.
+    #[serde(default)]
+    pub problem: ContainerProblem,
+    /// How it stands, in words.
+    pub standing: String,
+}
+
+/// Why no container is certain to be a service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ContainerProblem {
+    /// One is.
+    #[default]
+    None,
+    /// None runs that has the labels.
+    Absent,
+    /// Nobody follows the engine.
+    Unfollowed,
+    /// It is another service's as well.
+    Contested,
+}
+
+impl ContainerProblem {
+    /// In a word or a few.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::None => "found",
+            Self::Absent => "no container has the labels",
+            Self::Unfollowed => "the engine is not followed",
+            Self::Contested => "another service's too",
+        }
+    }
+}
+
+/// `GET /containers`: one engine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineReport {
+    /// Its socket.
+    pub engine: String,
+    /// Whether somebody follows it, so that what is said of it is certain.
+    pub followed: bool,
+    /// What runs on bridges of this host.
+    pub containers: Vec<RunningReport>,
+}
+
+/// A container that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunningReport {
+    /// The engine's ID for it.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// `ADDRESS on BRIDGE`.
+    pub addresses: Vec<String>,
+    /// The service that it is; none where it is nobody.
+    pub service: Option<String>,
 }
 
 /// How a registration and its WorkloadGroup stand to each other.

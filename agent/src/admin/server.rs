@@ -285,7 +285,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Connection<S> {
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIMEOUT)
             .keep_alive(self.keep_alive == KeepAlive::On)
-            .serve_connection(TokioIo::new(self.stream), service);
+            .serve_connection(TokioIo::new(self.stream), service)
+            .with_upgrades();
         // A client that goes away, or takes too long, is its own affair.
         let _ = tokio::time::timeout(self.patience, connection).await;
     }

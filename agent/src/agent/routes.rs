@@ -2,6 +2,8 @@
 
 /// Those about the capture rules.
 mod capturing;
+/// Containers.
+mod containing;
 /// How the agent is doing.
 mod doctor;
 /// What becomes of a call.
@@ -13,7 +15,6 @@ mod heartbeat;
 /// The services that are known, and how much of each.
 mod services;
 
-use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -30,9 +31,10 @@ use super::handover::{Sockets, Use};
 use super::{AgentError, doing};
 use crate::admin::report::{CertificateReport, LocalServiceReport, SourceReport, StatusReport};
 use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
-use crate::capture::Interface;
 use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
+use crate::containers::heard::Heard;
+use crate::containers::wire;
 use crate::credentials::Credentials;
 use crate::demand::Demand;
 use crate::dns::DnsCounters;
@@ -80,6 +82,8 @@ pub struct Agent {
     pub mark: Mark,
     /// Whose endpoints are asked for.
     pub demand: Arc<Demand>,
+    /// What is told of containers.
+    pub heard: Arc<Heard>,
 }
 
 /// The three listeners.
@@ -139,8 +143,11 @@ impl Administer for Socket {
     /// A question or a heartbeat with its note; no other request has a body.
     const MAX_BODY: usize = MAX_QUESTION;
 
-    async fn answer(&self, _: u32, request: Request<Bytes>) -> Answer {
-        Box::pin(self.0.administrate(request)).await
+    async fn answer(&self, uid: u32, request: Request<Bytes>) -> Answer {
+        match (request.method(), request.uri().path()) {
+            (&Method::POST, wire::ROUTE) => self.0.hear_of_containers(uid, request),
+            _ => Box::pin(self.0.administrate(request)).await,
+        }
     }
 
     fn refuse(&self, status: StatusCode, reason: String) -> Answer {
@@ -155,6 +162,7 @@ impl Agent {
             (&Method::GET, "/status") => json(&self.status().await),
             (&Method::GET, "/certificates") => json(&self.certificates()),
             (&Method::GET, "/services") => json(&self.services()),
+            (&Method::GET, wire::ROUTE) => json(&self.containers()),
             (&Method::GET, "/doctor") => Box::pin(self.doctor(query)).await,
             (&Method::GET, path) if path.starts_with("/group-ports/") => self.ports_of_group(path),
             (&Method::POST, "/explain") => self.explain(request.body()).await,
@@ -199,7 +207,7 @@ impl Agent {
     pub async fn reload(&self) -> Result<(), AgentError> {
         let registrations = file::read_all(&self.config.directories.services(), &self.config.terms())
             .inspect_err(|error| self.publisher.refuse(error.to_string()))?;
-        self.publisher.take_registrations(registrations).map_err(AgentError::State)?;
+        self.publisher.take_registrations(&registrations).map_err(AgentError::State)?;
         match &self.steward {
             Some(steward) if steward.mode() == Mode::Keep => Ok(steward.keep_from_now().await.map(drop)?),
             _ => Ok(()),
@@ -262,7 +270,8 @@ impl Agent {
             privileges: privileges::in_words(),
             services: self.local_services(&snapshot),
             warnings: [
-                warnings(&snapshot, &self.config.interfaces),
+                warnings(&snapshot),
+                containing::warnings(&snapshot, &self.config.interfaces),
                 grouping::warnings(&snapshot),
                 self.ending(),
                 self.source_notes.borrow().clone(),
@@ -305,6 +314,7 @@ impl Agent {
                 certificate: credentials.of(&first.identity, SystemTime::now()).is_some(),
                 health: self.checks.report(&registered.key),
                 group: grouping::report(registered),
+                container: containing::report(registered),
             })
         };
         snapshot.registrations.iter().filter_map(report).collect()
@@ -355,7 +365,7 @@ pub fn serving_lacks(
 }
 
 /// What works, but perhaps not as meant.
-fn warnings(snapshot: &Snapshot, interfaces: &BTreeSet<Interface>) -> Vec<String> {
+fn warnings(snapshot: &Snapshot) -> Vec<String> {
     let mut warnings = Vec::new();
     warnings.extend(
         Tracked::read().filter(|tracked| tracked.is_nearly_full()).map(|tracked| tracked.to_string()),
@@ -381,24 +391,6 @@ fn warnings(snapshot: &Snapshot, interfaces: &BTreeSet<Interface>) -> Vec<String
         warnings.push(format!(
             "{} names neither unit, user nor cgroup: what its processes call, they call as the host",
             registered.key
-        ));
-    }
-    let outside: BTreeSet<_> = interfaces.iter().filter(|interface| interface.leads_outside()).collect();
-    warnings.extend(outside.iter().map(|interface| {
-        format!(
-            "{interface} of `capture.interfaces` has others than containers on it, who could take a container's address: nothing of it is captured; take the network card off the bridge, or name a bridge without one"
-        )
-    }));
-    for registered in &snapshot.registrations {
-        let Some(own) = &registered.container else { continue };
-        let why = match interfaces.contains(&own.interface) {
-            false => "is not in `capture.interfaces` of agent.toml",
-            true if outside.contains(&own.interface) => "is not captured",
-            true => continue,
-        };
-        warnings.push(format!(
-            "{} is a container on {}, which {why}: the endpoints of the mesh refuse it, and what else it calls goes past the agent",
-            registered.key, own.interface
         ));
     }
     warnings

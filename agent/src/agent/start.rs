@@ -18,6 +18,7 @@ use super::{AgentError, Begin, doing, holder, names, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::config::{AccessLogTarget, AgentConfig, DnsMode};
+use crate::containers::heard::Heard;
 use crate::demand::Demand;
 use crate::dns::Dns;
 use crate::fetch::Fetcher;
@@ -87,7 +88,7 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let offered = offered(&listeners, dns.as_ref(), &sockets).map_err(doing("duplicating the listeners"))?;
     // Who registered a service since `prepare` read them found no socket to tell this agent by.
     let registrations = file::read_all(&config.directories.services(), &config.terms())?;
-    publisher.take_registrations(registrations).map_err(AgentError::State)?;
+    publisher.take_registrations(&registrations).map_err(AgentError::State)?;
 
     let keys = keep_keys(&config, &publisher, &metrics, mark);
     let phase = watch::Sender::new(Phase::Running);
@@ -176,6 +177,7 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let (source_notes, consul, flush) = (source.notes(), source.standing(), source.flush());
     let is_connected = connected.subscribe();
     let source = start_source((source, connected), &publisher, &checks, &metrics, phase.subscribe());
+    let heard = Heard::new(Arc::clone(&publisher));
     let agent = Arc::new(routes::Agent {
         config,
         publisher,
@@ -193,6 +195,7 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
         probe,
         flows,
         demand,
+        heard,
         mark,
     });
     others.extend(sockets.serve(&agent));

@@ -53,6 +53,8 @@ pub enum Code {
     NoProcess,
     ServiceUnhealthy,
     PlaintextRefused,
+    ContainersUnfollowed,
+    ContainerContested,
     AddressElsewhere,
     PeerUnreachable,
     ConntrackFull,
@@ -74,7 +76,7 @@ use Severity::{Error, Warning};
 
 /// Every code, in the order in which it is declared.
 #[rustfmt::skip]
-const TABLE: [Row; 55] = [
+const TABLE: [Row; 57] = [
     Row(Code::ConfigInvalid, "config_invalid", Error, "agent.toml or a registration cannot be read", "the agent does not start with it, and does not reload", "correct the line that is named, then `systemctl restart baremesh`"),
     Row(Code::NotJoined, "not_joined", Error, "the host has joined no mesh", "the agent has nobody to ask for certificates and state", "`baremesh token create --host NAME` on the control host, and `baremesh join ADDRESS --token TOKEN` here"),
     Row(Code::AgentDown, "agent_down", Error, "no agent answers on this host", "closed services are refused, names of the mesh do not resolve, nothing is encrypted", "`systemctl start baremesh`; `journalctl -u baremesh` says why it ended"),
@@ -118,6 +120,8 @@ const TABLE: [Row; 55] = [
     Row(Code::NoProcess, "no_process", Warning, "no process belongs to a service of this host", "what it calls, it calls under no identity of its own, once it runs elsewhere than registered", "compare the registration with `systemctl status UNIT` and `ps -eo user,cgroup,args`"),
     Row(Code::ServiceUnhealthy, "service_unhealthy", Warning, "the check of a service of this host fails", "nobody calls it here", "the finding has what the check found; `baremesh service list`"),
     Row(Code::PlaintextRefused, "plaintext_refused", Warning, "callers come to a STRICT service in plaintext, and are refused", "their hosts have no agent, or do not capture", "join that host, or a PERMISSIVE PeerAuthentication for the service while it moves"),
+    Row(Code::ContainersUnfollowed, "containers_unfollowed", Error, "a service is told by a container's labels, and nobody follows the container engine", "no container is certain to be it: its calls are refused, and none is delivered to it", "`systemctl enable --now baremesh-containers`; `journalctl -u baremesh-containers` says why it does not follow"),
+    Row(Code::ContainerContested, "container_contested", Error, "one container is two services by what is registered", "it is neither: its calls are refused, and none is delivered to it by label", "change the labels of the container, or `baremesh service register` one of the two anew"),
     Row(Code::AddressElsewhere, "address_elsewhere", Warning, "an address that this host announces is on none of its interfaces", "others cannot reach it there, unless it is translated to this host", "set `addresses` in agent.toml, or `--address` of the registration"),
     Row(Code::PeerUnreachable, "peer_unreachable", Error, "the agent of another host cannot be reached", "calls to its endpoints fail with `connect_failed`", "is its agent running, and does every firewall between let TCP port 15008 pass? `baremesh doctor` there"),
     Row(Code::ConntrackFull, "conntrack_full", Error, "the kernel's table of tracked connections is nearly full", "new connections of the whole host are dropped without a word", "raise `net.netfilter.nf_conntrack_max`, or find out who opens so many"),

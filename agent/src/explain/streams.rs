@@ -158,23 +158,31 @@ pub(super) fn explain_endpoint(
 /// Explains a connection to an address at which a service of this host is reached.
 pub(super) fn explain_local(case: &Case<'_>, local: &LocalEndpoint, explanation: &mut Explanation) {
     let decision = policies::decide_here(case, local);
-    explanation.passes = decision.allowed;
-    explanation.outcome = if decision.allowed { Outcome::Forwarded } else { Outcome::Refused };
+    explanation.passes = decision.allowed && local.is_known;
+    explanation.outcome = match (decision.allowed, local.is_known) {
+        (true, true) => Outcome::Forwarded,
+        (true, false) => Outcome::NoEndpoint,
+        (false, _) => Outcome::Refused,
+    };
     let what = if decision.allowed { "allowed" } else { "refused" };
     explanation.summary =
         format!("{what} at {}, a service of this host: {}", local.service, decision.verdict);
+    let delivered = match local.is_known {
+        true => local.deliver.to_string(),
+        false => "nobody: no container is certain to be the service".to_owned(),
+    };
     explanation.destinations.push(DestinationReport {
         service: local.service.to_string(),
         port: None,
         subset: None,
         share: 100.0,
-        passes: decision.allowed,
+        passes: explanation.passes,
         fault: None,
         out_of_reach: Vec::new(),
         destination_rules: Vec::new(),
         balancer: None,
         hashed_to: None,
-        effects: vec![words::effect("delivered to", local.deliver.to_string())],
+        effects: vec![words::effect("delivered to", delivered)],
         endpoints: Vec::new(),
         decisions: vec![decision],
     });

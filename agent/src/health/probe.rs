@@ -114,6 +114,10 @@ impl Prober {
     }
 
     async fn connect(&self, at: SocketAddr, limit: Duration) -> Result<TcpStream, String> {
+        // To the kernel an unspecified address is this host's own.
+        if at.ip().is_unspecified() {
+            return Err("no container is certain to be the service".to_owned());
+        }
         let connected = socket::connect(at, self.mark, limit).await;
         connected.map_err(|error| format!("connecting to {at}: {error}"))
     }

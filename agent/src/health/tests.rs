@@ -116,7 +116,7 @@ async fn a_service_is_healthy_while_its_check_passes_and_says_why_when_not() {
     *status.lock().expect("a lock") = "204 No Content";
     run.until("web", Health::Healthy).await;
     // With the registration, everything about it goes.
-    run.publisher.take_registrations(Vec::new()).expect("taken");
+    run.publisher.take_registrations(&[]).expect("taken");
     let gone = async {
         while run.checks.report(&key("web")).is_some() {
             sleep(Duration::from_millis(10)).await;
@@ -140,7 +140,7 @@ async fn a_look_that_hangs_holds_up_no_other_and_none_that_is_gone_says_anything
     assert_eq!(run.health("hangs"), Some(Health::Unhealthy));
     // Registered anew elsewhere while the look is under way: that look ends and its result is nobody's.
     services[0] = checked("hangs", serve().await.0, "httpGet = {}");
-    run.publisher.take_registrations(services).expect("taken");
+    run.publisher.take_registrations(&services).expect("taken");
     run.until("hangs", Health::Healthy).await;
     let (mut stream, _) = accepted;
     let _ = stream.write_all(b"HTTP/1.1 500 No\r\n\r\n").await;
@@ -158,11 +158,11 @@ async fn what_takes_calls_goes_on_while_it_is_registered_anew_with_another_check
     let run = Run::of(&[plain]);
     assert_eq!(run.health("web"), Some(Health::Healthy), "without a check it always is");
     let nowhere = "initialDelay = \"1h\"\nhttpGet = { path = \"/x\" }";
-    run.publisher.take_registrations(vec![checked("web", at, nowhere)]).expect("taken");
+    run.publisher.take_registrations(&[checked("web", at, nowhere)]).expect("taken");
     assert_eq!(run.health("web"), Some(Health::Healthy));
     // Elsewhere it is another program, of which nothing is known.
     let elsewhere = SocketAddr::new(at.ip(), at.port() ^ 1);
-    run.publisher.take_registrations(vec![checked("web", elsewhere, nowhere)]).expect("taken");
+    run.publisher.take_registrations(&[checked("web", elsewhere, nowhere)]).expect("taken");
     assert_eq!(run.health("web"), Some(Health::Unhealthy));
 }
 

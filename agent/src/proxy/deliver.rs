@@ -1,6 +1,7 @@
 //! The local program's side: a connection that this host's policies let through is handed to the address that the
 //! service was registered with.
 
+use std::io;
 use std::sync::Arc;
 
 use baremesh_model::authorization::{Action, Carried, Decision, Hello, Request, Verdict};
@@ -18,6 +19,9 @@ use super::socket;
 use crate::snapshot::{From, LocalEndpoint, Snapshot};
 use crate::telemetry::metrics::Party;
 use crate::telemetry::{Record, Security};
+
+/// Why nothing is delivered where a registration names a container by label.
+const NO_CONTAINER: &str = "no container is certain to be the service; `baremesh status` says why";
 
 impl Worker {
     /// Decides whether a connection may reach a service of this host. One that carries requests is refused here only for
@@ -132,6 +136,10 @@ impl Worker {
     ) -> Result<TcpStream, ProxyError> {
         let address = local.deliver;
         record.upstream = Some(address);
+        if !local.is_known {
+            let source = io::Error::new(io::ErrorKind::AddrNotAvailable, NO_CONTAINER);
+            return Err(ProxyError::Deliver { address, source });
+        }
         let connected = socket::connect(address, self.shared.mark, self.shared.limits.connect_timeout).await;
         connected.inspect(relay::reset_on_close).map_err(|source| ProxyError::Deliver { address, source })
     }
@@ -176,7 +184,7 @@ impl Worker {
         &self,
         delivered: &Delivered,
         decided_by: &Arc<Snapshot>,
-        told: impl Future<Output = std::io::Result<T>>,
+        told: impl Future<Output = io::Result<T>>,
     ) -> Result<T, ProxyError> {
         let waiting = Delivered { hello: delivered.local.opening_hello(), ..delivered.clone() };
         let entry = self.open.enter(None, Some(waiting));

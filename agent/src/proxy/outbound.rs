@@ -256,10 +256,17 @@ async fn who(
     if !socket::is_of_this_host(client) {
         let address = client.peer_addr().map_err(|_| ProxyError::NotCaptured)?.ip().to_canonical();
         let index = snapshot.container(address).ok_or_else(|| {
-            let text = format!(
-                "no service is registered for the container at {address}: `baremesh service register … --source {address} --interface BRIDGE`"
-            );
-            ProxyError::CallerUnknown(text)
+            let uncertain = snapshot.suspended(address).map(|local| {
+                let standing = local.container.as_ref().map(|own| own.standing.to_string());
+                format!(
+                    "the container at {address} is not certain to be {}: {}",
+                    local.key,
+                    standing.unwrap_or_default()
+                )
+            });
+            ProxyError::CallerUnknown(uncertain.unwrap_or_else(|| format!(
+                "no service is registered for the container at {address}: `baremesh service register … --source {address} --interface BRIDGE`, or --container-label KEY=VALUE"
+            )))
         })?;
         let source = &snapshot.sources[index];
         record.source = source.party.clone();

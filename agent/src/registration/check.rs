@@ -293,7 +293,7 @@ fn place(
     ports: &[LocalPort],
     key: &'static [&'static str],
 ) -> Result<(SocketAddr, Option<Protocol>), Fault> {
-    let of = |port: &LocalPort| (port.deliver, Some(port.protocol));
+    let of = |port: &LocalPort| (port.looked_at(), Some(port.protocol));
     let Some(first) = ports.first() else { return Err(at(key, "the service has no port")) };
     match named {
         None => Ok(of(first)),
@@ -317,7 +317,7 @@ fn place(
             if super::file::AGENT_PORTS.contains(&number.get()) {
                 return Err(at(key, format!("port {number} is the agent's own: write one of the service's")));
             }
-            Ok((SocketAddr::new(first.deliver.ip(), number.get()), None))
+            Ok((SocketAddr::new(first.looked_at().ip(), number.get()), None))
         }
     }
 }

@@ -17,9 +17,9 @@ use baremesh_model::workload::Locality;
 use serde::{Deserialize, Serialize};
 
 use super::check::{Check, Fault, WrittenCheck, line_of};
-use super::container;
+use super::container::{self, Named, WrittenDeliver};
 use super::group::Grouping;
-use super::{DefaultForAddress, HostRole, LocalPort, LocalService, Serves, WhenGone};
+use super::{Certain, ContainerPort, DefaultForAddress, HostRole, LocalPort, LocalService, Serves, WhenGone};
 use crate::attribution::{CgroupPath, Matcher, Uid, UnitName};
 use crate::capture::plan::{EXEMPT_PORTS, SSH_PORT};
 
@@ -112,6 +112,9 @@ pub struct Written {
     /// The bridge.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
+    /// Labels of the container, `KEY=VALUE` or `KEY`, all of which it has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub container_labels: Vec<String>,
     /// Labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -149,7 +152,7 @@ pub struct WrittenPort {
     pub name: Option<String>,
     /// Where the program listens; 127.0.0.1 with the target port unless stated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub deliver: Option<SocketAddr>,
+    pub deliver: Option<WrittenDeliver>,
 }
 
 /// `whenGone` as written.
@@ -236,6 +239,7 @@ fn no_program(written: &Written) -> Result<(), String> {
         ("user", written.user.is_some()),
         ("sources", !written.sources.is_empty()),
         ("interface", written.interface.is_some()),
+        ("containerLabels", !written.container_labels.is_empty()),
         ("group", written.group.is_some()),
         ("check", written.check.is_some()),
         ("deliver", written.ports.iter().any(|port| port.deliver.is_some())),
@@ -246,8 +250,11 @@ fn no_program(written: &Written) -> Result<(), String> {
     }
 }
 
-/// Where a gateway's ports are delivered: the agent itself carries on what comes there.
-const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+/// Where nothing is delivered: at a gateway, where the agent itself carries on what comes, and at a port of a container
+/// that is not known.
+pub(super) fn nowhere(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port)
+}
 
 /// What a gateway's port carries is said and not found out: whoever calls would choose what is looked at.
 fn says_what_it_carries(written: &WrittenPort) -> Result<(), String> {
@@ -264,12 +271,16 @@ fn says_what_it_carries(written: &WrittenPort) -> Result<(), String> {
 fn local_port(written: &WrittenPort, serves: Serves) -> Result<LocalPort, String> {
     let target_port = written.target_port.unwrap_or(written.port);
     let here = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), target_port.get());
-    let deliver = match serves {
-        Serves::Gateway => {
+    let (deliver, of_container) = match (serves, written.deliver) {
+        (Serves::Gateway, _) => {
             says_what_it_carries(written)?;
-            NOWHERE
+            (nowhere(0), None)
         }
-        Serves::Program => written.deliver.unwrap_or(here),
+        (Serves::Program, None) => (here, None),
+        (Serves::Program, Some(WrittenDeliver::At(address))) => (address, None),
+        (Serves::Program, Some(WrittenDeliver::Container(port))) => {
+            (nowhere(port.get()), Some(ContainerPort { port, certain: Certain::No }))
+        }
     };
     for port in [written.port.get(), target_port.get(), deliver.port()] {
         if AGENT_PORTS.contains(&port) {
@@ -286,7 +297,8 @@ fn local_port(written: &WrittenPort, serves: Serves) -> Result<LocalPort, String
             ));
         }
     }
-    if serves == Serves::Program && (deliver.ip().is_unspecified() || deliver.port() == 0) {
+    let is_nowhere = || deliver.ip().is_unspecified() || deliver.port() == 0;
+    if serves == Serves::Program && of_container.is_none() && is_nowhere() {
         return Err(format!(
             "`{deliver}` is no address to deliver to: name the one that the program listens on"
         ));
@@ -298,6 +310,7 @@ fn local_port(written: &WrittenPort, serves: Serves) -> Result<LocalPort, String
         protocol: protocol.map_err(|error: baremesh_model::service::UnknownProtocol| error.to_string())?,
         name: written.name.as_deref().map(Arc::from),
         deliver,
+        of_container,
     })
 }
 
@@ -416,13 +429,22 @@ fn conflict(other: &LocalService, new: &LocalService) -> Option<String> {
             other.key, new.key
         ));
     }
-    if let (Some(own), Some(others)) = (&new.container, &other.container)
-        && let Some(address) = own.addresses.iter().find(|address| others.addresses.contains(address))
-    {
-        return Some(format!(
-            "{} and {} have one container, at {address}: nobody could tell them apart",
-            other.key, new.key
-        ));
+    match [&new.container, &other.container].map(|own| own.as_ref().map(|own| &own.named)) {
+        [Some(Named::At(own)), Some(Named::At(others))] => {
+            if let Some(address) = own.addresses.iter().find(|address| others.addresses.contains(address)) {
+                return Some(format!(
+                    "{} and {} have one container, at {address}: nobody could tell them apart",
+                    other.key, new.key
+                ));
+            }
+        }
+        [Some(Named::Labelled(own)), Some(Named::Labelled(others))] if own == others => {
+            return Some(format!(
+                "{} and {} have the containers with {own}: nobody could tell them apart",
+                other.key, new.key
+            ));
+        }
+        _ => {}
     }
     for port in &new.ports {
         for taken in &other.ports {
@@ -436,7 +458,8 @@ fn conflict(other: &LocalService, new: &LocalService) -> Option<String> {
                     other.key, port.target_port
                 ));
             }
-            if taken.deliver == port.deliver && new.serves == Serves::Program {
+            let fixed = new.serves == Serves::Program && port.of_container.is_none();
+            if taken.deliver == port.deliver && fixed {
                 return Some(format!("{} is delivered to {} already", other.key, port.deliver));
             }
         }

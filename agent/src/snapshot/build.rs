@@ -144,11 +144,12 @@ impl Snapshot {
     }
 }
 
-/// Registrations by the addresses of their containers.
+/// Registrations by the addresses of their containers, of those that are certain to be theirs.
 fn containers(registrations: &[Arc<LocalService>]) -> HashMap<IpAddr, usize> {
     let with_index = registrations.iter().enumerate();
-    let own = with_index.filter_map(|(index, local)| Some((index, local.container.as_ref()?)));
-    own.flat_map(|(index, own)| own.addresses.iter().map(move |address| (*address, index))).collect()
+    let own = with_index.filter_map(|(index, local)| Some((index, &local.container.as_ref()?.sources)));
+    let addresses = own.flat_map(|(index, own)| own.iter().map(move |own| (index, &own.addresses)));
+    addresses.flat_map(|(index, own)| own.iter().map(move |address| (*address, index))).collect()
 }
 
 /// The mesh with this host's own services in it, declared or not.
@@ -237,6 +238,7 @@ fn local_endpoints(
                     labels: labels.clone(),
                     advertised: SocketAddr::new(*address, number),
                     deliver: port.deliver,
+                    is_known: port.is_known(),
                     gateway: gateway.clone(),
                     protocol: port.protocol,
                     refused_by: scope.ingress_against(number, port.protocol).cloned(),
@@ -489,7 +491,9 @@ fn at_address(known: &Arc<Endpoint>, address: SocketAddr) -> Arc<Endpoint> {
 /// Where callers of this host reach a service of this host: its delivery address and the advertised ones.
 fn captured(local: &[Arc<LocalEndpoint>]) -> HashMap<SocketAddr, Arc<LocalEndpoint>> {
     let both = |local: &Arc<LocalEndpoint>| {
-        [(local.deliver, Arc::clone(local)), (local.advertised, Arc::clone(local))]
+        let places = local.delivers_at().into_iter().chain([local.advertised]);
+        let owner = Arc::clone(local);
+        places.map(move |address| (address, Arc::clone(&owner))).collect::<Vec<_>>()
     };
     of_programs(local).flat_map(both).collect()
 }

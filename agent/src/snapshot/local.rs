@@ -28,8 +28,10 @@ pub struct LocalEndpoint {
     pub labels: Labels,
     /// The address and port under which it is advertised; policies speak of these.
     pub advertised: SocketAddr,
-    /// Where the program listens; nowhere at a gateway.
+    /// Where the program listens; nowhere, which is an unspecified address, at a gateway and where its container is not known.
     pub deliver: SocketAddr,
+    /// Whether that is certain to be the service. Where it is not nothing is delivered, and nobody goes there past the agent.
+    pub is_known: bool,
     /// What leaves the mesh here, where it is a gateway's.
     pub gateway: Option<Arc<GatewayPort>>,
     /// What it speaks.
@@ -54,6 +56,11 @@ pub struct LocalEndpoint {
 pub type From<'a> = (Option<&'a Identity>, IpAddr);
 
 impl LocalEndpoint {
+    /// Where the program listens, if anywhere.
+    pub fn delivers_at(&self) -> Option<SocketAddr> {
+        Some(self.deliver).filter(|address| !address.ip().is_unspecified())
+    }
+
     /// What the policies come to for a connection, or a request on it.
     pub fn authorize<'a>(&'a self, from: From<'a>, carried: Carried<'a>, hello: &'a Hello) -> Decision<'a> {
         self.policies.decide(self.facts(from, carried, hello))

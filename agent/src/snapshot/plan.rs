@@ -13,7 +13,7 @@ use crate::capture::held::Held;
 use crate::capture::{
     AgentPorts, CapturePlan, Containers, DnsCapture, Interface, LocalService, Outbound, Strictness, WhenGone,
 };
-use crate::registration;
+use crate::registration::{self, Contained};
 
 /// What the rules depend on besides the mesh: this host's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,11 +83,14 @@ impl Snapshot {
             source.outbound == OutboundPolicy::RegistryOnly
                 && when_gone.is_none_or(|wanted| registered.when_gone == wanted)
         });
-        of_containers(held.filter_map(|(registered, _)| registered.container.as_ref()))
+        of_containers(
+            held.filter_map(|(registered, _)| registered.container.as_ref()).flat_map(Contained::held),
+        )
     }
 
+    /// Those that are nobody at this time are among them: what holds a container holds them too.
     fn containers(&self) -> impl Iterator<Item = &registration::Container> {
-        self.registrations.iter().filter_map(|local| local.container.as_ref())
+        self.registrations.iter().filter_map(|local| local.container.as_ref()).flat_map(Contained::held)
     }
 
     fn containers_on(&self, interface: &Interface) -> BTreeSet<IpAddr> {
@@ -115,7 +118,8 @@ impl Snapshot {
     }
 
     fn local_service(&self, key: &Key, endpoints: &[&LocalEndpoint]) -> LocalService {
-        let both = endpoints.iter().flat_map(|local| [local.deliver, local.advertised]);
+        let both =
+            endpoints.iter().flat_map(|local| local.delivers_at().into_iter().chain([local.advertised]));
         // A port that belongs to this service alone is captured at every address of the host, those that appear
         // later included; one that is shared only at the exact addresses.
         let alone = |address: &SocketAddr| {

@@ -278,6 +278,53 @@ fn containers_are_held_wherever_they_are_and_captured_on_bridges_alone() {
 }
 
 #[test]
+fn what_may_be_a_container_and_is_not_certain_is_held_and_nobody() {
+    use crate::containers::{Engine, Following, Known, Running};
+    use crate::registration::labelled::in_containers;
+
+    let cart = registration(
+        "name = \"cart\"\nports = [{ port = 81, deliver = \"container:7000\" }]\ncontainerLabels = [\"app\"]\n",
+    );
+    let place = crate::registration::Container {
+        interface: "br0".parse().expect("a bridge"),
+        addresses: vec!["172.17.0.2".parse().expect("an address")],
+    };
+    let running = Running {
+        id: "1".into(),
+        name: "cart".into(),
+        created: 1,
+        labels: [("app".to_owned(), String::new())].into(),
+        places: vec![place],
+    };
+    let toml = format!("{MESH}[[MeshConfig]]\noutboundTrafficPolicy = {{ mode = \"REGISTRY_ONLY\" }}\n");
+    let settings =
+        plan::CaptureSettings { interfaces: ["br0".parse().expect("a bridge")].into(), ..settings() };
+    let address = "172.17.0.2".parse().expect("an address");
+    for (following, is_known) in [
+        (Some(Following::Followed), true),
+        (Some(Following::Lingering), false),
+        (Some(Following::Lost), false),
+        (None, false),
+    ] {
+        let engine = |following| Engine { containers: vec![running.clone()], following };
+        let engines = following.map(|following| ("docker".to_owned(), engine(following)));
+        let settled =
+            in_containers(std::slice::from_ref(&cart), &Known { engines: engines.into_iter().collect() });
+        let snapshot = Snapshot::build(&mesh(&toml), &settled, &host(), 15008, None).expect("a snapshot");
+        assert_eq!(snapshot.container(address).is_some(), is_known, "{following:?}");
+        let plan = snapshot.capture_plan(&settings);
+        let was_seen = following.is_some();
+        let held = snapshot.held_containers(None);
+        assert_eq!(held.values().flatten().any(|own| *own == address), was_seen, "{following:?}");
+        assert_eq!(plan.bridges.values().flatten().any(|own| *own == address), was_seen, "{following:?}");
+        // Whoever goes to where it is delivered comes to the agent, delivered or not; to nowhere nobody goes.
+        let exact: Vec<_> = plan.local[0].addresses.iter().map(ToString::to_string).collect();
+        assert_eq!(exact, if was_seen { vec!["172.17.0.2:7000"] } else { vec![] }, "{following:?}");
+        assert_eq!(plan.local[0].ports, [81].into());
+    }
+}
+
+#[test]
 fn what_did_not_change_is_taken_over_and_what_depends_on_it_is_not() {
     let registrations = [registration(ORDERS)];
     let build = |toml: &str, host: &Host, previous: Option<&Snapshot>| {

@@ -1,14 +1,15 @@
 //! `baremesh service`: what runs on this host. Registrations are files of the host; the agent is told to read them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use anyhow::Context;
 use baremesh_agent::admin::client::Socket;
-use baremesh_agent::admin::report::{HealthReport, LocalServiceReport, StatusReport};
+use baremesh_agent::admin::report::{ContainerReport, HealthReport, LocalServiceReport, StatusReport};
 use baremesh_agent::attribution::{Uid, uid_of};
 use baremesh_agent::config::{AgentConfig, Directories};
+use baremesh_agent::registration::container::WrittenDeliver;
 use baremesh_agent::registration::file::{self, Written, WrittenPort, WrittenWhenGone};
 use baremesh_agent::registration::{LocalService, Serves};
 use baremesh_model::name::{Key, Label, default_namespace};
@@ -61,8 +62,10 @@ The host must have been granted the service, by its join token (`baremesh token 
 `baremesh status` says so if it was not.
 
 --unit, --user and --cgroup say which processes are the service when they call others: their connections carry its
-identity. Where several are given, all of them must hold. --source and --interface say it of a container. Without any, others can call the service, and its own calls
-carry the host's identity.
+identity. Where several are given, all of them must hold. --source and --interface say it of a container by its address,
+--container-label by labels that docker or podman knows it by, wherever it is; then `--deliver container:PORT` follows it.
+That takes `baremesh-containers.service`, which tells the agent which containers run (docs/containers.md). Without any, others
+can call the service, and its own calls carry the host's identity.
 
 With --group, labels, account, locality, weight and probe come from a WorkloadGroup where they are not given here, and
 follow it when it changes. Its ports are taken once, now: where connections are delivered is for the host alone to say. No
@@ -80,6 +83,7 @@ Examples:
   baremesh service register orders --port 80:8080 --protocol http --namespace shop --label version=v2
   baremesh service register db --port 5432 --deliver 10.0.3.7:5432        in a container of this host
   baremesh service register db --port 5432 --deliver 172.17.0.2:5432 --source 172.17.0.2 --interface docker0
+  baremesh service register db --port 5432 --container-label app=db --deliver container:5432
   baremesh service register web --port 80 --port 443 --protocol http --protocol https --user www-data
   baremesh service register orders --port 8080 --protocol http --check-http /healthz --check-interval 5s
   baremesh service register orders --group orders-vm --unit orders.service
@@ -105,11 +109,11 @@ struct Register {
     /// The port's name
     #[arg(long = "port-name", value_name = "NAME")]
     port_names: Vec<String>,
-    /// Where the program listens [default: 127.0.0.1 and the target port]
-    #[arg(long = "deliver", value_name = "ADDRESS:PORT")]
-    deliver: Vec<SocketAddr>,
+    /// Where the program listens; container:PORT follows the container that --container-label names [default: 127.0.0.1 and the target port]
+    #[arg(long = "deliver", value_name = "ADDRESS:PORT|container:PORT")]
+    deliver: Vec<WrittenDeliver>,
     /// The agent itself is behind the ports, and has what comes there leave the mesh as Gateways say (docs/egress-gateway.md)
-    #[arg(long, conflicts_with_all = ["deliver", "unit", "user", "cgroup", "sources", "group"])]
+    #[arg(long, conflicts_with_all = ["deliver", "unit", "user", "cgroup", "sources", "container_labels", "group"])]
     gateway: bool,
     /// The systemd unit whose processes are the service: orders.service
     #[arg(long)]
@@ -126,6 +130,9 @@ struct Register {
     /// The bridge that the container is on: docker0
     #[arg(long, value_name = "NAME", requires = "sources")]
     interface: Option<String>,
+    /// A label of the container that the service is, wherever it is on the bridges of `capture.interfaces`, or a label's key alone; where several are given, all must match
+    #[arg(long = "container-label", value_name = "KEY[=VALUE]", conflicts_with_all = ["sources", "unit", "user", "cgroup"])]
+    container_labels: Vec<String>,
     /// Its namespace [default: default]
     #[arg(short, long, value_parser = Label::new)]
     namespace: Option<Label>,
@@ -219,6 +226,7 @@ impl Register {
             user: user.map(|Uid(number)| number),
             sources: self.sources.clone(),
             interface: self.interface.clone(),
+            container_labels: self.container_labels.clone(),
             labels: self.labels.iter().cloned().collect(),
             locality: self.locality.clone(),
             weight: self.weight.map(NonZeroU32::get),
@@ -323,7 +331,8 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
                 let health = found.health.as_ref().map(|health| ("health", serde_json::to_value(health)));
                 let group =
                     found.group.as_ref().map(|group| ("groupStanding", Ok(group.standing.as_str().into())));
-                for (key, told) in [health, group].into_iter().flatten() {
+                let container = found.container.as_ref().map(|own| ("container", serde_json::to_value(own)));
+                for (key, told) in [health, group, container].into_iter().flatten() {
                     object.insert(key.to_owned(), told?);
                 }
             }
@@ -333,15 +342,21 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
     }
     let row = |(written, service): &(Written, Arc<LocalService>)| {
         let ports = service.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol));
-        let deliver = service.ports.iter().map(|port| match service.serves {
-            Serves::Program => port.deliver.to_string(),
-            Serves::Gateway => "gateway".to_owned(),
+        let deliver = service.ports.iter().map(|port| match (service.serves, port.of_container) {
+            (Serves::Program, None) => port.deliver.to_string(),
+            (Serves::Program, Some(own)) => WrittenDeliver::Container(own.port).to_string(),
+            (Serves::Gateway, _) => "gateway".to_owned(),
         });
         vec![
             service.key.to_string(),
             ports.collect::<Vec<_>>().join(" "),
             deliver.collect::<Vec<_>>().join(" "),
-            processes(written),
+            match of(service).and_then(|found| found.container.as_ref()) {
+                Some(own) if own.labels.is_some() => {
+                    format!("{}: {}", processes(written), container_in_words(own))
+                }
+                _ => processes(written),
+            },
             match of(service).and_then(|found| found.identity.rsplit('/').next()) {
                 Some(account) => account.to_owned(),
                 None => service.service_account.to_string(),
@@ -383,13 +398,20 @@ pub(super) fn health_in_words(health: &HealthReport) -> String {
     }
 }
 
+/// Where a service's container is, or why it is nowhere.
+pub(super) fn container_in_words(own: &ContainerReport) -> String {
+    if own.in_force { own.addresses.join(", ") } else { own.standing.clone() }
+}
+
 fn processes(written: &Written) -> String {
     let unit = written.unit.as_ref().map(|unit| format!("unit {unit}"));
     let cgroup = written.cgroup.as_ref().map(|cgroup| format!("cgroup {cgroup}"));
     let user = written.user.map(|user| format!("uid {user}"));
     let sources = || written.sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     let container = written.interface.as_ref().map(|bridge| format!("container {} on {bridge}", sources()));
-    let parts: Vec<_> = [unit, cgroup, user, container].into_iter().flatten().collect();
+    let labelled = || written.container_labels.join(", ");
+    let by_label = (!written.container_labels.is_empty()).then(|| format!("container with {}", labelled()));
+    let parts: Vec<_> = [unit, cgroup, user, container, by_label].into_iter().flatten().collect();
     if parts.is_empty() { "-".to_owned() } else { parts.join(", ") }
 }
 
@@ -510,6 +532,30 @@ mod tests {
         let command = text.lines().find_map(|line| line.strip_prefix("#   baremesh service register "));
         let command = written(command.expect("its command")).expect("a registration");
         assert_eq!(toml::from_str::<Written>(&text).expect("a registration"), command);
+    }
+
+    #[test]
+    fn a_container_is_named_by_label_and_followed() {
+        let line = "db --port 5432 --container-label app=db --container-label tier --deliver container:5432";
+        let written = written(line).expect("a registration");
+        assert_eq!(written.container_labels, ["app=db", "tier"]);
+        let text = toml::to_string(&written).expect("a file");
+        assert!(text.contains("deliver = \"container:5432\""), "{text}");
+        assert_eq!(toml::from_str::<Written>(&text).expect("a registration"), written);
+        assert_eq!(processes(&written), "container with app=db, tier");
+        LocalService::try_from(&written).expect("a service");
+    }
+
+    #[test]
+    fn a_container_is_named_in_one_way() {
+        for (flags, part) in [
+            ("--container-label app=db --source 172.17.0.2 --interface br0", "cannot be used with"),
+            ("--container-label app=db --unit db.service", "cannot be used with"),
+            ("--deliver container:0", "nowhere to deliver to"),
+        ] {
+            let error = written(&format!("db --port 5432 {flags}")).expect_err(flags);
+            assert!(error.contains(part), "{flags}: {error}");
+        }
     }
 
     #[test]

@@ -147,7 +147,12 @@ fn say_agent(agent: &AgentStatus) -> anyhow::Result<()> {
                 true => format!("{} (registered so)", list(&service.advertised)),
                 false => list(&service.advertised),
             },
-            list(&service.deliver),
+            match &service.container {
+                Some(own) if own.labels.is_some() && !own.in_force => {
+                    format!("{} (not now: {})", list(&service.deliver), own.problem.word())
+                }
+                _ => list(&service.deliver),
+            },
             service.mtls.clone(),
             certificate.to_owned(),
             service.health.as_ref().map_or_else(|| "-".to_owned(), health_in_words),

@@ -218,8 +218,12 @@ fn doctor_names_what_is_wrong_with_the_way_to_the_control_server_and_what_comes_
 }
 
 /// Stories about findings, as text.
-const STORIES: [&str; 3] =
-    [include_str!("doctor.rs"), include_str!("doctor_faults.rs"), include_str!("sidecars.rs")];
+const STORIES: [&str; 4] = [
+    include_str!("doctor.rs"),
+    include_str!("doctor_faults.rs"),
+    include_str!("sidecars.rs"),
+    include_str!("container_labels.rs"),
+];
 
 #[test]
 fn every_code_is_made_for_real() {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::admin::report::doctor::PlaintextReport;
-use crate::admin::report::{LocalServiceReport, StatusReport};
+use crate::admin::report::{ContainerProblem, LocalServiceReport, StatusReport};
 use crate::attribution::{Caller, CallerTable};
 use crate::doctor::Check;
 use crate::doctor::code::Code;
@@ -78,6 +78,26 @@ pub fn calls(services: &[LocalServiceReport], plaintext: &[PlaintextReport]) -> 
     check
 }
 
+/// The containers that services are told by label to be.
+pub fn containers(services: &[LocalServiceReport]) -> Check {
+    let mut check = Check::new("containers");
+    let told = services.iter().filter_map(|service| Some((service, service.container.as_ref()?)));
+    let told: Vec<_> =
+        told.filter(|(_, container)| container.labels.is_some() || !container.in_force).collect();
+    check.seen = format!("{} services are told by label", told.len());
+    for (service, container) in told.into_iter().filter(|(_, container)| !container.in_force) {
+        let code = match container.problem {
+            ContainerProblem::Unfollowed => Code::ContainersUnfollowed,
+            ContainerProblem::Contested => Code::ContainerContested,
+            // It may be stopped on purpose, and status says so.
+            ContainerProblem::None | ContainerProblem::Absent => continue,
+        };
+        let labels = container.labels.as_ref().map(|labels| format!(" ({labels})")).unwrap_or_default();
+        check.found(code, format!("{}{labels}: {}", service.service, container.standing));
+    }
+    check
+}
+
 /// Where the host and its services are announced.
 pub fn addresses(status: &StatusReport, own: Option<&[IpAddr]>) -> Check {
     let Some(own) = own else { return Check::unchecked("addresses", "the interfaces cannot be read") };
@@ -125,13 +145,14 @@ mod tests {
 
     #[test]
     fn callers_in_plaintext_and_failing_checks_are_named() {
-        use crate::admin::report::HealthReport;
+        use crate::admin::report::{ContainerReport, HealthReport};
         let service = |health: &str| LocalServiceReport {
             service: "orders.default".to_owned(),
             identity: String::new(),
             advertised: vec![([10, 0, 0, 1], 7000).into()],
             own_addresses: false,
             group: None,
+            container: None,
             deliver: Vec::new(),
             mtls: "STRICT".to_owned(),
             certificate: true,
@@ -153,5 +174,28 @@ mod tests {
             seconds: 1,
         };
         assert_eq!(codes(&calls(&[service("healthy")], &[caller])), [Code::PlaintextRefused]);
+        let contained = |problem, labels: Option<&str>| LocalServiceReport {
+            container: Some(ContainerReport {
+                labels: labels.map(str::to_owned),
+                addresses: Vec::new(),
+                in_force: problem == ContainerProblem::None,
+                problem,
+                standing: "in words".to_owned(),
+            }),
+            ..service("healthy")
+        };
+        for (problem, expected) in [
+            (ContainerProblem::None, &[][..]),
+            (ContainerProblem::Absent, &[]),
+            (ContainerProblem::Unfollowed, &[Code::ContainersUnfollowed]),
+            (ContainerProblem::Contested, &[Code::ContainerContested]),
+        ] {
+            assert_eq!(codes(&containers(&[contained(problem, Some("app=cart"))])), expected);
+        }
+        // One that is told by its address may be another's by label.
+        assert_eq!(
+            codes(&containers(&[contained(ContainerProblem::Contested, None)])),
+            [Code::ContainerContested]
+        );
     }
 }

@@ -109,6 +109,7 @@ pub(super) async fn examine(directories: &Directories, peers_are: Peers) -> Diag
     checks.push(judge_services::services(&registered, &listeners, &processes, own));
     if let Some(answers) = &answers {
         checks.push(judge_services::calls(&answers.status.services, &answers.report.plaintext));
+        checks.push(judge_services::containers(&answers.status.services));
         checks.push(judge_services::addresses(&answers.status, own));
         if peers_are == Peers::Tried {
             checks.push(peers(&answers.report));
