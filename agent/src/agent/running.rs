@@ -58,11 +58,14 @@ impl Running {
     pub async fn hand_over(self, successor: Successor) {
         let (limit, process) = (self.agent.config.drain, successor.process);
         tracing::info!(process, ?limit, "another agent takes over; what is open goes on here");
+        // Before anything is told that this agent goes, so that no goodbye is said: the host stays, and the other one speaks
+        // for it from now on.
+        for task in std::iter::once(self.source).chain(self.keeping).chain(self.others) {
+            task.abort();
+            // It was cancelled, or has ended.
+            let _ = task.await;
+        }
         self.phase.send_replace(Phase::HandedOver);
-        // No goodbye: the host stays, and the other one speaks for it from now on.
-        self.source.abort();
-        self.keeping.inspect(Task::abort);
-        self.others.iter().for_each(Task::abort);
         drop((self.offer, self.held));
         // Outside systemd there is nobody to tell.
         let _: std::io::Result<()> = sd_notify::notify(&[NotifyState::MainPid(process)]);

@@ -79,7 +79,7 @@ fn requests_over_kept_and_new_connections_go_on_while_agents_take_over() {
     }
     for requests in [kept, single] {
         let failed: Vec<_> = requests.stop().into_iter().filter(|answer| !answer.is_ok()).collect();
-        assert!(failed.is_empty(), "{failed:?}");
+        assert!(failed.is_empty(), "{} failed, the first with {:?}", failed.len(), failed[0]);
     }
     old.iter().for_each(ends);
 }
