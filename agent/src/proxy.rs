@@ -279,18 +279,34 @@ impl Listeners {
         let inbound = shares(inbound, ports.inbound);
         let hbone = shares(hbone, ports.hbone);
         let together = outbound.into_iter().zip(inbound).zip(hbone);
-        let worker = |((outbound, inbound), hbone): ((Vec<_>, Vec<_>), Vec<_>)| {
-            if !outbound.is_empty() && !inbound.is_empty() && !hbone.is_empty() {
-                return Ok(Self { outbound, inbound, hbone });
+        let taken = together.map(|((outbound, inbound), hbone)| Self { outbound, inbound, hbone });
+        let mut taken: Vec<Self> = taken.collect();
+        let Some((first, others)) = taken.split_first_mut() else { return Ok(taken) };
+        if first.by_use().iter().any(|sockets| sockets.is_empty()) {
+            // Other ports than before.
+            let own = Self::bind(ports, mark)?;
+            for (sockets, own) in [
+                (&mut first.outbound, own.outbound),
+                (&mut first.inbound, own.inbound),
+                (&mut first.hbone, own.hbone),
+            ] {
+                if sockets.is_empty() {
+                    *sockets = own;
+                }
             }
-            // There were fewer workers, or other ports.
-            let mut own = Self::bind(ports, mark)?;
-            own.outbound.extend(outbound);
-            own.inbound.extend(inbound);
-            own.hbone.extend(hbone);
-            Ok(own)
-        };
-        together.map(worker).collect()
+        }
+        // Where there were fewer workers, several accept from one socket. One of their own would be given connections before
+        // this agent takes any.
+        for (sockets, of_first) in others.iter_mut().flat_map(|other| {
+            let Self { outbound, inbound, hbone } = other;
+            [(outbound, &first.outbound), (inbound, &first.inbound), (hbone, &first.hbone)]
+        }) {
+            if sockets.is_empty() {
+                *sockets =
+                    of_first.iter().map(std::net::TcpListener::try_clone).collect::<io::Result<_>>()?;
+            }
+        }
+        Ok(taken)
     }
 
     /// The sockets by what they are for: those that programs are led to, those that callers are, and those of tunnels.

@@ -188,8 +188,11 @@ impl Steward {
     }
 
     /// Another agent places the rules from now on: what differs from this one's is left.
-    pub fn leave_to_another(&self) {
+    /// What is under way has ended when this returns.
+    pub async fn leave_to_another(&self) {
         self.is_left.store(true, Ordering::Relaxed);
+        // Whether the lock could be had at all is told where rules are placed.
+        let _ = self.on_capture(|_| Ok(())).await;
     }
 
     /// It did not come to that: what is left of it is put back at the next look.
@@ -326,6 +329,9 @@ impl Steward {
 
     /// Brings the rules up to date; until the mesh's state is known, to those for a gone agent.
     async fn apply(&self, look: Look) -> Result<Applied, CaptureError> {
+        if self.is_left.load(Ordering::Relaxed) {
+            return Ok(Applied { change: Change::None, without_ipv6: None, found: None });
+        }
         if !self.mesh_is_known() {
             return self.hold().await;
         }
@@ -429,11 +435,11 @@ impl Steward {
                 () = self.taken_up.notified() => Look::AtAll,
                 () = tokio::time::sleep(pause) => Look::AtAll,
             };
-            if self.is_left.load(Ordering::Relaxed) {
-                continue;
-            }
             if look == Look::AtAll {
                 due = Instant::now() + wait;
+            }
+            if self.is_left.load(Ordering::Relaxed) {
+                continue;
             }
             if let Some(tracked) = Tracked::read().filter(|tracked| tracked.is_nearly_full()) {
                 tracing::error!(tracked.entries, tracked.limit, "{tracked}");

@@ -6,9 +6,9 @@
 //!
 //! | the new one | the old one |
 //! |---|---|
-//! | `hello`: its version of this, its process | `sockets`: what each is for, and the sockets behind it |
+//! | `hello`: its version of this | `sockets`: what each is for, and the sockets behind it; which services are healthy |
 //! | `rules`: it is about to place its own | `go`: it no longer puts back what differs |
-//! | `ready`: it lacks nothing but the sockets' connections | `yours`: it accepts no more, and follows nothing |
+//! | `ready`: it lacks nothing but the sockets' connections | `yours`: it accepts no more and follows nothing, and the state in force is on the disk |
 //! | `guarded`: a guard is over it | |
 
 use std::io::{self, Read as _, Write as _};
@@ -19,6 +19,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use baremesh_model::health::Health;
+use rustix::process::{Pid, test_kill_process};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
@@ -26,7 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{AgentError, doing};
 use crate::descriptors;
-use crate::steward::Steward;
+use crate::publish::Publisher;
+use crate::steward::{Mode, Steward};
 
 /// The version of what is spoken.
 const VERSION: u32 = 1;
@@ -87,12 +90,22 @@ impl Sockets {
 #[derive(Serialize, Deserialize)]
 struct Hello {
     hello: u32,
-    process: u32,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Given {
     sockets: Vec<Use>,
+    /// Services of this host whose checks passed last.
+    healthy: Vec<String>,
+}
+
+/// What an agent is handed that takes over.
+#[derive(Debug, Default)]
+pub struct Handed {
+    /// The listening sockets.
+    pub sockets: Sockets,
+    /// Services of this host, as `name.namespace`, whose checks passed last.
+    pub healthy: Vec<String>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,13 +172,13 @@ impl Predecessor {
     ///
     /// # Errors
     /// None runs, it is of a version that cannot hand over, or it does not let this user.
-    pub async fn meet(path: &Path) -> Result<(Self, Sockets), AgentError> {
+    pub async fn meet(path: &Path) -> Result<(Self, Handed), AgentError> {
         let failed = || doing(format!("taking over from the agent that runs, at {}", path.display()));
         let stream = UnixStream::connect(path).map_err(failed())?;
         let met = with(Channel(stream), |channel| {
-            channel.say(&Hello { hello: VERSION, process: std::process::id() })?;
-            let uses = match channel.hear(PROMPT)? {
-                Answer::Given(given) => given.sockets,
+            channel.say(&Hello { hello: VERSION })?;
+            let Given { sockets: uses, healthy } = match channel.hear(PROMPT)? {
+                Answer::Given(given) => given,
                 Answer::Word(Word::Refused(reason)) => return Err(io::Error::other(reason)),
                 Answer::Word(other) => return Err(io::Error::other(format!("it said {other:?}"))),
             };
@@ -176,20 +189,20 @@ impl Predecessor {
             if sockets.len() != uses.len() {
                 return Err(io::Error::other("it ended before it had handed over its sockets"));
             }
-            Ok(Sockets(uses.into_iter().zip(sockets).collect()))
+            Ok(Handed { sockets: Sockets(uses.into_iter().zip(sockets).collect()), healthy })
         });
-        let (channel, sockets) = met.await.map_err(failed())?;
-        Ok((Self { channel: Some(channel) }, sockets))
+        let (channel, handed) = met.await.map_err(failed())?;
+        Ok((Self { channel: Some(channel) }, handed))
     }
 
     /// Says something, and waits for the answer.
-    async fn ask(&mut self, word: Word, answer: Word) -> Result<(), AgentError> {
+    async fn ask(&mut self, word: Word, answer: Word, within: Duration) -> Result<(), AgentError> {
         let gone = || io::Error::other("it is gone");
         let failed = || doing("taking over from the agent that runs");
         let channel = self.channel.take().ok_or_else(gone).map_err(failed())?;
         let asked = with(channel, move |channel| {
             channel.say(&word)?;
-            channel.expect(&answer, PROMPT)
+            channel.expect(&answer, within)
         });
         self.channel = Some(asked.await.map_err(failed())?.0);
         Ok(())
@@ -197,16 +210,16 @@ impl Predecessor {
 
     /// From now on the rules are this agent's.
     pub async fn let_go_of_rules(&mut self) -> Result<(), AgentError> {
-        self.ask(Word::Rules, Word::Go).await
+        self.ask(Word::Rules, Word::Go, PREPARATION).await
     }
 
     /// From now on everything is: nobody else accepts connections or follows the mesh.
     pub async fn give_way(&mut self) -> Result<(), AgentError> {
-        self.ask(Word::Ready, Word::Yours).await
+        self.ask(Word::Ready, Word::Yours, PREPARATION).await
     }
 
     /// A guard is over this agent: the one over the other may go.
-    pub async fn is_guarded(mut self) {
+    pub async fn note_guard(mut self) {
         if let Some(channel) = self.channel.take() {
             // The other one may have ended since; nothing hangs on it any more.
             let _ = with(channel, |channel| channel.say(&Word::Guarded)).await;
@@ -227,12 +240,22 @@ pub struct InCharge {
     pub sockets: Sockets,
     /// The keeper of its rules.
     pub steward: Option<Arc<Steward>>,
+    /// What is registered and in force.
+    pub publisher: Arc<Publisher>,
     /// By which the state in force is written to its file at once.
     pub flush: Option<mpsc::Sender<oneshot::Sender<()>>>,
 }
 
 impl InCharge {
-    async fn flush_state(&self) {
+    /// Services of this host whose checks passed last.
+    fn healthy(&self) -> Vec<String> {
+        let registered = self.publisher.registered().borrow().clone();
+        let well = registered.iter().filter(|one| one.check.is_some() && one.health == Health::Healthy);
+        well.map(|one| one.key.to_string()).collect()
+    }
+
+    /// Has the state in force written to the disk, where another agent finds it.
+    pub async fn flush_state(&self) {
         let Some(flush) = &self.flush else { return };
         let (done, is_done) = oneshot::channel();
         let flushed = async { flush.send(done).await.is_ok() && is_done.await.is_ok() };
@@ -300,34 +323,43 @@ impl Offer {
 
 /// Hears out one that wants to take over, until it is ready.
 async fn hear_out(stream: tokio::net::UnixStream, this: &InCharge) -> io::Result<Successor> {
+    let process = stream.peer_cred()?.pid().and_then(|process| u32::try_from(process).ok());
+    let process = process.ok_or_else(|| io::Error::other("the kernel does not say which process it is"))?;
     let stream = stream.into_std()?;
     stream.set_nonblocking(false)?;
     let sockets = &this.sockets.0;
     let uses = sockets.iter().map(|(of, _)| *of).collect();
     let copies = sockets.iter().map(|(_, socket)| socket.try_clone()).collect::<io::Result<Vec<_>>>()?;
-    let (channel, process) = with(Channel(stream), move |channel| {
-        let Hello { hello, process } = channel.hear(PROMPT)?;
+    if this.steward.as_ref().is_some_and(|steward| matches!(steward.mode(), Mode::Trial(_))) {
+        let reason =
+            "the capture rules are on trial: `baremesh capture confirm` them, or let them end, first";
+        let refused = with(Channel(stream), move |channel| channel.say(&Word::Refused(reason.to_owned())));
+        return refused.await.and(Err(io::Error::other(reason)));
+    }
+    let (channel, ()) = with(Channel(stream), move |channel| {
+        let Hello { hello } = channel.hear(PROMPT)?;
         if hello != VERSION {
             let reason =
                 format!("it hands over in version {VERSION}, and not {hello}: restart the service instead");
             channel.say(&Word::Refused(reason.clone()))?;
             return Err(io::Error::other(reason));
         }
-        Ok(process)
+        Ok(())
     })
     .await?;
     tracing::info!(process, "another agent prepares to take over");
     // It begins with the state that is on the disk.
     this.flush_state().await;
+    let healthy = this.healthy();
     let (channel, ()) = with(channel, move |channel| {
-        channel.say(&Given { sockets: uses })?;
+        channel.say(&Given { sockets: uses, healthy })?;
         let borrowed: Vec<BorrowedFd<'_>> = copies.iter().map(AsFd::as_fd).collect();
         descriptors::give(&channel.0, &borrowed)?;
         channel.expect(&Word::Rules, PREPARATION)
     })
     .await?;
     if let Some(steward) = &this.steward {
-        steward.leave_to_another();
+        steward.leave_to_another().await;
     }
     let (channel, ()) = with(channel, |channel| {
         channel.say(&Word::Go)?;
@@ -338,16 +370,16 @@ async fn hear_out(stream: tokio::net::UnixStream, this: &InCharge) -> io::Result
 }
 
 impl Successor {
-    /// Leaves everything to it, and waits until a guard is over it.
-    ///
-    /// # Errors
-    /// It has died.
-    pub async fn take(self) -> io::Result<()> {
+    /// Leaves everything to it, and waits until a guard is over it. False where it has died before that.
+    pub async fn take(self) -> bool {
         let taken = with(self.channel, |channel| {
             channel.say(&Word::Yours)?;
-            channel.expect(&Word::Guarded, PREPARATION)
+            channel.expect(&Word::Guarded, PROMPT)
         });
-        taken.await.map(drop)
+        let Err(error) = taken.await else { return true };
+        tracing::error!(process = self.process, %error, "the agent that takes over has no guard");
+        let process = i32::try_from(self.process).ok().and_then(Pid::from_raw);
+        process.is_some_and(|process| test_kill_process(process).is_ok())
     }
 }
 

@@ -71,6 +71,15 @@ impl Source {
         }
     }
 
+    /// The state that is on the disk now, with its version; nothing where there is none, or where files are followed.
+    pub fn reread(&mut self) -> Result<Option<(Mesh, u64)>, String> {
+        match self {
+            Self::Files(_) => Ok(None),
+            Self::Control(source) => source.reread(),
+            Self::Consul(source) => source.reread(),
+        }
+    }
+
     /// By which the state in force is written to its file at once, where it is not in any case.
     pub fn flush(&self) -> Option<mpsc::Sender<oneshot::Sender<()>>> {
         match self {

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
@@ -57,7 +58,9 @@ impl Running {
     /// Leaves everything to another agent, and carries what is open to its end.
     pub async fn hand_over(self, successor: Successor) {
         let (limit, process) = (self.agent.config.drain, successor.process);
+        let until = tokio::time::Instant::now() + limit;
         tracing::info!(process, ?limit, "another agent takes over; what is open goes on here");
+        self.offer.1.flush_state().await;
         // Before anything is told that this agent goes, so that no goodbye is said: the host stays, and the other one speaks
         // for it from now on.
         for task in std::iter::once(self.source).chain(self.keeping).chain(self.others) {
@@ -69,16 +72,28 @@ impl Running {
         drop((self.offer, self.held));
         // Outside systemd there is nobody to tell.
         let _: std::io::Result<()> = sd_notify::notify(&[NotifyState::MainPid(process)]);
-        let taken = successor.take().await;
-        if let Err(error) = &taken {
-            tracing::error!(process, %error, "the agent that took over has died");
-        }
+        let lives = successor.take().await;
         if let Some((relieve, guarding)) = self.guarding {
-            let _ = relieve.send(if taken.is_ok() { Relief::Dismissed } else { Relief::OnDuty });
+            let _ = relieve.send(if lives { Relief::Dismissed } else { Relief::OnDuty });
             // A panic there has been reported already.
             let _ = guarding.await;
         }
-        drain(self.workers, &self.phase, limit).await;
+        let told_to_stop = async {
+            match signal(SignalKind::terminate()) {
+                Ok(mut terminate) => _ = terminate.recv().await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        let phase = self.phase.clone();
+        tokio::select! {
+            () = drain(self.workers, &self.phase, until.saturating_duration_since(tokio::time::Instant::now())) => {}
+            () = async {
+                told_to_stop.await;
+                tracing::info!("what is open is closed");
+                phase.send_replace(Phase::Closing);
+                std::future::pending().await
+            } => {}
+        }
         if let Some(log) = self.log {
             log.finish(LOG_PATIENCE).await;
         }

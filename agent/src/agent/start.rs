@@ -7,11 +7,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use baremesh_model::health::Health;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle as Task;
 
 use super::guard_post::GuardPost;
-use super::handover::{InCharge, Offer, Predecessor, Sockets, Use};
+use super::handover::{Handed, InCharge, Offer, Predecessor, Sockets, Use};
 use super::prepare::{self, Source};
 use super::running::Running;
 use super::{AgentError, Begin, doing, holder, names, routes, until};
@@ -54,14 +55,16 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let config = AgentConfig { dns: config.dns.settled(), ..config };
     let limits = limits_within(&config, raise_descriptor_limit());
     let at = config.directories.handover_socket();
-    let (mut predecessor, mut given, tell) = match begin {
-        Begin::Alone => (None, Sockets::default(), None),
+    let (mut predecessor, handed, tell) = match begin {
+        Begin::Alone => (None, Handed::default(), None),
         Begin::TakingOver(tell) => {
-            let (predecessor, sockets) = Predecessor::meet(&at).await?;
-            (Some(predecessor), sockets, tell)
+            let (predecessor, handed) = Predecessor::meet(&at).await?;
+            (Some(predecessor), handed, tell)
         }
     };
-    let prepared = Box::pin(prepare::prepare(&config)).await?;
+    let Handed { sockets: mut given, healthy } = handed;
+    let has_taken_over = predecessor.is_some();
+    let mut prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
     let originations = Arc::new(Originations::new(config.directories.config.join("credentials")));
     let publisher = Publisher::new(
@@ -89,6 +92,10 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     // Who registered a service since `prepare` read them found no socket to tell this agent by.
     let registrations = file::read_all(&config.directories.services(), &config.terms())?;
     publisher.take_registrations(&registrations).map_err(AgentError::State)?;
+    // Whose checks passed at the agent before this one is not announced as unhealthy until they have passed here.
+    let well = registrations.iter().filter(|one| healthy.contains(&one.key.to_string()));
+    let well: Vec<_> = well.map(|one| (Arc::clone(one), Health::Healthy)).collect();
+    publisher.take_health(&well).map_err(AgentError::State)?;
 
     let keys = keep_keys(&config, &publisher, &metrics, mark);
     let phase = watch::Sender::new(Phase::Running);
@@ -108,6 +115,9 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let rotation_status = Arc::clone(&rotation.status);
     let steward = capture.map(|capture| make_steward(capture, &config, &publisher, &metrics));
     let mut others = vec![tokio::spawn(rotation.start().run()), tokio::spawn(keys.run())];
+    let (lines, log) = start_access_log(&config.access_log, publisher.snapshot())?;
+    let prober =
+        Prober::new(mark, commands).map_err(doing("speaking with the process that runs commands"))?;
     if let Some(predecessor) = &mut predecessor {
         until_it_can_serve(|| {
             routes::serving_lacks(&config.source, &publisher, (&credentials, &rotation_status))
@@ -122,12 +132,9 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     // From here on this agent is in charge.
     if let Some(predecessor) = predecessor {
         guard = post()?;
-        predecessor.is_guarded().await;
+        predecessor.note_guard().await;
         tracing::info!("this agent has taken over from the one that ran");
-        if let Some(tell) = tell {
-            // Who waited for it may have given up.
-            let _ = std::fs::File::from(tell).write_all(&[TAKEN]);
-        }
+        take_what_came_meanwhile(&config, &mut prepared.source, &publisher);
     }
     let offer = Offer::bind(&at)?;
     let resolver = Arc::new(names::resolver(&config, &prepared.initial, mark));
@@ -153,7 +160,6 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
         led: Arc::default(),
     };
     tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
-    let (lines, log) = start_access_log(&config.access_log, publisher.snapshot())?;
     let tally = lines.tally();
     let workers = start_workers(listeners, &shared, &metrics, &lines)?;
     // From here on the workers alone have ends of the log: it ends with them.
@@ -164,8 +170,6 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
         counters
     });
     let resolved = (config.dns == DnsMode::Resolved).then(|| Resolved::new(config.dns_port));
-    let prober =
-        Prober::new(mark, commands).map_err(doing("speaking with the process that runs commands"))?;
     let checks = Checks::new(Arc::clone(&publisher), prober, Arc::clone(&metrics));
     others.push(tokio::spawn(Arc::clone(&checks).run()));
     let probe = prepared.source.probe();
@@ -200,6 +204,8 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     });
     others.extend(sockets.serve(&agent));
     let keeping = match &agent.steward {
+        // They were placed before the other agent gave way.
+        Some(steward) if has_taken_over => Some(tokio::spawn(Arc::clone(steward).keep())),
         Some(steward) => Some(keep_rules(steward).await?),
         None => None,
     };
@@ -219,8 +225,28 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     others.push(tokio::spawn(resolution::keep(Arc::clone(&agent.publisher), Arc::clone(&resolver), lookups)));
     others.push(tokio::spawn(async move { resolver.watch().await }));
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), privileges = privileges::in_words(), "baremesh agent runs");
-    let offer = (offer, InCharge { sockets: offered, steward: agent.steward.clone(), flush });
+    let (steward, publisher) = (agent.steward.clone(), Arc::clone(&agent.publisher));
+    let offer = (offer, InCharge { sockets: offered, steward, publisher, flush });
+    if let Some(tell) = tell {
+        // Who waited for it may have given up.
+        let _ = std::fs::File::from(tell).write_all(&[TAKEN]);
+    }
     Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, offer, resolved, others })
+}
+
+/// Takes up what changed at the agent before this one while this one prepared itself. What cannot be read of it stays as it was
+/// read before, as at an agent that runs.
+fn take_what_came_meanwhile(config: &AgentConfig, source: &mut Source, publisher: &Publisher) {
+    let registrations = file::read_all(&config.directories.services(), &config.terms())
+        .map_err(|error| error.to_string())
+        .and_then(|registrations| publisher.take_registrations(&registrations));
+    let state = source.reread().and_then(|read| match read {
+        Some((mesh, version)) => publisher.take_mesh(mesh, version),
+        None => Ok(()),
+    });
+    for reason in [registrations.err(), state.err()].into_iter().flatten() {
+        publisher.refuse(reason);
+    }
 }
 
 /// Waits until nothing is missing that serving needs.

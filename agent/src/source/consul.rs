@@ -139,6 +139,20 @@ impl ConsulSource {
         }
     }
 
+    /// The state that is on the disk now, with its version; nothing where there is none.
+    pub fn reread(&mut self) -> Result<Option<(Mesh, u64)>, String> {
+        let followed = Followed::load(&self.file).map_err(|error| error.to_string())?;
+        if followed.entries().is_empty() {
+            return Ok(None);
+        }
+        let values = followed.values();
+        self.trust.take(|key| values.get(key).cloned())?;
+        let mesh = Derived::default().mesh(&values, (&self.settings, &self.trust)).1?;
+        let version = followed.version();
+        self.followed = followed;
+        Ok(Some((mesh, version)))
+    }
+
     /// Connects over sockets that no rule captures from now on.
     pub fn with(self, mark: Mark) -> Self {
         Self { mark, ..self }
@@ -231,7 +245,7 @@ impl ConsulSource {
                 known.take(more, Instant::now());
             }
             let is_connected = known.is_connected();
-            connected.send_replace(is_connected);
+            connected.send_if_modified(|before| std::mem::replace(before, is_connected) != is_connected);
             standing.send_replace(known.standing().clone());
             metrics.registry_connected.set(i64::from(is_connected));
             if known.is_changed() || looked {
@@ -312,9 +326,9 @@ impl Derived {
             // The agent has begun with it.
             None => self.mesh(&followed.values(), with).1?,
         };
-        let told =
-            publisher.take_mesh(mesh.clone().holding(|service| holding.holds(service)), followed.version());
-        self.in_force = Some((mesh, Some(holding)));
+        let held = mesh.clone().holding(|service| holding.holds(service));
+        let told = publisher.take_mesh(held, followed.version());
+        self.in_force = Some((mesh, told.is_ok().then_some(holding)));
         told
     }
 }

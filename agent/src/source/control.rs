@@ -94,6 +94,19 @@ impl ControlSource {
         }
     }
 
+    /// The state that is on the disk now, with its version; nothing where there is none.
+    pub fn reread(&mut self) -> Result<Option<(Mesh, u64)>, String> {
+        let followed = Followed::load(&self.file).map_err(|error| error.to_string())?;
+        if followed.entries().is_empty() {
+            return Ok(None);
+        }
+        self.trust.take(|key| Some(followed.entries().get(key)?.value()))?;
+        let mesh = self.resources.mesh(followed.entries(), &self.trust.now())?;
+        let version = followed.version();
+        self.followed = followed;
+        Ok(Some((mesh, version)))
+    }
+
     /// Connects with this credential from now on, over sockets that no rule captures.
     pub fn with(self, credential: Arc<dyn ResolvesClientCert>, mark: Mark) -> Self {
         Self { line: Line { credential: Some(credential), mark, ..self.line }, ..self }
