@@ -13,8 +13,10 @@ fn two(name: &str, when_gone: &str) -> (Mesh, Member, Member) {
     let mesh = Mesh::new(name);
     let [web, store] = [("web", 1), ("store", 2)].map(|(name, index)| mesh.member(name, index, &["*"]));
     store.host.serve("echo", ["echo", "127.0.0.1:7000"]);
-    store.register("store", ["--port", "80:7000", "--when-gone", when_gone]);
-    web.wait_for_endpoints("store.default", 1);
+    // What was heard of it holds at the agent that takes over: nobody says it again.
+    store.register("store", ["--port", "80:7000", "--when-gone", when_gone, "--check-ttl", "600s"]);
+    output_of(store.host.baremesh(["service", "heartbeat", "store"]));
+    wait_until("it is healthy for its caller", || call(&web) == exit::DONE);
     (mesh, web, store)
 }
 

@@ -28,6 +28,10 @@ const AGAIN_PACE: Duration = Duration::from_millis(20);
 const ROUND: Duration = Duration::from_secs(30);
 /// How old what is known of a service may be that nobody here calls.
 const SELDOM: Duration = Duration::from_secs(600);
+/// How soon one of those is read again that is new, or could not be read.
+const SOON: Duration = Duration::from_secs(10);
+/// So many are read in turn before it is looked for new ones.
+const AT_A_TIME: usize = 32;
 /// The shortest time from one of those to the next.
 const SELDOM_PACE: Duration = Duration::from_millis(250);
 
@@ -141,13 +145,17 @@ async fn read_in_turn(client: Client, tell: Sender<Heard>, mut chosen: watch::Re
         read.retain(|reading| all.contains(reading));
         let new: BTreeSet<_> = all.difference(&read).cloned().collect();
         let old: Vec<_> = std::mem::take(&mut read).into_iter().collect();
-        read_all(&client, &tell, &new, Duration::ZERO).await;
+        let failed = read_all(&client, &tell, &new, Duration::ZERO).await;
         read = all;
+        read.retain(|reading| !failed.contains(&reading.name));
         let began = tokio::time::Instant::now();
         // What is new meanwhile does not wait for the end of the round.
-        for some in old.chunks(256) {
+        let is_new = |choice: &Choice| {
+            choice.in_turn.iter().any(|one| !read.contains(one) && !failed.contains(&one.name))
+        };
+        for some in old.chunks(AT_A_TIME) {
             read_all(&client, &tell, some, AGAIN_PACE).await;
-            if !chosen.borrow().in_turn.is_subset(&read) {
+            if is_new(&chosen.borrow()) {
                 break;
             }
         }
@@ -156,8 +164,8 @@ async fn read_in_turn(client: Client, tell: Sender<Heard>, mut chosen: watch::Re
             () = sleep(rest) => {}
             changed = chosen.changed() => match changed {
                 // Something was registered: perhaps one of these.
-                Ok(()) if chosen.borrow().in_turn.is_subset(&read) => sleep(rest.min(ROUND / 10)).await,
-                Ok(()) => {}
+                Ok(()) if is_new(&chosen.borrow()) => {}
+                Ok(()) => sleep(rest.min(ROUND / 10)).await,
                 Err(_) => return,
             },
         }
@@ -166,20 +174,24 @@ async fn read_in_turn(client: Client, tell: Sender<Heard>, mut chosen: watch::Re
 
 /// Reads what nobody here calls: what is new at once, and the others at leisure.
 async fn read_seldom(client: Client, tell: Sender<Heard>, mut chosen: watch::Receiver<Choice>) {
-    let mut read: BTreeMap<Reading, Instant> = BTreeMap::new();
+    /// When each is read next.
+    type Due = BTreeMap<Reading, Instant>;
+    let mut due = Due::new();
     loop {
         let all = chosen.borrow_and_update().seldom.clone();
-        read.retain(|reading, _| all.contains(reading));
-        let new: Vec<_> = all.into_iter().filter(|reading| !read.contains_key(reading)).collect();
+        due.retain(|reading, _| all.contains(reading));
+        let new: Vec<_> = all.into_iter().filter(|reading| !due.contains_key(reading)).collect();
         read_all(&client, &tell, &new, Duration::ZERO).await;
-        read.extend(new.into_iter().map(|reading| (reading, Instant::now())));
-        let oldest = read.iter().min_by_key(|(_, at)| **at).map(|(reading, at)| (reading.clone(), *at));
-        let due = oldest.as_ref().map_or(SELDOM, |(_, at)| SELDOM.saturating_sub(at.elapsed()));
+        // A server that lags behind may not have known what the names spoke of.
+        due.extend(new.into_iter().map(|reading| (reading, Instant::now() + SOON)));
+        let first = due.iter().min_by_key(|(_, at)| **at).map(|(reading, at)| (reading.clone(), *at));
+        let wait = first.as_ref().map_or(SELDOM, |(_, at)| at.saturating_duration_since(Instant::now()));
         tokio::select! {
             // However many are due, one is read at a time.
-            () = sleep(due.max(SELDOM_PACE)) => if let Some((reading, _)) = oldest {
-                read_all(&client, &tell, std::slice::from_ref(&reading), Duration::ZERO).await;
-                read.insert(reading, Instant::now());
+            () = sleep(wait.max(SELDOM_PACE)) => if let Some((reading, _)) = first {
+                let failed = read_all(&client, &tell, std::slice::from_ref(&reading), Duration::ZERO).await;
+                let next = if failed.is_empty() { SELDOM } else { SOON };
+                due.insert(reading, Instant::now() + next);
             },
             changed = chosen.changed() => if changed.is_err() {
                 return;
@@ -188,12 +200,14 @@ async fn read_seldom(client: Client, tell: Sender<Heard>, mut chosen: watch::Rec
     }
 }
 
+/// Reads some services, and returns the names of those that could not be read.
 async fn read_all<'a>(
     client: &Client,
     tell: &Sender<Heard>,
     all: impl IntoIterator<Item = &'a Reading>,
     pace: Duration,
-) {
+) -> BTreeSet<String> {
+    let mut failed = BTreeSet::new();
     let mut reading = JoinSet::new();
     let mut all = all.into_iter();
     loop {
@@ -202,20 +216,24 @@ async fn read_all<'a>(
         {
             let (client, tell, name) = (client.clone(), tell.clone(), next.name.clone());
             reading.spawn(async move {
-                match client.instances(&name, Read::now(STALE)).await {
+                let failed = match client.instances(&name, Read::now(STALE)).await {
                     Ok(answer) => {
                         let _ = tell.send(Heard::Known(News::Instances(name, answer.value))).await;
+                        None
                     }
                     Err(error) => {
                         tracing::debug!(service = name, %error, "instances are not known anew");
                         Pauses::new().pace().await;
+                        Some(name)
                     }
-                }
+                };
                 sleep(pace * u32::try_from(SIDE_BY_SIDE).unwrap_or(1)).await;
+                failed
             });
         }
-        if reading.join_next().await.is_none() {
-            return;
+        match reading.join_next().await {
+            Some(read) => failed.extend(read.ok().flatten()),
+            None => return failed,
         }
     }
 }
