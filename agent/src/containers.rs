@@ -62,7 +62,8 @@ pub struct Engine {
 }
 
 /// Whether somebody stands by what was told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Following {
     /// Somebody follows the engine.
     Followed,

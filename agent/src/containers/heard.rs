@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::wire::{Answer, MAX_LINE, SILENCE, Told};
+use super::wire::{Answer, Handed, MAX_LINE, SILENCE, Told};
 use super::{Engine, Following, Known, MAX_ENGINES};
 use crate::publish::Publisher;
 
@@ -20,6 +21,8 @@ pub const LINGER: Duration = Duration::from_secs(5);
 pub struct Heard {
     publisher: Arc<Publisher>,
     state: Mutex<State>,
+    /// The streams that are heard, and the waiting for those that should come back.
+    tasks: Mutex<JoinSet<()>>,
 }
 
 #[derive(Default)]
@@ -28,6 +31,15 @@ struct State {
     /// The connection that speaks for each engine.
     speakers: BTreeMap<String, u64>,
     connections: u64,
+}
+
+impl State {
+    /// Who speaks for this engine from now on.
+    fn speaker(&mut self, engine: String) -> Speaker {
+        self.connections += 1;
+        self.speakers.insert(engine.clone(), self.connections);
+        Speaker { engine, connection: self.connections }
+    }
 }
 
 /// A connection that spoke for an engine.
@@ -39,7 +51,66 @@ struct Speaker {
 impl Heard {
     /// Nothing yet, for `publisher` to go by.
     pub fn new(publisher: Arc<Publisher>) -> Arc<Self> {
-        Arc::new(Self { publisher, state: Mutex::default() })
+        Arc::new(Self { publisher, state: Mutex::default(), tasks: Mutex::default() })
+    }
+
+    /// Runs this until it ends by itself or all are ended.
+    pub fn spawn(&self, hearing: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(hearing);
+    }
+
+    /// Ends every stream, so that the followers look for the agent anew: another one takes this one's place, and is handed
+    /// [`Self::last`] then. What was told is stood by for as long as when a follower falls silent.
+    pub fn end_all(self: &Arc<Self>) {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        let mut state = self.lock();
+        let engines: Vec<_> =
+            state.known.engines.iter().map(|(name, of)| (name.clone(), of.following)).collect();
+        let waiting: Vec<_> =
+            engines.into_iter().map(|(name, following)| (state.speaker(name), following)).collect();
+        drop(state);
+        waiting.into_iter().for_each(|(own, following)| self.await_follower(own, following));
+    }
+
+    /// What was told last, for the agent that takes this one's place. It is whole once all streams have been ended.
+    pub fn last(&self) -> serde_json::Value {
+        serde_json::to_value(Handed::new(&self.lock().known)).unwrap_or_default()
+    }
+
+    /// Stands by what another agent was told, until its followers have come back, and for as long as when one falls
+    /// silent. What followers have told this agent already stays. The error says what is wrong with `last`: nothing of it
+    /// is taken then.
+    pub fn resume(self: &Arc<Self>, last: &serde_json::Value) -> Result<(), String> {
+        let handed = Handed::read(last)?;
+        let mut state = self.lock();
+        let mut waiting = Vec::new();
+        for (name, engine) in handed.engines {
+            if state.known.engines.contains_key(&name) || state.known.engines.len() >= MAX_ENGINES {
+                continue;
+            }
+            waiting.push((state.speaker(name.clone()), engine.following));
+            state.known.engines.insert(name, engine);
+        }
+        let published = self.publisher.take_containers(state.known.clone());
+        drop(state);
+        waiting.into_iter().for_each(|(own, following)| self.await_follower(own, following));
+        published
+    }
+
+    /// Takes the engine to be followed no longer unless a follower speaks for it soon.
+    fn await_follower(self: &Arc<Self>, own: Speaker, following: Following) {
+        let heard = Arc::clone(self);
+        self.spawn(async move {
+            match following {
+                Following::Followed => tokio::time::sleep(SILENCE).await,
+                Following::Lingering => {}
+                Following::Lost => return,
+            }
+            let reason = format!("its follower has not come back within {} s", SILENCE.as_secs());
+            heard.lapse(&own, &reason).await;
+        });
     }
 
     /// Hears a follower out, to the end of its connection.
@@ -83,12 +154,9 @@ impl Heard {
                         "more than {MAX_ENGINES} engines: an agent that restarts forgets those of before"
                     ));
                 }
-                state.connections += 1;
-                let connection = state.connections;
                 // One that still spoke for it hears so at its next word.
-                state.speakers.insert(engine.clone(), connection);
+                *speaker = Some(state.speaker(engine.clone()));
                 tracing::info!(engine, containers = containers.len(), "a container engine is followed");
-                *speaker = Some(Speaker { engine: engine.clone(), connection });
             }
             Some(own) if own.engine != engine => {
                 return Err("one connection speaks for one engine".to_owned());

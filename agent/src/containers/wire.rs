@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_ADDRESSES, MAX_CONTAINERS, MAX_LABEL, MAX_LABELS, MAX_NAME, Running};
+use super::{
+    Engine, Following, Known, MAX_ADDRESSES, MAX_CONTAINERS, MAX_ENGINES, MAX_LABEL, MAX_LABELS, MAX_NAME,
+    Running,
+};
 use crate::capture::Interface;
 use crate::registration::Container;
 use crate::registration::container::is_nobodys;
@@ -78,14 +81,57 @@ impl Told {
     pub fn read(line: &[u8]) -> Result<(String, Vec<Running>), String> {
         let told: Self =
             serde_json::from_slice(line).map_err(|error| format!("no list of containers: {error}"))?;
-        if told.engine.is_empty() || told.engine.len() > MAX_NAME {
+        told.checked()
+    }
+
+    /// The engine and what runs, held against the bounds.
+    fn checked(self) -> Result<(String, Vec<Running>), String> {
+        if self.engine.is_empty() || self.engine.len() > MAX_NAME {
             return Err(format!("an engine has a name of 1 to {MAX_NAME} bytes"));
         }
-        if told.containers.len() > MAX_CONTAINERS {
-            return Err(format!("{} containers, and the limit is {MAX_CONTAINERS}", told.containers.len()));
+        if self.containers.len() > MAX_CONTAINERS {
+            return Err(format!("{} containers, and the limit is {MAX_CONTAINERS}", self.containers.len()));
         }
-        let containers = told.containers.into_iter().map(running).collect::<Result<_, _>>()?;
-        Ok((told.engine, containers))
+        let containers = self.containers.into_iter().map(running).collect::<Result<_, _>>()?;
+        Ok((self.engine, containers))
+    }
+}
+
+/// What an agent knows of containers, as it hands it to the one that takes its place.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Handed {
+    engines: Vec<HandedEngine>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HandedEngine {
+    told: Told,
+    following: Following,
+}
+
+impl Handed {
+    /// What is handed on of this.
+    pub fn new(known: &Known) -> Self {
+        let engine = |(name, engine): (&String, &Engine)| HandedEngine {
+            told: Told::new(name, engine.containers.iter()),
+            following: engine.following,
+        };
+        Self { engines: known.engines.iter().map(engine).collect() }
+    }
+
+    /// What was handed on, held against the bounds. The error says what is wrong with it.
+    pub fn read(handed: &serde_json::Value) -> Result<Known, String> {
+        let handed = Self::deserialize(handed).map_err(|error| format!("no lists of containers: {error}"))?;
+        if handed.engines.len() > MAX_ENGINES {
+            return Err(format!("{} engines, and the limit is {MAX_ENGINES}", handed.engines.len()));
+        }
+        let engine = |handed: HandedEngine| {
+            let (name, containers) = handed.told.checked()?;
+            Ok((name, Engine { containers, following: handed.following }))
+        };
+        Ok(Known { engines: handed.engines.into_iter().map(engine).collect::<Result<_, String>>()? })
     }
 }
 

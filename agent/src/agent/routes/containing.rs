@@ -30,7 +30,7 @@ impl Agent {
             return text(StatusCode::UPGRADE_REQUIRED, reason);
         }
         let heard = Arc::clone(&self.heard);
-        tokio::spawn(async move {
+        self.heard.spawn(async move {
             match hyper::upgrade::on(request).await {
                 Ok(upgraded) => heard.hear(TokioIo::new(upgraded)).await,
                 Err(error) => tracing::warn!(%error, "a follower of containers went away"),

@@ -41,7 +41,7 @@ struct Speaking(BufReader<DuplexStream>);
 impl Speaking {
     fn to(heard: &Arc<Heard>) -> Self {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
-        tokio::spawn(Arc::clone(heard).hear(theirs));
+        heard.spawn(Arc::clone(heard).hear(theirs));
         Self(BufReader::new(ours))
     }
 
@@ -144,6 +144,59 @@ async fn what_is_no_list_takes_back_what_was_told() {
     }
     let refused = Speaking::to(&heard).say(&list("one-more", "172.17.0.2")).await.expect("a reason");
     assert!(refused.contains("more than 8 engines"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_hands_what_it_was_told_to_the_next() {
+    let (before, first) = heard();
+    let mut follower = Speaking::to(&first);
+    assert_eq!(follower.say(&list("docker", "172.17.0.2")).await, None);
+    first.end_all();
+    assert!(read_line(&mut follower.0, MAX_LINE).await.is_ok_and(|line| line.is_none()), "its stream ends");
+
+    let (after, second) = heard();
+    assert_eq!(second.resume(&first.last()), Ok(()));
+    assert!(is_cart(&after, "172.17.0.2") && cart(&after).ports[0].is_known());
+    // Both stand by it for as long as by a follower that is silent.
+    tokio::time::sleep(SILENCE - Duration::from_millis(1)).await;
+    assert!(is_cart(&before, "172.17.0.2") && is_cart(&after, "172.17.0.2"));
+    let mut back = Speaking::to(&second);
+    assert_eq!(back.say(&list("docker", "172.17.0.2")).await, None);
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    until(|| !is_cart(&before, "172.17.0.2")).await;
+    assert!(cart(&before).ports[0].is_known(), "for a moment it is called still");
+    // The follower that came back is not taken for the one that was waited for.
+    tokio::time::sleep(LINGER + Duration::from_millis(2)).await;
+    assert!(is_cart(&after, "172.17.0.2") && !cart(&before).ports[0].is_known());
+
+    // An agent that hands on what nobody stood by hands on that too, and what a follower has told goes before it.
+    let (third, fourth) = (heard(), heard());
+    assert_eq!(third.1.resume(&first.last()), Ok(()));
+    assert!(!is_cart(&third.0, "172.17.0.2"));
+    assert!(third.0.snapshot().load().suspended("172.17.0.2".parse().expect("an address")).is_some());
+    let mut newer = Speaking::to(&fourth.1);
+    assert_eq!(newer.say(&list("docker", "172.17.0.7")).await, None);
+    assert_eq!(fourth.1.resume(&second.last()), Ok(()));
+    assert!(is_cart(&fourth.0, "172.17.0.7") && !is_cart(&fourth.0, "172.17.0.2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_handed_on_is_lost_where_no_follower_comes_back() {
+    let (publisher, second) = heard();
+    let first = heard().1;
+    assert_eq!(Speaking::to(&first).say(&list("docker", "172.17.0.2")).await, None);
+    first.end_all();
+    assert_eq!(second.resume(&first.last()), Ok(()));
+    tokio::time::sleep(SILENCE + Duration::from_millis(1)).await;
+    until(|| !is_cart(&publisher, "172.17.0.2")).await;
+    assert!(cart(&publisher).ports[0].is_known());
+    tokio::time::sleep(LINGER).await;
+    until(|| !cart(&publisher).ports[0].is_known()).await;
+    let more = serde_json::json!({ "engines": [], "guests": [] });
+    for nonsense in [serde_json::json!(7), more] {
+        assert!(second.resume(&nonsense).expect_err("nonsense").contains("no lists of containers"));
+    }
+    assert_eq!(second.resume(&heard().1.last()), Ok(()));
 }
 
 #[tokio::test]
