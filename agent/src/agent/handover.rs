@@ -23,10 +23,12 @@ use baremesh_model::health::Health;
 use rustix::process::{Pid, test_kill_process};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{AgentError, doing};
+use crate::containers::heard::Heard;
 use crate::descriptors;
 use crate::publish::Publisher;
 use crate::steward::{Mode, Steward};
@@ -97,6 +99,9 @@ struct Given {
     sockets: Vec<Use>,
     /// Services of this host whose checks passed last.
     healthy: Vec<String>,
+    /// What was told of containers.
+    #[serde(default)]
+    containers: Value,
 }
 
 /// What an agent is handed that takes over.
@@ -106,6 +111,8 @@ pub struct Handed {
     pub sockets: Sockets,
     /// Services of this host, as `name.namespace`, whose checks passed last.
     pub healthy: Vec<String>,
+    /// What was told of containers, as `Heard::last` has it.
+    pub containers: Value,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -177,7 +184,7 @@ impl Predecessor {
         let stream = UnixStream::connect(path).map_err(failed())?;
         let met = with(Channel(stream), |channel| {
             channel.say(&Hello { hello: VERSION })?;
-            let Given { sockets: uses, healthy } = match channel.hear(PROMPT)? {
+            let Given { sockets: uses, healthy, containers } = match channel.hear(PROMPT)? {
                 Answer::Given(given) => given,
                 Answer::Word(Word::Refused(reason)) => return Err(io::Error::other(reason)),
                 Answer::Word(other) => return Err(io::Error::other(format!("it said {other:?}"))),
@@ -189,7 +196,7 @@ impl Predecessor {
             if sockets.len() != uses.len() {
                 return Err(io::Error::other("it ended before it had handed over its sockets"));
             }
-            Ok(Handed { sockets: Sockets(uses.into_iter().zip(sockets).collect()), healthy })
+            Ok(Handed { sockets: Sockets(uses.into_iter().zip(sockets).collect()), healthy, containers })
         });
         let (channel, handed) = met.await.map_err(failed())?;
         Ok((Self { channel: Some(channel) }, handed))
@@ -242,6 +249,8 @@ pub struct InCharge {
     pub steward: Option<Arc<Steward>>,
     /// What is registered and in force.
     pub publisher: Arc<Publisher>,
+    /// What was told of containers.
+    pub heard: Arc<Heard>,
     /// By which the state in force is written to its file at once.
     pub flush: Option<mpsc::Sender<oneshot::Sender<()>>>,
 }
@@ -350,9 +359,9 @@ async fn hear_out(stream: tokio::net::UnixStream, this: &InCharge) -> io::Result
     tracing::info!(process, "another agent prepares to take over");
     // It begins with the state that is on the disk.
     this.flush_state().await;
-    let healthy = this.healthy();
+    let (healthy, containers) = (this.healthy(), this.heard.last());
     let (channel, ()) = with(channel, move |channel| {
-        channel.say(&Given { sockets: uses, healthy })?;
+        channel.say(&Given { sockets: uses, healthy, containers })?;
         let borrowed: Vec<BorrowedFd<'_>> = copies.iter().map(AsFd::as_fd).collect();
         descriptors::give(&channel.0, &borrowed)?;
         channel.expect(&Word::Rules, PREPARATION)

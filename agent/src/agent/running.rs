@@ -68,6 +68,8 @@ impl Running {
             // It was cancelled, or has ended.
             let _ = task.await;
         }
+        // The followers of container engines look for the other one.
+        self.agent.heard.end_all();
         self.phase.send_replace(Phase::HandedOver);
         drop((self.offer, self.held));
         // Outside systemd there is nobody to tell.

@@ -62,7 +62,7 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
             (Some(predecessor), handed, tell)
         }
     };
-    let Handed { sockets: mut given, healthy } = handed;
+    let Handed { sockets: mut given, healthy, containers } = handed;
     let has_taken_over = predecessor.is_some();
     let mut prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
@@ -96,6 +96,10 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let well = registrations.iter().filter(|one| healthy.contains(&one.key.to_string()));
     let well: Vec<_> = well.map(|one| (Arc::clone(one), Health::Healthy)).collect();
     publisher.take_health(&well).map_err(AgentError::State)?;
+    let heard = Heard::new(Arc::clone(&publisher));
+    if has_taken_over && let Err(reason) = heard.resume(&containers) {
+        tracing::warn!(reason, "which containers run is not known before their followers say it again");
+    }
 
     let keys = keep_keys(&config, &publisher, &metrics, mark);
     let phase = watch::Sender::new(Phase::Running);
@@ -181,7 +185,6 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let (source_notes, consul, flush) = (source.notes(), source.standing(), source.flush());
     let is_connected = connected.subscribe();
     let source = start_source((source, connected), &publisher, &checks, &metrics, phase.subscribe());
-    let heard = Heard::new(Arc::clone(&publisher));
     let agent = Arc::new(routes::Agent {
         config,
         publisher,
@@ -226,7 +229,8 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     others.push(tokio::spawn(async move { resolver.watch().await }));
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), privileges = privileges::in_words(), "baremesh agent runs");
     let (steward, publisher) = (agent.steward.clone(), Arc::clone(&agent.publisher));
-    let offer = (offer, InCharge { sockets: offered, steward, publisher, flush });
+    let heard = Arc::clone(&agent.heard);
+    let offer = (offer, InCharge { sockets: offered, steward, publisher, heard, flush });
     if let Some(tell) = tell {
         // Who waited for it may have given up.
         let _ = std::fs::File::from(tell).write_all(&[TAKEN]);

@@ -34,7 +34,9 @@ fn in_charge() -> (InCharge, Vec<u16>) {
         sockets.add(of, listener).expect("a copy");
     }
     let ports = listeners.iter().map(|listener| listener.local_addr().expect("an address").port()).collect();
-    (InCharge { sockets, steward: None, publisher: publisher(), flush: None }, ports)
+    let publisher = publisher();
+    let heard = Heard::new(Arc::clone(&publisher));
+    (InCharge { sockets, steward: None, publisher, heard, flush: None }, ports)
 }
 
 #[tokio::test]
