@@ -104,8 +104,8 @@ mod tests {
 
     fn all() -> Vec<(String, String)> {
         let command = baremesh::verbs::Cli::command().disable_help_subcommand(true);
-        let pages = pages(command, "2026-11-29").unwrap();
-        pages.into_iter().map(|(name, page)| (name, String::from_utf8(page).unwrap())).collect()
+        let pages = pages(command, "2026-11-29").expect("they are rendered");
+        pages.into_iter().map(|(name, page)| (name, String::from_utf8(page).expect("UTF-8"))).collect()
     }
 
     #[test]
@@ -130,7 +130,7 @@ mod tests {
             assert!(page.contains("\\-\\-config\\-dir"), "{name}: the options of every command");
         }
         let pages = all();
-        let join = &pages.iter().find(|(name, _)| name == "baremesh-join.1").unwrap().1;
+        let join = &pages.iter().find(|(name, _)| name == "baremesh-join.1").expect("its page").1;
         assert!(join.contains(".SH EXAMPLES\n.nf\n"), "{join}");
         assert!(pages[0].1.contains(".SH \"EXIT CODES\""), "{}", pages[0].1);
     }

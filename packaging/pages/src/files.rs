@@ -106,8 +106,8 @@ mod tests {
 
     #[test]
     fn every_key_of_the_example_is_explained() {
-        let page = String::from_utf8(agent_toml("2026-11-29").unwrap()).unwrap();
-        let explained = page.split(".SH EXAMPLE").next().unwrap().replace('\\', "");
+        let page = String::from_utf8(agent_toml("2026-11-29").expect("it is rendered")).expect("UTF-8");
+        let explained = page.split(".SH EXAMPLE").next().expect("what comes before").replace('\\', "");
         let keys = EXAMPLE.lines().filter_map(|line| line.trim_start_matches("# ").split_once(" = "));
         for (key, _) in keys {
             assert!(explained.contains(key), "{key}");

@@ -9,7 +9,7 @@ mod files;
 /// Plain text as it stands in help texts, made into lines of a man page.
 mod text;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, bail};
 use clap::CommandFactory;
@@ -36,22 +36,22 @@ fn main() -> anyhow::Result<()> {
 /// When a file cannot be written, or the manual has no section for a page.
 fn write_all(usr: &Path, date: &str) -> anyhow::Result<()> {
     let command = baremesh::verbs::Cli::command().disable_help_subcommand(true);
-    for (name, page) in commands::pages(command.clone(), date)? {
-        write(usr.join("share/man/man1").join(name), &page)?;
+    for (name, page) in commands::pages(command, date)? {
+        write(&usr.join("share/man/man1").join(name), &page)?;
     }
-    write(usr.join("share/man/man5/baremesh-agent.toml.5"), &files::agent_toml(date)?)?;
+    write(&usr.join("share/man/man5/baremesh-agent.toml.5"), &files::agent_toml(date)?)?;
     for (shell, place) in COMPLETIONS {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut baremesh::verbs::Cli::command(), "baremesh", &mut text);
-        write(usr.join(place), &text)?;
+        write(&usr.join(place), &text)?;
     }
     Ok(())
 }
 
-fn write(path: PathBuf, content: &[u8]) -> anyhow::Result<()> {
+fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     let directory = path.parent().context("a file has a directory")?;
     std::fs::create_dir_all(directory).with_context(|| format!("{} cannot be made", directory.display()))?;
-    std::fs::write(&path, content).with_context(|| format!("{} cannot be written", path.display()))
+    std::fs::write(path, content).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 #[cfg(test)]
@@ -60,14 +60,15 @@ mod tests {
 
     #[test]
     fn the_same_files_are_written_each_time() {
-        let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (first, second) =
+            (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("another"));
         for place in [&first, &second] {
-            write_all(place.path(), "2026-11-29").unwrap();
+            write_all(place.path(), "2026-11-29").expect("they are written");
         }
         let names = |place: &Path| {
             let mut names: Vec<_> = std::fs::read_dir(place.join("share/man/man1"))
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .expect("a directory of pages")
+                .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name in UTF-8"))
                 .collect();
             names.sort();
             names
@@ -77,7 +78,7 @@ mod tests {
         let others = COMPLETIONS.iter().map(|(_, place)| place.to_string());
         let all = pages.iter().map(|page| format!("share/man/man1/{page}")).chain(others);
         for file in all.chain(["share/man/man5/baremesh-agent.toml.5".to_owned()]) {
-            let read = |place: &Path| std::fs::read(place.join(&file)).unwrap();
+            let read = |place: &Path| std::fs::read(place.join(&file)).expect("a file that was written");
             assert_eq!(read(first.path()), read(second.path()), "{file}");
         }
     }
