@@ -86,7 +86,7 @@ Answers go to the standard output, everything else to the standard error.";
 
 /// A service mesh for virtual machines and bare metal.
 #[derive(Debug, Parser)]
-#[command(name = "baremesh", version, about, long_about = LONG_ABOUT, after_help = EXIT_CODES, max_term_width = 110)]
+#[command(name = "baremesh", version, long_about = LONG_ABOUT, after_help = EXIT_CODES, max_term_width = 110)]
 pub struct Cli {
     #[command(flatten)]
     global: Global,
