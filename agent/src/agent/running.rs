@@ -80,21 +80,19 @@ impl Running {
             // A panic there has been reported already.
             let _ = guarding.await;
         }
-        let told_to_stop = async {
-            match signal(SignalKind::terminate()) {
-                Ok(mut terminate) => _ = terminate.recv().await,
-                Err(_) => std::future::pending().await,
-            }
-        };
         let phase = self.phase.clone();
-        tokio::select! {
-            () = drain(self.workers, &self.phase, until.saturating_duration_since(tokio::time::Instant::now())) => {}
-            () = async {
-                told_to_stop.await;
+        let closing = async {
+            if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+                terminate.recv().await;
                 tracing::info!("what is open is closed");
                 phase.send_replace(Phase::Closing);
-                std::future::pending().await
-            } => {}
+            }
+            std::future::pending::<()>().await;
+        };
+        let left = until.saturating_duration_since(tokio::time::Instant::now());
+        tokio::select! {
+            () = drain(self.workers, &self.phase, left) => {}
+            () = closing => {}
         }
         if let Some(log) = self.log {
             log.finish(LOG_PATIENCE).await;
