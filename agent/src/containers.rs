@@ -6,6 +6,8 @@
 
 /// What engines answer, read.
 pub mod engine;
+/// What runs, with the labels that containers were given themselves.
+mod listing;
 /// Following one engine.
 pub mod follow;
 /// What the follower and the agent say to each other.
@@ -13,7 +15,8 @@ pub mod wire;
 /// The agent's side: what was told, and whether it still holds.
 pub mod heard;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
 
 use crate::registration::Container;
 
@@ -50,6 +53,25 @@ pub struct Running {
 pub struct Known {
     /// By the engine's socket.
     pub engines: BTreeMap<String, Engine>,
+}
+
+impl Known {
+    /// Where the containers of the engines that are followed are.
+    pub fn followed_addresses(&self) -> HashSet<IpAddr> {
+        let followed = self.engines.values().filter(|engine| engine.following == Following::Followed);
+        let places = followed.flat_map(|engine| &engine.containers).flat_map(|running| &running.places);
+        places.flat_map(|place| place.addresses.iter().copied()).collect()
+    }
+
+    /// Takes from engines that are not followed the addresses that one that is followed says are its containers'.
+    pub fn settle(&mut self) {
+        let followed = self.followed_addresses();
+        let others = self.engines.values_mut().filter(|engine| engine.following != Following::Followed);
+        for place in others.flat_map(|engine| &mut engine.containers).flat_map(|running| &mut running.places)
+        {
+            place.addresses.retain(|address| !followed.contains(address));
+        }
+    }
 }
 
 /// One engine.

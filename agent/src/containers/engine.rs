@@ -1,6 +1,6 @@
 //! What container engines answer, read: Docker's HTTP API, which podman serves as well, and the one question that podman
 //! answers only in its own. Whoever runs containers chooses what stands in labels and names: every answer is held against
-//! bounds, and what does not fit is an error with its place.
+//! bounds. A container that does not fit is left out, and what no engine says is an error with its place.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -14,6 +14,8 @@ use crate::registration::container::is_nobodys;
 
 /// Which containers run. Without a version in it Docker answers as its newest, and podman as the one that it has.
 pub const CONTAINERS: &str = "/containers/json";
+/// Whether the engine answers.
+pub const PING: &str = "/_ping";
 /// Who the engine is.
 pub const VERSION: &str = "/version";
 /// What happens, with `{"type":["container","network"]}` as filter.
@@ -23,6 +25,11 @@ pub const EVENTS: &str = "/events?filters=%7B%22type%22%3A%5B%22container%22%2C%
 const BRIDGE_NAME: &str = "com.docker.network.bridge.name";
 /// How much of a network's ID stands in the name of its bridge, where Docker chose it.
 const ID_IN_NAME: usize = 12;
+
+/// The most labels of an image, all together, in bytes.
+const MAX_IMAGE_LABELS: usize = 256 * 1024;
+/// How much of what somebody else chose stands in an error, in characters.
+const SHOWN: usize = 64;
 
 /// An answer that cannot be what an engine says.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,7 +88,11 @@ pub fn kind(version: &[u8]) -> Result<Kind, Unreadable> {
 
 /// The bridges of networks, by the networks' names and IDs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Bridges(HashMap<String, Interface>);
+pub struct Bridges {
+    by_network: HashMap<String, Interface>,
+    /// Networks that are left out, and why.
+    pub left_out: Vec<String>,
+}
 
 #[derive(Deserialize)]
 struct DockerNetwork {
@@ -123,17 +134,23 @@ pub fn bridges(kind: Kind, networks: &[u8]) -> Result<Bridges, Unreadable> {
             on_bridges.map(|network| (network.name, network.id, network.network_interface)).collect()
         }
     };
-    let mut bridges = HashMap::new();
+    let mut bridges = Bridges::default();
     for (name, id, bridge) in named {
         let Some(bridge) = bridge else { continue };
-        let bridge: Interface = bridge.parse().map_err(|error| Unreadable {
-            what: WHAT,
-            fault: format!("`{}`: {error}", name.escape_debug()),
-        })?;
-        bridges.insert(id, bridge.clone());
-        bridges.insert(name, bridge);
+        match bridge.parse::<Interface>() {
+            Ok(bridge) => {
+                bridges.by_network.insert(id, bridge.clone());
+                bridges.by_network.insert(name, bridge);
+            }
+            Err(error) => bridges.left_out.push(format!("the network `{}`: {error}", shown(&name))),
+        }
     }
-    Ok(Bridges(bridges))
+    Ok(bridges)
+}
+
+/// What somebody else chose, for an error.
+fn shown(text: &str) -> String {
+    text.chars().take(SHOWN).flat_map(char::escape_debug).collect()
 }
 
 fn docker_bridge(network: &DockerNetwork) -> Option<String> {
@@ -149,6 +166,8 @@ fn docker_bridge(network: &DockerNetwork) -> Option<String> {
 #[serde(rename_all = "PascalCase")]
 struct ListedContainer {
     id: String,
+    #[serde(rename = "ImageID", default)]
+    image: String,
     names: Option<Vec<String>>,
     #[serde(default)]
     created: i64,
@@ -172,54 +191,147 @@ struct Attachment {
     v6: String,
 }
 
-/// The containers that run, with where they are on these bridges.
-pub fn containers(list: &[u8], bridges: &Bridges) -> Result<Vec<Running>, Unreadable> {
-    const WHAT: &str = "the engine's containers";
-    let fault = |fault: String| Unreadable { what: WHAT, fault };
-    let all: Vec<ListedContainer> = parse(WHAT, list)?;
-    if all.len() > MAX_CONTAINERS {
-        return Err(fault(format!("{} of them, and the limit is {MAX_CONTAINERS}", all.len())));
-    }
-    all.into_iter().map(|listed| running(listed, bridges).map_err(fault)).collect()
+/// What runs, as an engine lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listed {
+    /// The containers.
+    pub containers: Vec<Found>,
+    /// Those that are left out, and why.
+    pub left_out: Vec<String>,
 }
 
-fn running(listed: ListedContainer, bridges: &Bridges) -> Result<Running, String> {
-    let ListedContainer { id, names, created, labels, network_settings } = listed;
+/// A container that runs, with its image's labels among its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    running: Running,
+    image: String,
+}
+
+/// The containers that run, with where they are on these bridges. One that is beyond the bounds is left out.
+pub fn containers(list: &[u8], bridges: &Bridges) -> Result<Listed, Unreadable> {
+    const WHAT: &str = "the engine's containers";
+    let all: Vec<ListedContainer> = parse(WHAT, list)?;
+    if all.len() > MAX_CONTAINERS {
+        let fault = format!("{} of them, and the limit is {MAX_CONTAINERS}", all.len());
+        return Err(Unreadable { what: WHAT, fault });
+    }
+    let mut listed = Listed::default();
+    for one in all {
+        match found(one, bridges) {
+            Ok(found) => listed.containers.push(found),
+            Err(reason) => listed.left_out.push(reason),
+        }
+    }
+    Ok(listed)
+}
+
+fn found(listed: ListedContainer, bridges: &Bridges) -> Result<Found, String> {
+    let ListedContainer { id, image, names, created, labels, network_settings } = listed;
     if id.is_empty() || id.len() > MAX_NAME {
-        return Err(format!("one has an ID of {} bytes", id.len()));
+        return Err(format!("a container has an ID of {} bytes", id.len()));
     }
     let name = names.unwrap_or_default().into_iter().next().unwrap_or_else(|| id.clone());
     let name: String = name.trim_start_matches('/').chars().filter(|c| !c.is_control()).collect();
     if name.len() > MAX_NAME {
-        return Err(format!("`{id}` has a name of {} bytes, and the limit is {MAX_NAME}", name.len()));
+        let length = name.len();
+        return Err(format!(
+            "the container `{}` has a name of {length} bytes, and the limit is {MAX_NAME}",
+            shown(&id)
+        ));
     }
     let mut places: BTreeMap<&Interface, Vec<IpAddr>> = BTreeMap::new();
     let attached = network_settings.and_then(|settings| settings.networks).unwrap_or_default();
     for (network, attachment) in &attached {
         let Some(attachment) = attachment else { continue };
-        let bridge = bridges.0.get(&attachment.network).or_else(|| bridges.0.get(network));
-        let Some(bridge) = bridge else { continue };
+        let of_network = |name: &String| bridges.by_network.get(name);
+        let Some(bridge) = of_network(&attachment.network).or_else(|| of_network(network)) else { continue };
         for text in [&attachment.v4, &attachment.v6].into_iter().filter(|text| !text.is_empty()) {
             let address: IpAddr =
-                text.parse().map_err(|_| format!("{name}: `{}` is no address", text.escape_debug()))?;
+                text.parse().map_err(|_| format!("the container {name}: `{}` is no address", shown(text)))?;
             if !is_nobodys(&address) {
                 places.entry(bridge).or_default().push(address.to_canonical());
             }
         }
     }
     if places.values().map(Vec::len).sum::<usize>() > MAX_ADDRESSES {
-        return Err(format!("{name}: more than {MAX_ADDRESSES} addresses"));
+        return Err(format!("the container {name} has more than {MAX_ADDRESSES} addresses"));
     }
-    let is_kept = |(key, value): &(String, String)| key.len() + value.len() <= MAX_LABEL;
     let place =
         |(interface, addresses): (&Interface, _)| Container { interface: interface.clone(), addresses };
-    Ok(Running {
-        id,
-        name,
-        created,
-        labels: labels.unwrap_or_default().into_iter().filter(is_kept).take(MAX_LABELS).collect(),
-        places: places.into_iter().map(place).collect(),
-    })
+    let places = places.into_iter().map(place).collect();
+    Ok(Found { running: Running { id, name, created, labels: labels.unwrap_or_default(), places }, image })
+}
+
+impl Found {
+    /// The image whose labels it may have. None where it has no image, as podman's with `--rootfs`, and where its labels
+    /// matter to nobody.
+    pub fn image(&self) -> Option<&str> {
+        let has_image = !matches!(self.image.as_str(), "" | "sha256:");
+        let matters = !self.running.labels.is_empty() && !self.running.places.is_empty();
+        (has_image && matters).then_some(self.image.as_str())
+    }
+
+    /// Its name, for people.
+    pub fn name(&self) -> &str {
+        &self.running.name
+    }
+
+    /// The container with the labels that it was given when it was made: those that its image has with the same value are
+    /// whoever's who made the image. None of them where it is not known what the image has.
+    pub fn given(self, image: Option<&BTreeMap<String, String>>) -> Running {
+        let Running { labels, .. } = self.running;
+        let labels = match image {
+            None => BTreeMap::new(),
+            Some(of_image) => labels
+                .into_iter()
+                .filter(|(key, value)| is_kept(key, value) && of_image.get(key) != Some(value))
+                .take(MAX_LABELS)
+                .collect(),
+        };
+        Running { labels, ..self.running }
+    }
+}
+
+fn is_kept(key: &str, value: &str) -> bool {
+    key.len() + value.len() <= MAX_LABEL
+}
+
+/// What is asked for the labels of an image. The error says why an engine can have no image of this ID.
+pub fn image_question(id: &str) -> Result<String, String> {
+    let is_digest =
+        id.len() <= MAX_NAME && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b':');
+    match is_digest {
+        true => Ok(format!("/images/{id}/json")),
+        false => Err(format!("`{}` is no image's ID", shown(id))),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ImageAnswer {
+    config: Option<ImageConfig>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct ImageConfig {
+    labels: Option<BTreeMap<String, String>>,
+}
+
+/// The labels of an image, but for those that are too long to be named.
+pub fn image_labels(image: &[u8]) -> Result<BTreeMap<String, String>, Unreadable> {
+    const WHAT: &str = "an image";
+    let answer: ImageAnswer = parse(WHAT, image)?;
+    // Who leaves it out is not taken for an image without labels.
+    let missing = || Unreadable { what: WHAT, fault: "it has no `Config`".to_owned() };
+    let mut labels = answer.config.ok_or_else(missing)?.labels.unwrap_or_default();
+    labels.retain(|key, value| is_kept(key, value));
+    let size: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if size > MAX_IMAGE_LABELS {
+        let fault = format!("{size} bytes of labels, and the limit is {MAX_IMAGE_LABELS}");
+        return Err(Unreadable { what: WHAT, fault });
+    }
+    Ok(labels)
 }
 
 /// What an event means to who follows.

@@ -18,8 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Running;
-use super::engine::{self, Event, Kind, Unreadable};
+use super::engine::{self, Event, Unreadable};
 use super::heard::read_line;
+use super::listing::Listing;
 use super::wire::{Answer, MAX_LINE, PROTOCOL, ROUTE, SAYS, Told};
 use crate::admin::client::{Socket, SocketError};
 
@@ -27,6 +28,8 @@ use crate::admin::client::{Socket, SocketError};
 pub const USUAL_ENGINES: [&str; 2] = ["/run/docker.sock", "/run/podman/podman.sock"];
 /// How long the engine, or the agent, may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause before the engine is asked again whether it answers.
+const PINGS: Duration = Duration::from_secs(3);
 /// The pause between two lists: a burst of events comes to few of them.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How often everything is listed though nothing happened.
@@ -79,7 +82,7 @@ impl Follower {
         let mut said = String::new();
         loop {
             let began = Instant::now();
-            let Err(error) = Box::pin(self.follow()).await;
+            let Err(error) = Box::pin(self.follow(&mut said)).await;
             // What held for a while is tried again at once.
             if began.elapsed() > BACK_OFF.1 {
                 back_off = BACK_OFF.0;
@@ -98,8 +101,8 @@ impl Follower {
         Socket { path: &self.engine, program: "the container engine" }
     }
 
-    /// Follows it until something fails.
-    async fn follow(&self) -> Result<Infallible, FollowError> {
+    /// Follows it until something fails. What was `said` of it is forgotten when the agent has taken a list.
+    async fn follow(&self, said: &mut String) -> Result<Infallible, FollowError> {
         let kind = engine::kind(&ask(&self.engine(), engine::VERSION).await?)?;
         let mut tasks = JoinSet::new();
         // Before the list: what happens while it is made is not missed.
@@ -107,10 +110,13 @@ impl Follower {
         let events = events.map_err(|_| FollowError::TooLate("the container engine"))??;
         let (event, mut events_read) = mpsc::channel(EVENTS);
         tasks.spawn(read_events(events, event));
-        let mut running = list(self.clone(), kind).await?;
+        let (pinged, mut silent) = mpsc::channel(1);
+        tasks.spawn(ping(self.clone(), pinged));
+        let (listing, mut running) = Listing::new(self.engine.clone(), kind).list().await?;
+        let mut idle = Some(listing);
         let mut agent = Agent::open(self, &mut tasks).await?;
         agent.tell(&running).await?;
-        tracing::info!(engine = %self.engine.display(), ?kind, containers = running.len(), "containers are followed");
+        let mut is_taken = false;
 
         let mut listing = JoinSet::new();
         let mut ended_meanwhile = HashSet::new();
@@ -133,13 +139,16 @@ impl Follower {
                     }
                     list_at = list_at.min(Instant::now() + PAUSE);
                 }
-                () = sleep_until(list_at), if listing.is_empty() => {
+                () = sleep_until(list_at), if idle.is_some() => {
                     ended_meanwhile.clear();
-                    listing.spawn(list(self.clone(), kind));
+                    if let Some(lister) = idle.take() {
+                        listing.spawn(lister.list());
+                    }
                     list_at = Instant::now() + ANEW;
                 }
                 Some(listed) = listing.join_next() => {
-                    let mut listed = listed.map_err(|_| FollowError::Ended("the container engine"))??;
+                    let (lister, mut listed) = listed.map_err(|_| FollowError::Ended("the container engine"))??;
+                    idle = Some(lister);
                     // The list may be older than their end; another one is made after it.
                     listed.retain(|one| !ended_meanwhile.contains(&one.id));
                     if listed != running {
@@ -155,29 +164,43 @@ impl Follower {
                     if let Some(reason) = answer.ok_or(FollowError::Ended("the agent"))?.refused {
                         return Err(FollowError::Refused(reason));
                     }
+                    if !is_taken {
+                        tracing::info!(engine = %self.engine.display(), ?kind, containers = running.len(), "containers are followed");
+                        is_taken = true;
+                        said.clear();
+                    }
                 }
+                Some(error) = silent.recv() => return Err(error),
             }
         }
     }
 }
 
 /// One question to the engine.
-async fn ask(engine: &Socket<'_>, what: &str) -> Result<bytes::Bytes, FollowError> {
+pub(super) async fn ask(engine: &Socket<'_>, what: &str) -> Result<bytes::Bytes, FollowError> {
     let answer = timeout(PATIENCE, engine.call(Method::GET, what, Vec::new())).await;
     Ok(answer.map_err(|_| FollowError::TooLate("the container engine"))??)
 }
 
-/// What runs, and where. A network that has gone between the two answers takes its containers' addresses with it.
-async fn list(follower: Follower, kind: Kind) -> Result<Vec<Running>, FollowError> {
+/// Asks again and again whether the engine answers, and ends when it does not: [`PATIENCE`] after its last answer.
+async fn ping(follower: Follower, silent: mpsc::Sender<FollowError>) {
     let engine = follower.engine();
-    let containers = ask(&engine, engine::CONTAINERS).await?;
-    let bridges = engine::bridges(kind, &ask(&engine, kind.networks()).await?)?;
-    Ok(engine::containers(&containers, &bridges)?)
+    loop {
+        tokio::time::sleep(PINGS).await;
+        let error = match timeout(PATIENCE - PINGS, ask(&engine, engine::PING)).await {
+            Ok(Ok(_)) => continue,
+            Ok(Err(error)) => error,
+            Err(_) => FollowError::TooLate("the container engine"),
+        };
+        let _ = silent.send(error).await;
+        return;
+    }
 }
 
-/// Reads what happens, one line after another, for as long as somebody takes it.
+/// Reads what happens, one line after another, for as long as somebody takes it. A line that is too long may say anything.
 async fn read_events(mut body: Incoming, events: mpsc::Sender<Result<Event, FollowError>>) {
     let mut rest: Vec<u8> = Vec::new();
+    let mut is_too_long = false;
     while let Some(Ok(frame)) = body.frame().await {
         let Ok(data) = frame.into_data() else { continue };
         rest.extend_from_slice(&data);
@@ -185,6 +208,9 @@ async fn read_events(mut body: Incoming, events: mpsc::Sender<Result<Event, Foll
         while let Some(length) = rest[from..].iter().position(|byte| *byte == b'\n') {
             let line = rest[from..from + length].trim_ascii();
             from += length + 1;
+            if std::mem::take(&mut is_too_long) {
+                continue;
+            }
             if !line.is_empty() && events.send(engine::event(line).map_err(FollowError::from)).await.is_err()
             {
                 return;
@@ -192,7 +218,11 @@ async fn read_events(mut body: Incoming, events: mpsc::Sender<Result<Event, Foll
         }
         rest.drain(..from);
         if rest.len() > MAX_EVENT {
-            return;
+            if !is_too_long && events.send(Ok(Event::Changed)).await.is_err() {
+                return;
+            }
+            is_too_long = true;
+            rest.clear();
         }
     }
 }

@@ -93,6 +93,7 @@ impl Heard {
             waiting.push((state.speaker(name.clone()), engine.following));
             state.known.engines.insert(name, engine);
         }
+        state.known.settle();
         let published = self.publisher.take_containers(state.known.clone());
         drop(state);
         waiting.into_iter().for_each(|(own, following)| self.await_follower(own, following));
@@ -167,6 +168,7 @@ impl Heard {
             Some(_) => {}
         }
         state.known.engines.insert(engine, Engine { containers, following: Following::Followed });
+        state.known.settle();
         self.publisher.take_containers(state.known.clone())
     }
 
@@ -192,6 +194,7 @@ impl Heard {
         if let Some(engine) = state.known.engines.get_mut(&own.engine) {
             engine.following = following;
         }
+        state.known.settle();
         if let Err(error) = self.publisher.take_containers(state.known.clone()) {
             tracing::error!(error, "containers that nobody stands by are still in force");
         }

@@ -10,6 +10,7 @@ use super::container::{Contained, Container, Named, Standing};
 use super::file::nowhere;
 use super::group::Grouping;
 use super::{Certain, ContainerPort, LocalPort, LocalService};
+use crate::capture::Interface;
 use crate::containers::{Following, Known, Running};
 
 /// The registrations with the containers that they name. Those that name none by label come back as they are, but for
@@ -22,6 +23,8 @@ pub fn in_containers(registrations: &[Arc<LocalService>], known: &Known) -> Vec<
 /// A container that runs, and the registrations that name it.
 struct Seen<'a> {
     running: &'a Running,
+    /// Where it is. What an engine that is followed says of an address goes before what another one said.
+    at: Vec<(&'a Interface, IpAddr)>,
     following: Following,
     /// Registrations by their index.
     named_by: BTreeSet<usize>,
@@ -29,7 +32,7 @@ struct Seen<'a> {
 
 impl Seen<'_> {
     fn addresses(&self) -> impl Iterator<Item = &IpAddr> {
-        self.running.places.iter().flat_map(|place| &place.addresses)
+        self.at.iter().map(|(_, address)| address)
     }
 }
 
@@ -59,11 +62,17 @@ impl<'a> Claims<'a> {
                 }
             }
         }
+        let followed = known.followed_addresses();
         for engine in known.engines.values() {
+            let stands =
+                |address: &IpAddr| engine.following == Following::Followed || !followed.contains(address);
             for running in &engine.containers {
                 let named_by = selectors.iter().filter(|(_, selector)| selector.matches(&running.labels));
                 let named_by: BTreeSet<_> = named_by.map(|(index, _)| *index).collect();
-                let one = Seen { running, following: engine.following, named_by };
+                let on =
+                    |place: &'a Container| place.addresses.iter().map(|address| (&place.interface, *address));
+                let at = running.places.iter().flat_map(on).filter(|(_, address)| stands(address)).collect();
+                let one = Seen { running, at, following: engine.following, named_by };
                 one.addresses().for_each(|address| owners.entry(*address).or_default().extend(&one.named_by));
                 seen.push(one);
             }
@@ -112,13 +121,10 @@ impl<'a> Claims<'a> {
     fn places_of(&self, index: usize) -> (Vec<Container>, Vec<Container>) {
         let (mut certain, mut not) = (Vec::new(), Vec::new());
         for one in self.containers_of(index) {
-            for place in &one.running.places {
-                for address in &place.addresses {
-                    let is_certain =
-                        one.following == Following::Followed && !self.contested.contains(address);
-                    let list = if is_certain { &mut certain } else { &mut not };
-                    list.push((&place.interface, *address));
-                }
+            for (interface, address) in &one.at {
+                let is_certain = one.following == Following::Followed && !self.contested.contains(address);
+                let list = if is_certain { &mut certain } else { &mut not };
+                list.push((*interface, *address));
             }
         }
         (places(certain), places(not))
@@ -129,7 +135,7 @@ impl<'a> Claims<'a> {
         let mut choices: Vec<_> = self
             .containers_of(index)
             .filter_map(|one| {
-                let address = first_address(one.running)?;
+                let address = first_address(&one.at)?;
                 let rank = match one.following {
                     _ if self.contested.contains(&address) => 3,
                     Following::Followed => 0,
@@ -193,17 +199,13 @@ fn uncertain(port: LocalPort) -> LocalPort {
 }
 
 /// The address that a container is called at: the first bridge's in the order of names, and IPv4 before IPv6.
-fn first_address(running: &Running) -> Option<IpAddr> {
-    let on = |place: &Container| {
-        let least = place.addresses.iter().min_by_key(|address| (address.is_ipv6(), **address))?;
-        Some((place.interface.clone(), *least))
-    };
-    running.places.iter().filter_map(on).min().map(|(_, address)| address)
+fn first_address(at: &[(&Interface, IpAddr)]) -> Option<IpAddr> {
+    at.iter()
+        .min_by_key(|(bridge, address)| (*bridge, address.is_ipv6(), *address))
+        .map(|(_, address)| *address)
 }
 
-fn places<'i>(
-    addresses: impl IntoIterator<Item = (&'i crate::capture::Interface, IpAddr)>,
-) -> Vec<Container> {
+fn places<'i>(addresses: impl IntoIterator<Item = (&'i Interface, IpAddr)>) -> Vec<Container> {
     let mut on: BTreeMap<_, BTreeSet<IpAddr>> = BTreeMap::new();
     for (interface, address) in addresses {
         on.entry(interface.clone()).or_default().insert(address);

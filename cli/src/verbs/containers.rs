@@ -1,5 +1,6 @@
 //! `baremesh containers`: which containers run, told to the agent by a process that follows the engine.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -73,6 +74,12 @@ fn socket_path(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+/// The socket's path without links in it, as far as it is there.
+fn canonical(socket: &Path) -> PathBuf {
+    let in_its_directory = || Some(socket.parent()?.canonicalize().ok()?.join(socket.file_name()?));
+    socket.canonicalize().ok().or_else(in_its_directory).unwrap_or_else(|| socket.to_owned())
+}
+
 impl Follow {
     fn run(self, global: &Global) -> anyhow::Result<()> {
         logging::start();
@@ -92,6 +99,8 @@ impl Follow {
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
             let mut following = JoinSet::new();
+            // By whatever path an engine is named, the agent knows it as the same.
+            let engines: BTreeSet<_> = engines.iter().map(|engine| canonical(engine)).collect();
             for engine in engines {
                 following.spawn(Follower { engine, agent: agent.clone() }.run());
             }
@@ -139,4 +148,24 @@ fn list(global: &Global) -> anyhow::Result<()> {
         engines.iter().flat_map(rows).collect(),
         empty,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_has_one_name_whichever_way_leads_to_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let real = directory.path().canonicalize().expect("its path").join("run");
+        std::fs::create_dir(&real).expect("a directory");
+        std::os::unix::fs::symlink(&real, directory.path().join("var-run")).expect("a link");
+        let (there, by_link) = (real.join("docker.sock"), directory.path().join("var-run/docker.sock"));
+        // The socket may come later than the follower.
+        assert_eq!(canonical(&by_link), there);
+        std::fs::write(&there, "").expect("a file");
+        assert_eq!((canonical(&by_link), canonical(&there)), (there.clone(), there));
+        let nowhere = Path::new("/nowhere/at/all.sock");
+        assert_eq!(canonical(nowhere), nowhere);
+    }
 }

@@ -24,10 +24,17 @@ const PODMAN_NETWORKS: &str = r#"[
 
 const PODMAN_CONTAINERS: &str = r#"[{"Id":"2b838e980d0ac3ef200e76cec878d7d031bfb6e088e3519d8613f76e4194cd59","Names":["/b"],"Image":"","ImageID":"sha256:","Command":"/bin/sleep 1000","Created":1795950142,"Ports":[],"Labels":{"app":"cart","x":""},"State":"running","Status":"Up Less than a second","NetworkSettings":{"Networks":{"front":{"IPAMConfig":null,"Links":null,"Aliases":["2b838e980d0a"],"NetworkID":"front","EndpointID":"","Gateway":"10.90.0.1","IPAddress":"10.90.0.2","IPPrefixLen":24,"IPv6Gateway":"fd90::1","GlobalIPv6Address":"fd90::2","GlobalIPv6PrefixLen":64,"MacAddress":"f6:f3:f8:b1:72:94","DriverOpts":null}}},"Mounts":[],"Name":"","Config":null,"NetworkingConfig":null,"Platform":null,"AdjustCPUShares":false}]"#;
 
+/// What runs, of images without labels, and what is left out.
+fn listed(kind: Kind, networks: &str, list: &str) -> Result<(Vec<Running>, Vec<String>), Unreadable> {
+    let bridges = bridges(kind, networks.as_bytes())?;
+    let listed = containers(list.as_bytes(), &bridges)?;
+    let running = listed.containers.into_iter().map(|found| found.given(Some(&BTreeMap::new())));
+    Ok((running.collect(), bridges.left_out.into_iter().chain(listed.left_out).collect()))
+}
+
 fn check(kind: Kind, networks: &str, list: &str, expected: Result<&[&str], &str>) {
-    let read = bridges(kind, networks.as_bytes()).and_then(|bridges| containers(list.as_bytes(), &bridges));
-    match (read, expected) {
-        (Ok(running), Ok(lines)) => {
+    match (listed(kind, networks, list), expected) {
+        (Ok((running, _)), Ok(lines)) => {
             let line = |one: &Running| {
                 let labels: Vec<_> = one.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
                 let on = |place: &Container| {
@@ -85,28 +92,96 @@ fn what_no_engine_says_is_an_error_with_its_place() {
         ("{}", "[]", "the engine's networks"),
         ("[]", "{\"message\":\"page not found\"}", "the engine's containers"),
         ("[]", "[{\"Names\":[]}]", "missing field `Id`"),
-        ("[]", "[{\"Id\":\"\"}]", "an ID of 0 bytes"),
-        (
-            "[{\"Name\":\"a\\n\",\"Id\":\"x\",\"Driver\":\"bridge\",\"Options\":{\"com.docker.network.bridge.name\":\"a b\"}}]",
-            "[]",
-            "no interface",
-        ),
         ("[]", "[{\"Id\":\"x\",\"Labels\":{\"a\":7}}]", "the engine's containers"),
         ("[]", "", "EOF"),
     ] {
         check(Kind::Docker, networks, list, Err(part));
     }
-    let bad = DOCKER_CONTAINERS.replace("172.17.0.2", "172.17.0.2/16");
-    check(Kind::Docker, DOCKER_NETWORKS, &bad, Err("boring_feynman: `172.17.0.2/16` is no address"));
     let many = format!("[{}]", vec!["{\"Id\":\"x\"}"; MAX_CONTAINERS + 1].join(","));
     check(Kind::Docker, "[]", &many, Err("4097 of them"));
     // A label that is longer than any that can be named is left out; so are link-local addresses, which are nobody's.
     let long = format!("[{{\"Id\":\"x\",\"Labels\":{{\"a\":\"{}\",\"b\":\"1\"}}}}]", "v".repeat(MAX_LABEL));
     check(Kind::Docker, "[]", &long, Ok(&["x [b=1]"]));
     let local = DOCKER_CONTAINERS.replace("fd17::2", "fe80::2");
-    let read =
-        bridges(Kind::Docker, DOCKER_NETWORKS.as_bytes()).and_then(|on| containers(local.as_bytes(), &on));
-    assert_eq!(read.expect("containers")[0].places[1].addresses.len(), 1);
+    let (running, _) = listed(Kind::Docker, DOCKER_NETWORKS, &local).expect("containers");
+    assert_eq!(running[0].places[1].addresses.len(), 1);
+}
+
+#[test]
+fn what_is_odd_is_left_out_and_the_others_are_not() {
+    let long = "n".repeat(MAX_NAME + 1);
+    for (from, to, part) in [
+        ("172.17.0.2", "172.17.0.2/16", "the container boring_feynman: `172.17.0.2/16` is no address"),
+        ("/boring_feynman", &long, "the container `8dfafdbc3a40` has a name of 257 bytes"),
+        ("8dfafdbc3a40", "", "an ID of 0 bytes"),
+        ("8dfafdbc3a40", &long, "an ID of 257 bytes"),
+    ] {
+        let list = DOCKER_CONTAINERS.replace(from, to);
+        let (running, left_out) = listed(Kind::Docker, DOCKER_NETWORKS, &list).expect("containers");
+        let names: Vec<_> = running.iter().map(|one| &*one.name).collect();
+        assert_eq!(names, ["coolName", "3176a2479c92"], "{to}");
+        assert!(left_out.len() == 1 && left_out[0].contains(part), "{left_out:?}");
+    }
+    let networks = DOCKER_NETWORKS.replace("br-named", "br named").replace("\"named\"", "\"na\\nmed\"");
+    let (running, left_out) = listed(Kind::Docker, &networks, DOCKER_CONTAINERS).expect("containers");
+    assert_eq!(running[0].places.len(), 2);
+    assert!(left_out.len() == 1 && left_out[0].contains("the network `na\\nmed`: "), "{left_out:?}");
+}
+
+#[test]
+fn the_labels_of_an_image_are_not_its_containers_own() {
+    // Docker's answer and podman's, cut: `Config` has the image's labels in either.
+    let docker = r#"{"Id":"sha256:d74508fb6632491cea586a1fd7d748dfc5274cd6fdfedee309ecdcbc2bf5cb82","RepoTags":["ubuntu:latest"],"ContainerConfig":{"Labels":null},"Config":{"Cmd":["sh"],"Labels":{"app":"cart","tier":"shop"}},"Architecture":"amd64"}"#;
+    let podman = r#"{"Id":"sha256:9b1c","RepoTags":["localhost/shop:latest"],"Container":"","ContainerConfig":null,"Config":{"Cmd":["/bin/sleep"],"Labels":{"app":"cart","tier":"shop"},"OnBuild":null},"Os":"linux"}"#;
+    let list = |labels: &str| DOCKER_CONTAINERS.replace("\"app\":\"cart\"", labels);
+    for image in [docker, podman] {
+        let of_image = image_labels(image.as_bytes()).expect("labels");
+        for (labels, expected) in [
+            (r#""app":"cart""#, "com.example.vendor=Acme"),
+            (r#""app":"orders","tier":"shop""#, "app=orders com.example.vendor=Acme"),
+        ] {
+            let bridges = bridges(Kind::Docker, DOCKER_NETWORKS.as_bytes()).expect("bridges");
+            let listed = containers(list(labels).as_bytes(), &bridges).expect("containers").containers;
+            assert_eq!(
+                listed[0].image(),
+                Some("d74508fb6632491cea586a1fd7d748dfc5274cd6fdfedee309ecdcbc2bf5cb82")
+            );
+            let given = |of_image: Option<&BTreeMap<String, String>>| {
+                let labels = listed[0].clone().given(of_image).labels;
+                labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" ")
+            };
+            assert_eq!(given(Some(&of_image)), expected);
+            assert_eq!(given(None), "", "nobody knows whose they are");
+            // Where no label matters, no image does; podman's without one have none.
+            assert_eq!((listed[1].image(), listed[2].image()), (None, None));
+        }
+    }
+    let rootfs = containers(
+        PODMAN_CONTAINERS.as_bytes(),
+        &bridges(Kind::Podman, PODMAN_NETWORKS.as_bytes()).expect("bridges"),
+    );
+    assert_eq!(rootfs.expect("containers").containers[0].image(), None);
+    for (image, part) in [
+        ("{}".to_owned(), "no `Config`"),
+        (r#"{"Config":{"Labels":[]}}"#.to_owned(), "an image"),
+        (format!("{{\"Config\":{{\"Labels\":{{{}}}}}}}", many_labels()), "bytes of labels"),
+    ] {
+        let error = image_labels(image.as_bytes()).expect_err(part);
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    let long = format!(r#"{{"Config":{{"Labels":{{"a":"{}","b":"1"}}}}}}"#, "v".repeat(MAX_IMAGE_LABELS));
+    assert_eq!(image_labels(long.as_bytes()).expect("labels").len(), 1);
+    assert_eq!(image_labels(br#"{"Config":{"Labels":null}}"#), Ok(BTreeMap::new()));
+    assert_eq!(image_question("sha256:9b1c").as_deref(), Ok("/images/sha256:9b1c/json"));
+    for id in ["../containers", "a b", "a/json?x=", &"a".repeat(MAX_NAME + 1)] {
+        assert!(image_question(id).is_err(), "{id}");
+    }
+}
+
+/// More than an image may have, each of a length that can be named.
+fn many_labels() -> String {
+    let label = |number: usize| format!("\"{number}\":\"{}\"", "v".repeat(1000));
+    (0..300).map(label).collect::<Vec<_>>().join(",")
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A small server on a Unix socket answers as an engine does, and another one hears what the agent would.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWrite};
@@ -15,7 +16,7 @@ const NETWORKS: &str = r#"[{"Name":"bridge","Id":"f2de39df4171b0dc","Driver":"br
 fn containers(running: &[(&str, &str)]) -> String {
     let one = |(id, address): &(&str, &str)| {
         format!(
-            r#"{{"Id":"{id}","Names":["/{id}"],"Created":1,"Labels":{{"app":"{id}"}},"NetworkSettings":{{"Networks":{{"bridge":{{"NetworkID":"f2de39df4171b0dc","IPAddress":"{address}"}}}}}}}}"#
+            r#"{{"Id":"{id}","ImageID":"sha256:{id}","Names":["/{id}"],"Created":1,"Labels":{{"app":"{id}","by":"image"}},"NetworkSettings":{{"Networks":{{"bridge":{{"NetworkID":"f2de39df4171b0dc","IPAddress":"{address}"}}}}}}}}"#
         )
     };
     format!("[{}]", running.iter().map(one).collect::<Vec<_>>().join(","))
@@ -25,6 +26,8 @@ struct Engine {
     list: Mutex<String>,
     events: broadcast::Sender<String>,
     listed: tokio::sync::watch::Sender<usize>,
+    images: Mutex<Vec<String>>,
+    hangs: AtomicBool,
 }
 
 impl Engine {
@@ -34,6 +37,8 @@ impl Engine {
             list: Mutex::new(list),
             events: broadcast::Sender::new(16),
             listed: tokio::sync::watch::Sender::new(0),
+            images: Mutex::default(),
+            hangs: AtomicBool::new(false),
         });
         let serving = Arc::clone(&engine);
         tokio::spawn(async move {
@@ -47,14 +52,26 @@ impl Engine {
     async fn serve(self: Arc<Self>, stream: UnixStream) {
         let mut stream = BufReader::new(stream);
         while let Some(path) = request(&mut stream).await {
+            if self.hangs.load(Ordering::Relaxed) {
+                return std::future::pending().await;
+            }
+            let mut status = "200 OK";
             let body = match path.as_str() {
                 engine::VERSION => r#"{"Version":"24.0.7","Components":null}"#.to_owned(),
                 engine::CONTAINERS => self.list.lock().expect("unpoisoned").clone(),
                 "/networks" => NETWORKS.to_owned(),
+                engine::PING => "OK".to_owned(),
+                image if image.starts_with("/images/") => {
+                    self.images.lock().expect("unpoisoned").push(image.to_owned());
+                    if image == "/images/sha256:gone/json" {
+                        status = "404 Not Found";
+                    }
+                    r#"{"Config":{"Labels":{"by":"image"}}}"#.to_owned()
+                }
                 engine::EVENTS => return self.tell_events(stream).await,
                 _ => panic!("{path} is not asked"),
             };
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
             if stream.write_all((head + &body).as_bytes()).await.is_err() {
                 return;
             }
@@ -120,6 +137,14 @@ impl Hearing {
 
 /// The next list that is told: names and addresses.
 async fn told(stream: &mut BufReader<UnixStream>) -> Option<String> {
+    let running = list(stream).await?;
+    let one =
+        |one: &Running| format!("{} {} {}", one.name, one.places[0].interface, one.places[0].addresses[0]);
+    Some(running.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+/// The next list that is told.
+async fn list(stream: &mut BufReader<UnixStream>) -> Option<Vec<Running>> {
     loop {
         let line = read_line(stream, MAX_LINE).await.ok()??;
         if line.is_empty() {
@@ -127,10 +152,7 @@ async fn told(stream: &mut BufReader<UnixStream>) -> Option<String> {
         }
         let (_, running) = Told::read(&line).expect("a list");
         stream.write_all(b"{\"refused\":null}\n").await.expect("it listens");
-        let one = |one: &Running| {
-            format!("{} {} {}", one.name, one.places[0].interface, one.places[0].addresses[0])
-        };
-        return Some(running.iter().map(one).collect::<Vec<_>>().join(", "));
+        return Some(running);
     }
 }
 
@@ -195,5 +217,63 @@ async fn an_engine_that_answers_nonsense_is_not_stood_by() {
     drop(stream);
     let mut stream = agent.follower().await;
     assert_eq!(told(&mut stream).await.as_deref(), Some("b docker0 172.17.0.4"));
+    following.abort();
+}
+
+#[tokio::test]
+async fn the_labels_of_images_are_not_told() {
+    let Scene { engine, agent, follower, _directory } =
+        scene(containers(&[("a", "172.17.0.2"), ("gone", "172.17.0.3")]));
+    let following = tokio::spawn(follower.run());
+    let mut stream = agent.follower().await;
+    let labels = |running: Vec<Running>| -> Vec<String> {
+        running.iter().map(|one| format!("{} {:?}", one.name, one.labels)).collect()
+    };
+    let first = list(&mut stream).await.expect("a list");
+    // Nobody can say which of the labels are the container's own where the image cannot be asked for.
+    assert_eq!(labels(first), [r#"a {"app": "a"}"#, "gone {}"]);
+    engine.lists(containers(&[("a", "172.17.0.2"), ("b", "172.17.0.3")]));
+    engine.happens("start", "b");
+    let second = list(&mut stream).await.expect("a list");
+    assert_eq!(labels(second), [r#"a {"app": "a"}"#, r#"b {"app": "b"}"#]);
+    let mut asked = engine.images.lock().expect("unpoisoned").clone();
+    asked.sort();
+    assert_eq!(
+        asked,
+        ["a", "b", "gone"].map(|id| format!("/images/sha256:{id}/json")),
+        "each is asked for once"
+    );
+    following.abort();
+}
+
+#[tokio::test]
+async fn an_engine_that_hangs_is_not_stood_by() {
+    let Scene { engine, agent, follower, _directory } = scene(containers(&[("a", "172.17.0.2")]));
+    let following = tokio::spawn(follower.run());
+    let mut stream = agent.follower().await;
+    assert_eq!(told(&mut stream).await.as_deref(), Some("a docker0 172.17.0.2"));
+    let line = read_line(&mut stream, MAX_LINE).await.expect("a line");
+    assert_eq!(line.as_deref(), Some(b"".as_slice()), "it stands by the list");
+    engine.hangs.store(true, Ordering::Relaxed);
+    // Nothing changes, and the connection for the events is open still: what is stood by ends all the same.
+    assert_eq!(told(&mut stream).await, None);
+    engine.hangs.store(false, Ordering::Relaxed);
+    let mut stream = agent.follower().await;
+    assert_eq!(told(&mut stream).await.as_deref(), Some("a docker0 172.17.0.2"));
+    following.abort();
+}
+
+#[tokio::test]
+async fn an_event_that_is_too_long_says_that_something_changed() {
+    let Scene { engine, agent, follower, _directory } = scene(containers(&[("a", "172.17.0.2")]));
+    let following = tokio::spawn(follower.run());
+    let mut stream = agent.follower().await;
+    assert_eq!(told(&mut stream).await.as_deref(), Some("a docker0 172.17.0.2"));
+    engine.lists(containers(&[("b", "172.17.0.3")]));
+    engine.happens("start", &"x".repeat(3 * MAX_EVENT));
+    assert_eq!(told(&mut stream).await.as_deref(), Some("b docker0 172.17.0.3"));
+    // What comes after it is read.
+    engine.happens("die", "b");
+    assert_eq!(told(&mut stream).await.as_deref(), Some(""));
     following.abort();
 }

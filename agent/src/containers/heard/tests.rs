@@ -199,6 +199,31 @@ async fn what_is_handed_on_is_lost_where_no_follower_comes_back() {
     assert_eq!(second.resume(&heard().1.last()), Ok(()));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_followed_engine_says_takes_the_place_of_what_a_lost_one_said() {
+    let (publisher, heard) = heard();
+    let addresses = |engine: &str| {
+        let known = publisher.containers();
+        known.engines[engine].containers[0].places[0]
+            .addresses
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    let mut before = Speaking::to(&heard);
+    assert_eq!(before.say(&list("docker", "172.17.0.2")).await, None);
+    let mut after = Speaking::to(&heard);
+    assert_eq!(after.say(&list("podman", "172.17.0.2")).await, None);
+    assert_eq!(addresses("docker"), ["172.17.0.2"], "both stand by it");
+    drop(before);
+    until(|| addresses("docker").is_empty()).await;
+    assert_eq!(addresses("podman"), ["172.17.0.2"]);
+    // It does not come back with the end of what took its place.
+    assert_eq!(after.say(&list("podman", "172.17.0.3")).await, None);
+    assert!(is_cart(&publisher, "172.17.0.3"));
+    assert!(publisher.snapshot().load().suspended("172.17.0.2".parse().expect("an address")).is_none());
+}
+
 #[tokio::test]
 async fn a_line_has_an_end_and_a_limit() {
     for (text, expected) in

@@ -152,6 +152,17 @@ fn a_container_of_two_services_is_neither() {
         let said = standing(local).to_string();
         assert!(said.contains(other) && said.contains("container a at 172.17.0.3"), "{said}");
     }
+    // An engine that is not followed contests nothing of one that is.
+    for following in [Following::Lost, Following::Lingering] {
+        let mut known = known(following, &["a 5 tier br0=172.17.0.3 br1=172.18.0.3"]);
+        let containers = vec![running("b 6 app=cart br0=172.17.0.3")];
+        known.engines.insert("podman".to_owned(), Engine { containers, following: Following::Followed });
+        check(
+            &[CART, TILL],
+            &known,
+            &[("br0 172.17.0.3", "", "172.17.0.3:7000"), ("", "br1 172.18.0.3", "127.0.0.1:82")],
+        );
+    }
     // By its address it is one service, and by its labels another.
     let found = known(Following::Followed, &["a 5 app=cart br0=172.17.0.2 br1=172.18.0.2"]);
     check(
