@@ -12,6 +12,7 @@ const ROOT_ONLY: &[&str] = &[
     "agent_killed::another_user_who_takes_the_ports_of_a_dead_agent_receives_nothing",
     "container_labels::a_container_is_its_service_by_label_wherever_the_engine_puts_it",
     "container_labels::a_container_of_two_services_is_neither",
+    "container_labels::an_image_says_nothing_of_who_its_containers_are",
     "container_labels::root_alone_says_which_containers_run",
     "container_labels::who_nobody_stands_by_any_more_is_nobody",
     "demo_tells_the_truth::every_claim_is_shown_to_an_ordinary_user_with_nothing_but_the_binary",

@@ -65,12 +65,23 @@ impl<'a> Engine<'a> {
 
     /// A container with an echo at port 7000, and its address. It ends by itself where nobody ends it.
     fn run(&self, name: &str, options: &str) -> String {
+        self.run_of("--rootfs /run/engine/rootfs", name, options)
+    }
+
+    /// One of an image.
+    fn run_of(&self, image: &str, name: &str, options: &str) -> String {
         let program = "timeout 900 /baremesh demo-shop echo 0.0.0.0:7000";
         output_of(self.podman(&format!(
             "run --detach --name {name} {options} --volume /usr:/usr:ro --volume $(command -v baremesh):/baremesh:ro \
-             --rootfs /run/engine/rootfs {program}"
+             {image} {program}"
         )));
         self.address(name)
+    }
+
+    /// An image with this label, of what every container sees.
+    fn publish(&self, image: &str, label: &str) {
+        output_of(self.host.sh("tar -C /run/engine/rootfs -cf /run/engine/image.tar ."));
+        output_of(self.podman(&format!("import --change 'LABEL {label}' /run/engine/image.tar {image}")));
     }
 
     fn address(&self, name: &str) -> String {
@@ -246,6 +257,43 @@ fn a_container_of_two_services_is_neither() {
     output_of(dock.host.baremesh(["service", "deregister", "till"]));
     over(&dock.host, &["container_contested"]);
     wait_until("it is the cart again", || engine.calls("both"));
+}
+
+#[test]
+fn an_image_says_nothing_of_who_its_containers_are() {
+    needs_root!("a container engine");
+    let mesh = Mesh::new("labels-image");
+    let (dock, store) = two(&mesh);
+    let engine = Engine::on(&dock.host);
+    let _follower = follower(&dock.host);
+    dock.register("cart", CART);
+    engine.publish("shop", "app=cart");
+    let address = engine.run_of("shop", "pulled", "--label tier=shop");
+    let labels = output_of(engine.podman("inspect --format '{{.Config.Labels}}' pulled"));
+    assert!(labels.contains("app:cart"), "the engine does not tell them apart: {labels}");
+    let told = || {
+        let listed = output_of(dock.host.baremesh(["containers", "list", "--output", "json"]));
+        let engines: serde_json::Value = serde_json::from_str(&listed).expect("JSON");
+        let running = engines[0]["containers"].as_array().cloned().unwrap_or_default();
+        running.into_iter().find(|one| one["name"] == "pulled")
+    };
+    wait_until("the agent is told of it", || told().is_some());
+    let told = told().expect("it is told");
+    assert_eq!(told["labels"], serde_json::json!({ "tier": "shop" }), "{told:#}");
+    assert!(told["service"].is_null() && told["addresses"][0] == format!("{address} on podman0"), "{told:#}");
+    assert!(!engine.calls("pulled"));
+    assert_ne!(in_call(&store, "in"), exit::DONE);
+    // The same image where whoever runs it says so is the service.
+    engine.run_of("shop", "cart", "--label app=cart --label tier=cart");
+    let named = ["--port", "81:7000", "--container-label", "tier=cart", "--deliver", "container:7000"];
+    dock.register("cart", named);
+    wait_until("it is by a label of its own", || engine.calls("cart"));
+    assert!(!engine.calls("pulled"));
+    // Who joins its network is one caller with it, since podman tells the address of both.
+    let beside =
+        "run --detach --name beside --network container:pulled --label tier=cart --volume /usr:/usr:ro";
+    output_of(engine.podman(&format!("{beside} --rootfs /run/engine/rootfs sleep 900")));
+    wait_until("they are the service", || engine.calls("pulled"));
 }
 
 #[test]
