@@ -7,7 +7,7 @@
 //! | the new one | the old one |
 //! |---|---|
 //! | `hello`: its version of this | `sockets`: what each is for, and the sockets behind it; which services are healthy |
-//! | `rules`: it is about to place its own | `go`: it no longer puts back what differs |
+//! | `rules`: it is about to place its own | `go`: it no longer puts back what differs; which containers run |
 //! | `ready`: it lacks nothing but the sockets' connections | `yours`: it accepts no more and follows nothing, and the state in force is on the disk |
 //! | `guarded`: a guard is over it | |
 
@@ -99,9 +99,6 @@ struct Given {
     sockets: Vec<Use>,
     /// Services of this host whose checks passed last.
     healthy: Vec<String>,
-    /// What was told of containers.
-    #[serde(default)]
-    containers: Value,
 }
 
 /// What an agent is handed that takes over.
@@ -111,15 +108,14 @@ pub struct Handed {
     pub sockets: Sockets,
     /// Services of this host, as `name.namespace`, whose checks passed last.
     pub healthy: Vec<String>,
-    /// What was told of containers, as `Heard::last` has it.
-    pub containers: Value,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Word {
     Rules,
-    Go,
+    /// With what was told of containers.
+    Go(Value),
     Ready,
     Yours,
     Guarded,
@@ -160,6 +156,10 @@ impl Channel {
     }
 }
 
+fn unexpected(word: &Word) -> AgentError {
+    AgentError::State(format!("the agent that runs said {word:?}, and stays in charge"))
+}
+
 /// Does something with the line that blocks.
 async fn with<T: Send + 'static>(
     mut channel: Channel,
@@ -184,7 +184,7 @@ impl Predecessor {
         let stream = UnixStream::connect(path).map_err(failed())?;
         let met = with(Channel(stream), |channel| {
             channel.say(&Hello { hello: VERSION })?;
-            let Given { sockets: uses, healthy, containers } = match channel.hear(PROMPT)? {
+            let Given { sockets: uses, healthy } = match channel.hear(PROMPT)? {
                 Answer::Given(given) => given,
                 Answer::Word(Word::Refused(reason)) => return Err(io::Error::other(reason)),
                 Answer::Word(other) => return Err(io::Error::other(format!("it said {other:?}"))),
@@ -196,33 +196,40 @@ impl Predecessor {
             if sockets.len() != uses.len() {
                 return Err(io::Error::other("it ended before it had handed over its sockets"));
             }
-            Ok(Handed { sockets: Sockets(uses.into_iter().zip(sockets).collect()), healthy, containers })
+            Ok(Handed { sockets: Sockets(uses.into_iter().zip(sockets).collect()), healthy })
         });
         let (channel, handed) = met.await.map_err(failed())?;
         Ok((Self { channel: Some(channel) }, handed))
     }
 
     /// Says something, and waits for the answer.
-    async fn ask(&mut self, word: Word, answer: Word, within: Duration) -> Result<(), AgentError> {
+    async fn ask(&mut self, word: Word) -> Result<Word, AgentError> {
         let gone = || io::Error::other("it is gone");
         let failed = || doing("taking over from the agent that runs");
         let channel = self.channel.take().ok_or_else(gone).map_err(failed())?;
         let asked = with(channel, move |channel| {
             channel.say(&word)?;
-            channel.expect(&answer, within)
+            channel.hear(PREPARATION)
         });
-        self.channel = Some(asked.await.map_err(failed())?.0);
-        Ok(())
+        let (channel, answer) = asked.await.map_err(failed())?;
+        self.channel = Some(channel);
+        Ok(answer)
     }
 
-    /// From now on the rules are this agent's.
-    pub async fn let_go_of_rules(&mut self) -> Result<(), AgentError> {
-        self.ask(Word::Rules, Word::Go, PREPARATION).await
+    /// From now on the rules are this agent's. Returns what the other one was told of containers, as `Heard::last` has it.
+    pub async fn let_go_of_rules(&mut self) -> Result<Value, AgentError> {
+        match self.ask(Word::Rules).await? {
+            Word::Go(containers) => Ok(containers),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// From now on everything is: nobody else accepts connections or follows the mesh.
     pub async fn give_way(&mut self) -> Result<(), AgentError> {
-        self.ask(Word::Ready, Word::Yours, PREPARATION).await
+        match self.ask(Word::Ready).await? {
+            Word::Yours => Ok(()),
+            other => Err(unexpected(&other)),
+        }
     }
 
     /// A guard is over this agent: the one over the other may go.
@@ -359,9 +366,9 @@ async fn hear_out(stream: tokio::net::UnixStream, this: &InCharge) -> io::Result
     tracing::info!(process, "another agent prepares to take over");
     // It begins with the state that is on the disk.
     this.flush_state().await;
-    let (healthy, containers) = (this.healthy(), this.heard.last());
+    let healthy = this.healthy();
     let (channel, ()) = with(channel, move |channel| {
-        channel.say(&Given { sockets: uses, healthy, containers })?;
+        channel.say(&Given { sockets: uses, healthy })?;
         let borrowed: Vec<BorrowedFd<'_>> = copies.iter().map(AsFd::as_fd).collect();
         descriptors::give(&channel.0, &borrowed)?;
         channel.expect(&Word::Rules, PREPARATION)
@@ -370,8 +377,9 @@ async fn hear_out(stream: tokio::net::UnixStream, this: &InCharge) -> io::Result
     if let Some(steward) = &this.steward {
         steward.leave_to_another().await;
     }
-    let (channel, ()) = with(channel, |channel| {
-        channel.say(&Word::Go)?;
+    let containers = this.heard.last();
+    let (channel, ()) = with(channel, move |channel| {
+        channel.say(&Word::Go(containers))?;
         channel.expect(&Word::Ready, PREPARATION)
     })
     .await?;

@@ -62,7 +62,7 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
             (Some(predecessor), handed, tell)
         }
     };
-    let Handed { sockets: mut given, healthy, containers } = handed;
+    let Handed { sockets: mut given, healthy } = handed;
     let has_taken_over = predecessor.is_some();
     let mut prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
@@ -97,9 +97,6 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let well: Vec<_> = well.map(|one| (Arc::clone(one), Health::Healthy)).collect();
     publisher.take_health(&well).map_err(AgentError::State)?;
     let heard = Heard::new(Arc::clone(&publisher));
-    if has_taken_over && let Err(reason) = heard.resume(&containers) {
-        tracing::warn!(reason, "which containers run is not known before their followers say it again");
-    }
 
     let keys = keep_keys(&config, &publisher, &metrics, mark);
     let phase = watch::Sender::new(Phase::Running);
@@ -127,7 +124,10 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
             routes::serving_lacks(&config.source, &publisher, (&credentials, &rotation_status))
         })
         .await?;
-        predecessor.let_go_of_rules().await?;
+        let containers = predecessor.let_go_of_rules().await?;
+        if let Err(reason) = heard.resume(&containers) {
+            tracing::warn!(reason, "which containers run is not known before their followers say it again");
+        }
         if let Some(steward) = steward.as_ref().filter(|steward| steward.mode() == Mode::Keep) {
             steward.keep_from_now().await?;
         }
