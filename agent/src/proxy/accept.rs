@@ -34,7 +34,9 @@ where
             Ok((stream, _)) if worker.shared.phase.borrow().serves_no_more() => reset_on_close(&stream),
             Ok((stream, _)) => {
                 warned = false;
-                let (accepted, carried) = (Arc::clone(&accepting), carry(Arc::clone(&worker), stream));
+                // Boxed, so that the task that holds both is not twice as large.
+                let (accepted, carried) =
+                    (Arc::clone(&accepting), Box::pin(carry(Arc::clone(&worker), stream)));
                 tokio::spawn(async move {
                     carried.await;
                     drop(accepted);
