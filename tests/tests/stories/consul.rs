@@ -281,11 +281,11 @@ fn ten_thousand_entries_of_the_catalog_are_known_and_called() {
     output_of(web.host.baremesh(["explain", &format!("tcp://{name}:7100")]));
     assert_eq!(count(), Some(157 * 64 / 400 + 1));
     eprintln!("one more of a service that nobody had called: known {:.1?} later", began.elapsed());
-    // An agent that starts reads each once, and holds less of what nobody here calls.
+    // An agent that starts reads each once.
     web.kill_agent();
     web.start();
     patiently("all of it is known", || known(&web) == (401, 157 * 64 + 2));
     let [some, everything] = [&web, &all].map(|member| memory_of(member) >> 20);
     eprintln!("{some} MiB where two services were called, {everything} MiB where all are asked for");
-    assert!(some < everything);
+    assert!(some.max(everything) <= MOST_GROWN_MIB + (before.iter().max().unwrap_or(&0) >> 20));
 }
