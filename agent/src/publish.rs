@@ -178,13 +178,7 @@ impl Publisher {
         if registrations == inputs.registrations {
             return Ok(());
         }
-        let mesh = (Arc::clone(&inputs.mesh), inputs.version);
-        let (taken, last_error) = (inputs.taken, inputs.last_error.clone());
-        self.publish(&mut inputs, mesh, &registrations)?;
-        // Nothing came from the source, and what it had refused is refused still.
-        (inputs.taken, inputs.last_error) = (taken, last_error);
-        note(&self.metrics, &inputs);
-        Ok(())
+        self.publish_own(&mut inputs, &registrations)
     }
 
     /// Remembers that a state was refused before it came here.
@@ -212,14 +206,9 @@ impl Publisher {
             return;
         }
         inputs.resolved = Arc::new(resolved);
-        let (registrations, mesh) =
-            (inputs.registrations.clone(), (Arc::clone(&inputs.mesh), inputs.version));
-        let (taken, last_error) = (inputs.taken, inputs.last_error.clone());
-        if self.publish(&mut inputs, mesh, &registrations).is_ok() {
-            // Nothing came from the source, and what it had refused is refused still.
-            (inputs.taken, inputs.last_error) = (taken, last_error);
-            note(&self.metrics, &inputs);
-        }
+        let registrations = inputs.registrations.clone();
+        // What keeps it from coming into force is noted there.
+        let _ = self.publish_own(&mut inputs, &registrations);
     }
 
     /// Takes what is known of containers.
@@ -230,18 +219,23 @@ impl Publisher {
         if registrations == inputs.registrations {
             return Ok(());
         }
-        let mesh = (Arc::clone(&inputs.mesh), inputs.version);
-        let (taken, last_error) = (inputs.taken, inputs.last_error.clone());
-        self.publish(&mut inputs, mesh, &registrations)?;
-        // Nothing came from the source, and what it had refused is refused still.
-        (inputs.taken, inputs.last_error) = (taken, last_error);
-        note(&self.metrics, &inputs);
-        Ok(())
+        self.publish_own(&mut inputs, &registrations)
     }
 
     /// What is known of containers.
     pub fn containers(&self) -> Arc<Known> {
         Arc::clone(&self.lock().known)
+    }
+
+    /// Publishes what changed on this host, under the mesh in force. Nothing came from the source, and what it had refused is
+    /// refused still.
+    fn publish_own(&self, inputs: &mut Inputs, registrations: &[Arc<LocalService>]) -> Result<(), String> {
+        let mesh = (Arc::clone(&inputs.mesh), inputs.version);
+        let (taken, last_error) = (inputs.taken, inputs.last_error.clone());
+        self.publish(inputs, mesh, registrations)?;
+        (inputs.taken, inputs.last_error) = (taken, last_error);
+        note(&self.metrics, inputs);
+        Ok(())
     }
 
     fn publish(

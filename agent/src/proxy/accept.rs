@@ -27,7 +27,8 @@ where
     loop {
         let accepted = tokio::select! {
             biased;
-            Ok(_) = &mut handed_over => return,
+            // An error means that the agent itself is gone.
+            _ = &mut handed_over => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {

@@ -128,9 +128,7 @@ impl ConsulSource {
         if self.followed.entries().is_empty() {
             return Ok((empty_mesh(membership)?, 0));
         }
-        let derived = state::derive(&self.followed.values(), &self.settings);
-        let entries = entries_of(&derived.entries, &Entries::new());
-        match Resources::default().mesh(&entries, &self.trust.now()) {
+        match Derived::default().mesh(&self.followed.values(), (&self.settings, &self.trust)).1 {
             Ok(mesh) => Ok((mesh, self.followed.version())),
             Err(reason) => {
                 tracing::error!(file = %self.file.display(), reason, "the last good state cannot be used");
