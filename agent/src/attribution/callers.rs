@@ -74,6 +74,27 @@ impl Matcher {
         top == Some(place.path.depth())
     }
 
+    /// Whether `begins_at` can be true of a cgroup below `path`, on a system whose service manager owns what is below
+    /// `manager`.
+    pub fn may_begin_below(&self, path: &CgroupPath, manager: &CgroupPath) -> bool {
+        // A unit begins where its directory would be the unit's, or anywhere below what is above the manager.
+        let unit_begins = |unit: &UnitName| {
+            let here = Place::new(path.child(unit.as_str()), manager);
+            here.unit == Some((unit.clone(), path.depth() + 1)) || manager.below(path).is_some()
+        };
+        let is_in_unit = |unit: &UnitName| {
+            Place::new(path.clone(), manager).unit.is_some_and(|(inside, _)| inside == *unit)
+        };
+        let cgroup_is_below = |cgroup: &CgroupPath| cgroup != path && cgroup.below(path).is_some();
+        match (&self.unit, &self.cgroup) {
+            (Some(unit), None) => unit_begins(unit),
+            (None, Some(cgroup)) => cgroup_is_below(cgroup),
+            (Some(unit), Some(cgroup)) if cgroup_is_below(cgroup) => unit_begins(unit) || is_in_unit(unit),
+            (Some(unit), Some(cgroup)) => path.below(cgroup).is_some() && unit_begins(unit),
+            (None, None) => false,
+        }
+    }
+
     /// Whether it names a unit or a cgroup.
     pub fn names_a_place(&self) -> bool {
         self.unit.is_some() || self.cgroup.is_some()
@@ -240,6 +261,53 @@ pub(super) mod tests {
         check(&[], PAYLOAD, 0, Ok(Caller::Host));
         let user_unit = "/user.slice/user-5.slice/user@5.service/app.slice/orders.service";
         check(&[("orders.service", 1)], user_unit, 5, Ok(Caller::Host));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_matters_only_where_a_service_may_begin() {
+        let path = |text: &str| {
+            if text == "/" { CgroupPath::root() } else { CgroupPath::new(text).expect("a path") }
+        };
+        let may = |matcher_: &str, below: &str, manager: &str| {
+            matcher(matcher_).may_begin_below(&path(below), &path(manager))
+        };
+        for (text, below) in [
+            ("orders.service", "/"),
+            ("orders.service", "/system.slice"),
+            ("orders.service", "/shop.slice/shop-eu.slice"),
+            ("/jail/shop", "/jail"),
+            ("/jail/shop", "/"),
+            ("orders.service+/system.slice/orders.service/worker", "/system.slice/orders.service"),
+            ("orders.service+/system.slice", "/system.slice"),
+        ] {
+            assert!(may(text, below, "/"), "{text} below {below}");
+        }
+        for (text, below) in [
+            ("orders.service", "/system.slice/orders.service"),
+            ("orders.service", "/memory"),
+            ("orders.service", "/user.slice/user-5.slice"),
+            ("orders.service+/system.slice", "/shop.slice"),
+            ("/jail/shop", "/jail/shop"),
+            ("/jail/shop", "/jail/shopping"),
+            ("/jail/shop", "/memory"),
+            ("5", "/"),
+        ] {
+            assert!(!may(text, below, "/"), "{text} below {below}");
+        }
+        let payload = "/machine.slice/box.scope/payload";
+        assert!(may("orders.service", "/machine.slice", payload));
+        assert!(!may("orders.service", "/system.slice", payload));
+        // Whatever a service begins at is below all that is above it.
+        for (text, at) in [
+            ("orders.service", "/system.slice/orders.service"),
+            ("memory.service", "/system.slice/_memory.service"),
+            ("orders.service+/system.slice/orders.service/a/b", "/system.slice/orders.service/a/b"),
+            ("/a/b/c+7", "/a/b/c"),
+        ] {
+            assert!(matcher(text).begins_at(&Place::new(path(at), &CgroupPath::root())), "{text}");
+            let above = at.match_indices('/').map(|(end, _)| if end == 0 { "/" } else { &at[..end] });
+            above.for_each(|above| assert!(may(text, above, "/"), "{text} below {above}"));
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub enum CgroupError {
     )]
     NoHierarchy,
     /// A directory of the hierarchy cannot be read.
-    #[error("{} cannot be read ({kind}): the agent must see the whole cgroup hierarchy", path.display())]
+    #[error("{} cannot be read ({kind}): the agent must see the cgroups of its services", path.display())]
     Unreadable {
         /// The directory or file.
         path: PathBuf,
@@ -83,13 +83,9 @@ impl Hierarchy {
 }
 
 impl Hierarchy {
-    /// The places of all its cgroups, as far as they can be seen now.
-    pub fn places(&self) -> Result<Vec<Arc<Place>>, CgroupError> {
-        let Survey { places, missed } = Walk::new(self, MAX_CGROUPS)?.run();
-        match missed {
-            Some(missed) => Err(missed),
-            None => Ok(places.into_values().collect()),
-        }
+    /// Its cgroups as far as they can be seen now, and below which of them more may be.
+    pub fn survey(&self) -> Result<Survey, CgroupError> {
+        Ok(Walk::new(self, MAX_CGROUPS)?.run())
     }
 }
 
@@ -193,16 +189,16 @@ impl Cgroups {
             let count = places.len();
             cgroups.remember(places, None);
             drop(turn);
-            missed.map_or(Ok(count), Err)
+            missed.into_iter().next().map_or(Ok(count), |missed| Err(missed.why))
         });
         walk.await.unwrap_or(Err(CgroupError::CutOff))
     }
 
     fn walk_for(&self, id: CgroupId) -> Result<Arc<Place>, CgroupError> {
         let Survey { places, missed } = self.survey()?;
-        let answer = match (places.get(&id), missed) {
+        let answer = match (places.get(&id), missed.into_iter().next()) {
             (Some(place), _) => Ok(Arc::clone(place)),
-            (None, Some(missed)) => Err(missed),
+            (None, Some(missed)) => Err(missed.why),
             (None, None) => Err(CgroupError::Removed(id)),
         };
         self.remember(places, matches!(answer, Err(CgroupError::Removed(_))).then_some(id));
@@ -211,7 +207,7 @@ impl Cgroups {
 
     fn survey(&self) -> Result<Survey, CgroupError> {
         let hierarchy = self.hierarchy.clone().map_or_else(Hierarchy::find, Ok)?;
-        Ok(Walk::new(&hierarchy, MAX_CGROUPS)?.run())
+        hierarchy.survey()
     }
 
     /// What a walk found takes the place of what earlier ones did: cgroups that are gone are forgotten.
@@ -227,10 +223,20 @@ impl Cgroups {
 
 /// What a walk found.
 #[derive(Debug)]
-struct Survey {
-    places: HashMap<CgroupId, Arc<Place>>,
-    /// Why it did not see everything.
-    missed: Option<CgroupError>,
+pub struct Survey {
+    /// The cgroups that it saw.
+    pub places: HashMap<CgroupId, Arc<Place>>,
+    /// What it did not see.
+    pub missed: Vec<Missed>,
+}
+
+/// A part of the hierarchy that a walk did not see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missed {
+    /// The cgroup below which it is.
+    pub below: CgroupPath,
+    /// Why it was not seen.
+    pub why: CgroupError,
 }
 
 /// A breadth-first walk through a hierarchy. What users made is visited last, so that a user with very many
@@ -256,7 +262,7 @@ impl<'a> Walk<'a> {
         Ok(Self {
             hierarchy,
             queues,
-            survey: Survey { places: HashMap::from([(id, place)]), missed: None },
+            survey: Survey { places: HashMap::from([(id, place)]), missed: Vec::new() },
             limit,
         })
     }
@@ -267,12 +273,13 @@ impl<'a> Walk<'a> {
                 // A cgroup may be removed while it is read: ENOENT at opening, ENODEV afterwards.
                 let removed = [Errno::NOENT, Errno::NODEV].map(|errno| Some(errno.raw_os_error()));
                 if !removed.contains(&error.raw_os_error()) {
-                    self.survey.missed =
-                        Some(CgroupError::Unreadable { path: directory, kind: error.kind() });
+                    let why = CgroupError::Unreadable { path: directory, kind: error.kind() };
+                    self.survey.missed.push(Missed { below: path, why });
                 }
             }
             if self.survey.places.len() >= self.limit {
-                self.survey.missed = Some(CgroupError::TooMany);
+                let below = self.hierarchy.path.clone();
+                self.survey.missed.push(Missed { below, why: CgroupError::TooMany });
                 break;
             }
         }
@@ -363,7 +370,7 @@ mod tests {
             std::fs::create_dir_all(top.join("z.slice/z-y.slice/z-y-x.slice/orders.service"))
                 .expect("writable");
         });
-        assert_eq!(survey.missed, Some(CgroupError::TooMany));
+        assert_eq!(survey.missed, [Missed { below: CgroupPath::root(), why: CgroupError::TooMany }]);
         assert_eq!(survey.places.len(), 100);
         let orders = |place: &Arc<Place>| {
             place.unit.as_ref().is_some_and(|(name, _)| name.as_str() == "orders.service")

@@ -11,7 +11,7 @@ use super::bridged::{Containers, End, matches};
 use super::plan::CapturePlan;
 use super::rules::OPENS_NOT;
 use super::sets::{Element, NamedSet};
-use crate::attribution::cgroup::Hierarchy;
+use crate::attribution::cgroup::{Hierarchy, Missed, Survey};
 use crate::attribution::{CgroupError, Matcher, Uid};
 
 /// Below this directory nft looks for cgroups.
@@ -60,7 +60,8 @@ impl Held {
     }
 
     /// Adds the users that these matchers name, and the cgroups that they describe and that stand now. A user is held
-    /// as a whole, so that a unit that has just been started again is held from its first packet on.
+    /// as a whole, so that a unit that has just been started again is held from its first packet on. Fails where a
+    /// cgroup that is described may stand and cannot be seen; those that can be seen are added all the same.
     pub fn add<'a>(&mut self, matchers: impl IntoIterator<Item = &'a Matcher>) -> Result<(), CgroupError> {
         let matchers: Vec<&Matcher> = matchers.into_iter().collect();
         self.users.extend(matchers.iter().filter_map(|matcher| matcher.user()).map(|Uid(uid)| uid));
@@ -68,7 +69,12 @@ impl Held {
             return Ok(());
         }
         let hierarchy = Hierarchy::find()?;
-        for place in hierarchy.places()? {
+        let Survey { places, missed } = hierarchy.survey()?;
+        let hidden = |missed: &Missed| {
+            matchers.iter().any(|matcher| matcher.may_begin_below(&missed.below, &hierarchy.manager))
+        };
+        let unseen = missed.into_iter().find(hidden).map(|missed| missed.why);
+        for place in places.into_values() {
             if !matchers.iter().any(|matcher| matcher.begins_at(&place)) {
                 continue;
             }
@@ -85,7 +91,7 @@ impl Held {
                 ),
             }
         }
-        Ok(())
+        unseen.map_or(Ok(()), Err)
     }
 
     /// One match for each kind: users by a set, cgroups one by one.

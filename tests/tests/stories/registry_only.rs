@@ -290,6 +290,12 @@ fn a_service_that_is_told_by_its_cgroup_does_not_get_out_as_root() {
     needs_root!("cgroups");
     let jail = Jail::new("held-cgroup", "registered", &["--user", "4242"]);
     let cgroup = jail.web.host.cgroup("jail");
+    // What the agent cannot see elsewhere in the hierarchy hides none of its services.
+    output_of(jail.web.host.in_cgroup("hidden/below", &jail.web.host.command("true")));
+    let hidden = jail.web.host.cgroup("hidden");
+    output_of(jail.web.host.sh(&format!(
+        "chmod 0 \"$(awk '$3 == \"cgroup2\" {{ print $2; exit }}' /proc/self/mounts)\"{hidden}"
+    )));
     jail.web.register("jail", ["--port", "81", "--cgroup", &cgroup]);
     holds(&jail, true, |program| jail.web.host.in_cgroup("jail", &jail.web.host.command(program)));
 }
