@@ -63,7 +63,7 @@ impl Pulse {
                 // Who does not hear it takes the agent for dead, which says more than a line here.
                 [] => drop(tell()),
                 missing => {
-                    tracing::error!(workers = ?missing, "workers do not answer: the watchdog is not fed")
+                    tracing::error!(workers = ?missing, "workers do not answer: the watchdog is not fed");
                 }
             }
         }
