@@ -164,7 +164,11 @@ impl Publisher {
             set_health(registration, health);
         }
         let mesh = (Arc::clone(&inputs.mesh), inputs.version);
-        self.publish(&mut inputs, mesh, &registrations)
+        let before = inputs.registrations.clone();
+        self.publish(&mut inputs, mesh, &registrations)?;
+        drop(inputs);
+        tell_of_changes(&before, &registrations);
+        Ok(())
     }
 
     /// Takes what checks have found. Of a service that has been registered anew meanwhile, nothing was found yet.
@@ -305,6 +309,26 @@ fn in_groups(mesh: &Mesh, registrations: &[Arc<LocalService>]) -> Vec<Arc<LocalS
 fn set_health(registration: &mut Arc<LocalService>, health: Health) {
     if registration.health != health {
         *registration = Arc::new(LocalService { health, ..LocalService::clone(registration) });
+    }
+}
+
+/// Notes in the log which services of this host came, changed and went.
+fn tell_of_changes(before: &[Arc<LocalService>], now: &[Arc<LocalService>]) {
+    let of = |all: &[Arc<LocalService>], one: &LocalService| {
+        all.iter().find(|other| other.key == one.key).cloned()
+    };
+    for one in now {
+        match of(before, one) {
+            None => tracing::info!(service = %one.key, "the service is registered on this host"),
+            // Whether it is well is told where it is found out.
+            Some(former) if LocalService { health: one.health, ..LocalService::clone(&former) } != **one => {
+                tracing::info!(service = %one.key, "the service is registered anew on this host");
+            }
+            Some(_) => {}
+        }
+    }
+    for one in before.iter().filter(|one| of(now, one).is_none()) {
+        tracing::info!(service = %one.key, "the service is no longer registered on this host");
     }
 }
 

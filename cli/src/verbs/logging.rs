@@ -1,8 +1,15 @@
-//! What the programs that stay say about themselves: lines on the standard error, which the journal takes.
+//! What the programs that stay say about themselves: entries of the journal where they are its services, else lines on the
+//! standard error.
+
+/// The journal's protocol.
+mod journal;
 
 use std::io::IsTerminal;
 
+use journal::Journal;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// What is logged unless the environment says otherwise. The HTTP/2 codec warns of each frame that a peer should not have
 /// sent; what comes of such peers is in the log of connections, once.
@@ -18,16 +25,16 @@ pub(super) fn start() {
         Some(Ok(filter)) => (filter, None),
         Some(Err(error)) => (EnvFilter::new(DEFAULT), Some(error)),
     };
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    // The journal notes the time of each line itself.
-    let started = match std::env::var_os("JOURNAL_STREAM") {
-        Some(_) => lines.without_time().try_init(),
-        None => lines.try_init(),
+    let started = match Journal::behind_stderr() {
+        Some(journal) => tracing_subscriber::registry().with(filter).with(journal).try_init().is_ok(),
+        None => tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .try_init()
+            .is_ok(),
     };
-    if let (Ok(()), Some(error)) = (started, fault) {
+    if let (true, Some(error)) = (started, fault) {
         tracing::warn!("{VARIABLE} cannot be read, `{DEFAULT}` stands in: {error}");
     }
 }
