@@ -116,7 +116,9 @@ fn plain(value: &str) -> &str {
 }
 
 fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
-    let value = &value[..value.floor_char_boundary(MAX_VALUE)];
+    let most =
+        (0..=value.len().min(MAX_VALUE)).rev().find(|at| value.is_char_boundary(*at)).unwrap_or_default();
+    let value = &value[..most];
     entry.extend_from_slice(name.as_bytes());
     if value.contains('\n') {
         entry.push(b'\n');
