@@ -51,12 +51,14 @@ use crate::capture::Outbound;
 use crate::credentials::Credentials;
 use crate::demand::Demand;
 use crate::flows::Flows;
+use crate::headroom::{MEMORY_MAX, Memory};
 use crate::originate::Originations;
 use crate::resolution::AskedNames;
 use crate::service_manager::watchdog::Pulse;
 use crate::share::Shares;
 use crate::snapshot::{Cluster, Snapshot};
 use crate::telemetry::Telemetry;
+use error::ProxyError;
 use http::upstream::{KeptSockets, Upstreams};
 use open::OpenConnections;
 use socket::Mark;
@@ -209,6 +211,8 @@ pub struct Shared {
     pub led: Arc<Shares<Identity>>,
     /// Has one more for each worker that carries nothing of before the process was to be started anew.
     pub settled: Arc<Semaphore>,
+    /// What memory is left.
+    pub memory: Arc<Memory>,
     /// By which every worker shows that it comes round.
     pub pulse: Arc<Pulse>,
 }
@@ -448,11 +452,15 @@ impl Worker {
         cluster.limits().connect_timeout.unwrap_or(self.shared.limits.connect_timeout)
     }
 
-    /// Counts a connection against the limit for as long as the guard lives.
-    fn enter(&self) -> Option<Entered> {
+    /// Counts a connection against the limit for as long as the guard lives. Fails where there is no place for it, or no memory.
+    fn enter(&self) -> Result<Entered, ProxyError> {
         let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
         let entered = Entered(Arc::clone(&self.shared.connections));
-        (before < self.shared.limits.max_connections).then_some(entered)
+        if !self.shared.memory.has_place_beside(before) {
+            return Err(ProxyError::Overloaded(MEMORY_MAX));
+        }
+        let has_place = before < self.shared.limits.max_connections;
+        has_place.then_some(entered).ok_or(ProxyError::Overloaded("max_connections"))
     }
 }
 

@@ -27,6 +27,7 @@ const ROOT_ONLY: &[&str] = &[
     "impersonation::another_user_reads_no_key",
     "local_attackers::a_local_user_gets_nothing_of_the_agents_ports",
     "local_attackers::who_is_gone_before_it_is_known_is_taken_for_nobody_else",
+    "memory_limit::connections_beyond_the_memory_of_the_unit_are_refused_and_nobody_is_killed",
     "privileges::a_low_port_is_bound_with_the_one_capability_that_it_takes",
     "privileges::what_is_not_needed_is_given_up_and_everything_still_works",
     "registry_only::a_service_that_is_told_by_its_cgroup_does_not_get_out_as_root",

@@ -145,6 +145,8 @@ mod lossy;
 mod malformed_requests;
 #[path = "stories/meets_envoy.rs"]
 mod meets_envoy;
+#[path = "stories/memory_limit.rs"]
+mod memory_limit;
 #[path = "stories/name_server.rs"]
 mod name_server;
 #[path = "stories/names.rs"]

@@ -24,6 +24,7 @@ use crate::containers::heard::Heard;
 use crate::demand::Demand;
 use crate::dns::Dns;
 use crate::fetch::Fetcher;
+use crate::headroom::{Headroom, Memory};
 use crate::health::Checks;
 use crate::health::commands::Commands;
 use crate::health::probe::Prober;
@@ -68,6 +69,8 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let Handed { sockets: mut given, healthy, watchdog } = handed;
     let mut prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
+    let memory = Arc::<Memory>::default();
+    metrics.show(Headroom(Arc::clone(&memory)));
     let originations = Arc::new(Originations::new(config.directories.config.join("credentials")));
     let publisher = Publisher::new(
         (prepared.initial.clone(), prepared.version),
@@ -179,7 +182,9 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
         led: Arc::default(),
         settled: Arc::new(Semaphore::new(0)),
         pulse: Pulse::new(config.workers),
+        memory: Arc::clone(&memory),
     };
+    others.push(tokio::spawn(memory.watch(Arc::clone(&shared.connections))));
     let (settled, pulse) = (Arc::clone(&shared.settled), Arc::clone(&shared.pulse));
     tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
     let tally = lines.tally();

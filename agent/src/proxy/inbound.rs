@@ -73,9 +73,12 @@ impl Tunnel {
 /// Serves one tunnel until it ends.
 pub async fn serve(worker: Arc<Worker>, stream: TcpStream) {
     let Ok(client) = stream.peer_addr().map(socket::canonical) else { return };
-    let Some(_entered) = worker.enter() else {
-        let record = Record::new(Reporter::Destination, client);
-        return worker.telemetry.finish(&record, None, &Err(ProxyError::Overloaded("max_connections")));
+    let _entered = match worker.enter() {
+        Ok(entered) => entered,
+        Err(error) => {
+            let record = Record::new(Reporter::Destination, client);
+            return worker.telemetry.finish(&record, None, &Err(error));
+        }
     };
     let shaken = match may_shake_hands(&worker, client) {
         Ok(_places) => Box::pin(handshake(&worker, stream, client)).await,
@@ -264,11 +267,10 @@ async fn judge_and_deliver(
     if tunnel.shown.identity == snapshot.host_identity {
         return gateway::carry(worker, (tunnel, &snapshot), (request, respond), (record, counted)).await;
     }
-    let entered = worker.enter();
+    let (entered, full) =
+        worker.enter().map_or_else(|full| (None, Some(full)), |entered| (Some(entered), None));
     let delivering = async {
-        if entered.is_none() {
-            return Err(ProxyError::Overloaded("max_connections"));
-        }
+        full.map_or(Ok(()), Err)?;
         let (local, allowed_by) = judge(worker, tunnel, &snapshot, &request, record).await?;
         let upstream = match &local.gateway {
             Some(_) => None,

@@ -111,7 +111,7 @@ async fn connect_and_relay(
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
 ) -> Result<Carried, ProxyError> {
-    let entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
+    let entered = worker.enter()?;
     let destination = socket::original_destination(client).map_err(|_| ProxyError::NotCaptured)?;
     record.destination = Some(destination);
     client.set_nodelay(true).map_err(ProxyError::ClientBroke)?;

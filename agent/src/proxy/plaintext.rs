@@ -42,7 +42,7 @@ async fn judge_and_deliver(
     record: &mut Record,
     counted: &mut Option<Arc<Counted>>,
 ) -> Result<Option<Arrived>, ProxyError> {
-    let entered = worker.enter().ok_or(ProxyError::Overloaded("max_connections"))?;
+    let entered = worker.enter()?;
     let destination = socket::original_destination(client).map_err(|_| ProxyError::NotCaptured)?;
     record.destination = Some(destination);
     record.security = Security::None;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use baremesh_model::identity::Identity;
 use baremesh_model::workload::Labels;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter as GenericCounter;
 use prometheus_client::metrics::family::Family;
@@ -253,6 +254,11 @@ impl Metrics {
         };
         metrics.register();
         Arc::new(metrics)
+    }
+
+    /// Shows what a collector reads when it is asked.
+    pub fn show(&self, collector: impl Collector) {
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner).register_collector(Box::new(collector));
     }
 
     fn register(&self) {

@@ -4,6 +4,7 @@ use crate::admin::report::doctor::DoctorReport;
 use crate::doctor::code::Code;
 use crate::doctor::look::host::{Disk, Host};
 use crate::doctor::{Check, Finding};
+use crate::headroom::Used;
 
 /// The first kernel that tells a socket's cgroup.
 const KERNEL: (u32, u32) = (5, 8);
@@ -71,7 +72,7 @@ pub fn limits(host: &Host, agent: Option<&DoctorReport>) -> Check {
             check.findings.extend(descriptors(agent));
             if let Some(memory) = agent.memory {
                 seen.push(format!("{} of {} MiB", memory.used >> 20, memory.limit >> 20));
-                if memory.used >= memory.limit / 100 * NEARLY {
+                if (Used { bytes: memory.used, limit: memory.limit }).is_nearly_all() {
                     let said = format!("{} of {} MiB", memory.used >> 20, memory.limit >> 20);
                     check.found(Code::MemoryLow, said);
                 }

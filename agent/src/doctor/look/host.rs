@@ -11,6 +11,7 @@ use crate::admin::report::doctor::{DescriptorsReport, MemoryReport};
 use crate::attribution::cgroup::Hierarchy;
 use crate::capture::conntrack::Tracked;
 use crate::capture::{CaptureError, nft_version};
+use crate::headroom::{self, Memory, Used};
 
 /// The file that says whether the state directory can be written to. It is removed at once.
 const TRIAL: &str = ".doctor";
@@ -82,7 +83,7 @@ pub fn unwritable(directory: &Path) -> Option<String> {
 pub fn descriptors(max_connections: usize) -> DescriptorsReport {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     DescriptorsReport {
-        open: fs::read_dir("/proc/self/fd").map_or(0, |open| open.count() as u64),
+        open: headroom::open_descriptors().unwrap_or_default(),
         limit: limit.unwrap_or(u64::MAX),
         max_connections: max_connections as u64,
     }
@@ -90,18 +91,7 @@ pub fn descriptors(max_connections: usize) -> DescriptorsReport {
 
 /// The memory of this process's cgroup, or of the nearest above it that has a limit.
 pub fn memory() -> Option<MemoryReport> {
-    let hierarchy = Hierarchy::find().ok()?;
-    let text = fs::read_to_string("/proc/self/cgroup").ok()?;
-    let own = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    let mut directory = hierarchy.directory.join(own);
-    while directory.starts_with(&hierarchy.directory) {
-        let number = |name: &str| fs::read_to_string(directory.join(name)).ok()?.trim().parse().ok();
-        if let (Some(used), Some(limit)) = (number("memory.current"), number("memory.max")) {
-            return Some(MemoryReport { used, limit });
-        }
-        directory.pop();
-    }
-    None
+    Memory::used().map(|Used { bytes: used, limit }| MemoryReport { used, limit })
 }
 
 #[cfg(test)]

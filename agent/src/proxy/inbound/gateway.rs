@@ -29,11 +29,10 @@ pub(super) async fn carry(
     (request, respond): (Request<RecvStream>, &mut SendResponse<Bytes>),
     (record, counted): (&mut Record, &mut Option<Arc<Counted>>),
 ) -> Result<Carried, ProxyError> {
-    let entered = worker.enter();
+    let (_entered, full) =
+        worker.enter().map_or_else(|full| (None, Some(full)), |entered| (Some(entered), None));
     let connecting = async {
-        if entered.is_none() {
-            return Err(ProxyError::Overloaded("max_connections"));
-        }
+        full.map_or(Ok(()), Err)?;
         let place = place(&worker.shared.led, &tunnel.peer.identity)?;
         let address = judge(worker, tunnel, snapshot, &request)?;
         (record.destination, record.upstream) = (Some(address), Some(address));

@@ -92,7 +92,7 @@ impl Caller {
         let key = self.key(target);
         let has_own_socket = !matches!(key.via, Via::Tunnel(_));
         let entered = match wanted.is_one_of_many && has_own_socket {
-            true => Some(self.worker.enter().ok_or(Miss::Overflow)?),
+            true => Some(self.worker.enter().map_err(|_| Miss::Overflow)?),
             false => None,
         };
         let upstreams = &self.worker.upstreams;
