@@ -19,11 +19,15 @@ sys.dont_write_bytecode = True
 import packages  # noqa: E402
 from hosts import the_root  # noqa: E402
 from report import Broken, NotKnown, Report  # noqa: E402
-from scenarios import install  # noqa: E402
+from scenarios import install, under_load  # noqa: E402
 
 SCENARIOS = {
     "install": install.run,
+    "load": under_load.gentle,
+    "restart": under_load.abrupt,
 }
+# Run by name alone.
+LEFT_OUT = ("restart",)
 
 
 def main(names):
@@ -46,7 +50,7 @@ def main(names):
         print(f"system: {why}: nothing is known of it", file=sys.stderr)
         return 77
     failed, not_known = [], []
-    for name in names or SCENARIOS:
+    for name in names or [name for name in SCENARIOS if name not in LEFT_OUT]:
         scenario = SCENARIOS[name]
         report = Report(name, scenario.__doc__.split("\n\n")[0].replace("\n    ", " "))
         try:

@@ -11,6 +11,8 @@ PROGRAMS = Path(__file__).resolve().parent / "programs"
 COUNTS = "/run/callers.json"
 PORTS = "--port 7000 --protocol http --port 7001 --protocol tcp --port 7002 --protocol grpc --port 7003 --protocol tcp"
 SERVICES = ("shop", "callers")
+# Of each kind; as in programs/callers.py.
+CALLERS = 4
 
 
 class Load:

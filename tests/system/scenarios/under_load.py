@@ -1,0 +1,96 @@
+"""What a constant load feels of reloads, upgrades, restarts and the agent's death, on the caller's host and on the server's."""
+
+from hosts import Network
+from load import CALLERS, SERVICES, Load, figures, losses
+from mesh import drain_for, installed_version, make, program_of, upgrade
+from report import Broken, until
+
+RELOADS = RESTARTS = 20
+UPGRADES = 5
+KILLS = 4
+# Longer than the scenario takes, so that streams which are open all the time are never out of it.
+LONG_DRAIN = 900
+
+
+def mesh_under_load(network, package, drain):
+    """A control host, and two members with the load between them; each carries what is open for `drain` seconds."""
+    control, caller, server = network.boot("control", "caller", "server")
+    shop, callers = SERVICES
+    make(control, [caller, server], {"caller": [callers], "server": [shop]}, package)
+    for host in (caller, server):
+        drain_for(host, drain)
+        host.run("systemctl reload baremesh")
+    return caller, server, Load(caller, server)
+
+
+def gentle(report, packages):
+    """20 reloads and 5 upgrades under a load of six kinds: no request fails and no stream is cut"""
+    first, *later = packages
+    with Network() as network:
+        caller, server, load = mesh_under_load(network, first, LONG_DRAIN)
+        for number in range(RELOADS):
+            host = (caller, server)[number % 2]
+            before = host.main_pid("baremesh")
+            host.run("systemctl reload baremesh")
+            until(f"the {host.name}'s main process is another", lambda host=host, before=before: host.main_pid("baremesh") not in (0, before))
+            nothing_is_lost(load, f"reload {number + 1}, of the {host.name}'s")
+            load.goes_on()
+        report.holds(f"{RELOADS} reloads, half of them at each end, lose nothing, and each has another process serve")
+        figures(report, load.counts())
+        for number in range(UPGRADES):
+            package = (*later, first)[number % 3]
+            host = (server, caller)[number % 2]
+            upgrade(host, package)
+            until(f"the {host.name} runs {package.version}",
+                  lambda host=host, package=package: program_of(host, "baremesh") == package.digest)
+            load.goes_on()
+            nothing_is_lost(load, f"upgrade {number + 1}, of the {host.name} to {package.version}")
+            report.check(f"the {host.name} has {package.version}, and what runs is its program",
+                         installed_version(host) == f"{package.version}-1")
+        counts = load.end()
+        figures(report, counts)
+        report.check("no request failed, no connection was refused and no stream was cut", not losses(counts), losses(counts))
+        for host in (caller, server):
+            until(f"the {host.name}'s old agents end with the last stream", lambda host=host: agents(host) == 1)
+        report.holds("agents that were taken over from end with what they carried")
+
+
+def agents(host):
+    """How many agents run on the host."""
+    return int(host.run("pgrep -fc '^/usr/bin/baremesh agent' || true"))
+
+
+def nothing_is_lost(load, when):
+    lost = losses(load.counts())
+    if lost:
+        raise Broken(f"{when}: {lost}")
+
+
+def abrupt(report, packages):
+    """20 restarts and 4 deaths of the agent under a load of six kinds: what is open may end, and nothing new is refused"""
+    with Network() as network:
+        caller, server, load = mesh_under_load(network, packages[0], 1)
+        for number in range(RESTARTS):
+            host = (caller, server)[number % 2]
+            host.run("systemctl restart baremesh")
+            load.goes_on()
+        counts = load.counts()
+        figures(report, counts)
+        refused = {kind: found["errors"] for kind, found in counts.items() if found["refused"]}
+        report.check(f"{RESTARTS} restarts, half of them at each end, refuse no connection", not refused, refused)
+        before = counts
+        for number in range(KILLS):
+            host = (caller, server)[number % 2]
+            if number >= 2:
+                # One that took over is no child that systemd started.
+                host.run("systemctl reload baremesh")
+            old = host.main_pid("baremesh")
+            host.run("systemctl kill --kill-who=main -s KILL baremesh")
+            until(f"the {host.name}'s agent is back", lambda host=host, old=old: host.main_pid("baremesh") not in (0, old) and host.is_active("baremesh"))
+            load.goes_on()
+        counts = load.end()
+        figures(report, counts)
+        refused = {kind: found["errors"] for kind, found in counts.items() if found["refused"] > before[kind]["refused"]}
+        report.check(f"{KILLS} deaths by SIGKILL refuse no connection: what waited was answered", not refused, refused)
+        lost = counts["once"]["failed"] - before["once"]["failed"]
+        report.check("of requests with a connection each, those under way were lost at most", lost <= KILLS * CALLERS, lost)
