@@ -19,11 +19,15 @@ sys.dont_write_bytecode = True
 import packages  # noqa: E402
 from hosts import the_root  # noqa: E402
 from report import Broken, NotKnown, Report  # noqa: E402
-from scenarios import install, under_load  # noqa: E402
+from scenarios import beside, install, rpm, under_load, units  # noqa: E402
 
 SCENARIOS = {
     "install": install.run,
     "load": under_load.gentle,
+    "units": units.run,
+    "rpm": rpm.run,
+    "capture": beside.capture,
+    "churn": beside.churn,
     "restart": under_load.abrupt,
 }
 # Run by name alone.

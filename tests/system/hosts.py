@@ -98,7 +98,7 @@ class Network:
 
 class Host:
     def __init__(self, network, name, number):
-        self.network, self.name = network, name
+        self.network, self.name, self.number = network, name, number
         self.address, self.address6 = f"10.79.0.{number}", f"fd79::{number}"
         self.place = network.place / name
         self.root = self.place / "root"
@@ -118,7 +118,9 @@ class Host:
         """A network namespace without a rule in it, on the bridge."""
         switch, here = f"{self.network.tag}-sw", self.namespace
         ip("netns", "add", here)
-        ip("-n", switch, "link", "add", f"p-{self.name}", "type", "veth", "peer", "name", "eth0", "netns", here)
+        ip("-n", switch, "link", "add", f"p-{self.name}", "type", "veth",
+           # A host's own at each boot, so that its neighbours know it.
+           "peer", "name", "eth0", "address", f"02:00:00:00:00:{self.number:02x}", "netns", here)
         ip("-n", switch, "link", "set", f"p-{self.name}", "master", "br0", "up")
         for link in ("lo", "eth0"):
             ip("-n", here, "link", "set", link, "up")
@@ -183,6 +185,8 @@ class Host:
 
     def unplug(self):
         self.nspawn = self.pid = None
+        # The kernel takes a namespace apart later, and the cable's name is wanted again.
+        subprocess.run(["ip", "-n", f"{self.network.tag}-sw", "link", "del", f"p-{self.name}"], capture_output=True)
         subprocess.run(["ip", "netns", "del", self.namespace], capture_output=True)
 
     def reboot(self):

@@ -28,7 +28,7 @@ class Load:
         caller.run("baremesh service register callers --port 9000 --unit callers.service")
         until("the shop is called", lambda: call(caller, "callers", "shop.mesh.internal", 7001).returncode == 0)
         service_unit(caller, "callers", f"/usr/bin/python3 /srv/callers.py shop.mesh.internal {COUNTS}",
-                     "TimeoutStopSec=90\nEnvironment=GRPC_DNS_RESOLVER=native\n")
+                     "TimeoutStopSec=90\n")
         until("the load flows", self.flows)
 
     def flows(self):
@@ -50,13 +50,16 @@ class Load:
         return self.counts()
 
 
-def losses(counts):
-    """What was lost of a load: a line for each kind that lost something."""
-    return [f"{kind}: {found['failed']} failed, {found['refused']} refused, {found['cut']} cut; first: {found['errors'][:4]}"
-            for kind, found in counts.items() if found["failed"] or found["refused"] or found["cut"]]
+LOSSES = ("failed", "refused", "cut", "unnamed")
+
+
+def losses(counts, of=LOSSES):
+    """What was lost of a load: a line for each kind that lost something, with the first errors."""
+    return [f"{kind}: " + "; ".join(f"{found[loss]} {loss}: {found['errors'].get(loss)}" for loss in of if found[loss])
+            for kind, found in counts.items() if any(found[loss] for loss in of)]
 
 
 def figures(report, counts):
     for kind, found in counts.items():
-        report.figure(f"{kind:12} {found['done']:6} exchanges over {found['opened']:5} connections; {found['failed']} failed, "
-                      f"{found['refused']} refused, {found['cut']} cut; the slowest took {found['slowest']:.2f} s")
+        lost = ", ".join(f"{found[loss]} {loss}" for loss in LOSSES)
+        report.figure(f"{kind:12} {found['done']:6} exchanges over {found['opened']:5} connections; {lost}; the slowest took {found['slowest']:.2f} s")

@@ -4,8 +4,9 @@ that is named, as JSON, always.
     callers.py HOST FILE
 
 Of each kind: `done` (requests, or messages that came back), `opened` (connections), `refused` (ended before the caller had
-sent anything), `failed` (requests without an answer, or with a wrong one), `cut` (streams that ended by themselves), the
-`slowest` exchange in seconds, and the first errors.
+sent anything), `failed` (requests without an answer, or with a wrong one), `cut` (streams that ended by themselves),
+`unnamed` (the name did not resolve, and the address that it had before was called), the `slowest` exchange in seconds, and the
+first errors of each sort.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -30,18 +32,21 @@ GREETING = b"welcome\n"
 
 HOST, FILE = sys.argv[1:]
 ending = asyncio.Event()
+# The address that the name had last.
+known = []
 
 
 class Counts:
     def __init__(self):
-        self.done = self.opened = self.refused = self.failed = self.cut = 0
+        self.done = self.opened = self.refused = self.failed = self.cut = self.unnamed = 0
         self.slowest = 0.0
-        self.errors = []
+        self.errors = {}
 
     def wrong(self, what, error):
         setattr(self, what, getattr(self, what) + 1)
-        if len(self.errors) < 8:
-            self.errors.append(f"{time.strftime('%H:%M:%S')} {what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        errors = self.errors.setdefault(what, [])
+        if len(errors) < 4:
+            errors.append(f"{time.strftime('%H:%M:%S')} {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
     @contextlib.asynccontextmanager
     async def exchange(self):
@@ -60,10 +65,25 @@ class Refused(Exception):
     """The connection ended before anything was sent."""
 
 
+async def address(counts):
+    """The shop's address: as it resolves now, or as it did before."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(HOST, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
+        known.append(found[0][4][0])
+    except OSError as error:
+        counts.wrong("unnamed", error)
+    if not known:
+        raise Refused("the name has never resolved")
+    del known[:-1]
+    return known[-1]
+
+
 async def connect(counts, port):
+    where = await address(counts)
     try:
         async with asyncio.timeout(PATIENCE):
-            reader, writer = await asyncio.open_connection(HOST, port)
+            reader, writer = await asyncio.open_connection(where, port)
     except (OSError, TimeoutError) as error:
         raise Refused(f"{type(error).__name__}: {error}") from error
     counts.opened += 1
@@ -177,7 +197,8 @@ async def message(reader, writer, kind, payload):
 
 async def grpc_stream(counts, number):
     """A gRPC call with streams both ways, on a connection of its own."""
-    async with grpc.aio.insecure_channel(f"{HOST}:7002", [("grpc.use_local_subchannel_pool", 1)]) as channel:
+    async with grpc.aio.insecure_channel(f"ipv4:{await address(counts)}:7002", [("grpc.use_local_subchannel_pool", 1),
+                                         ("grpc.default_authority", HOST)]) as channel:
         counts.opened += 1
         call = channel.stream_stream("/shop.Shop/Echo")()
         sent = False

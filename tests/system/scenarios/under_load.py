@@ -76,7 +76,7 @@ def abrupt(report, packages):
             load.goes_on()
         counts = load.counts()
         figures(report, counts)
-        refused = {kind: found["errors"] for kind, found in counts.items() if found["refused"]}
+        refused = losses(counts, ["refused"])
         report.check(f"{RESTARTS} restarts, half of them at each end, refuse no connection", not refused, refused)
         before = counts
         for number in range(KILLS):
@@ -90,7 +90,7 @@ def abrupt(report, packages):
             load.goes_on()
         counts = load.end()
         figures(report, counts)
-        refused = {kind: found["errors"] for kind, found in counts.items() if found["refused"] > before[kind]["refused"]}
+        refused = losses(counts, ["refused"])
         report.check(f"{KILLS} deaths by SIGKILL refuse no connection: what waited was answered", not refused, refused)
         lost = counts["once"]["failed"] - before["once"]["failed"]
         report.check("of requests with a connection each, those under way were lost at most", lost <= KILLS * CALLERS, lost)
