@@ -37,7 +37,8 @@ def make(control, members, services, package):
 
 def join(control, host, services):
     granted = " ".join(f"--service {name}" for name in services)
-    token = token_in(control.run(f"baremesh token create {granted}"))
+    # It speaks with the control server over IPv4, which so knows nothing of its other address.
+    token = token_in(control.run(f"baremesh token create {granted} --address {host.address6}"))
     host.run(f"baremesh join {control.address} --token {token} && systemctl enable --now baremesh")
 
 

@@ -32,8 +32,8 @@ GREETING = b"welcome\n"
 
 HOST, FILE = sys.argv[1:]
 ending = asyncio.Event()
-# The address that the name had last.
-known = []
+# The addresses that the name had last, by family.
+known = {}
 
 
 class Counts:
@@ -65,22 +65,21 @@ class Refused(Exception):
     """The connection ended before anything was sent."""
 
 
-async def address(counts):
-    """The shop's address: as it resolves now, or as it did before."""
-    loop = asyncio.get_running_loop()
+async def address(counts, number):
+    """The shop's address as it resolves now, or as it did before. Half of the callers take IPv6."""
+    family = (socket.AF_INET, socket.AF_INET6)[number // 2 % 2]
     try:
-        found = await loop.getaddrinfo(HOST, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
-        known.append(found[0][4][0])
+        found = await asyncio.get_running_loop().getaddrinfo(HOST, None, family=family, type=socket.SOCK_STREAM)
+        known[family] = found[0][4][0]
     except OSError as error:
         counts.wrong("unnamed", error)
-    if not known:
+    if family not in known:
         raise Refused("the name has never resolved")
-    del known[:-1]
-    return known[-1]
+    return known[family]
 
 
-async def connect(counts, port):
-    where = await address(counts)
+async def connect(counts, number, port):
+    where = await address(counts, number)
     try:
         async with asyncio.timeout(PATIENCE):
             reader, writer = await asyncio.open_connection(where, port)
@@ -107,9 +106,9 @@ def request(*fields):
     return "\r\n".join((f"GET / HTTP/1.1\r\nHost: {HOST}:7000", *fields, "\r\n")).encode()
 
 
-async def kept(counts, _number):
+async def kept(counts, number):
     """HTTP/1.1 over one connection for as long as the other side leaves it open."""
-    reader, writer = await connect(counts, 7000)
+    reader, writer = await connect(counts, number, 7000)
     try:
         while not ending.is_set() and not reader.at_eof():
             async with counts.exchange():
@@ -122,9 +121,9 @@ async def kept(counts, _number):
         writer.close()
 
 
-async def once(counts, _number):
+async def once(counts, number):
     """A connection for each request."""
-    reader, writer = await connect(counts, 7000)
+    reader, writer = await connect(counts, number, 7000)
     try:
         async with counts.exchange():
             writer.write(request("Connection: close"))
@@ -136,7 +135,7 @@ async def once(counts, _number):
 
 async def stream(counts, number):
     """TCP that stays open, with a line there and back."""
-    reader, writer = await connect(counts, 7001)
+    reader, writer = await connect(counts, number, 7001)
     try:
         async for line in lines(number):
             async with counts.exchange():
@@ -153,7 +152,7 @@ async def stream(counts, number):
 
 async def greeted(counts, number):
     """TCP whose caller sends nothing before the other side has spoken."""
-    reader, writer = await connect(counts, 7003)
+    reader, writer = await connect(counts, number, 7003)
     try:
         try:
             async with counts.exchange():
@@ -170,7 +169,7 @@ async def greeted(counts, number):
 
 async def websocket(counts, number):
     """A WebSocket, with a message there and back."""
-    reader, writer = await connect(counts, 7000)
+    reader, writer = await connect(counts, number, 7000)
     try:
         async with counts.exchange():
             key = base64.b64encode(os.urandom(16)).decode()
@@ -197,7 +196,9 @@ async def message(reader, writer, kind, payload):
 
 async def grpc_stream(counts, number):
     """A gRPC call with streams both ways, on a connection of its own."""
-    async with grpc.aio.insecure_channel(f"ipv4:{await address(counts)}:7002", [("grpc.use_local_subchannel_pool", 1),
+    where = await address(counts, number)
+    at = f"[{where}]" if ":" in where else where
+    async with grpc.aio.insecure_channel(f"dns:///{at}:7002", [("grpc.use_local_subchannel_pool", 1),
                                          ("grpc.default_authority", HOST)]) as channel:
         counts.opened += 1
         call = channel.stream_stream("/shop.Shop/Echo")()

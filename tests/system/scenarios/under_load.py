@@ -78,7 +78,7 @@ def abrupt(report, packages):
         figures(report, counts)
         refused = losses(counts, ["refused"])
         report.check(f"{RESTARTS} restarts, half of them at each end, refuse no connection", not refused, refused)
-        before = counts
+        before = load.counts()
         for number in range(KILLS):
             host = (caller, server)[number % 2]
             if number >= 2:
@@ -90,7 +90,6 @@ def abrupt(report, packages):
             load.goes_on()
         counts = load.end()
         figures(report, counts)
-        refused = losses(counts, ["refused"])
-        report.check(f"{KILLS} deaths by SIGKILL refuse no connection: what waited was answered", not refused, refused)
-        lost = counts["once"]["failed"] - before["once"]["failed"]
-        report.check("of requests with a connection each, those under way were lost at most", lost <= KILLS * CALLERS, lost)
+        lost = {kind: sum(found[loss] - before[kind][loss] for loss in ("refused", "failed", "cut")) for kind, found in counts.items()}
+        report.check(f"{KILLS} deaths by SIGKILL end what was open, at most once each, and nothing that waited or came then",
+                     max(lost.values()) <= KILLS * CALLERS, f"{lost}, where {KILLS * CALLERS} of a kind were open at most")
