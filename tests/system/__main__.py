@@ -17,7 +17,7 @@ import traceback
 sys.dont_write_bytecode = True
 
 import packages  # noqa: E402
-from hosts import the_root  # noqa: E402
+from hosts import try_machine  # noqa: E402
 from report import Broken, NotKnown, Report  # noqa: E402
 from scenarios import beside, install, rpm, under_load, units  # noqa: E402
 
@@ -30,7 +30,7 @@ SCENARIOS = {
     "churn": beside.churn,
     "restart": under_load.abrupt,
 }
-# Run by name alone.
+# Run by name alone: a restart still refuses what comes meanwhile, as docs/operating.md says.
 LEFT_OUT = ("restart",)
 
 
@@ -47,34 +47,31 @@ def main(names):
     signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         begin = time.monotonic()
-        the_root()
+        try_machine()
         made = packages.build()
-        print(f"system: root and packages stand after {time.monotonic() - begin:.0f} s", flush=True)
+        print(f"system: a host boots, and packages stand, after {time.monotonic() - begin:.0f} s", flush=True)
     except NotKnown as why:
         print(f"system: {why}: nothing is known of it", file=sys.stderr)
         return 77
-    failed, not_known = [], []
+    failed = []
     for name in names or [name for name in SCENARIOS if name not in LEFT_OUT]:
         scenario = SCENARIOS[name]
         report = Report(name, scenario.__doc__.split("\n\n")[0].replace("\n    ", " "))
         try:
             scenario(report, made)
             print(f"--- {name}: {report.count} statements held, {report.seconds():.0f} s", flush=True)
-        except NotKnown as why:
-            print(f"--- {name}: NOT RUN: {why}: nothing is known of it", flush=True)
-            not_known.append(name)
         except KeyboardInterrupt:
             print("system: interrupted", file=sys.stderr)
             return 130
         except Exception as broken:  # noqa: BLE001
-            if not isinstance(broken, Broken):
+            if not isinstance(broken, (Broken, NotKnown)):
                 traceback.print_exc()
             print(f"--- {name}: FAILED after {report.seconds():.0f} s: {broken}", flush=True)
             failed.append(name)
     if failed:
         print(f"system: failed: {', '.join(failed)}")
         return 1
-    return 77 if not_known else 0
+    return 0
 
 
 sys.exit(main(sys.argv[1:]))

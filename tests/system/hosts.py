@@ -8,6 +8,7 @@ network namespace of its own, with IPv4 and IPv6, which is new at each boot as a
 However the block is left, hosts, namespaces, mounts and control groups are gone afterwards."""
 
 import contextlib
+import itertools
 import os
 import shlex
 import shutil
@@ -22,6 +23,10 @@ from report import Broken, NotKnown, until
 REPOSITORY = Path(__file__).resolve().parents[2]
 # How long a command on a host may take, in seconds.
 PATIENCE = 300
+
+
+# Of networks that this process makes.
+numbers = itertools.count(1)
 
 
 def ip(*words):
@@ -50,18 +55,24 @@ def cgroup2():
     raise NotKnown("this machine has no cgroup v2")
 
 
+def try_machine():
+    """Boots a host and puts it away: raises NotKnown on a machine that cannot."""
+    with Network() as network:
+        network.boot("trial")
+
+
 class Network:
     """A bridge, and the hosts on it."""
 
     def __init__(self):
-        self.tag = f"bms{os.getpid()}"
+        self.tag = f"bms{os.getpid()}-{next(numbers)}"
         self.hosts = []
         self.root = the_root()
 
     def __enter__(self):
+        self.cgroup = cgroup2() / self.tag
         self.place = Path(tempfile.mkdtemp(prefix="baremesh-system-"))
         try:
-            self.cgroup = cgroup2() / self.tag
             self.cgroup.mkdir()
             ip("netns", "add", f"{self.tag}-sw")
             ip("-n", f"{self.tag}-sw", "link", "add", "br0", "type", "bridge", "forward_delay", "0")
@@ -81,11 +92,17 @@ class Network:
         for host in self.hosts:
             host.put_away()
         subprocess.run(["ip", "netns", "del", f"{self.tag}-sw"], capture_output=True)
+        with contextlib.suppress(Broken):
+            # What was killed is in its control group until the kernel has seen to it.
+            until("its control groups are empty", self.remove_cgroup, 20)
+        # On its own file system alone: a mount that could not be undone is not gone into.
+        subprocess.run(["find", self.place, "-xdev", "-depth", "-delete"], capture_output=True)
+
+    def remove_cgroup(self):
         for directory, _, _ in os.walk(self.cgroup, topdown=False):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
-        # On its own file system alone: a mount that could not be undone is not gone into.
-        subprocess.run(["find", self.place, "-xdev", "-depth", "-delete"], capture_output=True)
+        return not self.cgroup.exists()
 
     def boot(self, *names):
         """Hosts of these names, side by side; the first ever has the addresses …1, the second …2."""
@@ -176,8 +193,11 @@ class Host:
 
     def cut_power(self):
         """Ends it at once, as a power failure does."""
-        if self.nspawn is not None and self.nspawn.poll() is None:
-            for pid in filter(None, (self.pid, str(self.nspawn.pid))):
+        if self.nspawn is not None:
+            # Linux 5.14. Before it, what matters is init, with which all of its namespace ends.
+            with contextlib.suppress(OSError):
+                (self.cgroup / "cgroup.kill").write_text("1")
+            for pid in filter(None, (self.pid, str(self.nspawn.pid) if self.nspawn.poll() is None else None)):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
             self.nspawn.wait()
