@@ -197,9 +197,11 @@ class Host:
             # Linux 5.14. Before it, what matters is init, with which all of its namespace ends.
             with contextlib.suppress(OSError):
                 (self.cgroup / "cgroup.kill").write_text("1")
-            for pid in filter(None, (self.pid, str(self.nspawn.pid) if self.nspawn.poll() is None else None)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+            for pid in filter(None, (self.pid, self.nspawn.pid)):
+                # Once nspawn has ended, its child's number may be another's.
+                if self.nspawn.poll() is None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
             self.nspawn.wait()
         self.unplug()
 
