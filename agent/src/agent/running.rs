@@ -78,8 +78,10 @@ impl Running {
         self.agent.heard.end_all();
         self.phase.send_replace(Phase::HandedOver);
         drop((self.offer, self.held));
-        // Outside systemd there is nobody to tell.
-        let _: std::io::Result<()> = sd_notify::notify(&[NotifyState::MainPid(process)]);
+        // Outside systemd there is nobody to tell. The watchdog's time begins anew with the other one, which is heard only
+        // after its first round: agents that follow each other faster would be taken for a dead one.
+        let _: std::io::Result<()> =
+            sd_notify::notify(&[NotifyState::MainPid(process), NotifyState::Watchdog]);
         let lives = successor.take().await;
         if let Some(guarding) = self.guarding {
             guarding.relieve(if lives { Relief::Dismissed } else { Relief::OnDuty }).await;
