@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// in how many looks a connection has grown up: what it takes is in what is used,
 const LOOKS: usize = 20;
 /// and where there is none: one may be set while the agent runs.
-const LOOK_FOR_LIMIT: Duration = Duration::from_secs(1);
+const LOOK_FOR_LIMIT: Duration = Duration::from_secs(2);
 /// From so many bytes on, a limit is none.
 const NO_LIMIT: u64 = 1 << 60;
 

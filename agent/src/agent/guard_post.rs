@@ -91,8 +91,12 @@ impl GuardPost {
                 },
                 () = tokio::time::sleep(LOOK) => {}
             }
+            // No more than a system call, and no thread's work.
+            if matches!(self.guard.as_mut().map(Guard::ended), Some(Ok(None))) {
+                continue;
+            }
             let watched = tokio::task::spawn_blocking(move || {
-                self.look();
+                self.replace();
                 self
             });
             match watched.await {
@@ -111,11 +115,8 @@ impl GuardPost {
         }
     }
 
-    fn look(&mut self) {
+    fn replace(&mut self) {
         let ended = self.guard.as_mut().map(Guard::ended);
-        if matches!(ended, Some(Ok(None))) {
-            return;
-        }
         tracing::error!(?ended, "the guard has ended: another one is posted");
         if let Err(error) = self.fill() {
             tracing::error!(%error, "no guard could be posted");

@@ -262,7 +262,10 @@ pub fn capture(config: &AgentConfig) -> Result<Option<Capture>, AgentError> {
     let runtime = &config.directories.runtime;
     std::fs::create_dir_all(runtime).map_err(doing(format!("making {}", runtime.display())))?;
     match Capture::new(runtime) {
-        Ok(capture) => Ok(Some(capture.by_own_name())),
+        Ok(capture) => {
+            let boot = config.directories.state.join("boot.nft");
+            Ok(Some(capture.by_own_name().keeping_for_boot(boot)))
+        }
         Err(error) if !config.capture => {
             tracing::warn!(%error, "capture is off, and cannot be switched on");
             Ok(None)

@@ -56,6 +56,8 @@ use crate::telemetry::text_format;
 
 /// How often the service manager is told that all is well, and readiness is looked at.
 const TELL: Duration = Duration::from_millis(200);
+/// The same while nothing is missing.
+const TELL_READY: Duration = Duration::from_secs(1);
 
 /// The largest body of a request, in bytes: a question about a call, with its headers.
 const MAX_QUESTION: usize = 64 * 1024;
@@ -417,6 +419,6 @@ pub async fn tell_service_manager(agent: Arc<Agent>) {
             let _: io::Result<()> = sd_notify::notify(&states);
             told = Some(missing);
         }
-        tokio::time::sleep(TELL).await;
+        tokio::time::sleep(if ready { TELL_READY } else { TELL }).await;
     }
 }

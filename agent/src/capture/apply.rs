@@ -1,14 +1,16 @@
 //! Putting the rules in place and taking them away. Rules go in before the routes that make virtual addresses
 //! reachable, and routes go before the rules: at no moment does a virtual address lead to a local process.
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::CaptureError;
-use super::batch::{Batch, Routes};
+use super::batch::{Batch, Routes, write_atomically};
 use super::command::Tools;
 use super::gone::{ANCHOR_TABLE, batch_of_gone, removal};
 use super::listing::Listing;
-use super::plan::CapturePlan;
+use super::plan::{CapturePlan, LocalService};
 use super::route;
 use super::rules::{self, Ruleset, ruleset, skeleton, transaction};
 use super::sets::{ELEMENTS_PER_TRANSACTION, NamedSet, SEAL, SEAL_OF_STRUCTURE, TABLE, difference, loading};
@@ -16,6 +18,8 @@ use super::status::{Status, seal_is_broken};
 
 /// The file with the rules for a gone agent, in the runtime directory.
 const GONE_FILE: &str = "gone.nft";
+/// How old the copy for the next boot may be where other things than services of this host have changed.
+const BOOT_GAP: Duration = Duration::from_secs(60);
 
 /// The capture rules of this host.
 #[derive(Debug)]
@@ -25,6 +29,17 @@ pub struct Capture {
     pub(super) standing: Option<Standing>,
     /// What somebody else had made of the rules, until they stand again.
     found: Option<String>,
+    /// The copy of the rules for a gone agent that is for the next boot.
+    boot: Option<ForBoot>,
+}
+
+/// A copy of the rules for a gone agent that outlives a reboot.
+#[derive(Debug)]
+struct ForBoot {
+    file: PathBuf,
+    /// The services of this host that it was written with.
+    services: Vec<LocalService>,
+    written: Option<Instant>,
 }
 
 /// What this process put in place last.
@@ -96,7 +111,37 @@ impl Capture {
             runtime: runtime.to_owned(),
             standing: None,
             found: None,
+            boot: None,
         })
+    }
+
+    /// Keeps a copy of the rules for a gone agent in `file`, which outlives a reboot: they are applied at the next boot, before
+    /// there is an agent.
+    pub fn keeping_for_boot(self, file: PathBuf) -> Self {
+        Self { boot: Some(ForBoot { file, services: Vec::new(), written: None }), ..self }
+    }
+
+    /// Writes that copy: at once where services of this host came, went or changed, and now and then for what else changes, which
+    /// is endpoints of others.
+    fn copy_for_boot(&mut self, plan: &CapturePlan) {
+        let gone_file = self.gone_file();
+        let Some(boot) = &mut self.boot else { return };
+        let is_recent = boot.written.is_some_and(|written| written.elapsed() < BOOT_GAP);
+        if is_recent && boot.services == plan.local {
+            return;
+        }
+        let copied = fs::read_to_string(gone_file).and_then(|text| {
+            write_atomically(&boot.file, &text)?;
+            // It is to be there when the power has gone.
+            boot.file.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
+        });
+        match copied {
+            Ok(()) => (boot.services, boot.written) = (plan.local.clone(), Some(Instant::now())),
+            // A full disk is no reason to leave the host without rules now.
+            Err(error) => {
+                tracing::error!(%error, file = %boot.file.display(), "the rules for the next boot cannot be written: closed services may be reached before the agent runs then")
+            }
+        }
     }
 
     /// Has the kernel's notices of this process's own changes told from those of others in whatever PID namespace it runs. Only
@@ -152,6 +197,8 @@ impl Capture {
         };
         route::place(&self.tools, &route::ranges_of(plan))?;
         self.standing = Some(Standing { skeleton, sets: ruleset.sets, structure });
+        // Last, as it waits for a disk.
+        self.copy_for_boot(plan);
         let without_ipv6 = plan.virtual_v6.and_then(|_| route::ipv6_is_off());
         Ok(Applied { change, without_ipv6, found: self.found.take() })
     }
@@ -255,7 +302,7 @@ pub(super) fn in_parts(skeleton: &str, sets: &[NamedSet]) -> Vec<String> {
 }
 
 pub(super) fn remove_file(path: &Path) -> Result<(), CaptureError> {
-    match std::fs::remove_file(path) {
+    match fs::remove_file(path) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
             Err(CaptureError::File { action: "remove", path: path.to_owned(), source })
         }

@@ -194,3 +194,29 @@ namespace_test! {
         assert_eq!(capture.status().expect("status").state, State::InPlace);
     }
 }
+
+namespace_test! {
+    fn the_rules_for_the_next_boot_are_written_with_each_service_and_not_with_each_endpoint() {
+        let directory = TempDir::new().expect("a directory");
+        let boot = directory.path().join("boot.nft");
+        let capture = Capture::new(directory.path()).expect("nft and ip are installed");
+        let mut capture = capture.keeping_for_boot(boot.clone());
+        let written = || std::fs::read_to_string(&boot).expect("written");
+        let closed = |name: &str, port: u16| service(name, port, Strictness::Strict, WhenGone::Closed);
+        let mut plan = CapturePlan { local: vec![closed("orders", 8080)], ..plan() };
+        capture.apply(&plan).expect("applied");
+        let first = written();
+        assert!(first.contains("8080") && first == std::fs::read_to_string(capture.gone_file()).expect("written"));
+        plan.endpoints.insert("10.9.9.9:9000".parse().expect("an address"));
+        capture.apply(&plan).expect("applied");
+        assert_eq!(written(), first, "not for an endpoint of another host");
+        plan.local.push(closed("stock", 8081));
+        capture.apply(&plan).expect("applied");
+        assert!(written().contains("8081") && written().contains("10.9.9.9"));
+        // A disk that takes nothing leaves the host with its rules.
+        std::fs::remove_file(&boot).expect("removed");
+        std::fs::create_dir(&boot).expect("in the way");
+        plan.local.push(closed("shop", 8082));
+        capture.apply(&plan).expect("applied all the same");
+    }
+}

@@ -44,7 +44,7 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How often the file that names the upstreams is looked at.
-pub const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
+pub const RELOAD_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Name servers taken from a file; those after them are left out with a warning.
 pub const MAX_UPSTREAMS: usize = 16;
