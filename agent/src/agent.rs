@@ -1,4 +1,4 @@
-//! The agent's life: everything is prepared and checked, the data path starts, the rules are put in place, and only
+//! The agent's life: everything is prepared and checked, the rules are put in place, the data path starts, and only
 //! then is the agent ready. It ends the other way round, and leaves the rules for a gone agent behind it.
 
 /// What is read and checked before anything starts.
@@ -30,6 +30,7 @@ use crate::health::commands::Commands;
 use crate::membership::MembershipError;
 use crate::proxy::Phase;
 use crate::registration::file::RegistrationError;
+use crate::service_manager::{self, store};
 
 pub use prepare::empty_mesh;
 pub use start::TAKEN;
@@ -94,6 +95,12 @@ pub async fn run(config: AgentConfig, commands: Commands, begin: Begin) -> Resul
         successor = running.taken() => Some(successor),
     };
     match successor {
+        None if store::is_there()
+            && running.may_leave_its_rules()
+            && service_manager::is_starting_anew().await =>
+        {
+            running.stop_to_start_anew().await;
+        }
         None => running.stop().await,
         Some(successor) => running.hand_over(successor).await,
     }

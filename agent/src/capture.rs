@@ -33,6 +33,8 @@ pub mod held;
 mod hold;
 /// Names of bridges.
 pub mod interface;
+/// The time from one agent to the next.
+pub mod interval;
 /// The link by which systemd-resolved is told of names.
 pub mod link;
 /// Our own table as the kernel has it.
@@ -70,7 +72,7 @@ use std::path::PathBuf;
 
 pub use apply::{Anchor, Applied, Capture, Change};
 pub use bridged::Containers;
-pub use gone::{apply_gone, render_gone};
+pub use gone::{Waiting, apply_gone, render_gone};
 pub use interface::Interface;
 pub use plan::{
     AGENT_MARK, AgentPorts, CapturePlan, DnsCapture, LocalService, Outbound, Strictness, WhenGone,

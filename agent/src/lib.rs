@@ -61,6 +61,8 @@ pub mod resolved;
 pub mod flows;
 /// Checks of this host's services.
 pub mod health;
+/// What systemd does for the agent.
+pub mod service_manager;
 /// What a program that stays may do beyond others.
 pub mod privileges;
 /// Metrics and the access log.

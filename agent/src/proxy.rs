@@ -53,6 +53,7 @@ use crate::demand::Demand;
 use crate::flows::Flows;
 use crate::originate::Originations;
 use crate::resolution::AskedNames;
+use crate::service_manager::watchdog::Pulse;
 use crate::share::Shares;
 use crate::snapshot::{Cluster, Snapshot};
 use crate::telemetry::Telemetry;
@@ -137,7 +138,7 @@ impl Default for Limits {
     }
 }
 
-/// How often it is looked whether everything that was accepted has ended, once another process has taken over.
+/// How often it is looked whether connections have ended that an agent waits for which is on its way out.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// How far the agent is in stopping.
@@ -145,6 +146,8 @@ const LOOK: Duration = Duration::from_millis(50);
 pub enum Phase {
     /// Everything is taken.
     Running,
+    /// The process is about to be started anew: what is open ends, what is new is taken.
+    StartingAnew,
     /// Nothing new is taken; what is open goes on.
     Draining,
     /// Another process takes what is new; what is open goes on here.
@@ -159,6 +162,11 @@ impl Phase {
     /// request.
     fn serves_no_more(self) -> bool {
         matches!(self, Self::Draining | Self::Closing)
+    }
+
+    /// Whether a connection that began in `began` is told to end.
+    fn ends_what_began(self, began: Self) -> bool {
+        self >= if began == Self::StartingAnew { Self::Draining } else { Self::StartingAnew }
     }
 }
 
@@ -199,10 +207,16 @@ pub struct Shared {
     pub demand: Arc<Demand>,
     /// Streams that are led to other agents of this host's network, by whose they are, over all workers.
     pub led: Arc<Shares<Identity>>,
+    /// Has one more for each worker that carries nothing of before the process was to be started anew.
+    pub settled: Arc<Semaphore>,
+    /// By which every worker shows that it comes round.
+    pub pulse: Arc<Pulse>,
 }
 
 /// One thread of the data path.
 pub struct Worker {
+    /// Which of them this is.
+    index: usize,
     shared: Shared,
     attributor: Mutex<Attributor>,
     /// Places for handshakes with peers that are not known yet.
@@ -322,8 +336,13 @@ impl Listeners {
 
 impl Worker {
     /// A worker. It asks the kernel about the network namespace of the thread that makes it.
-    pub fn new(shared: Shared, telemetry: Telemetry) -> Result<Arc<Self>, crate::attribution::LookupError> {
+    pub fn new(
+        index: usize,
+        shared: Shared,
+        telemetry: Telemetry,
+    ) -> Result<Arc<Self>, crate::attribution::LookupError> {
         Ok(Arc::new(Self {
+            index,
             attributor: Mutex::new(Attributor::new(Arc::clone(&shared.cgroups))?),
             handshakes: Semaphore::new(hbone::MAX_HANDSHAKES),
             shaking: Shares::default(),
@@ -340,23 +359,36 @@ impl Worker {
 
     /// Takes connections until the agent has stopped and every connection has ended.
     pub async fn run(self: Arc<Self>, listeners: Listeners) -> io::Result<()> {
+        let mut loops = Vec::new();
         for listener in listeners.outbound {
             let listener = TcpListener::from_std(listener)?;
-            tokio::spawn(accept::loop_over(Arc::clone(&self), listener, outbound::carry));
+            loops.push(tokio::spawn(accept::loop_over(Arc::clone(&self), listener, outbound::carry)));
         }
         for listener in listeners.inbound {
             let listener = TcpListener::from_std(listener)?;
-            tokio::spawn(accept::loop_over(Arc::clone(&self), listener, plaintext::carry));
+            loops.push(tokio::spawn(accept::loop_over(Arc::clone(&self), listener, plaintext::carry)));
         }
         for listener in listeners.hbone {
             let listener = TcpListener::from_std(listener)?;
-            tokio::spawn(accept::loop_over(Arc::clone(&self), listener, inbound::serve));
+            loops.push(tokio::spawn(accept::loop_over(Arc::clone(&self), listener, inbound::serve)));
         }
+        let all_accept = move || loops.iter().all(|accepting| !accepting.is_finished());
+        tokio::spawn(Arc::clone(&self.shared.pulse).answer(self.index, all_accept));
         let mut phase = self.shared.phase.clone();
         let ticking = tokio::spawn(Arc::clone(&self).tick());
         let judging = tokio::spawn(Arc::clone(&self).judge_open_connections());
         // An error means that the agent itself is gone, which is the same.
-        let _ = phase.wait_for(|phase| *phase >= Phase::Draining).await;
+        let _ = phase.wait_for(|phase| *phase >= Phase::StartingAnew).await;
+        let settled = async {
+            self.open.until_those_end().await;
+            self.shared.settled.add_permits(1);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            _ = phase.wait_for(|phase| *phase >= Phase::Draining) => {}
+            () = settled => {}
+        }
         let is_handed_over = *phase.borrow() == Phase::HandedOver;
         let ended = async {
             // What was accepted at the last moment may not count as open yet, and nobody else has it.

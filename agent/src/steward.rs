@@ -20,7 +20,8 @@ use crate::capture::conntrack::Tracked;
 use crate::capture::held::Held;
 use crate::capture::notices::{Changed, Notices};
 use crate::capture::{
-    Anchor, Applied, Capture, CaptureError, CapturePlan, Change, Interface, State, Status, apply_gone,
+    Anchor, Applied, Capture, CaptureError, CapturePlan, Change, Interface, State, Status, Waiting,
+    apply_gone,
 };
 use crate::publish::Publisher;
 use crate::registration::WhenGone;
@@ -318,7 +319,9 @@ impl Steward {
         self.forget_applied();
         match mode {
             Mode::Off => Ok(()),
-            Mode::Keep | Mode::Trial(_) => self.on_capture(|capture| apply_gone(&capture.gone_file())).await,
+            Mode::Keep | Mode::Trial(_) => {
+                self.on_capture(|capture| apply_gone(&capture.gone_file(), Waiting::Reset)).await
+            }
         }
     }
 

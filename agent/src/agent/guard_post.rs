@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 use super::{AgentError, doing};
 use crate::capture::CaptureError;
@@ -32,11 +33,21 @@ pub struct GuardPost {
     exe: PathBuf,
     gone_file: PathBuf,
     sockets: Arc<Vec<OwnedFd>>,
+    /// Whether somebody else has them too.
+    shared: bool,
+}
+
+/// What a post is told.
+enum Order {
+    /// From now on somebody else has the listeners too. Who is told then has it from the guard as well.
+    Share(oneshot::Sender<()>),
+    /// The post ends.
+    Relieve(Relief),
 }
 
 impl GuardPost {
-    /// Posts a guard over the listeners.
-    pub fn start(gone_file: PathBuf, listeners: &[Listeners]) -> Result<Self, AgentError> {
+    /// Posts a guard over the listeners. `shared` says that somebody else has them too.
+    pub fn start(gone_file: PathBuf, listeners: &[Listeners], shared: bool) -> Result<Self, AgentError> {
         let exe = std::env::current_exe().map_err(doing("finding the agent's own binary"))?;
         let sockets: io::Result<Vec<OwnedFd>> = listeners
             .iter()
@@ -44,7 +55,7 @@ impl GuardPost {
             .map(|socket| socket.as_fd().try_clone_to_owned())
             .collect();
         let sockets = sockets.map_err(doing("duplicating the listeners for the guard"))?;
-        let mut post = Self { guard: None, exe, gone_file, sockets: Arc::new(sockets) };
+        let mut post = Self { guard: None, exe, gone_file, sockets: Arc::new(sockets), shared };
         post.fill()?;
         Ok(post)
     }
@@ -56,15 +67,28 @@ impl GuardPost {
 
     fn fill(&mut self) -> Result<(), CaptureError> {
         let sockets: Vec<BorrowedFd<'_>> = self.sockets.iter().map(AsFd::as_fd).collect();
-        self.guard = Some(Guard::spawn(&self.exe, &self.gone_file, &sockets)?);
+        let mut guard = Guard::spawn(&self.exe, &self.gone_file, &sockets)?;
+        if self.shared {
+            tell_of_sharing(&mut guard);
+        }
+        self.guard = Some(guard);
         Ok(())
     }
 
     /// Replaces guards that end, until the post is relieved; then the last one is dismissed, or left to its duty.
-    pub async fn keep(mut self, mut relieved: oneshot::Receiver<Relief>) {
+    async fn keep(mut self, mut orders: mpsc::Receiver<Order>) {
         let relief = loop {
             tokio::select! {
-                relief = &mut relieved => break relief.unwrap_or(Relief::Dismissed),
+                order = orders.recv() => match order {
+                    None => break Relief::Dismissed,
+                    Some(Order::Relieve(relief)) => break relief,
+                    Some(Order::Share(done)) => {
+                        self.shared = true;
+                        self.guard.as_mut().map(tell_of_sharing);
+                        // Who gave the order may have stopped waiting.
+                        let _ = done.send(());
+                    }
+                },
                 () = tokio::time::sleep(LOOK) => {}
             }
             let watched = tokio::task::spawn_blocking(move || {
@@ -96,5 +120,42 @@ impl GuardPost {
         if let Err(error) = self.fill() {
             tracing::error!(%error, "no guard could be posted");
         }
+    }
+}
+
+fn tell_of_sharing(guard: &mut Guard) {
+    if let Err(error) = guard.share() {
+        // It is dead, and the next one is told.
+        tracing::debug!(%error, "the guard is not told that the listeners are shared");
+    }
+}
+
+/// A post that is kept, as the agent has it.
+pub struct Guarding {
+    orders: mpsc::Sender<Order>,
+    keeping: JoinHandle<()>,
+}
+
+impl Guarding {
+    /// Keeps a post.
+    pub fn of(post: GuardPost) -> Self {
+        let (orders, ordered) = mpsc::channel(1);
+        Self { orders, keeping: tokio::spawn(post.keep(ordered)) }
+    }
+
+    /// Somebody else has the listeners too from now on.
+    pub async fn share(&self) {
+        let (done, is_done) = oneshot::channel();
+        // A post that has ended has no guard.
+        if self.orders.send(Order::Share(done)).await.is_ok() {
+            let _ = is_done.await;
+        }
+    }
+
+    /// Ends the post.
+    pub async fn relieve(self, relief: Relief) {
+        let _ = self.orders.send(Order::Relieve(relief)).await;
+        // A panic there has been reported already.
+        let _ = self.keeping.await;
     }
 }

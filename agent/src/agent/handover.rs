@@ -12,6 +12,7 @@
 //! | `guarded`: a guard is over it | |
 
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -30,7 +31,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::{AgentError, doing};
 use crate::containers::heard::Heard;
 use crate::descriptors;
+use crate::proxy::Ports;
 use crate::publish::Publisher;
+use crate::service_manager::{store, watchdog};
 use crate::steward::{Mode, Steward};
 
 /// The version of what is spoken.
@@ -80,6 +83,18 @@ impl Sockets {
         Ok(())
     }
 
+    /// Copies of those that are to outlive the process: of the data path and of names.
+    pub fn lasting(&self) -> io::Result<Vec<OwnedFd>> {
+        let lasts =
+            |of: Use| matches!(of, Use::Outbound | Use::Inbound | Use::Hbone | Use::DnsUdp | Use::DnsTcp);
+        self.0.iter().filter(|(of, _)| lasts(*of)).map(|(_, socket)| socket.try_clone()).collect()
+    }
+
+    /// Whether there are any for the data path.
+    pub fn has_listeners(&self) -> bool {
+        self.0.iter().any(|(of, _)| matches!(of, Use::Outbound | Use::Inbound | Use::Hbone))
+    }
+
     /// Takes those for one use out, in order.
     pub fn take<S: From<OwnedFd>>(&mut self, of: Use) -> Vec<S> {
         let (taken, rest) = std::mem::take(&mut self.0).into_iter().partition(|(one, _)| *one == of);
@@ -99,6 +114,9 @@ struct Given {
     sockets: Vec<Use>,
     /// Services of this host whose checks passed last.
     healthy: Vec<String>,
+    /// How often the service manager wants to hear of the main process, in microseconds.
+    #[serde(default)]
+    watchdog: Option<u64>,
 }
 
 /// What an agent is handed that takes over.
@@ -108,6 +126,31 @@ pub struct Handed {
     pub sockets: Sockets,
     /// Services of this host, as `name.namespace`, whose checks passed last.
     pub healthy: Vec<String>,
+    /// How often the service manager wants to hear of the main process.
+    pub watchdog: Option<Duration>,
+}
+
+impl Handed {
+    /// What the service manager kept of an agent before this one, and wants of it.
+    pub fn by_service_manager(ports: Ports, dns_port: u16) -> Self {
+        let store::Started { tcp, udp } = store::take();
+        let at = |address: io::Result<SocketAddr>| address.map_or(0, |address| address.port());
+        let use_of = |port: u16| match port {
+            port if port == ports.outbound => Some(Use::Outbound),
+            port if port == ports.inbound => Some(Use::Inbound),
+            port if port == ports.hbone => Some(Use::Hbone),
+            port if port == dns_port => Some(Use::DnsTcp),
+            _ => None,
+        };
+        // What is at another port than now is closed.
+        let listening = tcp
+            .into_iter()
+            .filter_map(|listener| Some((use_of(at(listener.local_addr()))?, OwnedFd::from(listener))));
+        let asked = udp.into_iter().filter(|socket| at(socket.local_addr()) == dns_port);
+        let asked = asked.map(|socket| (Use::DnsUdp, OwnedFd::from(socket)));
+        let sockets = Sockets(listening.chain(asked).collect());
+        Self { sockets, healthy: Vec::new(), watchdog: watchdog::wanted() }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,7 +227,7 @@ impl Predecessor {
         let stream = UnixStream::connect(path).map_err(failed())?;
         let met = with(Channel(stream), |channel| {
             channel.say(&Hello { hello: VERSION })?;
-            let Given { sockets: uses, healthy } = match channel.hear(PROMPT)? {
+            let Given { sockets: uses, healthy, watchdog } = match channel.hear(PROMPT)? {
                 Answer::Given(given) => given,
                 Answer::Word(Word::Refused(reason)) => return Err(io::Error::other(reason)),
                 Answer::Word(other) => return Err(io::Error::other(format!("it said {other:?}"))),
@@ -196,7 +239,8 @@ impl Predecessor {
             if sockets.len() != uses.len() {
                 return Err(io::Error::other("it ended before it had handed over its sockets"));
             }
-            Ok(Handed { sockets: Sockets(uses.into_iter().zip(sockets).collect()), healthy })
+            let watchdog = watchdog.map(Duration::from_micros);
+            Ok(Handed { sockets: Sockets(uses.into_iter().zip(sockets).collect()), healthy, watchdog })
         });
         let (channel, handed) = met.await.map_err(failed())?;
         Ok((Self { channel: Some(channel) }, handed))
@@ -258,6 +302,8 @@ pub struct InCharge {
     pub publisher: Arc<Publisher>,
     /// What was told of containers.
     pub heard: Arc<Heard>,
+    /// How often the service manager wants to hear of the main process.
+    pub watchdog: Option<Duration>,
     /// By which the state in force is written to its file at once.
     pub flush: Option<mpsc::Sender<oneshot::Sender<()>>>,
 }
@@ -367,8 +413,9 @@ async fn hear_out(stream: tokio::net::UnixStream, this: &InCharge) -> io::Result
     // It begins with the state that is on the disk.
     this.flush_state().await;
     let healthy = this.healthy();
+    let watchdog = this.watchdog.map(|within| u64::try_from(within.as_micros()).unwrap_or(u64::MAX));
     let (channel, ()) = with(channel, move |channel| {
-        channel.say(&Given { sockets: uses, healthy })?;
+        channel.say(&Given { sockets: uses, healthy, watchdog })?;
         let borrowed: Vec<BorrowedFd<'_>> = copies.iter().map(AsFd::as_fd).collect();
         descriptors::give(&channel.0, &borrowed)?;
         channel.expect(&Word::Rules, PREPARATION)

@@ -50,7 +50,11 @@ pub fn bind(
 
 /// The sockets of names that another agent hands over, as far as they are at the port that is configured.
 fn taken_over(config: &AgentConfig, given: &mut Sockets) -> io::Result<Vec<Both>> {
-    let (udp, tcp) = (given.take::<std::net::UdpSocket>(Use::DnsUdp), given.take(Use::DnsTcp));
+    let mut udp: Vec<std::net::UdpSocket> = given.take(Use::DnsUdp);
+    let mut tcp: Vec<std::net::TcpListener> = given.take(Use::DnsTcp);
+    // The service manager gives them in no order.
+    udp.sort_by_key(|socket| socket.local_addr().ok());
+    tcp.sort_by_key(|listener| listener.local_addr().ok());
     let of_port = |(udp, _): &(std::net::UdpSocket, std::net::TcpListener)| {
         udp.local_addr().is_ok_and(|address| address.port() == config.dns_port)
     };

@@ -1,5 +1,5 @@
-//! Starting, from the top to the bottom of `start`: what can be refused is read and checked, the ports are taken, and
-//! then what runs is started, the rules last.
+//! Starting, from the top to the bottom of `start`: what can be refused is read and checked, the ports are taken, the
+//! rules are put in place, and then what runs is started: whoever comes meanwhile waits in line.
 
 use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex};
@@ -8,16 +8,17 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use baremesh_model::health::Health;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle as Task;
 
-use super::guard_post::GuardPost;
+use super::guard_post::{GuardPost, Guarding};
 use super::handover::{Handed, InCharge, Offer, Predecessor, Sockets, Use};
 use super::prepare::{self, Source};
 use super::running::Running;
 use super::{AgentError, Begin, doing, holder, names, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
+use crate::capture::interval::Interval;
 use crate::config::{AccessLogTarget, AgentConfig, DnsMode};
 use crate::containers::heard::Heard;
 use crate::demand::Demand;
@@ -37,6 +38,8 @@ use crate::publish::Publisher;
 use crate::registration::file;
 use crate::resolution::{self, AskedNames};
 use crate::resolved::Resolved;
+use crate::service_manager::store;
+use crate::service_manager::watchdog::Pulse;
 use crate::snapshot::Snapshot;
 use crate::steward::{Mode, Steward};
 use crate::telemetry::Telemetry;
@@ -56,14 +59,13 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let limits = limits_within(&config, raise_descriptor_limit());
     let at = config.directories.handover_socket();
     let (mut predecessor, handed, tell) = match begin {
-        Begin::Alone => (None, Handed::default(), None),
+        Begin::Alone => (None, Handed::by_service_manager(config.ports, config.dns_port), None),
         Begin::TakingOver(tell) => {
             let (predecessor, handed) = Predecessor::meet(&at).await?;
             (Some(predecessor), handed, tell)
         }
     };
-    let Handed { sockets: mut given, healthy } = handed;
-    let has_taken_over = predecessor.is_some();
+    let Handed { sockets: mut given, healthy, watchdog } = handed;
     let mut prepared = Box::pin(prepare::prepare(&config)).await?;
     let metrics = Metrics::new(prepared.initial.config.name.as_str());
     let originations = Arc::new(Originations::new(config.directories.config.join("credentials")));
@@ -78,13 +80,17 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let mark = prepare::mark(&config);
 
     let dns = names::bind(&config, &prepared, &publisher, (mark, &mut given))?;
-    let listeners = match &predecessor {
-        Some(_) => take_listeners(&config, mark, &mut given)?,
-        None => bind_listeners(&config, mark).await?,
+    let listeners = if given.has_listeners() {
+        take_listeners(&config, mark, &mut given)?
+    } else {
+        bind_listeners(&config, mark).await?
     };
     let capture = prepare::capture(&config)?;
     let gone_file = capture.as_ref().map(Capture::gone_file);
-    let post = || gone_file.clone().map(|file| GuardPost::start(file, &listeners)).transpose();
+    let post = || {
+        let file = gone_file.clone();
+        file.map(|file| GuardPost::start(file, &listeners, store::is_there())).transpose()
+    };
     // One that takes over is guarded once it has: a guard acts for an agent that was in charge.
     let mut guard = if predecessor.is_none() { post()? } else { None };
     let sockets = routes::Listening::bind(&config, &mut given).await?;
@@ -128,12 +134,17 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
         if let Err(reason) = heard.resume(&containers) {
             tracing::warn!(reason, "which containers run is not known before their followers say it again");
         }
-        if let Some(steward) = steward.as_ref().filter(|steward| steward.mode() == Mode::Keep) {
-            steward.keep_from_now().await?;
-        }
+    }
+    // Before anything is taken: what waits in line may be for a service that the rules for a gone agent close.
+    if let Some(steward) = steward.as_ref().filter(|steward| steward.mode() == Mode::Keep) {
+        steward.keep_from_now().await?;
+    }
+    if let Some(predecessor) = &mut predecessor {
         predecessor.give_way().await?;
     }
-    // From here on this agent is in charge.
+    // From here on this agent is in charge. One that stopped for it to be started anew left its rules, for as long as this took.
+    let interval = gone_file.as_deref().map(Interval::before);
+    interval.iter().for_each(Interval::end);
     if let Some(predecessor) = predecessor {
         guard = post()?;
         predecessor.note_guard().await;
@@ -141,6 +152,10 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
         take_what_came_meanwhile(&config, &mut prepared.source, &publisher);
     }
     let offer = Offer::bind(&at)?;
+    // From the first moment on: who is killed has no other.
+    if let Err(error) = offered.lasting().and_then(|lasting| store::keep(&lasting)) {
+        tracing::warn!(%error, "the service manager does not keep the listeners: connections are refused while no agent runs");
+    }
     let resolver = Arc::new(names::resolver(&config, &prepared.initial, mark));
     let asked_names = Arc::new(AskedNames::new(Arc::clone(&resolver), Arc::clone(&metrics.lookups)));
     let demand = Demand::open(config.endpoints, &config.directories.state, &publisher, &metrics);
@@ -162,7 +177,10 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
         asked_names,
         demand: Arc::clone(&demand),
         led: Arc::default(),
+        settled: Arc::new(Semaphore::new(0)),
+        pulse: Pulse::new(config.workers),
     };
+    let (settled, pulse) = (Arc::clone(&shared.settled), Arc::clone(&shared.pulse));
     tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
     let tally = lines.tally();
     let workers = start_workers(listeners, &shared, &metrics, &lines)?;
@@ -206,22 +224,15 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
         mark,
     });
     others.extend(sockets.serve(&agent));
-    let keeping = match &agent.steward {
-        // They were placed before the other agent gave way.
-        Some(steward) if has_taken_over => Some(tokio::spawn(Arc::clone(steward).keep())),
-        Some(steward) => Some(keep_rules(steward).await?),
-        None => None,
-    };
+    let keeping = agent.steward.as_ref().map(|steward| tokio::spawn(Arc::clone(steward).keep()));
     if let Some(resolved) = &resolved {
         // What starts after the agent asks for names of the mesh, which would go upstream.
         resolved.tell_first(&agent.publisher).await;
         others.push(tokio::spawn(Arc::clone(resolved).keep_told(Arc::clone(&agent.publisher))));
     }
     let held = guard.as_ref().map(GuardPost::sockets);
-    let guarding = guard.map(|post| {
-        let (relieve, relieved) = oneshot::channel();
-        (relieve, tokio::spawn(post.keep(relieved)))
-    });
+    let guarding = guard.map(Guarding::of);
+    others.extend(watchdog.map(|within| tokio::spawn(pulse.feed(within))));
     others.push(tokio::spawn(routes::tell_service_manager(Arc::clone(&agent))));
     others.push(tokio::spawn(Arc::clone(&agent.publisher).reread_certificates()));
     let lookups = Arc::clone(&agent.metrics.lookups);
@@ -230,12 +241,26 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     tracing::info!(host = %prepared.host.name, addresses = ?prepared.host.addresses, workers = workers.len(), privileges = privileges::in_words(), "baremesh agent runs");
     let (steward, publisher) = (agent.steward.clone(), Arc::clone(&agent.publisher));
     let heard = Arc::clone(&agent.heard);
-    let offer = (offer, InCharge { sockets: offered, steward, publisher, heard, flush });
+    let offer = (offer, InCharge { sockets: offered, steward, publisher, heard, watchdog, flush });
     if let Some(tell) = tell {
         // Who waited for it may have given up.
         let _ = std::fs::File::from(tell).write_all(&[TAKEN]);
     }
-    Ok(Running { agent, phase, workers, log, source, keeping, held, guarding, offer, resolved, others })
+    Ok(Running {
+        agent,
+        phase,
+        workers,
+        log,
+        source,
+        keeping,
+        held,
+        interval,
+        guarding,
+        settled,
+        offer,
+        resolved,
+        others,
+    })
 }
 
 /// Takes up what changed at the agent before this one while this one prepared itself. What cannot be read of it stays as it was
@@ -400,7 +425,7 @@ fn start_workers(
                 Err(error) => return tracing::error!(%error, "a worker has no runtime"),
             };
             let ran = runtime.block_on(async move {
-                let worker = Worker::new(shared, telemetry).map_err(io::Error::other)?;
+                let worker = Worker::new(index, shared, telemetry).map_err(io::Error::other)?;
                 worker.run(listeners).await
             });
             if let Err(error) = ran {
@@ -421,14 +446,6 @@ fn make_steward(
     let settings = prepare::capture_settings(config);
     let mode = if config.capture { Mode::Keep } else { Mode::Off };
     Steward::new((capture, mode), Arc::clone(publisher), settings, Arc::clone(metrics))
-}
-
-/// Puts the rules in place, where they are wanted, and keeps them in step from then on.
-async fn keep_rules(steward: &Arc<Steward>) -> Result<Task<()>, AgentError> {
-    if steward.mode() == Mode::Keep {
-        steward.keep_from_now().await?;
-    }
-    Ok(tokio::spawn(Arc::clone(steward).keep()))
 }
 
 /// Starts following the source. The receiver tells whether it is in reach; the task ends when it has said goodbye.

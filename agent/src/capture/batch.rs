@@ -16,6 +16,8 @@ use super::route;
 const ROUTES: &str = "# routes:";
 /// The first line of a transaction about something that may be gone meanwhile, and then needs no rule.
 pub(super) const IF_IT_IS_THERE: &str = "# if it is there\n";
+/// The first line of a transaction that is left out where the agent's listening sockets are kept for the next one.
+pub(super) const UNLESS_KEPT: &str = "# unless the listeners are kept\n";
 const SEPARATOR: &str = "# next transaction\n";
 
 /// What becomes of the local routes.

@@ -82,6 +82,20 @@ impl Tools {
         self.run(&find_in(&path, "resolvectl").ok_or(missing)?, arguments, "")
     }
 
+    /// The same of `systemctl`, which is where systemd is.
+    pub(crate) fn systemctl(&self, arguments: &[&str]) -> Result<String, CaptureError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let missing = CaptureError::MissingTool { tool: "systemctl", package: "systemd" };
+        self.run(&find_in(&path, "systemctl").ok_or(missing)?, arguments, "")
+    }
+
+    /// The same of `systemd-run`.
+    pub(super) fn systemd_run(&self, arguments: &[&str]) -> Result<String, CaptureError> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let missing = CaptureError::MissingTool { tool: "systemd-run", package: "systemd" };
+        self.run(&find_in(&path, "systemd-run").ok_or(missing)?, arguments, "")
+    }
+
     /// Runs `ip` and returns what it wrote.
     pub(super) fn ip(&self, arguments: &[&str]) -> Result<String, CaptureError> {
         self.run(&self.ip, arguments, "")

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::CaptureError;
-use super::batch::{Batch, IF_IT_IS_THERE, Routes};
+use super::batch::{Batch, IF_IT_IS_THERE, Routes, UNLESS_KEPT};
 use super::bridged::never_in_plaintext;
 use super::command::Tools;
 use super::held::{container_jumps, held_check};
@@ -43,11 +43,24 @@ pub fn render_gone(plan: &CapturePlan) -> String {
     batch_of_gone(plan).to_string()
 }
 
+/// What becomes of connections that wait in line at the sockets of an agent that is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// They are reset: nobody will take them.
+    Reset,
+    /// The service manager keeps the sockets, or another agent has them: they keep their translation of addresses until they are
+    /// taken.
+    Kept,
+}
+
 /// Applies the rules for a gone agent from the file that every `Capture::apply` writes. A file that is not there
 /// means that no rules were put in place, or that they were removed in good order: nothing is done to them. What
 /// systemd-resolved was told goes in any case: nobody answers any more.
-pub fn apply_gone(file: &Path) -> Result<(), CaptureError> {
-    let (batch, tools) = (Batch::read(file)?, Tools::find()?);
+pub fn apply_gone(file: &Path, waiting: Waiting) -> Result<(), CaptureError> {
+    let (mut batch, tools) = (Batch::read(file)?, Tools::find()?);
+    if let (Some(batch), Waiting::Kept) = (&mut batch, waiting) {
+        batch.transactions.retain(|transaction| !transaction.starts_with(UNLESS_KEPT));
+    }
     // The rules first, and whatever becomes of the link.
     let applied = batch.map_or(Ok(()), |batch| batch.run(&tools));
     applied.and(link::withdraw(&tools))
@@ -55,16 +68,17 @@ pub fn apply_gone(file: &Path) -> Result<(), CaptureError> {
 
 pub(super) fn batch_of_gone(plan: &CapturePlan) -> Batch {
     let closed = closed_services(plan);
+    let anchor = format!("{UNLESS_KEPT}{}", removal(ANCHOR_TABLE));
     if closed.is_empty() {
-        return Batch {
-            routes: Routes::Withdraw,
-            transactions: vec![removal(TABLE) + &removal(ANCHOR_TABLE)],
-        };
+        return Batch { routes: Routes::Withdraw, transactions: vec![removal(TABLE), anchor] };
     }
     let ruleset = ruleset_of_gone(plan, &closed);
-    let text = table(&ruleset) + &removal(ANCHOR_TABLE);
     // The routes stay: with them a virtual address is refused at once, and does not wander off to a router.
-    let whole = transaction(&text, &ruleset.sets);
+    let whole = transaction(&table(&ruleset), &ruleset.sets);
+    let (outbound, inbound, hbone) = (plan.ports.outbound, plan.ports.inbound, plan.ports.hbone);
+    let listeners = format!(
+        "{UNLESS_KEPT}insert rule inet {TABLE} inbound_check tcp dport {{ {outbound}, {inbound}, {hbone} }} counter name listener_closed reject with tcp reset\n"
+    );
     // A cgroup that is not there would refuse the whole transaction, at the next start of the host for one.
     let cgroups = plan.held_when_gone.cgroups.iter().map(|cgroup| {
         let (to_match, comment) = (cgroup.to_match(), cgroup.comment());
@@ -72,7 +86,10 @@ pub(super) fn batch_of_gone(plan: &CapturePlan) -> Batch {
             "{IF_IT_IS_THERE}insert rule inet {TABLE} outbound_check {to_match} jump held_check {comment}\n"
         )
     });
-    Batch { routes: Routes::Keep, transactions: std::iter::once(whole).chain(cgroups).collect() }
+    Batch {
+        routes: Routes::Keep,
+        transactions: [whole, anchor, listeners].into_iter().chain(cgroups).collect(),
+    }
 }
 
 /// What `plan` adds to rules for a gone agent that stand: its closed services, which may have been registered since.
@@ -134,13 +151,7 @@ fn outbound_check(plan: &CapturePlan) -> Vec<String> {
 }
 
 fn inbound_check(plan: &CapturePlan) -> Vec<String> {
-    let (outbound, inbound, hbone) = (plan.ports.outbound, plan.ports.inbound, plan.ports.hbone);
-    let mut rules = vec![
-        format!(
-            "tcp dport {{ {outbound}, {inbound}, {hbone} }} counter name listener_closed reject with tcp reset"
-        ),
-        "iifname \"lo\" return".to_owned(),
-    ];
+    let mut rules = vec!["iifname \"lo\" return".to_owned()];
     rules.extend(to_virtual(plan).map(|to| format!("{to} counter name virtual_from_outside drop")));
     rules.push(EXEMPT.to_owned());
     rules.push(format!("tcp dport @closed_inbound fib daddr type local {REFUSE}"));

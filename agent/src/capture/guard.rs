@@ -5,6 +5,9 @@
 //! them reset what waits in line, while the old rules still lead the answer back. A service manager that ends the whole
 //! group of processes at once may end the guard first; for that case the unit applies the same file after the agent has
 //! stopped.
+//!
+//! Where somebody else has the same sockets, the service manager that keeps them or another agent that takes over, they are not
+//! shut: what waits in line there is answered by the next agent.
 
 /// The agent's listening sockets in the guard's hands.
 mod held;
@@ -24,7 +27,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::CaptureError;
 use super::command::{ended, lasting, leave_session, log, report_ready, wait_until_ready};
-use super::gone::apply_gone;
+use super::gone::{Waiting, apply_gone};
 use crate::descriptors;
 use crate::privileges::{OF_RULES, keep};
 
@@ -35,6 +38,8 @@ const USAGE: &str = "guard AGENT-PID FILE LISTENERS";
 
 /// What the agent writes when it leaves in good order.
 const GOODBYE: u8 = b'q';
+/// What it writes when somebody else has its listening sockets too.
+const SHARED: u8 = b's';
 
 /// How long the guard may take to start, and to leave when it is dismissed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -88,6 +93,11 @@ impl Guard {
         self.process.id()
     }
 
+    /// Tells it that somebody else has the listening sockets too.
+    pub fn share(&mut self) -> io::Result<()> {
+        self.goodbye.as_mut().map_or(Ok(()), |pipe| pipe.write_all(&[SHARED]))
+    }
+
     /// Says goodbye and waits until the guard has left, so that its copies of the listeners are closed. The rules
     /// stay as they are. Blocks for some milliseconds, ten seconds at most.
     pub fn dismiss(mut self) -> io::Result<()> {
@@ -111,6 +121,15 @@ pub enum Outcome {
     Applied,
 }
 
+/// What became of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// It said goodbye.
+    Goodbye,
+    /// It has died; `shared` where somebody else has its sockets too.
+    Dead { shared: bool },
+}
+
 /// The guard's life, for `baremesh capture guard`; `arguments` are those after `guard`. It returns when its duty is
 /// done. Only then may the process end, because with it end its copies of the listeners.
 pub fn run(arguments: &[OsString]) -> Result<Outcome, CaptureError> {
@@ -128,16 +147,19 @@ pub fn run(arguments: &[OsString]) -> Result<Outcome, CaptureError> {
     // The pidfd is the agent's, and not that of a process that got its number since: had the agent died before, the
     // pipe would be closed, and that is looked at first.
     report_ready().map_err(failed)?;
-    if pidfd.as_ref().is_some_and(|pidfd| watch(pidfd) == Outcome::Dismissed) {
+    let Seen::Dead { shared } = pidfd.as_ref().map_or(Seen::Dead { shared: false }, watch) else {
         return Ok(Outcome::Dismissed);
-    }
+    };
     log(&format!(
         "the agent (process {}) has died: applying {}",
         agent.as_raw_nonzero(),
         gone_file.display()
     ));
-    refuse_all(&listeners);
-    apply_with_retries(&gone_file)?;
+    if !shared {
+        refuse_all(&listeners);
+    }
+    let waiting = if shared { Waiting::Kept } else { Waiting::Reset };
+    apply_with_retries(|| apply_gone(&gone_file, waiting))?;
     Ok(Outcome::Applied)
 }
 
@@ -149,8 +171,9 @@ fn parse(arguments: &[OsString]) -> Option<(Pid, PathBuf, usize)> {
 }
 
 /// Waits for the agent's goodbye or for its end.
-fn watch(pidfd: &OwnedFd) -> Outcome {
+fn watch(pidfd: &OwnedFd) -> Seen {
     let stdin = io::stdin();
+    let mut shared = false;
     loop {
         let mut events =
             [PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN), PollFd::new(pidfd, PollFlags::IN)];
@@ -165,28 +188,32 @@ fn watch(pidfd: &OwnedFd) -> Outcome {
         if !pipe.is_empty() {
             let mut byte = [0];
             match rustix::io::read(&stdin, &mut byte) {
-                Ok(1) if byte[0] == GOODBYE => return Outcome::Dismissed,
-                Ok(1) | Err(Errno::INTR) => continue,
-                _ => return Outcome::Applied,
+                Ok(1) if byte[0] == GOODBYE => return Seen::Goodbye,
+                Ok(1) => {
+                    shared |= byte[0] == SHARED;
+                    continue;
+                }
+                Err(Errno::INTR) => continue,
+                _ => return Seen::Dead { shared },
             }
         }
         if !process.is_empty() {
-            return Outcome::Applied;
+            return Seen::Dead { shared };
         }
     }
 }
 
-fn apply_with_retries(gone_file: &Path) -> Result<(), CaptureError> {
+fn apply_with_retries(apply: impl Fn() -> Result<(), CaptureError>) -> Result<(), CaptureError> {
     let mut pause = FIRST_PAUSE;
     for attempt in 1..ATTEMPTS {
-        match apply_gone(gone_file) {
+        match apply() {
             Ok(()) => return Ok(()),
             Err(error) => log(&format!("attempt {attempt} of {ATTEMPTS}: {error}")),
         }
         sleep(pause);
         pause *= 2;
     }
-    apply_gone(gone_file)
+    apply()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use super::CaptureError;
 use super::apply::Capture;
 use super::batch::Batch;
-use super::gone::{additions_of_gone, apply_gone, batch_of_gone};
+use super::gone::{Waiting, additions_of_gone, apply_gone, batch_of_gone};
 use super::listing::Listing;
 use super::plan::CapturePlan;
 use super::status::{State, Status};
@@ -22,7 +22,7 @@ impl Capture {
         self.standing = None;
         if !self.gone_stands()? {
             // What a predecessor left whose guard died with it: its rules lead to the agent's ports still.
-            apply_gone(&self.gone_file())?;
+            apply_gone(&self.gone_file(), Waiting::Reset)?;
         }
         if !self.gone_stands()? {
             let batch = batch_of_gone(plan);

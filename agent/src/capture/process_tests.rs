@@ -7,6 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -18,11 +19,15 @@ use super::confirm;
 use super::guard::{self, Guard};
 use super::namespace::{eventually, namespace_test, plan, service, sh};
 use super::{Capture, CaptureError, CapturePlan, DnsCapture, State, Strictness, WhenGone};
+use crate::descriptors;
 
 /// The runtime directory of the agent to play.
 const AGENT_PART: &str = "BAREMESH_TEST_AGENT";
 /// The arguments of the command to play.
 const LASTING_PART: &str = "BAREMESH_TEST_ARGUMENTS";
+
+/// Where an agent is asked for its first listener, which is kept.
+const KEPT: &str = "kept.sock";
 
 /// The ports that the agent and its guard hold.
 const HELD: [&str; 3] = ["[::]:15001", "[::]:15006", "[::]:15008"];
@@ -64,7 +69,11 @@ fn agent_part() {
     listeners.push(udp.as_fd());
     let mut capture = Capture::new(&runtime).expect("nft and ip are installed");
     capture.apply(&closed_plan()).expect("applied");
-    let guard = Guard::spawn(&baremesh(&runtime), &capture.gone_file(), &listeners).expect("a guard");
+    let mut guard = Guard::spawn(&baremesh(&runtime), &capture.gone_file(), &listeners).expect("a guard");
+    if let Ok(kept) = UnixStream::connect(runtime.join(KEPT)) {
+        descriptors::give(&kept, &listeners[..1]).expect("given");
+        guard.share().expect("told");
+    }
     writeln!(io::stdout(), "up {}", guard.pid()).expect("written");
     let _ = io::stdin().read(&mut [0]);
     guard.dismiss().expect("dismissed");
@@ -134,6 +143,32 @@ namespace_test! {
         assert!(TcpStream::connect("240.240.7.7:80").is_err());
         agent.process.wait().expect("reaped");
         eventually("the guard has ended", || test_kill_process(guard).is_err() || is_zombie(guard));
+    }
+}
+
+namespace_test! {
+    fn what_waits_in_line_at_listeners_that_are_kept_is_answered_by_the_next_agent() {
+        let runtime = TempDir::new().expect("a directory");
+        let capture = Capture::new(runtime.path()).expect("nft and ip are installed");
+        let keeper = UnixListener::bind(runtime.path().join(KEPT)).expect("bound");
+        let mut agent = Agent::start(runtime.path());
+        let (channel, _) = keeper.accept().expect("the agent");
+        let kept = TcpListener::from(descriptors::take(&channel, 1).expect("given").remove(0));
+        let mut waiting = TcpStream::connect("240.240.7.7:80").expect("it waits in line");
+        waiting.write_all(b"hello").expect("sent");
+        agent.process.kill().expect("killed");
+        eventually("the guard has ended", || test_kill_process(agent.guard).is_err() || is_zombie(agent.guard));
+        assert_eq!(capture.status().expect("status").state, State::Gone);
+        assert!(TcpStream::connect("240.240.7.7:80").is_err(), "what comes now is refused");
+        // Sent while the rules for a gone agent stand.
+        waiting.write_all(b" again").expect("sent");
+        let (mut accepted, _) = kept.accept().expect("who waited");
+        accepted.write_all(b"good day").expect("sent");
+        let (mut heard, mut answer) = ([0; 11], [0; 8]);
+        accepted.read_exact(&mut heard).expect("what was sent");
+        waiting.read_exact(&mut answer).expect("an answer");
+        assert_eq!((&heard, &answer), (b"hello again", b"good day"));
+        agent.process.wait().expect("reaped");
     }
 }
 

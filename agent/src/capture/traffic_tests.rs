@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::namespace::{Peer, addresses, eventually, namespace_test, plan, service, sh};
 use super::plan::AGENT_MARK;
-use super::{Anchor, Capture, CapturePlan, DnsCapture, Outbound, Strictness, WhenGone, apply_gone};
+use super::{Anchor, Capture, CapturePlan, DnsCapture, Outbound, Strictness, Waiting, WhenGone, apply_gone};
 
 /// A limit that only a lost packet reaches.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -330,8 +330,8 @@ namespace_test! {
         let carts = service("carts", 9090, Strictness::Strict, WhenGone::Open);
         let plan = CapturePlan { local: vec![orders(), carts.clone()], ..plan() };
         capture.apply(&plan).expect("applied");
-        apply_gone(&capture.gone_file()).expect("applied");
-        apply_gone(&capture.gone_file()).expect("applied again");
+        apply_gone(&capture.gone_file(), Waiting::Reset).expect("applied");
+        apply_gone(&capture.gone_file(), Waiting::Reset).expect("applied again");
         assert_eq!(capture.status().expect("status").state, super::State::Gone);
         // Whoever takes the agent's ports now receives nothing.
         let thieves = [listen("[::]:15001"), listen("[::]:15006"), listen("[::]:15008")];
@@ -360,7 +360,7 @@ namespace_test! {
         // With open services alone nothing stays.
         back.local = vec![carts];
         capture.apply(&back).expect("applied");
-        apply_gone(&capture.gone_file()).expect("applied");
+        apply_gone(&capture.gone_file(), Waiting::Reset).expect("applied");
         assert_eq!(sh("nft list tables"), "");
         assert_eq!(capture.status().expect("status").state, super::State::Missing);
     }

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::relay::reset_on_close;
@@ -44,6 +45,11 @@ where
                 });
             }
             Err(error) if is_of_one_connection(&error) => {}
+            // Somebody shut the listener, and it will never give a connection again. The worker no longer answers for it.
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                tracing::error!("a listener was shut by another process: this agent has to be started anew");
+                return;
+            }
             Err(error) => {
                 if !warned {
                     tracing::error!(%error, "no connection can be accepted: raise LimitNOFILE of the unit, or lower the load");

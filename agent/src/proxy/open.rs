@@ -14,6 +14,7 @@ use baremesh_model::name::Key;
 use baremesh_model::peer_authentication::MtlsMode;
 use tokio::sync::{Notify, watch};
 
+use super::LOOK;
 use super::error::ProxyError;
 use crate::snapshot::{From, LocalEndpoint, ServiceEntry, Snapshot};
 use crate::telemetry::Counted;
@@ -232,6 +233,14 @@ impl OpenConnections {
     pub fn close_all(&self) {
         for open in lock(&self.connections).values() {
             open.close(ProxyError::Draining);
+        }
+    }
+
+    /// Ends when none is open of those that are now.
+    pub async fn until_those_end(&self) {
+        let next = self.next.load(Ordering::Relaxed);
+        while lock(&self.connections).keys().any(|number| *number < next) {
+            tokio::time::sleep(LOOK).await;
         }
     }
 

@@ -11,7 +11,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use baremesh_agent::admin::client::{Socket, SocketError};
 use baremesh_agent::admin::report::capture::{CaptureReport, ChangeReport, PlanReport};
-use baremesh_agent::capture::{self, Anchor, Capture as Rules, confirm, guard};
+use baremesh_agent::capture::interval::Interval;
+use baremesh_agent::capture::{self, Anchor, Capture as Rules, Waiting, confirm, guard};
+use baremesh_agent::service_manager::store;
 use clap::{Args, Subcommand};
 use http::Method;
 use serde::de::DeserializeOwned;
@@ -64,6 +66,9 @@ enum CaptureVerb {
         /// The file that the agent wrote them to [default: gone.nft of the run directory]
         #[arg(long)]
         file: Option<PathBuf>,
+        /// Only where an agent stopped to be started anew, and none has come in time
+        #[arg(long)]
+        unless_followed: bool,
     },
     /// The process that watches over the agent
     #[command(hide = true)]
@@ -96,12 +101,28 @@ impl Capture {
                 remove(global, if keep_anchor { Anchor::Keep } else { Anchor::Remove })
             }
             CaptureVerb::Status => status(global),
-            CaptureVerb::Gone { file } => {
+            CaptureVerb::Gone { file, unless_followed } => {
                 let file = file.map_or_else(
                     || Ok(Rules::new(&directories.runtime)?.gone_file()),
                     Ok::<_, anyhow::Error>,
                 )?;
-                Ok(capture::apply_gone(&file)?)
+                let interval = Interval::before(&file);
+                if unless_followed {
+                    let said = match interval.settle()? {
+                        true => {
+                            "no other agent has followed the one that stopped: the rules for a gone agent stand"
+                        }
+                        false => "another agent has followed: the rules stay",
+                    };
+                    return done(global.output, said);
+                }
+                if interval.lasts() {
+                    return done(global.output, "another agent follows at once: the rules stay");
+                }
+                // What systemd tells the commands of a unit (systemd.exec(5)): one that failed is started anew.
+                let has_failed = std::env::var("SERVICE_RESULT").is_ok_and(|result| result != "success");
+                let is_kept = has_failed && store::is_there();
+                Ok(capture::apply_gone(&file, if is_kept { Waiting::Kept } else { Waiting::Reset })?)
             }
             CaptureVerb::Guard { arguments } => Ok(guard::run(&arguments).map(drop)?),
             CaptureVerb::Revert { arguments } => Ok(confirm::run(&arguments).map(drop)?),

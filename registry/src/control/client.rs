@@ -116,6 +116,7 @@ where
         told: Vec::new(),
         again: None,
         dirty: None,
+        saved: None,
     };
     let mut result = connection.run(local).await;
     if let Err(FollowError::Frame(FrameError::Connection(_))) = &result
@@ -152,6 +153,8 @@ struct Connection<'a, R, W, P> {
     again: Option<Instant>,
     /// When a state that is in force and not on disk is due there.
     dirty: Option<Instant>,
+    /// When it was last written in this session.
+    saved: Option<Instant>,
 }
 
 impl<R, W, P> Connection<'_, R, W, P>
@@ -311,7 +314,9 @@ where
         match if news { (self.publish)(self.followed.entries(), version) } else { Ok(()) } {
             Ok(()) => {
                 self.followed.accepted();
-                let due = Instant::now() + self.followed.save_gap();
+                // Right away after a quiet time: an agent that is killed is to begin with what was in force, a policy above all.
+                let now = Instant::now();
+                let due = self.saved.map_or(now, |at| (at + self.followed.save_gap()).max(now));
                 self.dirty.get_or_insert(due);
                 self.link(|link| (link.version, link.nack) = (version, None));
                 self.writer.send(&frame(&Ack { version })).await?;
@@ -375,6 +380,7 @@ where
     /// Writes the state in force to its file when it is not there yet.
     async fn save(&mut self) {
         let Some(save) = self.dirty.take().and_then(|_| self.followed.save()) else { return };
+        self.saved = Some(Instant::now());
         let failed = match tokio::task::spawn_blocking(save).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),

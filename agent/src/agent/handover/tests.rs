@@ -36,7 +36,17 @@ fn in_charge() -> (InCharge, Vec<u16>) {
     let ports = listeners.iter().map(|listener| listener.local_addr().expect("an address").port()).collect();
     let publisher = publisher();
     let heard = Heard::new(Arc::clone(&publisher));
-    (InCharge { sockets, steward: None, publisher, heard, flush: None }, ports)
+    (
+        InCharge {
+            sockets,
+            steward: None,
+            publisher,
+            heard,
+            watchdog: Some(Duration::from_secs(30)),
+            flush: None,
+        },
+        ports,
+    )
 }
 
 #[tokio::test]

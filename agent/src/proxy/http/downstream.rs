@@ -5,10 +5,11 @@
 mod streams;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ::bytes::{Bytes, BytesMut};
 use baremesh_model::http::{RequestHead, ResponseHead};
+use tokio::sync::watch;
 
 use super::attempt::{Download, Failure};
 use super::body::{Answer, Source};
@@ -211,7 +212,7 @@ pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) 
     let begun = tokio::select! {
         biased;
         read = reader.read_some(&mut buffer, PREFACE.len()) => read,
-        _ = phase.wait_for(|phase| phase.serves_no_more()) => Ok(0),
+        () = until_idle_ends(&mut phase) => Ok(0),
         () = tokio::time::sleep(idle) => Ok(0),
         () = until(side.ends()) => Ok(0),
     };
@@ -243,6 +244,22 @@ pub async fn serve(side: Arc<Side>, mut reader: ByteReader, writer: ByteWriter) 
     }
 }
 
+/// How long a connection without a request is kept once the process is about to be started anew.
+const LAST_REQUEST: Duration = Duration::from_secs(5);
+
+/// Ends when a connection without a request is not kept any more: at once where nothing new is served, and after a while where
+/// the process is about to be started anew, so that who has just sent a request is answered.
+async fn until_idle_ends(phase: &mut watch::Receiver<Phase>) {
+    let ends = |phase: Phase| phase.serves_no_more() || phase == Phase::StartingAnew;
+    // An error means that the agent itself is gone.
+    let is_started_anew =
+        phase.wait_for(|phase| ends(*phase)).await.is_ok_and(|phase| *phase == Phase::StartingAnew);
+    if is_started_anew {
+        let served_no_more = phase.wait_for(|phase| phase.serves_no_more());
+        let _ = tokio::time::timeout(LAST_REQUEST, served_no_more).await;
+    }
+}
+
 /// Serves a connection of HTTP/1, whose first head is to have come `by` then.
 async fn serve_http1(
     side: &Side,
@@ -266,7 +283,7 @@ async fn serve_http1(
                 Ok(false) => break Ended::Normally,
                 Err(_) => return all,
             },
-            _ = phase.wait_for(|phase| phase.serves_no_more()) => break Ended::Normally,
+            () = until_idle_ends(&mut phase) => break Ended::Normally,
             () = tokio::time::sleep(worker.shared.limits.idle_timeout) => break Ended::Normally,
         }
         // What is refused before it is read is not recorded as the request before.
@@ -285,7 +302,7 @@ async fn serve_http1(
         let hop = *read.as_ref().unwrap_or(&closing);
         let mut persistence = match *phase.borrow() {
             Phase::Running => hop.persistence,
-            Phase::Draining | Phase::HandedOver | Phase::Closing => Persistence::Close,
+            Phase::StartingAnew | Phase::Draining | Phase::HandedOver | Phase::Closing => Persistence::Close,
         };
         let version = head.version;
         let exchange = Exchange {
@@ -325,6 +342,7 @@ async fn serve_http2(side: Arc<Side>, io: Joined) -> Ended {
         return Ended::GivenUp;
     };
     let mut phase = worker.shared.phase.clone();
+    let began = *phase.borrow();
     let dead = until_dead(connection.ping_pong());
     tokio::pin!(dead);
     let mut leaving = false;
@@ -348,7 +366,7 @@ async fn serve_http2(side: Arc<Side>, io: Joined) -> Ended {
             },
             () = alarm.flooded() => break Some(Flooded::FRAMES),
             () = streams.too_many.notified() => break Some(Flooded::GIVEN_UP),
-            _ = phase.wait_for(|phase| *phase >= Phase::Draining), if !leaving => {
+            _ = phase.wait_for(|phase| phase.ends_what_began(began)), if !leaving => {
                 leaving = true;
                 connection.graceful_shutdown();
             }

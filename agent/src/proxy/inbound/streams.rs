@@ -58,6 +58,7 @@ where
     F: Future<Output = Ended> + Send + 'static,
     R: Future<Output = ()>,
 {
+    let began = *phase.borrow();
     let expiry = tokio::time::sleep_until(expiry);
     let dead = until_dead(connection.ping_pong());
     tokio::pin!(expiry, dead, revoked);
@@ -102,7 +103,7 @@ where
                 leaving = true;
                 connection.graceful_shutdown();
             },
-            _ = phase.wait_for(|phase| *phase >= Phase::Draining), if !leaving => {
+            _ = phase.wait_for(|phase| phase.ends_what_began(began)), if !leaving => {
                 leaving = true;
                 connection.graceful_shutdown();
             },
