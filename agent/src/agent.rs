@@ -7,6 +7,8 @@ mod prepare;
 mod start;
 /// Names of the mesh answered.
 mod names;
+/// This host's addresses followed.
+mod own_addresses;
 /// The guard's post, which is never left empty.
 mod guard_post;
 /// One agent taking over from another.
