@@ -19,7 +19,7 @@ sys.dont_write_bytecode = True
 import packages  # noqa: E402
 from hosts import the_root  # noqa: E402
 from report import Broken, NotKnown, Report  # noqa: E402
-from scenarios import beside, install, rpm, under_load, units  # noqa: E402
+from scenarios import beside, hostile, install, rpm, under_load, units  # noqa: E402
 
 SCENARIOS = {
     "install": install.run,
@@ -29,9 +29,11 @@ SCENARIOS = {
     "capture": beside.capture,
     "churn": beside.churn,
     "restart": under_load.abrupt,
+    "hostile": hostile.run,
+    **hostile.ALONE,
 }
 # Run by name alone.
-LEFT_OUT = ("restart",)
+LEFT_OUT = ("restart", *hostile.ALONE)
 
 
 def main(names):

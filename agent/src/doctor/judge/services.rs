@@ -43,7 +43,7 @@ pub fn services(
             |process: &Process| table.decide(process.uid, process.place.as_ref()) == Ok(Caller::Service(()));
         if !processes.iter().any(is_its) {
             let said =
-                format!("{}: none of the {} processes is as it is registered", service.key, processes.len());
+                format!("{}: none of the {} processes is {matcher}", service.key, processes.len());
             check.found(Code::NoProcess, said);
         }
     }

@@ -27,9 +27,9 @@ CONDITIONS = {
     "link-down": network.link_down,
     "address": network.address_changed,
     "mtu": network.small_packets,
-    "ipv6": network.only_ipv6,
     "hostname": host.hostname,
     "two-agents": host.two_agents,
+    "ipv6": network.only_ipv6,
 }
 
 
