@@ -84,7 +84,9 @@ impl AgentError {
     /// Says of a port that is taken whether another agent has it, which is heard at `handover`.
     fn unless_another_runs(self, handover: &Path) -> Self {
         match self {
-            Self::PortTaken { holders } if UnixStream::connect(handover).is_ok() => Self::AnotherRuns { holders },
+            Self::PortTaken { holders } if UnixStream::connect(handover).is_ok() => {
+                Self::AnotherRuns { holders }
+            }
             other => other,
         }
     }
