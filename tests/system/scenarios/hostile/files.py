@@ -127,7 +127,7 @@ def damaged(stage):
     until("the unit is started again and again", lambda: int(server.run("systemctl show -p NRestarts --value baremesh")) >= 2)
     code, said = status(server)
     report.check("`baremesh status` ends with 3: nobody answers", code == 3, f"{code}: {said}")
-    doctor_names(stage, server, "agent_down", "rules_gone", "config_invalid")
+    doctor_names(stage, server, "agent_down", "rules_gone")
     server.run(f"cp -p /srv/node.pem {credential}")
     stage.heals("with the file as it was the agent starts by itself", lambda: stage.flows("the load flows", count=1))
     stage.refused_meanwhile("while no agent ran", begin)

