@@ -7,6 +7,8 @@ mod prepare;
 mod start;
 /// Names of the mesh answered.
 mod names;
+/// This host's addresses followed.
+mod own_addresses;
 /// The guard's post, which is never left empty.
 mod guard_post;
 /// One agent taking over from another.
@@ -20,6 +22,8 @@ mod running;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -55,6 +59,14 @@ pub enum AgentError {
         /// Which port, and who has it.
         holders: String,
     },
+    /// Another agent has the ports.
+    #[error(
+        "an agent runs on this host already ({holders}): `systemctl reload baremesh` has a new one take its place, and `baremesh status` asks the one that runs"
+    )]
+    AnotherRuns {
+        /// Which port, and who has it.
+        holders: String,
+    },
     /// A file, a socket, a thread.
     #[error("{what}: {source}")]
     System {
@@ -66,6 +78,18 @@ pub enum AgentError {
     /// Something in the host's state or the mesh's resources.
     #[error("{0}")]
     State(String),
+}
+
+impl AgentError {
+    /// Says of a port that is taken whether another agent has it, which is heard at `handover`.
+    fn unless_another_runs(self, handover: &Path) -> Self {
+        match self {
+            Self::PortTaken { holders } if UnixStream::connect(handover).is_ok() => {
+                Self::AnotherRuns { holders }
+            }
+            other => other,
+        }
+    }
 }
 
 /// Puts what was being done before what the system said.
@@ -86,7 +110,9 @@ pub enum Begin {
 /// Runs the agent until SIGTERM or SIGINT, or until another one has taken over and what was open has ended. Commands of
 /// health checks run in `commands`.
 pub async fn run(config: AgentConfig, commands: Commands, begin: Begin) -> Result<(), AgentError> {
-    let running = Box::pin(start::start(config, commands, begin)).await?;
+    let handover = config.directories.handover_socket();
+    let started = Box::pin(start::start(config, commands, begin)).await;
+    let running = started.map_err(|error| error.unless_another_runs(&handover))?;
     let successor = tokio::select! {
         told = until_told_to_stop(&running.agent) => {
             told?;
@@ -130,4 +156,25 @@ async fn until_told_to_stop(agent: &routes::Agent) -> Result<(), AgentError> {
 async fn until(mut receiver: watch::Receiver<Phase>, phase: Phase) {
     // An error means that the agent is gone altogether.
     let _ = receiver.wait_for(|current| *current >= phase).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn who_finds_its_ports_taken_is_told_whether_an_agent_has_them() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("handover.sock");
+        let taken = || AgentError::PortTaken { holders: "port 15001 is taken by process 7 (x)".to_owned() };
+        let told = |socket: &Path| taken().unless_another_runs(socket).to_string();
+        assert!(told(&socket).contains("end what has it"));
+        let agent = UnixListener::bind(&socket).expect("a socket");
+        let said = told(&socket);
+        assert!(said.starts_with("an agent runs on this host already (port 15001 is taken"), "{said}");
+        drop(agent);
+        assert!(told(&socket).contains("end what has it"), "what a dead one left is nobody");
+    }
 }

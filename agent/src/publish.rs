@@ -1,6 +1,7 @@
 //! One place where a new state comes into force: the mesh from its source and the host's own registrations are
 //! compiled together, and either both hold from here on, or the last good state stays and the reason is told.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -26,6 +27,7 @@ struct Inputs {
     /// What is known of containers.
     known: Arc<Known>,
     resolved: Arc<Resolved>,
+    host: Host,
     last_error: Option<String>,
     version: u64,
     taken: SystemTime,
@@ -34,7 +36,6 @@ struct Inputs {
 /// The state in force, and the way to the next one.
 pub struct Publisher {
     inputs: Mutex<Inputs>,
-    host: Host,
     hbone_port: u16,
     snapshot: Arc<ArcSwap<Snapshot>>,
     originations: Arc<Originations>,
@@ -76,6 +77,7 @@ impl Publisher {
             registrations: registrations.clone(),
             known: Arc::default(),
             resolved: Arc::default(),
+            host,
             last_error: None,
             version,
             taken: SystemTime::now(),
@@ -83,7 +85,6 @@ impl Publisher {
         note(&metrics, &inputs);
         Ok(Arc::new(Self {
             inputs: Mutex::new(inputs),
-            host,
             hbone_port,
             snapshot: Arc::new(ArcSwap::from_pointee(snapshot)),
             originations,
@@ -215,6 +216,25 @@ impl Publisher {
         let _ = self.publish_own(&mut inputs, &registrations);
     }
 
+    /// Takes the addresses at which others reach this host now, and why it is these, and has its services registered there.
+    /// Returns whether they are others than before.
+    pub fn take_addresses(&self, addresses: Vec<IpAddr>, why: &str) -> Result<bool, String> {
+        let mut inputs = self.lock();
+        if inputs.host.addresses == addresses {
+            return Ok(false);
+        }
+        let host = Host { addresses, why: why.into(), ..inputs.host.clone() };
+        let before = std::mem::replace(&mut inputs.host, host);
+        let registrations = inputs.registrations.clone();
+        if let Err(reason) = self.publish_own(&mut inputs, &registrations) {
+            inputs.host = before;
+            return Err(reason);
+        }
+        // They are the same, and are to be told with other addresses.
+        self.registered.send_modify(|_| {});
+        Ok(true)
+    }
+
     /// Takes what is known of containers.
     pub fn take_containers(&self, known: Known) -> Result<(), String> {
         let mut inputs = self.lock();
@@ -251,7 +271,7 @@ impl Publisher {
         let previous = self.snapshot.load();
         let registrations = in_groups(&mesh, registrations);
         let known = (Some(&**previous), &inputs.resolved);
-        match Snapshot::build_resolved(&mesh, &registrations, (&self.host, self.hbone_port), known) {
+        match Snapshot::build_resolved(&mesh, &registrations, (&inputs.host, self.hbone_port), known) {
             Ok(snapshot) => {
                 let identities = snapshot.identities();
                 // Before it is in force: a call by it finds what it needs.
@@ -264,6 +284,7 @@ impl Publisher {
                     registrations: registrations.clone(),
                     known: Arc::clone(&inputs.known),
                     resolved: Arc::clone(&inputs.resolved),
+                    host: inputs.host.clone(),
                     last_error: None,
                     version,
                     taken: SystemTime::now(),
@@ -347,19 +368,38 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn the_version_is_the_source_s_where_nothing_changed_too() {
+    fn publisher(metrics: &Arc<Metrics>) -> Arc<Publisher> {
         let mesh = Mesh::assemble(Parts::default()).expect("a mesh");
         let host = Host {
             name: Label::new("h1").expect("a label"),
-            addresses: Vec::new(),
+            addresses: vec!["10.0.0.1".parse().expect("an address")],
             why: "".into(),
             network: None,
         };
-        let metrics = Metrics::new("mesh");
         let originations = Arc::new(Originations::new("/nowhere".into()));
-        let publisher = Publisher::new((mesh, 57), &[], (host, 15008), originations, metrics.clone());
-        let publisher = publisher.expect("published");
+        let publisher = Publisher::new((mesh, 57), &[], (host, 15008), originations, Arc::clone(metrics));
+        publisher.expect("published")
+    }
+
+    #[test]
+    fn other_addresses_of_the_host_are_in_force_at_once_and_told() {
+        let publisher = publisher(&Metrics::new("mesh"));
+        let mut registered = publisher.registered();
+        let addresses: Vec<IpAddr> = vec!["10.0.0.2".parse().expect("an address")];
+        assert_eq!(publisher.take_addresses(addresses.clone(), "of eth0"), Ok(true));
+        let host = publisher.snapshot().load().host.clone();
+        assert_eq!((host.addresses, &*host.why), (addresses.clone(), "of eth0"));
+        assert!(registered.has_changed().expect("a publisher"), "the registrations are told again");
+        registered.mark_unchanged();
+        assert_eq!(publisher.take_addresses(addresses, "of eth0"), Ok(false));
+        assert!(!registered.has_changed().expect("a publisher"));
+        assert_eq!(publisher.published().version, 57, "nothing came from the source");
+    }
+
+    #[test]
+    fn the_version_is_the_source_s_where_nothing_changed_too() {
+        let metrics = Metrics::new("mesh");
+        let publisher = publisher(&metrics);
         let (before, changed) = (publisher.published(), publisher.changed());
         // The control server has restarted, and counts anew.
         publisher.confirm(12);

@@ -19,7 +19,7 @@ sys.dont_write_bytecode = True
 import packages  # noqa: E402
 from hosts import try_machine  # noqa: E402
 from report import Broken, NotKnown, Report  # noqa: E402
-from scenarios import beside, install, rpm, under_load, units  # noqa: E402
+from scenarios import beside, hostile, install, rpm, under_load, units  # noqa: E402
 
 SCENARIOS = {
     "install": install.run,
@@ -29,8 +29,11 @@ SCENARIOS = {
     "rpm": rpm.run,
     "capture": beside.capture,
     "churn": beside.churn,
+    "hostile": hostile.run,
+    **hostile.ALONE,
 }
-
+# Run by name alone.
+LEFT_OUT = tuple(hostile.ALONE)
 
 
 def main(names):
@@ -53,7 +56,7 @@ def main(names):
         print(f"system: {why}: nothing is known of it", file=sys.stderr)
         return 77
     failed = []
-    for name in names or SCENARIOS:
+    for name in names or [name for name in SCENARIOS if name not in LEFT_OUT]:
         scenario = SCENARIOS[name]
         report = Report(name, scenario.__doc__.split("\n\n")[0].replace("\n    ", " "))
         try:

@@ -107,6 +107,8 @@ impl Source {
 
 /// Everything that the agent starts with.
 pub struct Prepared {
+    /// The control server's address as it was given at join, where the host has joined.
+    pub control: Option<String>,
     /// This host.
     pub host: Host,
     /// What peers are verified against.
@@ -194,6 +196,7 @@ async fn member(
     let control = membership.control.clone();
     let towards = tokio::task::spawn_blocking(move || resolve(&control)).await.ok().flatten();
     Ok(Prepared {
+        control: Some(membership.control.clone()),
         host: host(config, name, towards)?,
         node: Some(Node {
             credential,
@@ -233,6 +236,7 @@ fn own_mesh(
     let source = FileSource::open(directory).map_err(|refused| AgentError::State(refused.to_string()))?;
     let source = source.of(&bundle);
     Ok(Prepared {
+        control: None,
         host: host(config, name, None)?,
         issuer: Issuer::Local(Arc::new(Mutex::new(issuer))),
         node: None,
@@ -285,7 +289,8 @@ fn host(config: &AgentConfig, name: Label, towards: Option<SocketAddr>) -> Resul
     Ok(Host { name, addresses, why: why.into(), network: config.network.clone() })
 }
 
-fn resolve(control: &str) -> Option<SocketAddr> {
+/// Where the control server is.
+pub fn resolve(control: &str) -> Option<SocketAddr> {
     let direct = control.to_socket_addrs().ok().and_then(|mut all| all.next());
     direct.or_else(|| (control, CONTROL_PORT).to_socket_addrs().ok().and_then(|mut all| all.next()))
 }

@@ -15,7 +15,7 @@ use super::guard_post::{GuardPost, Guarding};
 use super::handover::{Handed, InCharge, Offer, Predecessor, Sockets, Use};
 use super::prepare::{self, Source};
 use super::running::Running;
-use super::{AgentError, Begin, doing, holder, names, routes, until};
+use super::{AgentError, Begin, doing, holder, names, own_addresses, routes, until};
 use crate::attribution::Cgroups;
 use crate::capture::Capture;
 use crate::capture::interval::Interval;
@@ -240,6 +240,9 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     others.extend(watchdog.map(|within| tokio::spawn(pulse.feed(within))));
     others.push(tokio::spawn(routes::tell_service_manager(Arc::clone(&agent))));
     others.push(tokio::spawn(Arc::clone(&agent.publisher).reread_certificates()));
+    if agent.config.addresses.is_empty() {
+        others.push(tokio::spawn(own_addresses::follow(Arc::clone(&agent.publisher), prepared.control)));
+    }
     let lookups = Arc::clone(&agent.metrics.lookups);
     others.push(tokio::spawn(resolution::keep(Arc::clone(&agent.publisher), Arc::clone(&resolver), lookups)));
     others.push(tokio::spawn(async move { resolver.watch().await }));

@@ -41,12 +41,19 @@ impl Store {
                 return None;
             }
         };
-        let issued = std::str::from_utf8(&bytes).ok().and_then(|pem| Issued::from_pem(pem).ok());
-        let issued = issued.filter(|issued| issued.identity == *identity && is_good(issued, bundle, now));
-        if issued.is_none() {
-            tracing::info!(path = %path.display(), "a kept certificate has expired or is not of this mesh");
+        let read = std::str::from_utf8(&bytes).map_err(|error| error.to_string());
+        let issued = match read.and_then(|pem| Issued::from_pem(pem).map_err(|error| error.to_string())) {
+            Ok(issued) => issued,
+            Err(reason) => {
+                tracing::warn!(path = %path.display(), reason, "a kept certificate is damaged: a new one is asked for");
+                return None;
+            }
+        };
+        if issued.identity == *identity && is_good(&issued, bundle, now) {
+            return Some(issued);
         }
-        issued
+        tracing::info!(path = %path.display(), "a kept certificate has expired or is not of this mesh");
+        None
     }
 
     /// Removes the certificates of identities that are not in `wanted`: a deregistered service keeps no key here.

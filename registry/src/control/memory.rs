@@ -165,6 +165,11 @@ impl Core {
         }
     }
 
+    /// Whether an address that the host showed is to be shown anew.
+    pub(super) fn showed_long_ago(&self, host: &Label, address: IpAddr, now: Instant) -> bool {
+        self.speakers.showed_long_ago(host, address, now)
+    }
+
     /// Notes which network a host says it is in.
     pub(super) fn place(&mut self, host: &Label, network: Option<&Label>) {
         self.speakers.place(host, network);

@@ -23,6 +23,10 @@ pub const MAX_SHOWN: usize = 64;
 /// How long before a session an address may have been shown to count for it: agents show theirs, and then register.
 pub const SHOWN_KEPT: Duration = Duration::from_secs(60);
 
+/// How long it may have been shown so that a host which asks need not show it again: what it asks before its session must still
+/// count when that begins.
+const SHOWN_LONG_AGO: Duration = Duration::from_secs(30);
+
 /// Says whether an operator granted an address to a host. Called on a thread that may block.
 pub type AddressGrants = Arc<dyn Fn(&Label, IpAddr) -> bool + Send + Sync>;
 
@@ -116,6 +120,13 @@ impl Speakers {
             }
         });
         from.iter().for_each(|address| self.take_from_others(host, *address));
+    }
+
+    /// Whether the host showed an address so long ago that it is to be shown anew: the next session would not count it.
+    pub fn showed_long_ago(&self, host: &Label, address: IpAddr, now: Instant) -> bool {
+        let heard = self.hosts.get(host).filter(|heard| !heard.session.contains(&address));
+        let at = heard.and_then(|heard| heard.shown.get(&address));
+        at.is_some_and(|at| now.saturating_duration_since(*at) > SHOWN_LONG_AGO)
     }
 
     /// The host's session has ended. What it showed is kept for the next one, which follows at once or shows it anew.
@@ -339,6 +350,24 @@ mod tests {
         check(&speakers, "h2", "10.0.0.1", "");
         speakers.begin(&label("h2"), &[address("10.0.0.2")], now + SHOWN_KEPT * 3);
         check(&speakers, "h2", "fd00::1", "speaks from 10.0.0.2");
+    }
+
+    #[test]
+    fn what_the_next_session_would_not_count_is_to_be_shown_anew() {
+        let (mut speakers, now) = (Speakers::default(), Instant::now());
+        let (host, shown) = (label("h1"), address("fd00::1"));
+        assert!(!speakers.showed_long_ago(&host, shown, now), "never");
+        speakers.show(&host, &[shown], now);
+        speakers.begin(&host, &[address("10.0.0.1")], now);
+        assert!(!speakers.showed_long_ago(&host, shown, now + SHOWN_LONG_AGO));
+        // The session stands, and it counts for that one still.
+        let later = now + SHOWN_KEPT * 2;
+        check(&speakers, "h1", "fd00::1", "");
+        assert!(speakers.showed_long_ago(&host, shown, later));
+        assert!(!speakers.showed_long_ago(&host, address("10.0.0.1"), later), "its session's");
+        speakers.show(&host, &[shown], later);
+        speakers.begin(&host, &[address("10.0.0.1")], later);
+        check(&speakers, "h1", "fd00::1", "");
     }
 
     #[test]

@@ -167,7 +167,7 @@ impl Control {
     }
 
     /// Takes addresses for a host's from which it spoke with its node credential, and says which of `wanted` would be
-    /// refused if the host registered them.
+    /// refused if the host registered them, in a session that begins next too.
     pub async fn show(
         &self,
         host: Label,
@@ -179,7 +179,12 @@ impl Control {
         let shared = self.0.clone();
         let asking = tokio::task::spawn_blocking(move || {
             let checked = shared.check(&host, wanted.into_iter().collect());
-            checked.into_iter().filter_map(|(address, checked)| checked.is_err().then_some(address)).collect()
+            let core = shared.core();
+            let long_ago = |address| core.showed_long_ago(&host, address, Instant::now());
+            let unknown = |(address, checked): (IpAddr, Result<(), NotOwn>)| {
+                (checked.is_err() || long_ago(address)).then_some(address)
+            };
+            checked.into_iter().filter_map(unknown).collect()
         });
         asking.await.map_err(|_| ControlError::Stopping)
     }

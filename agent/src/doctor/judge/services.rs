@@ -42,8 +42,7 @@ pub fn services(
         let is_its =
             |process: &Process| table.decide(process.uid, process.place.as_ref()) == Ok(Caller::Service(()));
         if !processes.iter().any(is_its) {
-            let said =
-                format!("{}: none of the {} processes is as it is registered", service.key, processes.len());
+            let said = format!("{}: none of the {} processes is {matcher}", service.key, processes.len());
             check.found(Code::NoProcess, said);
         }
     }

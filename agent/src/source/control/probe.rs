@@ -127,6 +127,10 @@ async fn ask_all(open: &Open, report: &mut ReachReport) {
         Ok(Err(reason)) => return report.failed(Step::Answer, reason),
         // It is of before there was the question, and in reach.
         Ok(Ok(Asked::Status(StatusCode::NOT_FOUND, _))) => return report.step = Step::Done,
+        // In reach, and asked too often.
+        Ok(Ok(Asked::Status(StatusCode::TOO_MANY_REQUESTS, message))) => {
+            return report.failed(Step::Answer, format!("it answered 429: {message}"));
+        }
         Ok(Ok(Asked::Status(status, message))) => {
             return report.failed(Step::Refused, format!("it answered {}: {message}", status.as_u16()));
         }

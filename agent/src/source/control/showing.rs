@@ -75,8 +75,11 @@ impl Showing {
         }
     }
 
-    /// Goes on with addresses that could not be shown, for as long as it is polled.
+    /// Asks once more when the session stands, since what was known before may have been of the one before it; then goes on with
+    /// addresses that could not be shown, for as long as it is polled.
     pub(super) async fn keep_showing(&self, registrations: impl Fn() -> Vec<Registration>) {
+        tokio::time::sleep(SHOW_AGAIN).await;
+        self.show(&registrations()).await;
         loop {
             tokio::time::sleep(SHOW_AGAIN).await;
             if !self.state().unknown.is_empty() {

@@ -1,0 +1,35 @@
+"""Who kills the agent, and who comes before it."""
+
+import time
+
+from report import until
+
+from .stage import doctor_names
+
+
+def killed(stage):
+    """the agent is killed while its rules stand, at either end"""
+    report = stage.report
+    for host in (stage.server, stage.caller):
+        begin, old = time.monotonic(), host.main_pid("baremesh")
+        host.run("systemctl kill --kill-who=main -s KILL baremesh")
+        until("another agent runs", lambda: host.main_pid("baremesh") not in (0, old))
+        until("it is ready", lambda: host.is_active("baremesh"))
+        stage.heals(f"after a SIGKILL of the {host.name}'s agent calls go on", lambda: stage.flows("the load flows", count=1))
+        gap, way = stage.gap(begin)
+        report.check(f"no way was shut for longer than 5 s: {gap:.1f} s for {way}", gap < 5, stage.errors(begin))
+        doctor_names(stage, host)
+
+
+def reboot(stage):
+    """the called host boots: its rules stand before its services"""
+    report, server = stage.report, stage.server
+    begin = time.monotonic()
+    server.power_off()
+    server.start_booting()
+    stage.wire(server)
+    until("it has booted", lambda: server.state() in ("running", "degraded"))
+    stage.heals("calls go on after a boot", lambda: stage.flows("the load flows", count=1))
+    rules = int(server.run("systemctl show -p ExecMainExitTimestampMonotonic --value baremesh-boot"))
+    shop = int(server.run("systemctl show -p ExecMainStartTimestampMonotonic --value shop"))
+    report.check(f"the rules of the last run stood {(shop - rules) / 1e6:.2f} s before the service started", 0 < rules < shop, f"{rules} {shop}")
