@@ -283,7 +283,8 @@ class Host:
         if self.pid:
             with contextlib.suppress(Broken, OSError):
                 said = self.tries("journalctl --no-pager -o short-precise -n 20 -p warning; echo; journalctl --no-pager -o short-precise "
-                                  "-n 4000 -u 'baremesh*' | grep -v '\"reporter\":' | tail -60", 60)
+                                  "-n 4000 -u 'baremesh*' | grep -v '\"reporter\":' | tail -60; echo; journalctl --no-pager -o cat "
+                                  "-n 8000 -u baremesh | grep '\"reporter\":' | grep -v '\"response_flags\":\"-\"' | tail -12", 60)
                 print(said.stdout, flush=True)
                 return
         with contextlib.suppress(OSError):

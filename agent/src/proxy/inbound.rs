@@ -111,7 +111,9 @@ fn may_shake_hands(
     client: SocketAddr,
 ) -> Result<(SemaphorePermit<'_>, Share<IpAddr>), &'static str> {
     let of_all = worker.handshakes.try_acquire().map_err(|_| "MAX_HANDSHAKES")?;
-    let of_host = worker.shaking.take(host_of(client.ip()), hbone::MAX_HANDSHAKES_OF_HOST);
+    // Where there are few places at all, one stranger has not all of them.
+    let most = hbone::MAX_HANDSHAKES_OF_HOST.min((worker.shared.limits.max_connections / 8).max(1));
+    let of_host = worker.shaking.take(host_of(client.ip()), most);
     Ok((of_all, of_host.ok_or("MAX_HANDSHAKES_OF_HOST")?))
 }
 

@@ -5,6 +5,7 @@
 mod show;
 
 use std::ffi::OsString;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -106,6 +107,10 @@ impl Capture {
                     || Ok(Rules::new(&directories.runtime)?.gone_file()),
                     Ok::<_, anyhow::Error>,
                 )?;
+                // Another unit's end is none of this host's agent.
+                if UnixStream::connect(directories.agent_socket()).is_ok() {
+                    return done(global.output, "an agent runs on this host: its rules stay");
+                }
                 let interval = Interval::before(&file);
                 if unless_followed {
                     let said = match interval.settle()? {

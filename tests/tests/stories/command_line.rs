@@ -124,7 +124,7 @@ fn a_mesh_says_what_it_does_not_do() {
     let again = format!("join 10.77.0.200 --token {}", mesh.token(&[]));
     let member: &[Case<'_>] = &[
         (&again, 1, &["member already", "--rejoin web"]),
-        ("agent", 1, &["another"]),
+        ("agent", 1, &["already"]),
         ("capture apply --confirm 2h", 1, &["3600"]),
         ("capture confirm", 1, &[]),
         ("service register web --port 80 --deliver 0.0.0.0:80", 1, &["no address to deliver to"]),

@@ -60,9 +60,11 @@ fn faults(validator: &Validator, form: Form, text: &str) -> Vec<String> {
 fn examples() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let paths = std::fs::read_dir(folder).expect("examples").map(|entry| entry.expect("an entry").path());
+    // The agent's own, and what is for Prometheus.
+    let others = ["agent.toml", "alerts.yaml", "prometheus.yaml"];
     let is_resources = |path: &PathBuf| {
         path.is_file()
-            && !path.ends_with("agent.toml")
+            && !others.iter().any(|other| path.ends_with(other))
             && Form::of_file(&path.display().to_string()).is_some()
     };
     paths.filter(is_resources).collect()
