@@ -139,7 +139,7 @@ impl Capture {
             Ok(()) => (boot.services, boot.written) = (plan.local.clone(), Some(Instant::now())),
             // A full disk is no reason to leave the host without rules now.
             Err(error) => {
-                tracing::error!(%error, file = %boot.file.display(), "the rules for the next boot cannot be written: closed services may be reached before the agent runs then")
+                tracing::error!(%error, file = %boot.file.display(), "the rules for the next boot cannot be written: closed services may be reached before the agent runs then");
             }
         }
     }
