@@ -22,14 +22,12 @@ mod running;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::capture::CaptureError;
-use crate::config::AgentConfig;
+use crate::config::{AgentConfig, Directories};
 use crate::health::commands::Commands;
 use crate::membership::MembershipError;
 use crate::proxy::Phase;
@@ -81,12 +79,10 @@ pub enum AgentError {
 }
 
 impl AgentError {
-    /// Says of a port that is taken whether another agent has it, which is heard at `handover`.
-    fn unless_another_runs(self, handover: &Path) -> Self {
+    /// Says of a port that is taken whether another agent has it, which is heard.
+    fn unless_another_runs(self, directories: &Directories) -> Self {
         match self {
-            Self::PortTaken { holders } if UnixStream::connect(handover).is_ok() => {
-                Self::AnotherRuns { holders }
-            }
+            Self::PortTaken { holders } if directories.agent_runs() => Self::AnotherRuns { holders },
             other => other,
         }
     }
@@ -110,9 +106,9 @@ pub enum Begin {
 /// Runs the agent until SIGTERM or SIGINT, or until another one has taken over and what was open has ended. Commands of
 /// health checks run in `commands`.
 pub async fn run(config: AgentConfig, commands: Commands, begin: Begin) -> Result<(), AgentError> {
-    let handover = config.directories.handover_socket();
+    let directories = config.directories.clone();
     let started = Box::pin(start::start(config, commands, begin)).await;
-    let running = started.map_err(|error| error.unless_another_runs(&handover))?;
+    let running = started.map_err(|error| error.unless_another_runs(&directories))?;
     let successor = tokio::select! {
         told = until_told_to_stop(&running.agent) => {
             told?;
@@ -167,14 +163,14 @@ mod tests {
     #[test]
     fn who_finds_its_ports_taken_is_told_whether_an_agent_has_them() {
         let directory = tempfile::tempdir().expect("a directory");
-        let socket = directory.path().join("handover.sock");
+        let directories = Directories { runtime: directory.path().to_owned(), ..Directories::default() };
         let taken = || AgentError::PortTaken { holders: "port 15001 is taken by process 7 (x)".to_owned() };
-        let told = |socket: &Path| taken().unless_another_runs(socket).to_string();
-        assert!(told(&socket).contains("end what has it"));
-        let agent = UnixListener::bind(&socket).expect("a socket");
-        let said = told(&socket);
+        let told = || taken().unless_another_runs(&directories).to_string();
+        assert!(told().contains("end what has it"));
+        let agent = UnixListener::bind(directories.agent_socket()).expect("a socket");
+        let said = told();
         assert!(said.starts_with("an agent runs on this host already (port 15001 is taken"), "{said}");
         drop(agent);
-        assert!(told(&socket).contains("end what has it"), "what a dead one left is nobody");
+        assert!(told().contains("end what has it"), "what a dead one left is nobody");
     }
 }

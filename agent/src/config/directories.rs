@@ -1,5 +1,6 @@
 //! The directories that the agent and the control server keep their files in.
 
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 /// The directories that the agent and the control server keep their files in.
@@ -47,6 +48,11 @@ impl Directories {
     /// The agent's administration socket.
     pub fn agent_socket(&self) -> PathBuf {
         self.runtime.join("agent.sock")
+    }
+
+    /// Whether an agent of these directories is heard. What a dead one left is nobody.
+    pub fn agent_runs(&self) -> bool {
+        UnixStream::connect(self.agent_socket()).is_ok()
     }
 
     /// Where the agent waits for one that takes over.

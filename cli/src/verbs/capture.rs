@@ -5,7 +5,6 @@
 mod show;
 
 use std::ffi::OsString;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -108,7 +107,7 @@ impl Capture {
                     Ok::<_, anyhow::Error>,
                 )?;
                 // Another unit's end is none of this host's agent.
-                if UnixStream::connect(directories.agent_socket()).is_ok() {
+                if directories.agent_runs() {
                     return done(global.output, "an agent runs on this host: its rules stay");
                 }
                 let interval = Interval::before(&file);
