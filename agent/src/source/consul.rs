@@ -12,10 +12,11 @@ mod choice;
 mod registering;
 /// What is known, and what is published of it.
 mod known;
+/// The mesh that is made of it.
+mod in_force;
 /// How Consul stands, as it is shown.
 pub mod standing;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,18 +24,16 @@ use std::time::{Duration, Instant};
 use baremesh_model::mesh::Mesh;
 use baremesh_model::name::Label;
 use baremesh_registry::consul::catalog::Leader;
-use baremesh_registry::consul::{Client, Settings, state};
-use baremesh_registry::control::REVOKED;
+use baremesh_registry::consul::{Client, Settings};
 use baremesh_registry::control::client::backoff;
-use baremesh_registry::control::followed::{Entries, Entry, Followed, WholeError};
+use baremesh_registry::control::followed::{Followed, WholeError};
 use baremesh_registry::control::subscription::Subscription;
-use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use self::known::{Holding, Known};
+use self::in_force::{Derived, publish};
+use self::known::Known;
 use self::standing::Standing;
-use super::resources::Resources;
 use crate::agent::{AgentError, empty_mesh};
 use crate::membership::Membership;
 use crate::proxy::socket::{self, Mark};
@@ -48,8 +47,6 @@ const STATE_FILE: &str = "last-good-consul.state";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long what is heard is gathered before it is published as one.
 const GATHER: Duration = Duration::from_millis(200);
-/// The same while a call waits for an answer.
-const GATHER_FOR_CALL: Duration = Duration::from_millis(20);
 /// How much may be heard that is not yet looked at.
 const HEARD: usize = 256;
 /// How often it is looked at what is held although the catalog lacks it.
@@ -216,11 +213,15 @@ impl ConsulSource {
         let Self { settings, mut followed, trust, mut subscription, notes, standing, .. } = self;
         let mut known = Known::new(&followed, ask.borrow().clone(), Instant::now());
         let mut derived = Derived::default();
-        let mut attempt = 0;
-        let (mut again, mut took) = (None, GATHER);
+        let (mut attempt, mut again) = (0, None);
+        let (mut looked, mut took) = (Instant::now(), Duration::ZERO);
+        let mut held = None;
         loop {
-            let (mut looked, mut gather) = (false, took.max(GATHER));
-            let patience = known.patience(Instant::now()).unwrap_or(LOOK);
+            let look = looked + again.unwrap_or(LOOK);
+            // Publishing takes half of the time at most, however large the mesh is.
+            let due = |known: &Known| known.publish_at(took.max(GATHER)).unwrap_or(look);
+            let now = Instant::now();
+            let wait = due(&known).saturating_duration_since(now);
             tokio::select! {
                 first = heard.recv() => match first {
                     Some(first) => known.take(first, Instant::now()),
@@ -230,15 +231,9 @@ impl ConsulSource {
                     let asked = subscription.borrow_and_update().clone();
                     known.ask(&asked, Instant::now());
                     ask.send_replace(asked);
-                    gather = Duration::ZERO;
                 }
-                () = tokio::time::sleep(again.unwrap_or(LOOK).min(patience)) => looked = true,
+                () = tokio::time::sleep(known.patience(now).map_or(wait, |patience| wait.min(patience))) => {}
             }
-            if known.patience(Instant::now()).is_some() || patience < LOOK {
-                gather = gather.min(GATHER_FOR_CALL);
-            }
-            // Publishing takes half of the time at most, however large the mesh is, unless a call waits.
-            tokio::time::sleep(gather).await;
             while let Ok(more) = heard.try_recv() {
                 known.take(more, Instant::now());
             }
@@ -246,8 +241,20 @@ impl ConsulSource {
             connected.send_if_modified(|before| std::mem::replace(before, is_connected) != is_connected);
             standing.send_replace(known.standing().clone());
             metrics.registry_connected.set(i64::from(is_connected));
-            if known.is_changed() || looked {
-                let began = Instant::now();
+            let mut hold = |known: &mut Known, followed: &Followed, derived: &mut Derived, anew: bool| {
+                let holding = known.holding(Instant::now());
+                if !anew && held.as_ref() == Some(&holding) {
+                    return;
+                }
+                if let Err(reason) = derived.hold(holding.clone(), followed, (&settings, &trust), publisher) {
+                    publisher.refuse(reason);
+                }
+                held = Some(holding);
+            };
+            // What a call waits for is not kept back by what is gathered.
+            hold(&mut known, &followed, &mut derived, false);
+            if Instant::now() >= due(&known) {
+                looked = Instant::now();
                 again = match publish(
                     &mut known,
                     (&mut followed, &mut derived),
@@ -266,11 +273,8 @@ impl ConsulSource {
                     }
                     Err(WholeError::Refused(_) | WholeError::Bounds(_)) => None,
                 };
-                took = began.elapsed();
-            }
-            let holding = known.holding(Instant::now());
-            if let Err(reason) = derived.hold(holding, &followed, (&settings, &trust), publisher) {
-                publisher.refuse(reason);
+                took = looked.elapsed();
+                hold(&mut known, &followed, &mut derived, true);
             }
             let said = known.notes();
             notes.send_if_modified(|notes| {
@@ -280,137 +284,4 @@ impl ConsulSource {
             });
         }
     }
-}
-
-/// What the entries of the mesh were last, and what was read from them.
-#[derive(Default)]
-struct Derived {
-    entries: Entries,
-    resources: Resources,
-    /// The mesh that is in force, with all endpoints, and which of them the publisher has.
-    in_force: Option<(Mesh, Option<Holding>)>,
-}
-
-impl Derived {
-    /// The mesh of some inputs, with all endpoints.
-    fn mesh(
-        &mut self,
-        inputs: &BTreeMap<String, Value>,
-        (settings, trust): (&Settings, &Trust),
-    ) -> (state::Derived, Result<Mesh, String>) {
-        let derived = state::derive(inputs, settings);
-        self.entries = entries_of(&derived.entries, &self.entries);
-        let made = self.resources.mesh(&self.entries, &trust.now());
-        (derived, made)
-    }
-
-    /// Publishes what is in force as a host knows it that holds these endpoints, where that is not the case yet.
-    fn hold(
-        &mut self,
-        holding: Holding,
-        followed: &Followed,
-        with: (&Settings, &Trust),
-        publisher: &Publisher,
-    ) -> Result<(), String> {
-        if followed.entries().is_empty() {
-            return Ok(());
-        }
-        let mesh = match self.in_force.take() {
-            Some((mesh, Some(held))) if held == holding => {
-                self.in_force = Some((mesh, Some(held)));
-                return Ok(());
-            }
-            Some((mesh, _)) => mesh,
-            // The agent has begun with it.
-            None => self.mesh(&followed.values(), with).1?,
-        };
-        let held = mesh.clone().holding(|service| holding.holds(service));
-        let told = publisher.take_mesh(held, followed.version());
-        self.in_force = Some((mesh, told.is_ok().then_some(holding)));
-        told
-    }
-}
-
-/// Values as entries; those that have not changed are the ones from before.
-fn entries_of(values: &BTreeMap<String, Value>, before: &Entries) -> Entries {
-    let entry = |(key, value): (&String, &Value)| {
-        let entry = Entry::of(key, value);
-        let known = before.get(key).filter(|known| ***known == entry);
-        (key.clone(), known.map_or_else(|| Arc::new(entry), Arc::clone))
-    };
-    values.iter().map(entry).collect()
-}
-
-/// Publishes what is known, where there is a whole set of resources, and keeps it.
-fn publish(
-    known: &mut Known,
-    (followed, before): (&mut Followed, &mut Derived),
-    (settings, trust): (&Settings, &Trust),
-    publisher: &Publisher,
-) -> Result<(), WholeError> {
-    let Some((mut inputs, version)) = known.inputs(Instant::now()) else { return Ok(()) };
-    let is_in_force = |inputs: &BTreeMap<String, Value>, followed: &Followed, known: &Known| {
-        !known.is_unsaved() && followed.is_of(inputs, version)
-    };
-    if is_in_force(&inputs, followed, known) {
-        known.note_older_list(None);
-        return Ok(());
-    }
-    // Not put off by anything that this agent cannot take.
-    let older = match trust.take(|key| inputs.get(key).cloned()) {
-        Ok(older) => older,
-        Err(reason) => {
-            publisher.refuse(reason.clone());
-            return Err(WholeError::Refused(reason));
-        }
-    };
-    // What is kept on the disk is what is in force.
-    inputs.extend(older.as_ref().and_then(|older| Some((REVOKED.to_owned(), older.kept.clone()?))));
-    if let Some(news) = known.note_older_list(older) {
-        publisher.refuse_list(news);
-    }
-    if is_in_force(&inputs, followed, known) {
-        return Ok(());
-    }
-    let holding = known.holding(Instant::now());
-    let (inputs, derived, made, instead) = in_any_case(inputs, followed, before, (settings, trust));
-    if instead.is_some() && is_in_force(&inputs, followed, known) {
-        known.published(&Ok(()), derived.report, instead);
-        return Ok(());
-    }
-    let put = followed.put_in_force(&inputs, version, || {
-        let mesh = made.inspect_err(|reason| publisher.refuse(reason.clone()))?;
-        publisher.take_mesh(mesh.clone().holding(|service| holding.holds(service)), version)?;
-        before.in_force = Some((mesh, Some(holding)));
-        Ok(())
-    });
-    if let Err(WholeError::Bounds(error)) = &put {
-        publisher.refuse(error.to_string());
-    }
-    known.published(&put, derived.report, instead);
-    put
-}
-
-/// A mesh of the inputs. Should what stands in the catalog keep one from being made, for a reason that deriving it does not
-/// know, one of the same resources with the catalog as it was in force last, or with none: policy goes on. What it was made of, and what
-/// is to be said then.
-fn in_any_case(
-    inputs: BTreeMap<String, Value>,
-    followed: &Followed,
-    before: &mut Derived,
-    with: (&Settings, &Trust),
-) -> (BTreeMap<String, Value>, state::Derived, Result<Mesh, String>, Option<String>) {
-    let (derived, made) = before.mesh(&inputs, with);
-    let Err(reason) = &made else { return (inputs, derived, made, None) };
-    let last = followed.values();
-    for (of, words) in [(Some(&last), "the catalog of before"), (None, "nothing of the catalog")] {
-        let others = state::with_catalog(&inputs, of);
-        let (derived, made) = before.mesh(&others, with);
-        if made.is_ok() {
-            let said =
-                format!("Consul's catalog cannot come into force: {reason}; {words} is, with all policy");
-            return (others, derived, made, Some(said));
-        }
-    }
-    (inputs, derived, made, None)
 }

@@ -242,9 +242,14 @@ impl Client {
         let RawTransacted { results, errors } = came.json()?;
         let last = results.unwrap_or_default().pop().and_then(|result| result.kv);
         let faults = errors.unwrap_or_default().into_iter().map(|fault| (fault.op_index, fault.what));
+        let faults: Vec<_> = faults.collect();
+        // A key that may not be written is told as a conflict is, which it is not.
+        if let Some((_, said)) = faults.iter().find(|(_, what)| what.contains("Permission denied")) {
+            return Err(ConsulError::Denied { address: came.address, path: came.path, said: said.clone() });
+        }
         match came.status {
             StatusCode::OK => Ok(Ok(last.map_or(0, |changed| changed.modify_index))),
-            _ => Ok(Err(faults.collect())),
+            _ => Ok(Err(faults)),
         }
     }
 }

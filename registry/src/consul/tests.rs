@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::client::plain_dial;
-use super::kv::{MAX_OPERATIONS, MAX_VALUE, Operation, When};
+use super::kv::{MAX_OPERATIONS, MAX_VALUE, Operation, Transacted, When};
 use super::local::Known;
 use super::query::{Consistency, Place, Read, Step};
 use super::{Client, ConsulError, Settings};
@@ -180,6 +180,21 @@ async fn nothing_is_sent_that_consul_would_not_take() {
     assert!(matches!(many, Err(ConsulError::TransactionTooLarge { .. })));
     let put = Operation::Put { key: "a".to_owned(), value: vec![0; MAX_VALUE], when: When::Always };
     assert!(matches!(client.transact(&[put]).await, Err(ConsulError::ValueTooLarge { .. })));
+}
+
+#[tokio::test]
+async fn a_transaction_that_may_not_be_made_is_told_from_one_that_lost() {
+    let refused = async |what: &str| {
+        let said = format!("{{\"Results\":null,\"Errors\":[{{\"OpIndex\":0,\"What\":\"{what}\"}}]}}");
+        let (address, _) = serve(vec![answer(409, "", &said)]).await;
+        let delete = Operation::Delete { key: "a".to_owned(), when: When::Always };
+        client(&[address], "").transact(&[delete]).await
+    };
+    let lost = "failed to set key \\\"a\\\", index is stale";
+    let faults = vec![(0, "failed to set key \"a\", index is stale".to_owned())];
+    assert_eq!(refused(lost).await.expect("asked"), Transacted::Refused(faults));
+    let denied = refused("Permission denied").await;
+    assert!(matches!(denied, Err(ConsulError::Denied { .. })), "{denied:?}");
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ pub fn patiently(what: &str, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
         assert!(began.elapsed() < Duration::from_secs(240), "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -215,6 +215,30 @@ fn questions_open(member: &Member, consul: Ipv4Addr) -> usize {
     let mut list = member.host.command("ss");
     list.args(["-Htn", "state", "established", "dst", &format!("{consul}:8500")]);
     output_of(list).lines().count()
+}
+
+#[test]
+fn a_service_gets_its_addresses_of_both_families_at_once() {
+    const SERVICES: usize = 40;
+    let (_mesh, host, _consul) = Mesh::in_consul("consul-families");
+    let families = || {
+        let (status, body) = ask(&host, "GET", "/v1/kv/baremesh/addresses/?keys", None).expect("an answer");
+        let keys: Vec<String> =
+            if status == 404 { vec![] } else { serde_json::from_str(&body).expect("keys") };
+        let v6 = keys.iter().filter(|key| key.contains(':')).count();
+        (keys.len() - v6, v6)
+    };
+    for n in 0..SERVICES {
+        register_foreign(
+            &host,
+            &json!({ "ID": format!("s{n}"), "Name": format!("s{n}"), "Address": "10.200.0.1", "Port": 7100 }),
+        );
+    }
+    patiently("every service has its addresses", || {
+        let (v4, v6) = families();
+        assert_eq!(v4, v6, "a service has an address of one family only");
+        v4 == SERVICES
+    });
 }
 
 #[test]

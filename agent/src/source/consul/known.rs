@@ -28,6 +28,8 @@ const OUTAGE: Duration = Duration::from_secs(TTL_SECONDS / 3);
 
 /// How long a call waits for Consul's answer. Then what was read before is taken.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long what is new is gathered before it is published, where a call waits for it.
+const GATHER_FOR_CALL: Duration = Duration::from_millis(20);
 
 /// Whose endpoints are held.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,7 +93,11 @@ pub(super) struct Known {
     asked: Subscription,
     /// Services that have come to be asked for, each with since when an answer is awaited.
     awaited: BTreeMap<Key, Instant>,
-    changed: bool,
+    /// Those among them of which an answer came that has still to be published, and since when.
+    answered: BTreeSet<Key>,
+    answered_since: Option<Instant>,
+    /// Since when something is known that has still to be published.
+    changed_since: Option<Instant>,
     unsaved: bool,
     report: Report,
     /// What is to be said where something else is in force than what was heard.
@@ -137,7 +143,9 @@ impl Known {
             names: seen_names,
             asked,
             awaited: BTreeMap::new(),
-            changed: false,
+            answered: BTreeSet::new(),
+            answered_since: None,
+            changed_since: None,
             unsaved: false,
             report: Report::default(),
             instead: None,
@@ -208,9 +216,26 @@ impl Known {
         Some(PATIENCE.saturating_sub(now.saturating_duration_since(*first)))
     }
 
+    /// When what is known is to be published that is not yet: it is gathered for `gather`, and for longer or shorter where a
+    /// call waits for an answer.
+    pub(super) fn publish_at(&self, gather: Duration) -> Option<Instant> {
+        let at = self.changed_since? + gather;
+        Some(match (self.answered_since, self.awaited.values().min()) {
+            (Some(since), _) => at.min(since + GATHER_FOR_CALL),
+            (None, Some(since)) => at.max(*since + PATIENCE).min(at + PATIENCE),
+            (None, None) => at,
+        })
+    }
+
     fn learn(&mut self, news: News, now: Instant) {
-        self.changed = true;
         self.doubt_after_outage(now);
+        if self.is_news(news, now) {
+            self.changed_since.get_or_insert(now);
+        }
+    }
+
+    /// Takes up something, and says whether it is other than what was known.
+    fn is_news(&mut self, news: News, now: Instant) -> bool {
         match news {
             News::Resources(set) if set.values.is_empty() && !self.resources.is_empty() => {
                 self.missing = Some("the index in Consul names no resource");
@@ -228,25 +253,39 @@ impl Known {
             News::NoResources => self.missing = Some("there are no resources in Consul"),
             // Who is trusted and what is revoked is never forgotten for an answer that says nothing.
             News::Trust(said) => self.trust.extend(said),
-            News::Addresses(all) if all.is_empty() => {}
+            News::Addresses(all) if all.is_empty() => return false,
             News::Addresses(all) => {
                 let record = |record| serde_json::to_value(record).expect("plain fields");
                 let all = all.into_iter().map(|(address, of)| (format!("{ADDRESS}{address}"), record(of)));
                 self.addresses = all.collect();
             }
             News::Names(names) => {
+                let is_unread = |name: &&String| service_named(name).is_err();
+                let unread: BTreeSet<_> = names.iter().filter(is_unread).cloned().collect();
+                if (&names, &unread) == (&self.names, &self.unread) {
+                    return false;
+                }
                 self.seen.retain(|(name, _, _), _| names.contains(name));
                 self.beyond.retain(|name, _| names.contains(name));
-                self.unread = names.iter().filter(|name| service_named(name).is_err()).cloned().collect();
-                self.names = names;
+                (self.names, self.unread) = (names, unread);
             }
             News::Instances(name, instances) => {
-                if let Ok(service) = service_named(&name) {
-                    self.awaited.remove(&service);
+                let awaited = service_named(&name).ok().filter(|service| self.awaited.contains_key(service));
+                let (held, beyond) = bounds::of_service(instances);
+                let held: BTreeMap<At, Instance> =
+                    held.into_iter().map(|one| (at(&name, &one), one)).collect();
+                let first = (name.clone(), String::new(), String::new());
+                let before = self.seen.range(first..).take_while(|((of, _, _), _)| *of == name);
+                if before.eq(&held) && self.beyond.get(&name).copied().unwrap_or_default() == beyond {
+                    awaited.map(|service| self.awaited.remove(&service));
+                    return false;
+                }
+                if let Some(service) = awaited {
+                    self.answered.insert(service);
+                    self.answered_since.get_or_insert(now);
                 }
                 self.seen.retain(|(of, _, _), _| *of != name);
-                let (held, beyond) = bounds::of_service(instances);
-                self.seen.extend(held.into_iter().map(|one| (at(&name, &one), one)));
+                self.seen.extend(held);
                 self.beyond.remove(&name);
                 for (name, count) in bounds::in_all(&mut self.seen).into_iter().chain([(name, beyond)]) {
                     if count > 0 {
@@ -258,18 +297,17 @@ impl Known {
                 tracing::warn!("Consul's catalog began anew: what it lacks is kept for a while");
                 self.damper.doubt(now);
             }
-            News::InTurn(count) => self.in_turn = count,
+            News::InTurn(count) => {
+                self.in_turn = count;
+                return false;
+            }
         }
+        true
     }
 
     /// How Consul stands.
     pub(super) fn standing(&self) -> &Standing {
         &self.standing
-    }
-
-    /// Whether something was heard since the last look at the inputs.
-    pub(super) fn is_changed(&self) -> bool {
-        self.changed
     }
 
     /// Whether what is in force has still to be written.
@@ -285,7 +323,10 @@ impl Known {
 
     /// What the mesh is made of now, with its version; nothing as long as no resources are known.
     pub(super) fn inputs(&mut self, now: Instant) -> Option<(BTreeMap<String, Value>, u64)> {
-        self.changed = false;
+        (self.changed_since, self.answered_since) = (None, None);
+        for service in std::mem::take(&mut self.answered) {
+            self.awaited.remove(&service);
+        }
         let held = self.damper.take(self.seen.clone(), now);
         if self.resources.is_empty() {
             return None;
@@ -385,79 +426,4 @@ fn at(name: &str, instance: &Instance) -> At {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn one(status: &str) -> Heard {
-        let instance = json!({
-            "Node": { "Node": "n", "Address": "10.0.0.1" },
-            "Service": { "ID": "s", "Service": "s", "Port": 1 },
-            "Checks": [{ "CheckID": "serfHealth", "Status": status }],
-        });
-        let instance = serde_json::from_value(instance).expect("an instance");
-        Heard::Known(News::Instances("s".to_owned(), vec![instance]))
-    }
-
-    /// How many endpoints are held of a service whose only one fell silent, where the catalog was away for so long before.
-    fn held_after(away: Option<Duration>) -> usize {
-        let (mut known, began) =
-            (Known::new(&Followed::new(None), Subscription::All, Instant::now()), Instant::now());
-        known.take(one("passing"), began);
-        known.take(Heard::Fine(Part::Catalog, Some(7)), began);
-        known.inputs(began);
-        // Longer after the start than that itself is a reason.
-        let mut now = began + Duration::from_secs(3600);
-        known.inputs(now);
-        if let Some(away) = away {
-            known.take(Heard::Failed(Part::Catalog, "gone".to_owned()), now);
-            known.take(Heard::Failed(Part::Catalog, "gone still".to_owned()), now + away / 2);
-            now += away;
-        }
-        known.take(one("critical"), now);
-        known.take(Heard::Fine(Part::Catalog, Some(7)), now);
-        known.inputs(now);
-        known.damper.held()
-    }
-
-    #[test]
-    fn what_comes_to_be_asked_for_is_held_when_it_was_read_anew_or_cannot_be() {
-        let key = Key::read("s.default").expect("a service");
-        let asked = Subscription::read(&["s.default".to_owned()]).expect("services");
-        let (nobody, now) = (Subscription::default(), Instant::now());
-        let start = || {
-            let mut known = Known::new(&Followed::new(None), nobody.clone(), now);
-            known.take(Heard::Known(News::Names(["s".to_owned()].into())), now);
-            known.take(one("passing"), now);
-            known
-        };
-        let mut known = start();
-        assert!(!known.holding(now).holds(&key) && known.patience(now).is_none());
-        known.ask(&asked, now);
-        assert!(!known.holding(now).holds(&key), "an answer is awaited");
-        assert_eq!(known.patience(now), Some(PATIENCE));
-        known.take(one("passing"), now);
-        assert!(known.holding(now).holds(&key) && known.patience(now).is_none(), "it was read anew");
-        known.ask(&asked, now);
-        assert!(known.holding(now).holds(&key), "nothing new is asked for");
-        known.ask(&nobody, now);
-        assert!(!known.holding(now).holds(&key));
-
-        let mut slow = start();
-        slow.ask(&asked, now);
-        assert!(slow.holding(now + PATIENCE).holds(&key), "what was read before is taken");
-        let mut away = start();
-        away.take(Heard::Failed(Part::Catalog, "gone".to_owned()), now);
-        away.ask(&asked, now);
-        assert!(away.holding(now).holds(&key), "nobody would answer");
-    }
-
-    #[test]
-    fn who_fell_silent_while_the_catalog_was_away_is_kept_and_otherwise_not() {
-        assert_eq!(held_after(None), 0);
-        assert_eq!(held_after(Some(Duration::from_secs(1))), 0);
-        assert_eq!(held_after(Some(OUTAGE)), 1);
-        assert_eq!(held_after(Some(Duration::from_secs(600))), 1);
-    }
-}
+mod tests;

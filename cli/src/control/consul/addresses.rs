@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use baremesh_model::grant::Grant;
 use baremesh_model::name::{Key, Label, default_namespace};
 use baremesh_registry::consul::ConsulError;
-use baremesh_registry::consul::kv::When;
+use baremesh_registry::consul::kv::{MAX_OPERATIONS, Operation, Transacted, When};
 use baremesh_registry::consul::mark::{TAG, service_named};
 use baremesh_registry::consul::query::{Consistency, Place, Read, Step};
 use baremesh_registry::consul::state::AddressRecord;
@@ -133,23 +133,43 @@ async fn assign(side: &ConsulSide, server: &Server, named: BTreeMap<Key, bool>) 
     for (address, none) in addresses.lapsed(now) {
         pending.entry(address).or_insert(none);
     }
+    let mut by_service: BTreeMap<Option<Key>, Vec<Operation>> = BTreeMap::new();
     for (address, wanted) in pending {
         let key = format!("{prefix}{address}");
         let before = stands.get(&address);
         let when = before.map_or(When::Absent, |(modified, _)| When::Unchanged(*modified));
-        let written = match wanted {
+        let service = wanted.as_ref().map(|wanted| wanted.service.clone());
+        let operation = match wanted {
             Some(wanted) => {
                 let record = record(&wanted, before.and_then(|(_, record)| record.as_ref()), now);
-                let text = serde_json::to_vec(&record).expect("plain fields");
-                side.client.put(&key, text, when).await?
+                Operation::Put { key, value: serde_json::to_vec(&record).expect("plain fields"), when }
             }
-            None => side.client.delete(&key, when).await?,
+            None => Operation::Delete { key, when },
         };
-        if !written {
-            return Ok(Done::Overtaken);
+        by_service.entry(service).or_default().push(operation);
+    }
+    // Nobody sees a service with an address of one family and without that of the other.
+    for operations in together(by_service.into_values()) {
+        match side.client.transact(&operations).await? {
+            Transacted::Done => {}
+            Transacted::Refused(_) => return Ok(Done::Overtaken),
         }
     }
     Ok(Done::All)
+}
+
+/// As few transactions as there can be, each of whole groups; a group of more than a transaction holds is several.
+fn together(groups: impl IntoIterator<Item = Vec<Operation>>) -> Vec<Vec<Operation>> {
+    let mut transactions: Vec<Vec<Operation>> = Vec::new();
+    for group in groups {
+        for part in group.chunks(MAX_OPERATIONS) {
+            match transactions.last_mut() {
+                Some(last) if last.len() + part.len() <= MAX_OPERATIONS => last.extend_from_slice(part),
+                _ => transactions.push(part.to_vec()),
+            }
+        }
+    }
+    transactions
 }
 
 /// The services and the hosts of ServiceEntries of the resources, each with the addresses that it states.
@@ -194,4 +214,25 @@ fn record(wanted: &Assignment, before: Option<&AddressRecord>, now: SystemTime) 
     let service = wanted.service.to_string();
     let since = before.filter(|before| before.service == service).map(|before| before.since);
     AddressRecord { service, since: since.unwrap_or(seconds(now)), released: wanted.released.map(seconds) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_one_service_are_written_together() {
+        let group = |count: usize| {
+            let one = |n| Operation::Check { key: format!("{count}/{n}"), modified: 1 };
+            (0..count).map(one).collect::<Vec<_>>()
+        };
+        let sizes = |counts: &[usize]| {
+            let all = together(counts.iter().map(|count| group(*count)));
+            all.iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(&[]), [0; 0]);
+        assert_eq!(sizes(&[2, 2, 1]), [5]);
+        assert_eq!(sizes(&[62, 1, 2, 64, 65]), [63, 2, 64, 64, 1]);
+        assert_eq!(together([group(2), group(1)])[0], [group(2), group(1)].concat());
+    }
 }
