@@ -42,14 +42,14 @@ def start_baremesh(hosts, binary, services, policies=""):
     for name, host in (("client", hosts.client), ("server", hosts.server)):
         place = base / name
         (place / "config" / "registry").mkdir(parents=True)
-        (place / "config" / "services").mkdir()
+        (place / "config" / "registrations.d").mkdir()
         shutil.copytree(base / "authority" / "state" / "ca", place / "state" / "ca")
         (place / "config" / "registry" / "mesh.toml").write_text(resources)
         (place / "config" / "agent.toml").write_text(agent_text(name, host.address))
         if name == "server":
             for service, (port, speaks) in services.items():
                 registration = f'name = "{service}"\nports = [{{ port = {port}, protocol = "{speaks}" }}]\n'
-                (place / "config" / "services" / f"default.{service}.toml").write_text(registration)
+                (place / "config" / "registrations.d" / f"default.{service}.toml").write_text(registration)
         agents[name] = host.spawn(binary, *flags(place), "agent", log=f"baremesh-{name}")
     for name, host in (("client", hosts.client), ("server", hosts.server)):
         wait_until_ready(host, name)

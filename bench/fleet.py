@@ -157,11 +157,11 @@ class RealAgents:
         flags = ["--config-dir", place / "config", "--state-dir", place / "state", "--run-dir", place / "run"]
         token = self.server.token(name)
         host.run(binary, *flags, "join", "--host", name, "--token", token, f"{self.server.address}:{CONTROL_PORT}")
-        services = place / "config" / "services"
-        services.mkdir(parents=True, exist_ok=True)
+        registrations = place / "config" / "registrations.d"
+        registrations.mkdir(parents=True, exist_ok=True)
         with open(place / "config" / "agent.toml", "a") as settings:
             settings.write('[dns]\nmode = "off"\n[telemetry]\naccess_log = "off"\n')
-        (services / f"{self.NAMESPACE}.{self.SERVICE}.toml").write_text(
+        (registrations / f"{self.NAMESPACE}.{self.SERVICE}.toml").write_text(
             f'name = "{self.SERVICE}"\nnamespace = "{self.NAMESPACE}"\nports = [{{ port = {self.PORT}, protocol = "HTTP" }}]\n')
         self.processes.append(host.spawn(binary, *flags, "agent", log="agent"))
 

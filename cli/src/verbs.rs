@@ -98,7 +98,7 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// Configuration: agent.toml, services/, registry/
+    /// Configuration: agent.toml, registrations.d/, registry/
     #[arg(long, global = true, env = "BAREMESH_CONFIG_DIR", value_name = "DIR", default_value_os_t = Directories::default().config, hide_env_values = true)]
     config_dir: PathBuf,
     /// What lasts: keys, certificates, control.db

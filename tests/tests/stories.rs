@@ -193,6 +193,8 @@ mod telemetry;
 mod tokens;
 #[path = "stories/virtual_addresses.rs"]
 mod virtual_addresses;
+#[path = "stories/registrations.rs"]
+mod registrations;
 #[path = "stories/registry_only.rs"]
 mod registry_only;
 #[path = "stories/sidecars.rs"]

@@ -129,7 +129,7 @@ pub struct Prepared {
 
 /// Reads and checks it all.
 pub async fn prepare(config: &AgentConfig) -> Result<Prepared, AgentError> {
-    let registrations = file::read_all(&config.directories.services(), &config.terms())?;
+    let registrations = file::read_all(&config.directories.registrations(), &config.terms())?;
     match (&config.source, Membership::load(&config.directories.node())) {
         (SourceConfig::Files(directory), Err(_)) if config.directories.authority().exists() => {
             own_mesh(config, directory, registrations)

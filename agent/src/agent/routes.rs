@@ -207,7 +207,7 @@ impl Agent {
     /// Reads this host's registrations anew and brings them into force, the capture rules included: who was told that a
     /// service is registered can rely on it that nobody goes round its policy.
     pub async fn reload(&self) -> Result<(), AgentError> {
-        let registrations = file::read_all(&self.config.directories.services(), &self.config.terms())
+        let registrations = file::read_all(&self.config.directories.registrations(), &self.config.terms())
             .inspect_err(|error| self.publisher.refuse(error.to_string()))?;
         self.publisher.take_registrations(&registrations).map_err(AgentError::State)?;
         match &self.steward {

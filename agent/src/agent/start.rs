@@ -99,7 +99,7 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
     let sockets = routes::Listening::bind(&config, &mut given).await?;
     let offered = offered(&listeners, dns.as_ref(), &sockets).map_err(doing("duplicating the listeners"))?;
     // Who registered a service since `prepare` read them found no socket to tell this agent by.
-    let registrations = file::read_all(&config.directories.services(), &config.terms())?;
+    let registrations = file::read_all(&config.directories.registrations(), &config.terms())?;
     publisher.take_registrations(&registrations).map_err(AgentError::State)?;
     // Whose checks passed at the agent before this one is not announced as unhealthy until they have passed here.
     let well = registrations.iter().filter(|one| healthy.contains(&one.key.to_string()));
@@ -274,7 +274,7 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
 /// Takes up what changed at the agent before this one while this one prepared itself. What cannot be read of it stays as it was
 /// read before, as at an agent that runs.
 fn take_what_came_meanwhile(config: &AgentConfig, source: &mut Source, publisher: &Publisher) {
-    let registrations = file::read_all(&config.directories.services(), &config.terms())
+    let registrations = file::read_all(&config.directories.registrations(), &config.terms())
         .map_err(|error| error.to_string())
         .and_then(|registrations| publisher.take_registrations(&registrations));
     let state = source.reread().and_then(|read| match read {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// The directories that the agent and the control server keep their files in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directories {
-    /// Configuration: `agent.toml`, `services/`, `registry/`.
+    /// Configuration: `agent.toml`, `registrations.d/`, `registry/`.
     pub config: PathBuf,
     /// State that lasts: keys, certificates, the last good state, `control.db`.
     pub state: PathBuf,
@@ -26,8 +26,8 @@ impl Default for Directories {
 
 impl Directories {
     /// Registrations of this host's services.
-    pub fn services(&self) -> PathBuf {
-        self.config.join("services")
+    pub fn registrations(&self) -> PathBuf {
+        self.config.join("registrations.d")
     }
 
     /// Resource files.

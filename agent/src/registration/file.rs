@@ -1,4 +1,4 @@
-//! Registration files: one TOML file a service below the host's services directory. What callers are matched by and
+//! Registration files: one TOML file a service in the host's directory of registrations. What callers are matched by and
 //! where connections are delivered stands here and nowhere else; the control server cannot change it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -324,7 +324,7 @@ fn matcher(written: &Written) -> Result<Option<Matcher>, String> {
     Matcher::new(unit, cgroup, written.user.map(Uid)).map(Some).map_err(|error| error.to_string())
 }
 
-/// Where a service's registration stands below the services directory.
+/// Where a service's registration stands in the directory of registrations.
 pub fn path_of(directory: &Path, key: &Key) -> PathBuf {
     directory.join(format!("{}.{}.toml", key.namespace, key.name))
 }

@@ -107,7 +107,7 @@ impl Place {
         if !remote.is_given() && !directories.control_socket().exists() {
             let config = AgentConfig::load(directories.clone()).map_err(|error| usage(error.to_string()))?;
             if let SourceConfig::Files(ref path) = config.source {
-                let local = file::read_all(&directories.services(), &config.terms());
+                let local = file::read_all(&directories.registrations(), &config.terms());
                 let local = local.map_err(|error| usage(error.to_string()))?;
                 return Ok(Self::Directory(ResourceDirectory::new(path), local));
             }

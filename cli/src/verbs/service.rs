@@ -180,7 +180,7 @@ impl Service {
             ServiceVerb::Register(register) => {
                 let written = register.written(&directories)?;
                 let terms = AgentConfig::load(directories.clone())?.terms();
-                let local = file::register(&directories.services(), &written, &terms)?;
+                let local = file::register(&directories.registrations(), &written, &terms)?;
                 let reloaded = reload(&directories)?;
                 match global.output {
                     Output::Json => {
@@ -191,7 +191,7 @@ impl Service {
             }
             ServiceVerb::Deregister { name, namespace } => {
                 let key = Key::new(namespace, name);
-                file::deregister(&directories.services(), &key)?;
+                file::deregister(&directories.registrations(), &key)?;
                 let reloaded = reload(&directories)?;
                 match global.output {
                     Output::Json => {
@@ -321,7 +321,7 @@ fn say_registered(local: &LocalService) -> anyhow::Result<()> {
 fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
     // As a set: what the agent would refuse is not to be listed as if all were well.
     let terms = AgentConfig::load(directories.clone())?.terms();
-    let services = file::read_each(&directories.services(), &terms)?;
+    let services = file::read_each(&directories.registrations(), &terms)?;
     let found = found_by_agent(directories);
     let of = |service: &LocalService| found.iter().find(|found| found.service == service.key.to_string());
     if output == Output::Json {

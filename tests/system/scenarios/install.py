@@ -135,7 +135,7 @@ def removed(report, host, package):
     host.refuses("nft list tables | grep baremesh")
     host.refuses("(ip -4 route show table all proto 151; ip -6 route show table all proto 151) | grep .")
     host.refuses(f"test -e {PROGRAM}")
-    host.run("test -s /var/lib/baremesh/node/node.pem && test -s /etc/baremesh/services/default.orders.toml")
+    host.run("test -s /var/lib/baremesh/node/node.pem && test -s /etc/baremesh/registrations.d/default.orders.toml")
     report.holds("a removal stops the agent and takes the rules, and leaves keys and registrations")
     host.run(f"apt install -y ./{package.deb.name}".replace("./", "/srv/"))
     host.run("systemctl is-enabled baremesh && systemctl start baremesh && baremesh status")

@@ -94,7 +94,7 @@ def removed(report, host, package):
     host.refuses("systemctl is-active baremesh")
     host.refuses("nft list tables | grep baremesh")
     host.refuses(f"test -e {PROGRAM}")
-    host.run("test -s /var/lib/baremesh/node/node.pem && test -s /etc/baremesh/services/default.callers.toml")
+    host.run("test -s /var/lib/baremesh/node/node.pem && test -s /etc/baremesh/registrations.d/default.callers.toml")
     report.check("a removal takes agent and rules, keeps keys and registrations, and says so", "rm -r /var/lib/baremesh /etc/baremesh" in said, said)
     host.run(f"cd /srv && {DNF} install ./{package.rpm.name} && systemctl start baremesh && baremesh status")
     report.holds("when the rpm comes back, the host is a member again")

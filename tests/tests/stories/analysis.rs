@@ -64,7 +64,7 @@ fn a_host_that_reads_files_is_analysed_by_itself() {
     let (code, _, said) = analyze(&host, "");
     assert!(code == Some(1) && said.contains("registry/routes.toml:4:44: Error [IST0101]"), "{said}");
     write(
-        "services/default.orders.toml",
+        "registrations.d/default.orders.toml",
         "name = \"orders\"\n[[ports]]\nport = 80\ndeliver = \"127.0.0.1:7000\"\n",
     );
     let (code, _, said) = analyze(&host, "");

@@ -35,7 +35,7 @@ pub fn serve(directories: &Directories) -> io::Result<()> {
     runtime.block_on(async {
         // Whoever ends the agent ends this; handled rather than ignored, since commands inherit what is ignored.
         let _taken = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
-        let registered = Registered::new(directories.services());
+        let registered = Registered::new(directories.registrations());
         answer(UnixStream::from_std(socket)?, registered, RunAs::of_this_process()).await
     })
 }

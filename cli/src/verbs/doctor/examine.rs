@@ -133,7 +133,7 @@ fn configured(directories: &Directories) -> (AgentConfig, Vec<Arc<LocalService>>
         }
         AgentConfig::parse("", directories.clone(), Path::new("")).expect("every key has a default")
     });
-    let registered = file::read_all(&directories.services(), &config.terms()).unwrap_or_else(|error| {
+    let registered = file::read_all(&directories.registrations(), &config.terms()).unwrap_or_else(|error| {
         match &error {
             RegistrationError::File { source, .. } if is_kept_from_us(source) => {
                 check.unchecked.push(error.to_string());
