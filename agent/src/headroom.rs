@@ -13,6 +13,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use rustix::process::{Resource, getrlimit};
 
+use crate::beat;
 use crate::capture::conntrack::Tracked;
 
 /// The limit that is named where a connection is refused for it: `MemoryMax=` of the unit.
@@ -124,7 +125,11 @@ impl Memory {
             } else {
                 group = Group::of_this_process();
                 let has_limit = group.as_ref().is_some_and(|group| group.used().is_some());
-                tokio::time::sleep(if has_limit { LOOK } else { LOOK_FOR_LIMIT }).await;
+                if has_limit {
+                    tokio::time::sleep(LOOK).await;
+                } else {
+                    beat::next(LOOK_FOR_LIMIT).await;
+                }
             }
         }
     }

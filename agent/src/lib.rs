@@ -49,6 +49,8 @@ pub mod attribution;
 mod descriptors;
 /// The nftables rules that bring connections here, and take them away again.
 pub mod capture;
+/// Looks that are taken again and again, at the same moments.
+mod beat;
 /// What is wrong with this host.
 pub mod doctor;
 /// What becomes of a call, and why.

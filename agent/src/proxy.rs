@@ -47,6 +47,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
 use crate::attribution::{Attributor, Cgroups};
+use crate::beat;
 use crate::capture::Outbound;
 use crate::credentials::Credentials;
 use crate::demand::Demand;
@@ -419,7 +420,7 @@ impl Worker {
     async fn tick(self: Arc<Self>) {
         let mut tunnels_before = 0;
         loop {
-            tokio::time::sleep(TICK).await;
+            beat::next(TICK).await;
             self.open.flush();
             self.pool.sweep();
             self.upstreams.sweep();

@@ -16,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use self::respite::Respite;
 use crate::admin::report::doctor::RestoredReport;
 use crate::attribution::CgroupError;
+use crate::beat;
 use crate::capture::conntrack::Tracked;
 use crate::capture::held::Held;
 use crate::capture::notices::{Changed, Notices};
@@ -238,7 +239,7 @@ impl Steward {
     /// Ends when other bridges lead outside than when the last plan was made.
     async fn until_bridges_change(&self) {
         loop {
-            tokio::time::sleep(BRIDGE_LOOK).await;
+            beat::next(BRIDGE_LOOK).await;
             // Some files of sysfs for each port, which are no disk's.
             let outside = self.outside();
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -253,7 +254,7 @@ impl Steward {
     /// Ends when other cgroups are to be held than the last plan has: a unit's is another one after each start.
     async fn until_held_cgroups_change(&self) {
         loop {
-            tokio::time::sleep(HELD_LOOK).await;
+            beat::next(HELD_LOOK).await;
             let snapshot = self.publisher.snapshot().load_full();
             if !snapshot.held().any(|(matcher, _)| matcher.names_a_place()) {
                 continue;

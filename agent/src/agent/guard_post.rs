@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{AgentError, doing};
+use crate::beat;
 use crate::capture::CaptureError;
 use crate::capture::guard::Guard;
 use crate::proxy::Listeners;
@@ -89,7 +90,7 @@ impl GuardPost {
                         let _ = done.send(());
                     }
                 },
-                () = tokio::time::sleep(LOOK) => {}
+                () = beat::next(LOOK) => {}
             }
             // No more than a system call, and no thread's work.
             if matches!(self.guard.as_mut().map(Guard::ended), Some(Ok(None))) {

@@ -31,6 +31,7 @@ use super::handover::{Sockets, Use};
 use super::{AgentError, doing};
 use crate::admin::report::{CertificateReport, LocalServiceReport, SourceReport, StatusReport};
 use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
+use crate::beat;
 use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::containers::heard::Heard;
@@ -419,6 +420,6 @@ pub async fn tell_service_manager(agent: Arc<Agent>) {
             let _: io::Result<()> = sd_notify::notify(&states);
             told = Some(missing);
         }
-        tokio::time::sleep(if ready { TELL_READY } else { TELL }).await;
+        beat::next(if ready { TELL_READY } else { TELL }).await;
     }
 }

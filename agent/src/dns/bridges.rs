@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use super::counters::LogGate;
 use super::server::Server;
+use crate::beat;
 use crate::capture::Interface;
 
 /// How often bridges are looked for.
@@ -58,7 +59,7 @@ pub(super) async fn serve(
         }
         tokio::select! {
             _ = stop.changed() => break,
-            () = tokio::time::sleep(LOOK) => {}
+            () = beat::next(LOOK) => {}
         }
     }
     for loops in serving.values_mut() {

@@ -11,6 +11,7 @@ use std::{fs, io};
 use arc_swap::ArcSwap;
 
 use super::config::{MAX_UPSTREAMS, RELOAD_INTERVAL, Upstreams};
+use crate::beat;
 
 /// The largest file of name servers that is read.
 const MAX_FILE: u64 = 64 * 1024;
@@ -85,7 +86,7 @@ impl UpstreamList {
             }
             // A file that is gone for a moment while it is replaced leaves the last list in force.
             seen = Some(stamp);
-            tokio::time::sleep(RELOAD_INTERVAL).await;
+            beat::next(RELOAD_INTERVAL).await;
         }
     }
 
