@@ -16,7 +16,7 @@ pub mod callers;
 pub mod cgroup;
 /// The netlink socket on which the kernel is asked.
 pub mod look_up;
-/// Where translated connections came from.
+/// The ports that connections came from.
 mod conntrack;
 /// Paths of cgroups and names of units.
 pub mod place;
@@ -31,6 +31,7 @@ pub use place::{CgroupPath, PlaceError, UnitName};
 pub use sock_diag::{LookupError, Uid};
 pub use users::{UserError, main_group, uid_of};
 
+use conntrack::{Before, TrackingSocket};
 use look_up::DiagSocket;
 use sock_diag::{CgroupId, Flow, SocketOwner, canonical};
 
@@ -59,7 +60,9 @@ impl CallerUnknown {
         match self {
             Self::Lookup(LookupError::Gone | LookupError::Orphan | LookupError::NotOpen(_)) => "closed",
             Self::Lookup(LookupError::OtherSocket | LookupError::MixedFamilies { .. }) => "other_socket",
-            Self::Lookup(LookupError::Refused(_) | LookupError::Malformed(_)) => "lookup_failed",
+            Self::Lookup(
+                LookupError::Refused(_) | LookupError::NoTracking(_) | LookupError::Malformed(_),
+            ) => "lookup_failed",
             Self::Cgroup(CgroupError::Removed(_)) => "cgroup_removed",
             Self::Cgroup(_) => "cgroup_unreadable",
             Self::NoCgroup => "no_cgroup",
@@ -96,17 +99,19 @@ impl Pending {
     }
 }
 
-/// Finds out who opened connections. One a thread: it holds a socket and a buffer.
+/// Finds out who opened connections. One a thread: it holds two sockets, each with a buffer.
 #[derive(Debug)]
 pub struct Attributor {
     kernel: DiagSocket,
+    /// Or why there is none, for when a connection comes.
+    tracking: Result<TrackingSocket, LookupError>,
     cgroups: Arc<Cgroups>,
 }
 
 impl Attributor {
     /// Opens the way to the kernel, for the network namespace of this thread.
     pub fn new(cgroups: Arc<Cgroups>) -> Result<Self, LookupError> {
-        Ok(Self { kernel: DiagSocket::open()?, cgroups })
+        Ok(Self { kernel: DiagSocket::open()?, tracking: TrackingSocket::open(), cgroups })
     }
 
     /// Who opened the connection that was just accepted as `accepted` and was going to `original_destination`.
@@ -140,17 +145,36 @@ impl Attributor {
         original_destination: SocketAddr,
     ) -> Result<SocketOwner, LookupError> {
         let client = peer(&accepted)?;
-        let owner = match self.kernel.owner_of(&Flow::new(client, original_destination)?) {
-            Err(LookupError::Gone) => {
-                let before = untranslated(&accepted, client, original_destination)?;
-                self.kernel.owner_of(&Flow::new(before, original_destination)?)?
-            }
-            owner => owner?,
-        };
+        let untranslated = self.untranslated(&accepted, client, original_destination)?;
+        let owner = self.kernel.owner_of(&Flow::new(untranslated, original_destination)?)?;
         if canonical(peer(&accepted)?) == canonical(client) {
             Ok(owner)
         } else {
             Err(LookupError::OtherSocket)
+        }
+    }
+
+    /// The client's end as the client knows it. The kernel gave the connection another port when it was brought here where one of
+    /// the same port was here already. That port may be another socket's, of whatever program, which came to the same place
+    /// and was given another itself: nothing but connection tracking tells the two apart.
+    fn untranslated(
+        &mut self,
+        accepted: impl AsFd,
+        client: SocketAddr,
+        destination: SocketAddr,
+    ) -> Result<SocketAddr, LookupError> {
+        let local = rustix::net::getsockname(accepted).map_err(|_| LookupError::Gone)?;
+        let local = SocketAddr::try_from(local).map_err(|_| LookupError::Gone)?;
+        match self.tracking.as_mut().map_err(|error| *error)?.before_translation(local, client)? {
+            Before::Untracked | Before::NotTold => Ok(client),
+            Before::Were((from, to))
+                if to == canonical(destination) && from.ip() == canonical(client).ip() =>
+            {
+                let mut untranslated = client;
+                untranslated.set_port(from.port());
+                Ok(untranslated)
+            }
+            Before::Were(_) => Err(LookupError::Gone),
         }
     }
 }
@@ -162,23 +186,6 @@ fn peer(accepted: impl AsFd) -> Result<SocketAddr, LookupError> {
         errno => LookupError::Refused(errno),
     })?;
     peer.and_then(|peer| SocketAddr::try_from(peer).ok()).ok_or(LookupError::Gone)
-}
-
-/// The client's end as the client knows it, of a connection that the kernel gave another port when it was brought here: a
-/// connection of the same port was here already.
-fn untranslated(
-    accepted: impl AsFd,
-    client: SocketAddr,
-    destination: SocketAddr,
-) -> Result<SocketAddr, LookupError> {
-    let local = rustix::net::getsockname(accepted).ok().and_then(|local| SocketAddr::try_from(local).ok());
-    let before = local.and_then(|local| conntrack::before_translation(local, client).ok().flatten());
-    let (from, _) = before
-        .filter(|(from, to)| *to == canonical(destination) && from.ip() == canonical(client).ip())
-        .ok_or(LookupError::Gone)?;
-    let mut untranslated = client;
-    untranslated.set_port(from.port());
-    Ok(untranslated)
 }
 
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! Where a connection came from before the kernel translated it, asked of its connection tracking (nfnetlink, see
 //! linux/netfilter/nfnetlink_conntrack.h). Connections of one port to several places all become connections to the agent:
-//! the kernel gives all but the first another port, under which nobody knows their socket.
+//! the kernel gives all but the first another port, which may be another program's.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
-use super::look_up::receive;
-use super::sock_diag::{LookupError, canonical};
+use super::look_up::{MAX_STALE_ANSWERS, receive};
+use super::sock_diag::{LookupError, NLMSG_ERROR, canonical, kernel_error};
 
 /// `IPCTNL_MSG_CT_NEW` and `_GET` of the subsystem for connection tracking.
 const ENTRY: u16 = 1 << 8;
@@ -19,6 +20,8 @@ const NESTED: u16 = 1 << 15;
 /// A netlink header, and the one of nfnetlink.
 const HEADER: usize = 16;
 const FAMILY: usize = 4;
+/// Where the header has the request's number.
+const SEQUENCE: std::ops::Range<usize> = 8..12;
 /// More than any entry of a TCP connection takes.
 const ANSWER: usize = 4096;
 
@@ -34,27 +37,59 @@ const FROM_PORT: u16 = 2;
 const TO_PORT: u16 = 3;
 const TCP: u8 = 6;
 
-/// The ends that a connection had before translation, from which and to where; `local` and `peer` are those of the socket that
-/// was accepted. Nothing where the kernel does not track it, or has no `nf_conntrack_netlink`.
-pub fn before_translation(
-    local: SocketAddr,
-    peer: SocketAddr,
-) -> Result<Option<(SocketAddr, SocketAddr)>, LookupError> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket =
-        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))
+/// The two ends of a connection as its client has them: from where, and to where.
+type Ends = (SocketAddr, SocketAddr);
+
+/// What connection tracking knows of a connection.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Before {
+    /// Its ends before translation.
+    Were(Ends),
+    /// It is not tracked, and so not translated.
+    Untracked,
+    /// This process may not ask. Nor can it have placed the rules that translate.
+    NotTold,
+}
+
+/// A connection to the kernel's connection tracking, of the network namespace in which it was opened.
+#[derive(Debug)]
+pub struct TrackingSocket {
+    socket: OwnedFd,
+    sequence: u32,
+    answer: Box<[u8; ANSWER]>,
+}
+
+impl TrackingSocket {
+    /// Opens it. It is connected to the kernel, so that no process can send anything to it.
+    pub fn open() -> Result<Self, LookupError> {
+        let (flags, protocol) = (SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, Some(netlink::NETFILTER));
+        let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)
+            .map_err(LookupError::NoTracking)?;
+        rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0)).map_err(LookupError::NoTracking)?;
+        Ok(Self { socket, sequence: 0, answer: Box::new([0; ANSWER]) })
+    }
+
+    /// What is known of the connection whose accepted socket has these ends. Answered within the sending system call.
+    ///
+    /// # Errors
+    /// The kernel cannot be asked, which is [`LookupError::NoTracking`] where it has no `nf_conntrack_netlink`.
+    pub fn before_translation(&mut self, local: SocketAddr, peer: SocketAddr) -> Result<Before, LookupError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let request = encode((canonical(local), canonical(peer)), self.sequence);
+        retry_on_intr(|| rustix::net::send(&self.socket, &request, SendFlags::empty()))
             .map_err(LookupError::Refused)?;
-    rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0)).map_err(LookupError::Refused)?;
-    let request = encode(canonical(local), canonical(peer));
-    retry_on_intr(|| rustix::net::send(&socket, &request, SendFlags::empty()))
-        .map_err(LookupError::Refused)?;
-    let mut answer = [0; ANSWER];
-    let length = receive(&socket, &mut answer)?;
-    Ok(decode(&answer[..length]))
+        for _ in 0..=MAX_STALE_ANSWERS {
+            let length = receive(&self.socket, &mut self.answer[..])?;
+            if let Some(before) = decode(&self.answer[..length], self.sequence)? {
+                return Ok(before);
+            }
+        }
+        Err(LookupError::Malformed("only answers to earlier requests came"))
+    }
 }
 
 /// Asks for the entry whose answers go from `local` to `peer`.
-fn encode(local: SocketAddr, peer: SocketAddr) -> Vec<u8> {
+fn encode((local, peer): Ends, sequence: u32) -> Vec<u8> {
     let mut addresses = Vec::new();
     let (family, kinds) = if local.is_ipv4() { (2, [1, 2]) } else { (10, [3, 4]) };
     for (kind, end) in kinds.into_iter().zip([local, peer]) {
@@ -77,7 +112,8 @@ fn encode(local: SocketAddr, peer: SocketAddr) -> Vec<u8> {
     message.extend(((HEADER + body.len()) as u32).to_ne_bytes());
     message.extend(GET.to_ne_bytes());
     message.extend(REQUEST.to_ne_bytes());
-    message.extend([0; 8]);
+    message.extend(sequence.to_ne_bytes());
+    message.extend([0; 4]);
     message.extend(body);
     message
 }
@@ -89,15 +125,33 @@ fn put(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
-/// The original ends of the entry that the kernel answers with; nothing for any other answer.
-fn decode(answer: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let length = u32::from_ne_bytes(answer.get(..4)?.try_into().ok()?) as usize;
-    let message = answer.get(..length)?;
-    let kind = u16::from_ne_bytes(message.get(4..6)?.try_into().ok()?);
-    if kind != ENTRY {
-        return None;
+/// Reads the answer to the request with that number. `None`: it answers another request.
+fn decode(answer: &[u8], sequence: u32) -> Result<Option<Before>, LookupError> {
+    const SHORT: LookupError = LookupError::Malformed("it is cut short");
+    let word = |at: std::ops::Range<usize>| answer.get(at)?.try_into().ok().map(u32::from_ne_bytes);
+    let length = word(0..4).ok_or(SHORT)? as usize;
+    let message = answer.get(..length).ok_or(SHORT)?;
+    if word(SEQUENCE).ok_or(SHORT)? != sequence {
+        return Ok(None);
     }
-    let tuple = find(message.get(HEADER + FAMILY..)?, ORIGINAL)?;
+    match message.get(4..6).ok_or(SHORT)?.try_into().map(u16::from_ne_bytes) {
+        Ok(ENTRY) => match ends(message.get(HEADER + FAMILY..).ok_or(SHORT)?) {
+            Some(ends) => Ok(Some(Before::Were(ends))),
+            None => Err(LookupError::Malformed("an entry without the ends of a TCP connection")),
+        },
+        Ok(NLMSG_ERROR) => match kernel_error(word(HEADER..HEADER + 4).ok_or(SHORT)?) {
+            LookupError::Gone => Ok(Some(Before::Untracked)),
+            LookupError::Refused(Errno::PERM) => Ok(Some(Before::NotTold)),
+            LookupError::Refused(errno) => Err(LookupError::NoTracking(errno)),
+            error => Err(error),
+        },
+        _ => Err(LookupError::Malformed("it is of another kind")),
+    }
+}
+
+/// The original ends of an entry.
+fn ends(entry: &[u8]) -> Option<Ends> {
+    let tuple = find(entry, ORIGINAL)?;
     let (addresses, protocol) = (find(tuple, ADDRESSES)?, find(tuple, PROTOCOL)?);
     if find(protocol, NUMBER)? != [TCP] {
         return None;
@@ -127,10 +181,12 @@ fn find(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
 mod tests {
     use super::*;
 
-    fn entry(kind: u16, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    const NUMBER_OF_REQUEST: u32 = 7;
+
+    fn entry(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
         // The request for it, as if it were the entry itself.
-        let mut message = encode(from, to);
-        message[4..6].copy_from_slice(&kind.to_ne_bytes());
+        let mut message = encode((from, to), NUMBER_OF_REQUEST);
+        message[4..6].copy_from_slice(&ENTRY.to_ne_bytes());
         message[HEADER + FAMILY + 2..HEADER + FAMILY + 4].copy_from_slice(&(ORIGINAL | NESTED).to_ne_bytes());
         message
     }
@@ -139,17 +195,32 @@ mod tests {
     fn the_ends_before_translation_are_read_and_nothing_else_is() {
         for (from, to) in [("10.0.0.1:40000", "240.240.0.1:80"), ("[fd00::1]:40000", "[fd00::2]:80")] {
             let (from, to) = (from.parse().expect("an address"), to.parse().expect("an address"));
-            let message = entry(ENTRY, from, to);
-            assert_eq!(decode(&message), Some((from, to)));
-            assert_eq!(decode(&entry(2, from, to)), None, "an error is no entry");
+            let message = entry(from, to);
+            assert_eq!(decode(&message, NUMBER_OF_REQUEST), Ok(Some(Before::Were((from, to)))));
+            assert_eq!(decode(&message, NUMBER_OF_REQUEST + 1), Ok(None), "it answers another request");
             for length in 0..message.len() {
-                assert_eq!(decode(&message[..length]), None, "cut after {length}");
+                assert!(decode(&message[..length], NUMBER_OF_REQUEST).is_err(), "cut after {length}");
             }
             for byte in 0..message.len() {
                 let mut damaged = message.clone();
                 damaged[byte] ^= 0xff;
-                let _ = decode(&damaged);
+                let _ = decode(&damaged, NUMBER_OF_REQUEST);
             }
         }
+    }
+
+    #[test]
+    fn an_error_is_no_entry() {
+        let check = |errno: Errno, expected: Result<Before, LookupError>| {
+            let mut message =
+                [20_u32.to_ne_bytes(), [0; 4], NUMBER_OF_REQUEST.to_ne_bytes(), [0; 4]].concat();
+            message[4..6].copy_from_slice(&NLMSG_ERROR.to_ne_bytes());
+            message.extend((-errno.raw_os_error()).to_ne_bytes());
+            assert_eq!(decode(&message, NUMBER_OF_REQUEST), expected.map(Some), "{errno}");
+        };
+        check(Errno::NOENT, Ok(Before::Untracked));
+        check(Errno::PERM, Ok(Before::NotTold));
+        // As a kernel without the module says.
+        check(Errno::INVAL, Err(LookupError::NoTracking(Errno::INVAL)));
     }
 }

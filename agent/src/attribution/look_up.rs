@@ -11,7 +11,7 @@ use super::sock_diag::dump::{Family, Listed, PART_LEN, Part, SocketEntry, decode
 use super::sock_diag::{self, ANSWER_LEN, Flow, LookupError, SocketOwner};
 
 /// Answers to earlier requests that are skipped before a look-up gives up.
-const MAX_STALE_ANSWERS: usize = 8;
+pub(super) const MAX_STALE_ANSWERS: usize = 8;
 
 /// How many sockets a list holds: 20 MB of them.
 const MAX_LISTED: usize = 200_000;

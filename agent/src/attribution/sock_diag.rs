@@ -21,7 +21,7 @@ const MESSAGE_LEN: usize = 72;
 const REQUEST_ID: usize = 8;
 const MESSAGE_ID: usize = 4;
 
-const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_CGROUP_ID: u16 = 21;
@@ -153,6 +153,11 @@ pub enum LookupError {
         "the kernel refused to look up a socket ({0}): no capability is needed for that, so check that the unit's RestrictAddressFamilies= names AF_NETLINK and that no system call filter stops it"
     )]
     Refused(Errno),
+    /// Whether the kernel gave the connection another port is not known.
+    #[error(
+        "connection tracking cannot be asked from which port the connection came ({0}), and it may look like another program's: load the kernel module nf_conntrack_netlink"
+    )]
+    NoTracking(Errno),
     /// The answer did not come, or not from the kernel, or makes no sense.
     #[error("the kernel's answer about a socket cannot be read: {0}")]
     Malformed(&'static str),
@@ -244,7 +249,8 @@ pub fn decode(answer: &[u8], flow: &Flow, sequence: u32) -> Result<Option<Socket
     Ok(Some(SocketOwner { uid, inode, cgroup: cgroup_id(&body[MESSAGE_LEN..])?, state }))
 }
 
-fn kernel_error(raw: u32) -> LookupError {
+/// What an `NLMSG_ERROR` with this number means.
+pub(super) fn kernel_error(raw: u32) -> LookupError {
     match raw.cast_signed().checked_neg().filter(|errno| (1..4096).contains(errno)) {
         Some(errno) if Errno::from_raw_os_error(errno) == Errno::NOENT => LookupError::Gone,
         Some(errno) => LookupError::Refused(Errno::from_raw_os_error(errno)),

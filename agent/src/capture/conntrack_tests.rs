@@ -69,6 +69,86 @@ namespace_test! {
     }
 }
 
+/// A connection through the rules, and its other end.
+struct Brought {
+    client: Socket,
+    server: TcpStream,
+}
+
+impl Brought {
+    fn dial(agent: &TcpListener, port: u16, to: &str) -> Self {
+        let (client, mut accepted) = (dial_from(port, to), None);
+        eventually("it arrives", || {
+            accepted = agent.accept().ok();
+            accepted.is_some()
+        });
+        Self { client, server: accepted.expect("it has arrived").0 }
+    }
+
+    /// The port that the agent sees.
+    fn seen(&self) -> u16 {
+        self.server.peer_addr().expect("open").port()
+    }
+
+    /// The port that it came from.
+    fn port(&self) -> u16 {
+        self.client.local_addr().expect("open").as_socket().expect("an address").port()
+    }
+
+    fn inode(&self) -> u64 {
+        rustix::fs::fstat(&self.client).expect("open").st_ino
+    }
+
+    /// Ends it in a way that the kernel forgets soon.
+    fn reset(self) {
+        for end in [SockRef::from(&self.client), SockRef::from(&self.server)] {
+            end.set_linger(Some(Duration::ZERO)).expect("set");
+        }
+    }
+}
+
+namespace_test! {
+    fn a_port_that_the_kernel_gave_is_not_taken_for_whom_it_belongs_to() {
+        let runtime = TempDir::new().expect("a directory");
+        let mut capture = Capture::new(runtime.path()).expect("nft and ip are installed");
+        let agent = TcpListener::bind("127.0.0.1:15001").expect("bound");
+        agent.set_nonblocking(true).expect("set");
+        capture.apply(&plan()).expect("applied");
+        let mut attributor = Attributor::new(Cgroups::of_system()).expect("netlink sockets");
+        let (first, second) = ("240.240.0.1:80", "240.240.0.2:80");
+        // For a port from 512 to 1023 the kernel takes one of 600 to 1023, which makes coincidences frequent.
+        let (firsts, seconds): (Vec<_>, Vec<_>) = (600..700)
+            .map(|port| (Brought::dial(&agent, port, first), Brought::dial(&agent, port, second)))
+            .unzip();
+        assert!(seconds.iter().zip(600..).all(|(second, port)| second.seen() != port), "all were given others");
+        // Instead of ten seconds, where a test may set it.
+        let _ = std::fs::write("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_close", "1");
+        firsts.into_iter().for_each(Brought::reset);
+        let mut others = (1..=254).map(|host| format!("240.240.1.{host}:80")).cycle();
+        eventually("the ports of the first are forgotten", || {
+            // Each takes a port for as long, and there are not many.
+            std::thread::sleep(LIMIT / 120);
+            let probe = Brought::dial(&agent, 600, &others.next().expect("without end"));
+            let is_free = probe.seen() == 600;
+            probe.reset();
+            is_free
+        });
+        // From each of these one can come to the same place again.
+        let mut taken = seconds.iter().map(Brought::seen).filter(|port| *port >= 700);
+        let mut thirds = Vec::new();
+        eventually("the kernel gives a port from which another socket came to the same place", || {
+            let third = Brought::dial(&agent, taken.next().expect("one of a hundred is enough"), second);
+            let twin = seconds.iter().zip(600..).find(|(_, port)| third.seen() == *port).map(|(twin, _)| twin);
+            for one in twin.into_iter().chain([&third]) {
+                let owner = attributor.owner(&one.server, address(second)).expect("known");
+                assert_eq!(u64::from(owner.inode), one.inode(), "it came from {}", one.port());
+            }
+            thirds.push(third);
+            twin.is_some()
+        });
+    }
+}
+
 /// Both ends of connections that exist in the table alone.
 struct Forger {
     here: Socket,

@@ -28,4 +28,4 @@ pub struct Session {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -1,6 +1,8 @@
 //! Tunnels to other agents: one HTTP/2 connection inside mutual TLS carries many streams, and is shared by all
 //! connections from one identity to another at one address. A handshake is paid once for a hundred connections.
 
+/// Asking for a stream.
+mod ask;
 /// What ends a tunnel that its peer does not.
 mod ends;
 /// Tunnels to other networks, within tunnels to their gateways.
@@ -17,16 +19,16 @@ use baremesh_ca::tls::{Purpose, TrustBundle, describe_io, peer_leaf_facts, place
 use baremesh_model::identity::Identity;
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::StatusCode;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+use self::ask::{is_not_taken_up, request};
 pub use self::ends::until_dead;
 use self::ends::until_unused;
 use super::error::ProxyError;
 use super::flood::{Alarm, Flooded, MAX_RESETS_SENT, Starts, Watched};
-use super::hbone::{self, DENIED};
+use super::hbone;
 use super::relay::TunnelStream;
 use super::socket::{self, Mark};
 use super::tls::{self, Session};
@@ -37,6 +39,10 @@ use crate::trust::{Ends, Stranger, until_untrusted};
 /// How long a tunnel that stood before may take to answer a CONNECT. One whose peer has vanished looks like any other
 /// until a PING goes unanswered; a new tunnel finds out at once, and another endpoint can be tried.
 const KEPT_ANSWER: Duration = Duration::from_secs(3);
+
+/// Tunnels that may be made for one stream and end before their peer takes it up. An agent that is started anew ends those that
+/// come to it at its last moment, and the next agent has the next.
+const MAX_TURNED_AWAY: u32 = 1;
 
 /// How long the answer to a CONNECT in a new tunnel may take: longer than the peer gives its program to accept.
 const FRESH_ANSWER: Duration = Duration::from_secs(15);
@@ -167,6 +173,7 @@ impl Pool {
         client: Option<SocketAddr>,
     ) -> Result<(TunnelStream, Place), ProxyError> {
         let slot = self.slot(&peer);
+        let mut turned_away = 0;
         loop {
             let (place, age) = self.place(&slot, &peer).await?;
             let asked = request(&place, peer.agent.address, authority, client);
@@ -183,6 +190,12 @@ impl Pool {
                 // each turn uses one up.
                 Err(ProxyError::Tunnel { .. }) if age == Age::Kept => {
                     place.0.over.store(true, Ordering::Relaxed);
+                }
+                Err(ProxyError::Tunnel { source, .. })
+                    if is_not_taken_up(&source) && turned_away < MAX_TURNED_AWAY =>
+                {
+                    place.0.over.store(true, Ordering::Relaxed);
+                    turned_away += 1;
                 }
                 Err(error) => return Err(error),
                 Ok(stream) => return Ok((stream, place)),
@@ -362,25 +375,6 @@ fn builder() -> h2::client::Builder {
     builder
 }
 
-async fn request(
-    place: &Place,
-    address: SocketAddr,
-    authority: SocketAddr,
-    client: Option<SocketAddr>,
-) -> Result<TunnelStream, ProxyError> {
-    let broken = |source| ProxyError::Tunnel { address, source };
-    let head = hbone::connect_request(authority, client)
-        .map_err(|_| ProxyError::BadRequest("the endpoint's address makes no authority"))?;
-    let mut sender = place.0.sender.clone().ready().await.map_err(broken)?;
-    let (response, send) = sender.send_request(head, false).map_err(broken)?;
-    let response = response.await.map_err(broken)?;
-    match response.status() {
-        StatusCode::OK => Ok(TunnelStream { send, receive: response.into_body() }),
-        status if status == DENIED => Err(ProxyError::DeniedByPeer(address)),
-        status => Err(ProxyError::RefusedByPeer { address, status: status.as_u16() }),
-    }
-}
-
 /// Drives a tunnel's connection until it is over: dead, told to go, flooded, revoked, or unused for long.
 async fn drive<T>(
     (mut connection, alarm): (h2::client::Connection<T, Bytes>, Arc<Alarm>),
@@ -410,3 +404,6 @@ async fn drive<T>(
     }
     tunnel.over.store(true, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests;

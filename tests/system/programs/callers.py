@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from datetime import datetime
 
 import grpc
 
@@ -46,7 +47,7 @@ class Counts:
         setattr(self, what, getattr(self, what) + 1)
         errors = self.errors.setdefault(what, [])
         if len(errors) < 4:
-            errors.append(f"{time.strftime('%H:%M:%S')} {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            errors.append(f"{datetime.now():%H:%M:%S.%f} {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
     @contextlib.asynccontextmanager
     async def exchange(self):

@@ -17,7 +17,7 @@ use super::*;
 use crate::credentials::{Credential, Credentials, Listening};
 
 /// A mesh of two identities, `web` and `orders`.
-fn credentials() -> Arc<Credentials> {
+pub(in crate::proxy) fn credentials() -> Arc<Credentials> {
     let directory = tempfile::tempdir().expect("a directory");
     let domain = TrustDomain::new("td").expect("a domain");
     let authority =
@@ -33,7 +33,7 @@ fn credentials() -> Arc<Credentials> {
     Arc::new(Credentials::new(bundle, held))
 }
 
-fn identity(account: &str) -> Identity {
+pub(in crate::proxy) fn identity(account: &str) -> Identity {
     Identity::parse(&format!("spiffe://td/ns/default/sa/{account}")).expect("an identity")
 }
 

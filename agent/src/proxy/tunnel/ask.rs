@@ -1,0 +1,36 @@
+//! Asking the peer of a tunnel for a stream.
+
+use std::net::SocketAddr;
+
+use http::StatusCode;
+
+use super::Place;
+use crate::proxy::error::ProxyError;
+use crate::proxy::hbone::{self, DENIED};
+use crate::proxy::relay::TunnelStream;
+
+/// Asks for a stream to `authority`, and waits for the peer's 200.
+pub(super) async fn request(
+    place: &Place,
+    address: SocketAddr,
+    authority: SocketAddr,
+    client: Option<SocketAddr>,
+) -> Result<TunnelStream, ProxyError> {
+    let broken = |source| ProxyError::Tunnel { address, source };
+    let head = hbone::connect_request(authority, client)
+        .map_err(|_| ProxyError::BadRequest("the endpoint's address makes no authority"))?;
+    let mut sender = place.0.sender.clone().ready().await.map_err(broken)?;
+    let (response, send) = sender.send_request(head, false).map_err(broken)?;
+    let response = response.await.map_err(broken)?;
+    match response.status() {
+        StatusCode::OK => Ok(TunnelStream { send, receive: response.into_body() }),
+        status if status == DENIED => Err(ProxyError::DeniedByPeer(address)),
+        status => Err(ProxyError::RefusedByPeer { address, status: status.as_u16() }),
+    }
+}
+
+/// Whether the peer says that it did nothing with the stream and takes no more: GOAWAY in good order, which names streams before this one
+/// (RFC 9113, section 6.8).
+pub(super) fn is_not_taken_up(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+}
