@@ -10,6 +10,7 @@ use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
 
 use super::look_up::{MAX_STALE_ANSWERS, receive};
+use super::sock_diag::dump::SocketEntry;
 use super::sock_diag::{LookupError, NLMSG_ERROR, canonical, kernel_error};
 
 /// `IPCTNL_MSG_CT_NEW` and `_GET` of the subsystem for connection tracking.
@@ -85,6 +86,17 @@ impl TrackingSocket {
             }
         }
         Err(LookupError::Malformed("only answers to earlier requests came"))
+    }
+}
+
+/// Has accepted sockets show the port that their client has, where the kernel gave the connection another. A few
+/// microseconds for each; where connection tracking does not know one, it stays as it is.
+pub fn untranslate<'a>(accepted: impl Iterator<Item = &'a mut SocketEntry>) {
+    let Ok(mut kernel) = TrackingSocket::open() else { return };
+    for socket in accepted {
+        if let Ok(Before::Were((from, _))) = kernel.before_translation(socket.local, socket.peer) {
+            socket.peer.set_port(from.port());
+        }
     }
 }
 

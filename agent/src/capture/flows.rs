@@ -9,6 +9,7 @@ use baremesh_model::name::Key;
 
 use super::plan::{AGENT_MARK, CapturePlan, LocalService, Strictness};
 use super::sets::plain;
+use crate::attribution;
 use crate::attribution::sock_diag::dump::SocketEntry;
 
 /// An open connection that the agent does not carry, though it would carry a new one.
@@ -48,15 +49,24 @@ pub enum Fate {
     GoesOn,
 }
 
+/// Has the agent's sockets among them show the ports that their callers have, for [`from_before`] to tell whose they are.
+pub fn untranslated(plan: &CapturePlan, mut sockets: Vec<SocketEntry>) -> Vec<SocketEntry> {
+    attribution::untranslate(sockets.iter_mut().filter(|socket| is_agents_port(plan, socket.local.port())));
+    sockets
+}
+
+fn is_agents_port(plan: &CapturePlan, port: u16) -> bool {
+    [plan.ports.outbound, plan.ports.inbound].contains(&port)
+}
+
 /// Every connection among `sockets` that the rules of `plan` would have brought to the agent and that is not there.
 pub fn from_before(plan: &CapturePlan, sockets: &[SocketEntry]) -> Vec<OpenFlow> {
     let ends: HashSet<_> = sockets.iter().map(|socket| (socket.local, socket.peer)).collect();
-    let is_agents_port = |port: u16| [plan.ports.outbound, plan.ports.inbound].contains(&port);
     // The agent's accepted sockets: their other ends are connections that come through it.
     let through: HashSet<_> =
-        sockets.iter().filter(|s| is_agents_port(s.local.port())).map(|s| s.peer).collect();
+        sockets.iter().filter(|s| is_agents_port(plan, s.local.port())).map(|s| s.peer).collect();
     let is_agents = |s: &SocketEntry| {
-        is_agents_port(s.local.port()) || (s.mark == Some(AGENT_MARK) && s.uid.0 == plan.agent_uid)
+        is_agents_port(plan, s.local.port()) || (s.mark == Some(AGENT_MARK) && s.uid.0 == plan.agent_uid)
     };
     let judge = |socket: &SocketEntry| {
         let (here, other_end) = (socket.local, ends.contains(&(socket.peer, socket.local)));

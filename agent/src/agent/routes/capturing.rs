@@ -9,7 +9,7 @@ use crate::admin::report::capture::{CaptureReport, ChangeReport, FlowReport, Pla
 use crate::admin::server::{Answer, json, text};
 use crate::attribution::look_up::list_sockets;
 use crate::attribution::sock_diag::dump::Listed;
-use crate::capture::flows::{Direction, Fate, OpenFlow, from_before};
+use crate::capture::flows::{Direction, Fate, OpenFlow, from_before, untranslated};
 use crate::capture::{CaptureError, CapturePlan, render};
 use crate::snapshot::{Route, Snapshot};
 use crate::steward::Steward;
@@ -88,7 +88,7 @@ fn list_flows(plan: &CapturePlan, snapshot: &Snapshot, report: &mut PlanReport) 
         Ok(sockets) => sockets,
         Err(error) => return report.flows_unknown = Some(error.to_string()),
     };
-    let flows = from_before(plan, &sockets.entries);
+    let flows = from_before(plan, &untranslated(plan, sockets.entries));
     report.flows_left_out = sockets.left_out + flows.len().saturating_sub(MAX_FLOWS);
     report.flows = flows.into_iter().take(MAX_FLOWS).map(|flow| flow_report(flow, snapshot)).collect();
 }
