@@ -31,6 +31,7 @@ use super::handover::{Sockets, Use};
 use super::{AgentError, doing};
 use crate::admin::report::{CertificateReport, LocalServiceReport, SourceReport, StatusReport};
 use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
+use crate::attribution::Tracking;
 use crate::beat;
 use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
@@ -370,6 +371,7 @@ pub fn serving_lacks(
 /// What works, but perhaps not as meant.
 fn warnings(snapshot: &Snapshot) -> Vec<String> {
     let mut warnings = Vec::new();
+    warnings.extend(Tracking::look().trouble());
     warnings.extend(
         Tracked::read().filter(|tracked| tracked.is_nearly_full()).map(|tracked| tracked.to_string()),
     );

@@ -16,7 +16,7 @@ use super::handover::{Handed, InCharge, Offer, Predecessor, Sockets, Use};
 use super::prepare::{self, Source};
 use super::running::Running;
 use super::{AgentError, Begin, doing, holder, names, own_addresses, routes, until};
-use crate::attribution::Cgroups;
+use crate::attribution::{Cgroups, Tracking};
 use crate::capture::Capture;
 use crate::capture::interval::Interval;
 use crate::config::{AccessLogTarget, AgentConfig, DnsMode};
@@ -185,6 +185,9 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
         memory: Arc::clone(&memory),
     };
     others.push(tokio::spawn(memory.watch(Arc::clone(&shared.connections))));
+    if let Some(trouble) = Tracking::look().trouble() {
+        tracing::error!("{trouble}");
+    }
     let (settled, pulse) = (Arc::clone(&shared.settled), Arc::clone(&shared.pulse));
     tokio::spawn(learn_cgroups(Arc::clone(&shared.cgroups)));
     let tally = lines.tally();

@@ -2,12 +2,13 @@
 //! linux/netfilter/nfnetlink_conntrack.h). Connections of one port to several places all become connections to the agent:
 //! the kernel gives all but the first another port, which may be another program's.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::look_up::{MAX_STALE_ANSWERS, receive};
 use super::sock_diag::dump::SocketEntry;
@@ -50,6 +51,52 @@ pub enum Before {
     Untracked,
     /// This process may not ask. Nor can it have placed the rules that translate.
     NotTold,
+}
+
+/// Whether connection tracking can be asked at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tracking {
+    /// It answers.
+    Answers,
+    /// It does not answer a process without `CAP_NET_ADMIN`, which can have placed no rules either.
+    NotForUs,
+    /// It does not answer although the process has `CAP_NET_ADMIN`.
+    Kept,
+    /// It cannot be asked: every captured connection of a program of this host is refused.
+    Unasked(LookupError),
+}
+
+impl Tracking {
+    /// Asks about a connection that nobody has: none is from port 0, or to it.
+    pub fn look() -> Self {
+        let nobodys = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let answer =
+            TrackingSocket::open().and_then(|mut kernel| kernel.before_translation(nobodys, nobodys));
+        let held = capabilities(None).map_or(CapabilitySet::empty(), |held| held.effective);
+        Self::judge(&answer, held)
+    }
+
+    fn judge(answer: &Result<Before, LookupError>, held: CapabilitySet) -> Self {
+        match answer {
+            Ok(Before::Untracked | Before::Were(_)) => Self::Answers,
+            Ok(Before::NotTold) if held.contains(CapabilitySet::NET_ADMIN) => Self::Kept,
+            Ok(Before::NotTold) => Self::NotForUs,
+            Err(error) => Self::Unasked(*error),
+        }
+    }
+
+    /// What is wrong, and what comes of it.
+    pub fn trouble(self) -> Option<String> {
+        match self {
+            Self::Answers | Self::NotForUs => None,
+            Self::Kept => Some(
+                "a call of one program may be taken for another's: connection tracking does not answer this process, whose CAP_NET_ADMIN is of another user namespace than its network".to_owned(),
+            ),
+            Self::Unasked(error) => {
+                Some(format!("calls of this host's programs are refused (`caller_unknown`): {error}"))
+            }
+        }
+    }
 }
 
 /// A connection to the kernel's connection tracking, of the network namespace in which it was opened.
@@ -234,5 +281,25 @@ mod tests {
         check(Errno::PERM, Ok(Before::NotTold));
         // As a kernel without the module says.
         check(Errno::INVAL, Err(LookupError::NoTracking(Errno::INVAL)));
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_answer_is_noticed() {
+        let check = |answer, held, expected: Tracking, is_trouble| {
+            let judged = Tracking::judge(&answer, held);
+            assert_eq!((judged, judged.trouble().is_some()), (expected, is_trouble), "{judged:?}");
+        };
+        let (none, all) = (CapabilitySet::empty(), CapabilitySet::NET_ADMIN);
+        check(Ok(Before::Untracked), all, Tracking::Answers, false);
+        check(Ok(Before::NotTold), none, Tracking::NotForUs, false);
+        check(Ok(Before::NotTold), all, Tracking::Kept, true);
+        for held in [none, all] {
+            for error in [LookupError::NoTracking(Errno::INVAL), LookupError::Refused(Errno::NOBUFS)] {
+                check(Err(error), held, Tracking::Unasked(error), true);
+            }
+        }
+        let said = Tracking::Unasked(LookupError::NoTracking(Errno::INVAL)).trouble().unwrap_or_default();
+        assert!(said.contains("caller_unknown") && said.contains("nf_conntrack_netlink"), "{said}");
+        assert_eq!(Tracking::look().trouble(), None, "of this machine");
     }
 }

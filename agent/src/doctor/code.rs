@@ -17,6 +17,7 @@ pub enum Code {
     KernelOld,
     ToolMissing,
     CgroupMissing,
+    ConntrackSilent,
     PortTaken,
     TwoAgents,
     RulesMissing,
@@ -76,7 +77,7 @@ use Severity::{Error, Warning};
 
 /// Every code, in the order in which it is declared.
 #[rustfmt::skip]
-const TABLE: [Row; 57] = [
+const TABLE: [Row; 58] = [
     Row(Code::ConfigInvalid, "config_invalid", Error, "agent.toml or a registration cannot be read", "the agent does not start with it, and does not reload", "correct the line that is named, then `systemctl restart baremesh`"),
     Row(Code::NotJoined, "not_joined", Error, "the host has joined no mesh", "the agent has nobody to ask for certificates and state", "`baremesh token create --host NAME` on the control host, and `baremesh join ADDRESS --token TOKEN` here"),
     Row(Code::AgentDown, "agent_down", Error, "no agent answers on this host", "closed services are refused, names of the mesh do not resolve, nothing is encrypted", "`systemctl start baremesh`; `journalctl -u baremesh` says why it ended"),
@@ -84,6 +85,7 @@ const TABLE: [Row; 57] = [
     Row(Code::KernelOld, "kernel_old", Error, "the kernel is older than 5.8", "it does not tell the cgroup of a socket: callers registered by unit or cgroup are refused", "install a newer kernel, or register services by `--user`"),
     Row(Code::ToolMissing, "tool_missing", Error, "`nft` or `ip` is not installed", "the capture rules cannot be put in place", "`apt install nftables iproute2`"),
     Row(Code::CgroupMissing, "cgroup_missing", Error, "no cgroup hierarchy of version 2 is mounted, and services are registered by unit or cgroup", "their calls are refused, since nobody can say whose they are", "mount it (`mount -t cgroup2 none /sys/fs/cgroup/unified`), or register services by `--user`"),
+    Row(Code::ConntrackSilent, "conntrack_silent", Error, "the kernel's connection tracking cannot be asked", "the kernel gives some connections another port: without it nobody can say whose a call is, and every call of this host's programs is refused (`caller_unknown`)", "`modprobe nf_conntrack_netlink`; where modules cannot be loaded later (`kernel.modules_disabled`), name it in a file of `/etc/modules-load.d` and boot; a kernel that was built without it has to be another"),
     Row(Code::PortTaken, "port_taken", Error, "another program has a port of the agent's", "the agent does not start", "end that program, or set `[ports]` in agent.toml on every host"),
     Row(Code::TwoAgents, "two_agents", Error, "two agents run on one host", "each takes the other's rules away", "stop one of the two: the finding names the process that does not answer at this host's socket"),
     Row(Code::RulesMissing, "rules_missing", Error, "the capture rules are not in place", "calls go past the agent: in plaintext, with no identity and under no policy", "`baremesh capture apply`"),

@@ -1,11 +1,13 @@
 //! Faults that `baremesh doctor` names, each made for real: the finding comes with the fault, and goes with it.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use baremesh_tests::{Host, Member, Mesh, exit_code_of, needs_root, output_of, run};
+use baremesh_tests::{Host, Member, Mesh, exit, exit_code_of, needs_root, output_of, run};
 
 use crate::diagnosed::{CODES, diagnosed, explains, named, named_by, over, said_by, seen, well};
+use crate::pair::because;
 
 /// Fewer connections than a machine of tests has descriptors for.
 const FEW: &str = "[proxy]\nmax_connections = 500\n";
@@ -115,6 +117,40 @@ fn doctor_names_what_a_host_lacks() {
     assert!(seen(&found).contains("sa/late"), "{found:#}");
     mesh.start_control();
     over(host, &["certificate_missing", "registry_away"]);
+}
+
+#[test]
+fn doctor_names_a_kernel_that_cannot_be_asked_for_ports_before_translation() {
+    let mesh = Mesh::new("doctor-tracking");
+    let web = member(&mesh);
+    let host = &web.host;
+    let without = |arguments: &[&str]| {
+        let mut python = host.command("python3");
+        python.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/without_tracking.py")).arg("baremesh");
+        python.args(arguments);
+        python
+    };
+    let found = named_by("conntrack_silent", || said_by(without(&["doctor", "-o", "json"])));
+    assert!(seen(&found).contains("Protocol not supported"), "{found:#}");
+
+    let call = || output_of(host.shop(["call", "web.mesh.internal", "80", "hello"]));
+    assert_eq!(call(), "hello");
+    let status = || output_of(host.baremesh(["status"]));
+    assert!(!status().contains("caller_unknown"), "{}", status());
+    web.stop_agent();
+    host.spawn("agent", without(&["agent"]));
+    web.wait_until_ready();
+    assert!(
+        status().contains("calls of this host's programs are refused (`caller_unknown`)"),
+        "{}",
+        status()
+    );
+    assert_ne!(
+        exit_code_of(host.shop(["call", "web.mesh.internal", "80", "hello"])),
+        exit::DONE,
+        "as it says"
+    );
+    web.wait_for_log("why", because("caller_unknown"));
 }
 
 #[test]

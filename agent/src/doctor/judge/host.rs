@@ -1,6 +1,7 @@
 //! The kernel and tools, and how much is left of what there is a limited amount of.
 
 use crate::admin::report::doctor::DoctorReport;
+use crate::attribution::Tracking;
 use crate::doctor::code::Code;
 use crate::doctor::look::host::{Disk, Host};
 use crate::doctor::{Check, Finding};
@@ -22,7 +23,7 @@ pub enum Callers {
     ByUser,
 }
 
-/// The kernel, `nft` and `ip`, cgroups.
+/// The kernel, `nft` and `ip`, cgroups, connection tracking.
 pub fn kernel(host: &Host, callers: Callers) -> Check {
     let mut check = Check::new("kernel");
     let nft = host.nft.as_ref().map_or("no nft".to_owned(), |text| shortened(text));
@@ -38,7 +39,22 @@ pub fn kernel(host: &Host, callers: Callers) -> Check {
     if let (Err(error), Callers::ByPlace) = (&host.cgroups, callers) {
         check.found(Code::CgroupMissing, error.clone());
     }
+    match host.tracking {
+        Tracking::Answers => check.seen.push_str(", connection tracking answers"),
+        Tracking::NotForUs => check.unchecked.push("connection tracking: root alone may ask it".to_owned()),
+        Tracking::Kept | Tracking::Unasked(_) => check.findings.extend(untold(host.tracking)),
+    }
     check
+}
+
+fn untold(tracking: Tracking) -> Option<Finding> {
+    let finding = Finding::new(Code::ConntrackSilent, tracking.trouble()?);
+    Some(match tracking {
+        Tracking::Kept => finding.with_remedy(
+            "run it in the user namespace that owns the network namespace, not in one of its own",
+        ),
+        _ => finding,
+    })
 }
 
 /// `nftables v1.0.6 (Lester Gooch #5)` without its name.
@@ -123,8 +139,11 @@ fn room(disk: &Disk, unwritable: Option<&str>) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
     use crate::admin::report::doctor::{DescriptorsReport, MemoryReport};
+    use crate::attribution::LookupError;
     use crate::capture::CaptureError;
     use crate::capture::conntrack::Tracked;
 
@@ -133,6 +152,7 @@ mod tests {
             kernel: "6.1.0-18-amd64".to_owned(),
             nft: Ok("nftables v1.0.6 (Lester Gooch #5)".to_owned()),
             cgroups: Ok("/sys/fs/cgroup".into()),
+            tracking: Tracking::Answers,
             tracked: Some(Tracked { entries: 10, limit: 1000 }),
             disk: Ok(Disk { path: "/var".into(), free: 1 << 30, free_files: Some(7), read_only: false }),
             addresses: None,
@@ -165,6 +185,10 @@ mod tests {
         check(&|host| host.nft = Err(missing()), Callers::ByUser, &[Code::ToolMissing]);
         check(&|host| host.cgroups = Err("none".to_owned()), Callers::ByUser, &[]);
         check(&|host| host.cgroups = Err("none".to_owned()), Callers::ByPlace, &[Code::CgroupMissing]);
+        check(&|host| host.tracking = Tracking::NotForUs, Callers::ByUser, &[]);
+        check(&|host| host.tracking = Tracking::Kept, Callers::ByUser, &[Code::ConntrackSilent]);
+        let unasked = Tracking::Unasked(LookupError::NoTracking(Errno::INVAL));
+        check(&|host| host.tracking = unasked, Callers::ByUser, &[Code::ConntrackSilent]);
     }
 
     #[test]
@@ -192,7 +216,8 @@ mod tests {
     #[test]
     fn what_cannot_be_seen_is_not_said_to_be_well() {
         let mut host = host();
-        (host.tracked, host.disk) = (None, Err("not there".to_owned()));
+        (host.tracked, host.disk, host.tracking) = (None, Err("not there".to_owned()), Tracking::NotForUs);
+        assert_eq!(kernel(&host, Callers::ByUser).unchecked.len(), 1);
         let check = limits(&host, None);
         assert!(
             check.findings.is_empty() && check.unchecked.len() == 3 && check.seen.is_empty(),

@@ -8,6 +8,7 @@ use rustix::fs::{StatVfsMountFlags, statvfs};
 
 use crate::addresses;
 use crate::admin::report::doctor::{DescriptorsReport, MemoryReport};
+use crate::attribution::Tracking;
 use crate::attribution::cgroup::Hierarchy;
 use crate::capture::conntrack::Tracked;
 use crate::capture::{CaptureError, nft_version};
@@ -25,6 +26,8 @@ pub struct Host {
     pub nft: Result<String, CaptureError>,
     /// Where the cgroup hierarchy of version 2 is, or why it is not found.
     pub cgroups: Result<PathBuf, String>,
+    /// Whether connection tracking can be asked.
+    pub tracking: Tracking,
     /// How full the table of tracked connections is; none where nothing is tracked.
     pub tracked: Option<Tracked>,
     /// The file system of the state directory.
@@ -53,6 +56,7 @@ impl Host {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             nft: nft_version(),
             cgroups: Hierarchy::find().map(|found| found.directory).map_err(|error| error.to_string()),
+            tracking: Tracking::look(),
             tracked: Tracked::read(),
             disk: disk(state).map_err(|error| format!("{}: {error}", state.display())),
             addresses: addresses::own().ok(),
