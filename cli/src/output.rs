@@ -112,7 +112,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
             Some(ClientError::Address { .. }) => return Exit::Usage,
             _ => {}
         }
-        if let Some(SocketError::Connect { .. }) = cause.downcast_ref() {
+        if let Some(SocketError::Connect { .. } | SocketError::Silent { .. }) = cause.downcast_ref() {
             return Exit::NothingAnswers;
         }
     }
@@ -209,10 +209,16 @@ mod tests {
             program: "baremesh agent",
             source: io::ErrorKind::NotFound.into(),
         };
+        let silent = SocketError::Silent {
+            path: PathBuf::from("/run/x.sock"),
+            program: "baremesh agent",
+            limit: Duration::from_secs(10),
+        };
         let unreachable = ClientError::Unreachable { address: "h:1".into(), reason: "refused".into() };
         let unresolved = ClientError::Address { address: "?".into(), reason: "no such name".into() };
         for (error, exit) in [
             (anyhow::Error::new(connect), Exit::NothingAnswers),
+            (anyhow::Error::new(silent), Exit::NothingAnswers),
             (anyhow::Error::new(unreachable).context("joining"), Exit::NothingAnswers),
             (unresolved.into(), Exit::Usage),
             (usage("no"), Exit::Usage),

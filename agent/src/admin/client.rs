@@ -13,8 +13,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-/// How long an answer may take: `apply` validates and writes a whole set.
-const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an answer may take that waits for nothing but the rules being read.
+pub const AT_ONCE: Duration = Duration::from_secs(10);
+/// How long another may take: `apply` validates and writes a whole set, rules are changed, other hosts are tried.
+const AT_LENGTH: Duration = Duration::from_secs(60);
 /// The largest answer that is read.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
 
@@ -31,7 +33,17 @@ pub enum SocketError {
         /// What the system said.
         source: io::Error,
     },
-    /// The answer broke off, or took too long.
+    /// Somebody listens, and does not answer.
+    #[error("`{program}` has not answered at {path} for {} s: {}", .limit.as_secs(), what_to_do(.program))]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// The program that listens.
+        program: &'static str,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The answer broke off.
     #[error("{path}: {reason}")]
     Broken {
         /// The socket.
@@ -56,6 +68,18 @@ impl SocketError {
     }
 }
 
+/// What to do about a program that does not answer.
+fn what_to_do(program: &str) -> String {
+    let unit = match program {
+        "baremesh agent" => "baremesh",
+        "baremesh control" => "baremesh-control",
+        _ => return "is it stopped, or stuck?".to_owned(),
+    };
+    format!(
+        "it is stopped, stuck or short of time; `systemctl status {unit}` and `journalctl -u {unit}` say more, and `systemctl restart {unit}` starts it anew"
+    )
+}
+
 /// A socket, and the program that listens there.
 #[derive(Debug, Clone, Copy)]
 pub struct Socket<'a> {
@@ -66,13 +90,28 @@ pub struct Socket<'a> {
 }
 
 impl Socket<'_> {
-    /// Sends one request and gives the answer's body. Any status but 200 is an error with the body as message.
+    /// Asks for what is answered at once.
+    pub async fn ask(&self, target: &str) -> Result<Bytes, SocketError> {
+        self.call_within(AT_ONCE, Method::GET, target, Vec::new()).await
+    }
+
+    /// Sends one request, which may take its time, and gives the answer's body. Any status but 200 is an error with the body as
+    /// message.
     pub async fn call(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Bytes, SocketError> {
+        self.call_within(AT_LENGTH, method, target, body).await
+    }
+
+    /// The same for at most so long.
+    pub async fn call_within(
+        &self,
+        limit: Duration,
+        method: Method,
+        target: &str,
+        body: Vec<u8>,
+    ) -> Result<Bytes, SocketError> {
         let exchange = Box::pin(self.exchange(method, target, body));
-        match tokio::time::timeout(TIMEOUT, exchange).await {
-            Ok(answer) => answer,
-            Err(_) => Err(self.broken(format!("no answer within {} s", TIMEOUT.as_secs()))),
-        }
+        let silent = |_| SocketError::Silent { path: self.path.to_owned(), program: self.program, limit };
+        tokio::time::timeout(limit, exchange).await.map_err(silent)?
     }
 
     async fn exchange(&self, method: Method, target: &str, body: Vec<u8>) -> Result<Bytes, SocketError> {
@@ -141,5 +180,30 @@ impl Socket<'_> {
 
     fn broken(&self, reason: String) -> SocketError {
         SocketError::Broken { path: self.path.to_owned(), reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_listens_and_never_answers_is_named_with_what_to_do() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("x.sock");
+        let listener = tokio::net::UnixListener::bind(&path).expect("a socket");
+        for (program, unit) in [("baremesh agent", "baremesh`"), ("baremesh control", "baremesh-control`")] {
+            let socket = Socket { path: &path, program };
+            let called = socket.call_within(Duration::from_secs(1), Method::GET, "/status", Vec::new()).await;
+            let error = called.expect_err("nobody answers");
+            let said = error.to_string();
+            assert!(matches!(error, SocketError::Silent { .. }) && !error.is_nobody_there(), "{error:?}");
+            for part in [program, "for 1 s", &format!("systemctl restart {unit}"), "x.sock"] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+        }
+        drop(listener);
+        let called = Socket { path: &path, program: "baremesh agent" }.ask("/status").await;
+        assert!(called.expect_err("nobody listens").is_nobody_there());
     }
 }

@@ -10,7 +10,6 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context as _, Result};
 use baremesh_agent::admin::client::Socket;
 use baremesh_agent::admin::report::{CertificateReport, ServiceReport, StatusReport};
-use http::Method;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -47,7 +46,7 @@ pub(crate) fn ask<T: DeserializeOwned>(host: &Host, name: &str, target: &str) ->
     let path = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
     let socket = Socket { path: Path::new(&path), program: "baremesh" };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-    let answer = runtime.block_on(socket.call(Method::GET, target, Vec::new())).ok()?;
+    let answer = runtime.block_on(socket.ask(target)).ok()?;
     serde_json::from_slice(&answer).ok()
 }
 

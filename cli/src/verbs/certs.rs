@@ -93,7 +93,7 @@ fn held(global: &Global) -> anyhow::Result<()> {
     let path = global.directories().agent_socket();
     let socket = Socket { path: &path, program: "baremesh agent" };
     let certificates: Vec<CertificateReport> = block_on(async {
-        let answer = socket.call(Method::GET, "/certificates", Vec::new()).await?;
+        let answer = socket.ask("/certificates").await?;
         Ok(serde_json::from_slice(&answer)?)
     })?;
     match global.output {

@@ -9,7 +9,6 @@ use baremesh_agent::admin::report::{EngineReport, RunningReport};
 use baremesh_agent::containers::follow::{Follower, USUAL_ENGINES};
 use baremesh_agent::privileges;
 use clap::{Args, Subcommand};
-use http::Method;
 use rustix::thread::CapabilitySet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -121,7 +120,7 @@ fn list(global: &Global) -> anyhow::Result<()> {
     let path = global.directories().agent_socket();
     let socket = Socket { path: &path, program: "baremesh agent" };
     let engines: Vec<EngineReport> = block_on(async {
-        let answer = socket.call(Method::GET, "/containers", Vec::new()).await?;
+        let answer = socket.ask("/containers").await?;
         Ok(serde_json::from_slice(&answer)?)
     })?;
     if global.output == Output::Json {

@@ -251,7 +251,7 @@ impl Register {
         let namespace = self.namespace.clone().unwrap_or_else(default_namespace);
         let route = format!("/group-ports/{namespace}/{group}/{}", self.name);
         let ports: Vec<WrittenPort> = block_on(async {
-            let answer = socket.call(Method::GET, &route, Vec::new()).await;
+            let answer = socket.ask(&route).await;
             let answer = answer.context("the agent cannot say the group's ports: give --port")?;
             Ok(serde_json::from_slice(&answer)?)
         })?;
@@ -382,7 +382,7 @@ fn found_by_agent(directories: &Directories) -> Vec<LocalServiceReport> {
     let path = directories.agent_socket();
     let socket = Socket { path: &path, program: "baremesh agent" };
     let status = block_on(async {
-        let answer = socket.call(Method::GET, "/status", Vec::new()).await?;
+        let answer = socket.ask("/status").await?;
         Ok(serde_json::from_slice::<StatusReport>(&answer)?)
     });
     status.map(|status| status.services).unwrap_or_default()

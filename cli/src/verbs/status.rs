@@ -78,8 +78,7 @@ fn from_afar(output: Output, control: &ControlStatus) -> anyhow::Result<()> {
 
 fn ask<T: DeserializeOwned>(path: &Path, program: &'static str) -> anyhow::Result<T> {
     block_on(async {
-        let answer: Result<_, SocketError> =
-            Socket { path, program }.call(Method::GET, "/status", Vec::new()).await;
+        let answer: Result<_, SocketError> = Socket { path, program }.ask("/status").await;
         Ok(serde_json::from_slice(&answer?)?)
     })
 }

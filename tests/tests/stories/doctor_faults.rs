@@ -157,6 +157,23 @@ fn doctor_names_a_kernel_that_cannot_be_asked_for_ports_before_translation() {
 }
 
 #[test]
+fn doctor_names_an_agent_that_stands_still() {
+    let mesh = Mesh::new("doctor-silent");
+    let web = member(&mesh);
+    let host = &web.host;
+    let signal = |name: &str| output_of(host.sh(&format!("kill {name} {}", web.agent_pid())));
+    signal("-STOP");
+    let status = run(host.baremesh(["status"]));
+    let said = String::from_utf8_lossy(&status.stderr).into_owned();
+    assert!(said.contains("has not answered at") && said.contains("systemctl restart baremesh"), "{said}");
+    assert_eq!(status.status.code(), Some(3), "{said}");
+    let found = named(host, "agent_down", &[]);
+    assert!(seen(&found).contains("has not answered at"), "{found:#}");
+    signal("-CONT");
+    over(host, &["agent_down"]);
+}
+
+#[test]
 fn doctor_names_an_agent_that_is_near_its_limit_of_memory() {
     needs_root!("cgroups");
     let mesh = Mesh::new("doctor-memory");

@@ -83,6 +83,13 @@ pub(super) async fn examine(directories: &Directories, peers_are: Peers) -> Diag
             }
             ("gone", None)
         }
+        Err(error @ SocketError::Silent { .. }) => {
+            let finding = Finding::new(Code::AgentDown, error.to_string());
+            of_agent.findings.push(finding.with_remedy(
+                "`systemctl status baremesh`, `journalctl -u baremesh`; `systemctl restart baremesh` starts it anew",
+            ));
+            ("silent", None)
+        }
         Err(error) => {
             of_agent.unchecked.push(format!("what the agent knows: {error}"));
             ("not_allowed", None)
@@ -93,6 +100,7 @@ pub(super) async fn examine(directories: &Directories, peers_are: Peers) -> Diag
     // Of an agent that may not be asked nobody knows which process it is.
     checks.push(match agent {
         "not_allowed" => Check::unchecked("ports", "which process the agent is: it may not be asked"),
+        "silent" => Check::unchecked("ports", "which process the agent is: it does not answer"),
         _ => ports(&wanted, &listeners, &processes, pid),
     });
     checks.push(own_rules(directories, &config, answers.as_ref(), agent));
@@ -160,7 +168,8 @@ async fn ask(path: &Path, peers: Peers) -> Result<Answers, SocketError> {
     let report = if peers == Peers::Tried { "/doctor?peers" } else { "/doctor" };
     Ok(Answers {
         status: get(socket, "/status").await?,
-        report: get(socket, report).await?,
+        // Other hosts are tried meanwhile.
+        report: read(socket, report, &socket.call(Method::GET, report, Vec::new()).await?)?,
         certificates: get(socket, "/certificates").await?,
         services: get(socket, "/services").await?,
         // An agent without `nft` refuses, and says so in its status.
@@ -169,8 +178,11 @@ async fn ask(path: &Path, peers: Peers) -> Result<Answers, SocketError> {
 }
 
 async fn get<T: DeserializeOwned>(socket: Socket<'_>, target: &str) -> Result<T, SocketError> {
-    let answer = socket.call(Method::GET, target, Vec::new()).await?;
-    serde_json::from_slice(&answer).map_err(|error| SocketError::Broken {
+    read(socket, target, &socket.ask(target).await?)
+}
+
+fn read<T: DeserializeOwned>(socket: Socket<'_>, target: &str, answer: &[u8]) -> Result<T, SocketError> {
+    serde_json::from_slice(answer).map_err(|error| SocketError::Broken {
         path: socket.path.to_owned(),
         reason: format!("the answer to {target} cannot be read ({error}): is the agent of another version?"),
     })

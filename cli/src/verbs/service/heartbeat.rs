@@ -1,6 +1,6 @@
 //! `baremesh service heartbeat`.
 
-use baremesh_agent::admin::client::Socket;
+use baremesh_agent::admin::client::{AT_ONCE, Socket};
 use baremesh_agent::admin::report::{HeartbeatAnswer, HeartbeatOrder, HeartbeatStatus};
 use baremesh_agent::config::Directories;
 use baremesh_model::name::{Key, Label, default_namespace};
@@ -69,7 +69,8 @@ impl Heartbeat {
             note: self.note,
         };
         let body = serde_json::to_vec(&order)?;
-        let answer = block_on(async { Ok(socket.call(Method::POST, "/heartbeat", body).await?) })?;
+        let answer =
+            block_on(async { Ok(socket.call_within(AT_ONCE, Method::POST, "/heartbeat", body).await?) })?;
         let answer: HeartbeatAnswer = serde_json::from_slice(&answer)?;
         match output {
             Output::Json => say_json(&answer),
