@@ -53,14 +53,17 @@ impl Status {
             control.iter().try_for_each(say_control)?;
         }
         let control_is_silent = control_fault.is_some();
-        // A control host need not have an agent of its own.
-        let agent_fault = agent_fault.filter(|_| control.is_none());
+        // A control host need not have an agent of its own; one that does not answer is there.
+        let is_silent =
+            |fault: &anyhow::Error| matches!(fault.downcast_ref(), Some(SocketError::Silent { .. }));
+        let agent_fault = agent_fault.filter(|fault| control.is_none() || is_silent(fault));
+        let agent_is_silent = agent_fault.is_some();
         for fault in [agent_fault, control_fault].into_iter().flatten() {
             remark(format_args!("note: {}", in_full(&fault)));
         }
         // A socket that nobody answers at was left by a control server that crashed.
         let well = agent.is_none_or(|agent| agent.ready && agent.source.last_error.is_none())
-            && !control_is_silent
+            && !(agent_is_silent || control_is_silent)
             && control.is_none_or(|control| control.alarm.is_none() && control.resources_refused.is_none());
         if well { Ok(()) } else { Err(Said(Exit::Refused).into()) }
     }
