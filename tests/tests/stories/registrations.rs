@@ -81,3 +81,32 @@ fn a_broken_file_leaves_what_was_registered_in_force_and_is_named() {
     wait_until("the whole set is in force", || registered(&store) == ["billing.default", "orders.default"]);
     assert_eq!(refused(&store), "");
 }
+
+#[test]
+fn a_service_that_another_file_registers_is_left_to_whoever_put_it_there() {
+    let mesh = Mesh::new("registered-by-hand");
+    let store = mesh.member("store", 1, &["billing"]);
+    let directory = store.host.path("/etc/baremesh/registrations.d");
+    fs::create_dir_all(&directory).expect("a directory");
+    let by_hand = directory.join("10-billing.toml");
+    fs::write(&by_hand, BILLING).expect("written");
+    hang_up(&store);
+    wait_until("it is registered", || registered(&store) == ["billing.default"]);
+    for command in
+        ["register billing --port 80:7001", "register billing -p 81 --unit b.service", "deregister billing"]
+    {
+        let refused = run(store.host.sh(&format!("baremesh service {command}")));
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert!(said.contains("registrations.d/10-billing.toml: billing.default is registered"), "{said}");
+        assert_eq!(refused.status.code(), Some(1), "{command}");
+    }
+    let files = fs::read_dir(&directory).expect("a directory");
+    assert_eq!(files.count(), 1, "nothing is written");
+    // A set with both would keep it from taking over.
+    let _old = store.take_over();
+    assert_eq!(registered(&store), ["billing.default"]);
+    fs::remove_file(&by_hand).expect("removed");
+    store.register("billing", ["--port", "80:7001"]);
+    output_of(store.host.baremesh(["service", "deregister", "billing"]));
+    assert!(registered(&store).is_empty());
+}
