@@ -40,8 +40,7 @@ enum ServiceVerb {
     Register(Box<Register>),
     /// Take a service of this host out of the mesh
     ///
-    /// It is one that was registered by command. One that a file of /etc/baremesh/registrations.d registers that was put there
-    /// by hand goes when that file is removed and the agent reloaded.
+    /// What `register` wrote is removed. A service that another file of registrations.d registers goes with that file.
     Deregister {
         /// Its name
         #[arg(value_parser = Label::new)]

@@ -62,9 +62,9 @@ pub fn deregister(directory: &Path, key: &Key) -> Result<Option<PathBuf>, Regist
     {
         return Err(of_another(path, &local.key, key));
     }
-    // What cannot be read registers nothing, and is no reason to keep this one.
+    // What cannot be read registers nothing, and neither that nor too many files is a reason to keep this one.
     let registers = |other: &PathBuf| *other != path && read(other).is_ok_and(|(_, local)| local.key == *key);
-    let elsewhere = paths_in(directory)?.into_iter().find(registers);
+    let elsewhere = paths_in(directory).unwrap_or_default().into_iter().find(registers);
     match (std::fs::remove_file(&path), elsewhere) {
         (Ok(()), elsewhere) => Ok(elsewhere),
         (Err(error), Some(other)) if error.kind() == io::ErrorKind::NotFound => {
