@@ -15,6 +15,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::beat;
 use crate::capture::conntrack::Tracked;
+use crate::mounts;
 
 /// The limit that is named where a connection is refused for it: `MemoryMax=` of the unit.
 pub const MEMORY_MAX: &str = "MemoryMax";
@@ -208,22 +209,16 @@ impl Group {
     }
 }
 
-/// Where a cgroup can be seen, and the top of its hierarchy, by the mounts of a /proc/PID/mountinfo (proc_pid_mountinfo(5)): the kind of file system and its
-/// options say which hierarchy is meant.
+/// Where a cgroup can be seen, and the top of its hierarchy: the kind of file system and its options say which hierarchy is
+/// meant.
 fn directory_of(
     path: &str,
-    mounts: &str,
+    mountinfo: &str,
     is_meant: impl Fn(&str, &str) -> bool,
 ) -> Option<(PathBuf, PathBuf)> {
-    mounts.lines().find_map(|line| {
-        let (mount, file_system) = line.split_once(" - ")?;
-        let mut of_system = file_system.split(' ');
-        let (kind, options) = (of_system.next()?, of_system.nth(1)?);
-        let mut fields = mount.split(' ').skip(3);
-        let (root, directory) = (fields.next()?, fields.next()?);
-        let below = path.strip_prefix(root.trim_end_matches('/'))?;
-        let top = PathBuf::from(directory);
-        is_meant(kind, options).then(|| (top.join(below.trim_start_matches('/')), top))
+    mounts::of(mountinfo).filter(|mount| is_meant(mount.kind, mount.options)).find_map(|mount| {
+        let below = Path::new(path).strip_prefix(&mount.root).ok()?;
+        Some((mount.point.join(below), mount.point))
     })
 }
 
@@ -345,6 +340,10 @@ mod tests {
             found(inside, false),
             Some(("/sys/fs/cgroup/memory/baremesh.service".to_owned(), Version::One))
         );
+        let beside = "9 8 0:27 /system.slice/bare /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
+        assert_eq!(found(beside, false), None, "a name that begins alike is another cgroup");
+        let escaped = "9 8 0:26 / /with\\040space rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(found(escaped, true), Some((below("/with space"), Version::Two)));
         assert_eq!(found("", false), None);
     }
 

@@ -43,6 +43,8 @@ pub mod jwt;
 pub mod external_authorization;
 /// The data path.
 pub mod proxy;
+/// What is mounted where.
+pub mod mounts;
 /// Which local process's connection this is, as the kernel says.
 pub mod attribution;
 /// Sockets handed from process to process.

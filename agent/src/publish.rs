@@ -1,6 +1,8 @@
 //! One place where a new state comes into force: the mesh from its source and the host's own registrations are
 //! compiled together, and either both hold from here on, or the last good state stays and the reason is told.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -20,7 +22,29 @@ use crate::snapshot::{Host, Snapshot};
 use crate::telemetry::metrics::Metrics;
 use crate::trust::OlderList;
 
-/// What goes into the next snapshot, and how the last attempt went.
+/// What there is news of. What was refused is remembered for each by itself: that the source's next state is taken says
+/// nothing of a registration that cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum News {
+    /// The state of the mesh, from its source.
+    Mesh,
+    /// The host's registrations, from their files.
+    Registrations,
+    /// What the agent found out about its host: addresses, containers, health, and what DNS says.
+    Host,
+}
+
+impl fmt::Display for News {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Mesh => "the state of the mesh",
+            Self::Registrations => "registrations",
+            Self::Host => "what was found on this host",
+        })
+    }
+}
+
+/// What goes into the next snapshot, and how the last attempts went.
 struct Inputs {
     mesh: Arc<Mesh>,
     registrations: Vec<Arc<LocalService>>,
@@ -28,7 +52,7 @@ struct Inputs {
     known: Arc<Known>,
     resolved: Arc<Resolved>,
     host: Host,
-    last_error: Option<String>,
+    refused: BTreeMap<News, String>,
     version: u64,
     taken: SystemTime,
 }
@@ -52,8 +76,8 @@ pub struct Published {
     pub version: u64,
     /// When it was taken.
     pub taken: SystemTime,
-    /// Why the last one was refused, where it was.
-    pub last_error: Option<String>,
+    /// Of what the last was refused, and why.
+    pub refused: BTreeMap<News, String>,
 }
 
 impl Publisher {
@@ -78,7 +102,7 @@ impl Publisher {
             known: Arc::default(),
             resolved: Arc::default(),
             host,
-            last_error: None,
+            refused: BTreeMap::new(),
             version,
             taken: SystemTime::now(),
         };
@@ -134,14 +158,14 @@ impl Publisher {
     /// How the state in force came about.
     pub fn published(&self) -> Published {
         let inputs = self.lock();
-        Published { version: inputs.version, taken: inputs.taken, last_error: inputs.last_error.clone() }
+        Published { version: inputs.version, taken: inputs.taken, refused: inputs.refused.clone() }
     }
 
     /// Takes a new mesh from the source.
     pub fn take_mesh(&self, mesh: Mesh, version: u64) -> Result<(), String> {
         let mut inputs = self.lock();
         let registrations = inputs.registrations.clone();
-        self.publish(&mut inputs, (Arc::new(mesh), version), &registrations)
+        self.publish(&mut inputs, News::Mesh, (Arc::new(mesh), version), &registrations)
     }
 
     /// What is in force is the source's state of this version: it says so where nothing changed, after it counted anew.
@@ -164,9 +188,8 @@ impl Publisher {
             let health = registration.first_health(before.map(|before| &**before));
             set_health(registration, health);
         }
-        let mesh = (Arc::clone(&inputs.mesh), inputs.version);
         let before = inputs.registrations.clone();
-        self.publish(&mut inputs, mesh, &registrations)?;
+        self.publish_own(&mut inputs, News::Registrations, &registrations)?;
         drop(inputs);
         tell_of_changes(&before, &registrations);
         Ok(())
@@ -183,14 +206,17 @@ impl Publisher {
         if registrations == inputs.registrations {
             return Ok(());
         }
-        self.publish_own(&mut inputs, &registrations)
+        self.publish_own(&mut inputs, News::Host, &registrations)
     }
 
-    /// Remembers that a state was refused before it came here.
+    /// Remembers that a state of the source was refused before it came here.
     pub fn refuse(&self, reason: String) {
-        self.metrics.rejected_configurations.inc();
-        tracing::error!(reason, "a new state was refused; the last good one stays in force");
-        self.lock().last_error = Some(reason);
+        self.note_refusal(&mut self.lock(), News::Mesh, reason);
+    }
+
+    /// Remembers that the host's registrations were refused before they came here.
+    pub fn refuse_registrations(&self, reason: String) {
+        self.note_refusal(&mut self.lock(), News::Registrations, reason);
     }
 
     /// Notes that a list of revoked certificates was not taken.
@@ -201,7 +227,7 @@ impl Publisher {
 
     /// The source is what is in force again.
     pub fn clear_refusal(&self) {
-        self.lock().last_error = None;
+        self.lock().refused.remove(&News::Mesh);
     }
 
     /// Takes what DNS says of names. A state that was good with other addresses is with these.
@@ -213,7 +239,7 @@ impl Publisher {
         inputs.resolved = Arc::new(resolved);
         let registrations = inputs.registrations.clone();
         // What keeps it from coming into force is noted there.
-        let _ = self.publish_own(&mut inputs, &registrations);
+        let _ = self.publish_own(&mut inputs, News::Host, &registrations);
     }
 
     /// Takes the addresses at which others reach this host now, and why it is these, and has its services registered there.
@@ -226,7 +252,7 @@ impl Publisher {
         let host = Host { addresses, why: why.into(), ..inputs.host.clone() };
         let before = std::mem::replace(&mut inputs.host, host);
         let registrations = inputs.registrations.clone();
-        if let Err(reason) = self.publish_own(&mut inputs, &registrations) {
+        if let Err(reason) = self.publish_own(&mut inputs, News::Host, &registrations) {
             inputs.host = before;
             return Err(reason);
         }
@@ -243,7 +269,7 @@ impl Publisher {
         if registrations == inputs.registrations {
             return Ok(());
         }
-        self.publish_own(&mut inputs, &registrations)
+        self.publish_own(&mut inputs, News::Host, &registrations)
     }
 
     /// What is known of containers.
@@ -251,20 +277,21 @@ impl Publisher {
         Arc::clone(&self.lock().known)
     }
 
-    /// Publishes what changed on this host, under the mesh in force. Nothing came from the source, and what it had refused is
-    /// refused still.
-    fn publish_own(&self, inputs: &mut Inputs, registrations: &[Arc<LocalService>]) -> Result<(), String> {
+    /// Publishes what changed on this host, under the mesh in force.
+    fn publish_own(
+        &self,
+        inputs: &mut Inputs,
+        news: News,
+        registrations: &[Arc<LocalService>],
+    ) -> Result<(), String> {
         let mesh = (Arc::clone(&inputs.mesh), inputs.version);
-        let (taken, last_error) = (inputs.taken, inputs.last_error.clone());
-        self.publish(inputs, mesh, registrations)?;
-        (inputs.taken, inputs.last_error) = (taken, last_error);
-        note(&self.metrics, inputs);
-        Ok(())
+        self.publish(inputs, news, mesh, registrations)
     }
 
     fn publish(
         &self,
         inputs: &mut Inputs,
+        news: News,
         (mesh, version): (Arc<Mesh>, u64),
         registrations: &[Arc<LocalService>],
     ) -> Result<(), String> {
@@ -279,27 +306,31 @@ impl Publisher {
                 self.metrics.rate_limits.are(&snapshot.rate_limits);
                 self.metrics.external_authorization.are(&snapshot.providers);
                 self.snapshot.store(Arc::new(snapshot));
-                *inputs = Inputs {
-                    mesh,
-                    registrations: registrations.clone(),
-                    known: Arc::clone(&inputs.known),
-                    resolved: Arc::clone(&inputs.resolved),
-                    host: inputs.host.clone(),
-                    last_error: None,
-                    version,
-                    taken: SystemTime::now(),
-                };
+                (inputs.mesh, inputs.version) = (mesh, version);
+                inputs.registrations.clone_from(&registrations);
+                if news == News::Mesh {
+                    inputs.taken = SystemTime::now();
+                }
+                inputs.refused.remove(&news);
+                // It did not fit what was in force then, and that has changed.
+                if news != News::Host {
+                    inputs.refused.remove(&News::Host);
+                }
                 self.tell(inputs, identities, registrations);
                 Ok(())
             }
             Err(error) => {
                 let reason = error.to_string();
-                self.metrics.rejected_configurations.inc();
-                tracing::error!(reason, "a new state was refused; the last good one stays in force");
-                inputs.last_error = Some(reason.clone());
+                self.note_refusal(inputs, news, reason.clone());
                 Err(reason)
             }
         }
+    }
+
+    fn note_refusal(&self, inputs: &mut Inputs, news: News, reason: String) {
+        self.metrics.rejected_configurations.inc();
+        tracing::error!(of = %news, reason, "a new state was refused; the last good one stays in force");
+        inputs.refused.insert(news, reason);
     }
 
     fn tell(&self, inputs: &Inputs, identities: Vec<Identity>, registrations: Vec<Arc<LocalService>>) {
@@ -362,50 +393,4 @@ fn note(metrics: &Metrics, inputs: &Inputs) {
 }
 
 #[cfg(test)]
-mod tests {
-    use baremesh_model::mesh::Parts;
-    use baremesh_model::name::Label;
-
-    use super::*;
-
-    fn publisher(metrics: &Arc<Metrics>) -> Arc<Publisher> {
-        let mesh = Mesh::assemble(Parts::default()).expect("a mesh");
-        let host = Host {
-            name: Label::new("h1").expect("a label"),
-            addresses: vec!["10.0.0.1".parse().expect("an address")],
-            why: "".into(),
-            network: None,
-        };
-        let originations = Arc::new(Originations::new("/nowhere".into()));
-        let publisher = Publisher::new((mesh, 57), &[], (host, 15008), originations, Arc::clone(metrics));
-        publisher.expect("published")
-    }
-
-    #[test]
-    fn other_addresses_of_the_host_are_in_force_at_once_and_told() {
-        let publisher = publisher(&Metrics::new("mesh"));
-        let mut registered = publisher.registered();
-        let addresses: Vec<IpAddr> = vec!["10.0.0.2".parse().expect("an address")];
-        assert_eq!(publisher.take_addresses(addresses.clone(), "of eth0"), Ok(true));
-        let host = publisher.snapshot().load().host.clone();
-        assert_eq!((host.addresses, &*host.why), (addresses.clone(), "of eth0"));
-        assert!(registered.has_changed().expect("a publisher"), "the registrations are told again");
-        registered.mark_unchanged();
-        assert_eq!(publisher.take_addresses(addresses, "of eth0"), Ok(false));
-        assert!(!registered.has_changed().expect("a publisher"));
-        assert_eq!(publisher.published().version, 57, "nothing came from the source");
-    }
-
-    #[test]
-    fn the_version_is_the_source_s_where_nothing_changed_too() {
-        let metrics = Metrics::new("mesh");
-        let publisher = publisher(&metrics);
-        let (before, changed) = (publisher.published(), publisher.changed());
-        // The control server has restarted, and counts anew.
-        publisher.confirm(12);
-        let after = publisher.published();
-        assert_eq!((after.version, metrics.snapshot_version.get()), (12, 12));
-        assert_eq!(after.taken, before.taken, "nothing new was taken");
-        assert!(!changed.has_changed().expect("published"));
-    }
-}
+mod tests;

@@ -38,6 +38,10 @@ pub struct StatusReport {
     pub not_ready: Vec<String>,
     /// Where resources come from, and how that stands.
     pub source: SourceReport,
+    /// What of this host itself was refused, and why: registrations that cannot be read, say. What was in force before is so
+    /// still.
+    #[serde(default)]
+    pub refused: Vec<String>,
     /// Of how many services the endpoints are held; none where all of them always are.
     #[serde(default)]
     pub endpoints: Option<EndpointsReport>,

@@ -46,7 +46,7 @@ use crate::identity::RotationStatus;
 use crate::privileges;
 use crate::proxy::Phase;
 use crate::proxy::socket::Mark;
-use crate::publish::Publisher;
+use crate::publish::{News, Publisher};
 use crate::registration::file;
 use crate::snapshot::Snapshot;
 use crate::source::consul::standing::Standing;
@@ -210,7 +210,7 @@ impl Agent {
     /// service is registered can rely on it that nobody goes round its policy.
     pub async fn reload(&self) -> Result<(), AgentError> {
         let registrations = file::read_all(&self.config.directories.registrations(), &self.config.terms())
-            .inspect_err(|error| self.publisher.refuse(error.to_string()))?;
+            .inspect_err(|error| self.publisher.refuse_registrations(error.to_string()))?;
         self.publisher.take_registrations(&registrations).map_err(AgentError::State)?;
         match &self.steward {
             Some(steward) if steward.mode() == Mode::Keep => Ok(steward.keep_from_now().await.map(drop)?),
@@ -237,7 +237,7 @@ impl Agent {
 
     async fn status(&self) -> StatusReport {
         let snapshot = self.publisher.snapshot().load_full();
-        let published = self.publisher.published();
+        let mut published = self.publisher.published();
         let not_ready = self.not_ready();
         let capture = match &self.steward {
             None => "off: `nft` or `ip` is missing".to_owned(),
@@ -266,9 +266,10 @@ impl Agent {
                 connected: *self.connected.borrow(),
                 version: published.version,
                 taken: seconds(published.taken),
-                last_error: published.last_error,
+                last_error: published.refused.remove(&News::Mesh),
                 consul: self.consul.as_ref().map(|consul| consul.borrow().report(Instant::now())),
             },
+            refused: published.refused.iter().map(|(news, reason)| format!("{news}: {reason}")).collect(),
             endpoints: self.endpoints(&snapshot),
             capture,
             privileges: privileges::in_words(),

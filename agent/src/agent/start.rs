@@ -277,15 +277,15 @@ pub async fn start(config: AgentConfig, commands: Commands, begin: Begin) -> Res
 /// Takes up what changed at the agent before this one while this one prepared itself. What cannot be read of it stays as it was
 /// read before, as at an agent that runs.
 fn take_what_came_meanwhile(config: &AgentConfig, source: &mut Source, publisher: &Publisher) {
-    let registrations = file::read_all(&config.directories.registrations(), &config.terms())
-        .map_err(|error| error.to_string())
-        .and_then(|registrations| publisher.take_registrations(&registrations));
-    let state = source.reread().and_then(|read| match read {
-        Some((mesh, version)) => publisher.take_mesh(mesh, version),
-        None => Ok(()),
-    });
-    for reason in [registrations.err(), state.err()].into_iter().flatten() {
-        publisher.refuse(reason);
+    // The publisher keeps the reason where it refuses one itself.
+    match file::read_all(&config.directories.registrations(), &config.terms()) {
+        Ok(registrations) => drop(publisher.take_registrations(&registrations)),
+        Err(error) => publisher.refuse_registrations(error.to_string()),
+    }
+    match source.reread() {
+        Ok(Some((mesh, version))) => drop(publisher.take_mesh(mesh, version)),
+        Ok(None) => {}
+        Err(reason) => publisher.refuse(reason),
     }
 }
 

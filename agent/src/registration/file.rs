@@ -8,7 +8,7 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use baremesh_ca::file::{FileError, PUBLIC, write_atomically};
+use baremesh_ca::file::FileError;
 use baremesh_model::gateway::Carries;
 use baremesh_model::health::Health;
 use baremesh_model::identity::RESERVED_NAMESPACES;
@@ -22,6 +22,11 @@ use super::group::Grouping;
 use super::{Certain, ContainerPort, DefaultForAddress, HostRole, LocalPort, LocalService, Serves, WhenGone};
 use crate::attribution::{CgroupPath, Matcher, Uid, UnitName};
 use crate::capture::plan::{EXEMPT_PORTS, SSH_PORT};
+
+/// Registering and deregistering.
+mod change;
+
+pub use change::{deregister, register};
 
 /// What the host's own configuration says of what may be registered on it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -324,7 +329,7 @@ fn matcher(written: &Written) -> Result<Option<Matcher>, String> {
     Matcher::new(unit, cgroup, written.user.map(Uid)).map(Some).map_err(|error| error.to_string())
 }
 
-/// Where a service's registration stands in the directory of registrations.
+/// Where a service's registration stands in the directory of registrations, where `register` wrote it.
 pub fn path_of(directory: &Path, key: &Key) -> PathBuf {
     directory.join(format!("{}.{}.toml", key.namespace, key.name))
 }
@@ -349,24 +354,36 @@ pub fn read(path: &Path) -> Result<(Written, LocalService), RegistrationError> {
 /// the whole set wrong: a service that quietly lost its protection would be worse. A directory that does not exist has
 /// none.
 pub fn read_all(directory: &Path, terms: &Terms) -> Result<Vec<Arc<LocalService>>, RegistrationError> {
-    Ok(read_each(directory, terms)?.into_iter().map(|(_, local)| local).collect())
+    Ok(read_each(directory, terms)?.into_iter().map(|one| one.local).collect())
 }
 
-/// The same, each with what its file says.
-pub fn read_each(
-    directory: &Path,
-    terms: &Terms,
-) -> Result<Vec<(Written, Arc<LocalService>)>, RegistrationError> {
-    let mut all: Vec<(Written, Arc<LocalService>)> = Vec::new();
+/// A registration and the file that it stands in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// The file.
+    pub path: PathBuf,
+    /// What it says.
+    pub written: Written,
+    /// What that means.
+    pub local: Arc<LocalService>,
+}
+
+/// The same, each with its file.
+pub fn read_each(directory: &Path, terms: &Terms) -> Result<Vec<Registration>, RegistrationError> {
+    let mut all: Vec<Registration> = Vec::new();
     for path in paths_in(directory)? {
         let (written, local) = read(&path)?;
         if let Some(fault) = against_terms(&local, terms) {
             return Err(RegistrationError::Conflict { path, fault });
         }
-        if let Some(fault) = all.iter().find_map(|(_, other)| conflict(other, &local)) {
+        let twice = all.iter().find(|other| other.local.key == local.key).map(|other| {
+            let (key, other) = (&local.key, other.path.display());
+            format!("{key} is registered in {other} already: remove one of the two files")
+        });
+        if let Some(fault) = twice.or_else(|| all.iter().find_map(|other| conflict(&other.local, &local))) {
             return Err(RegistrationError::Conflict { path, fault });
         }
-        all.push((written, Arc::new(local)));
+        all.push(Registration { path, written, local: Arc::new(local) });
     }
     Ok(all)
 }
@@ -418,11 +435,8 @@ fn at_ssh(local: &LocalService, ssh_ports: &BTreeSet<u16>) -> Option<String> {
     ))
 }
 
-/// Why two registrations cannot stand side by side.
+/// Why registrations of two services cannot stand side by side.
 fn conflict(other: &LocalService, new: &LocalService) -> Option<String> {
-    if other.key == new.key {
-        return Some(format!("{} is registered twice", new.key));
-    }
     if new.matcher.is_some() && other.matcher == new.matcher {
         return Some(format!(
             "{} and {} name the same processes: nobody could tell them apart",
@@ -465,43 +479,6 @@ fn conflict(other: &LocalService, new: &LocalService) -> Option<String> {
         }
     }
     None
-}
-
-/// Registers a service: checks it beside the others, then writes its file. Registering it again replaces it.
-pub fn register(
-    directory: &Path,
-    written: &Written,
-    terms: &Terms,
-) -> Result<LocalService, RegistrationError> {
-    let fault = |fault| RegistrationError::Content { path: directory.to_owned(), fault };
-    let local = LocalService::try_from(written).map_err(|bad| fault(bad.to_string()))?;
-    let path = path_of(directory, &local.key);
-    if let Some(fault) = against_terms(&local, terms) {
-        return Err(RegistrationError::Conflict { path, fault });
-    }
-    // What stands against another one is not this one's fault: the agent says so.
-    for other in read_all(directory, &Terms { role: HostRole::Gateway, ..Terms::default() })? {
-        if let Some(fault) =
-            Some(&other).filter(|other| other.key != local.key).and_then(|o| conflict(o, &local))
-        {
-            return Err(RegistrationError::Conflict { path, fault });
-        }
-    }
-    let text = toml::to_string(written).map_err(|error| fault(error.to_string()))?;
-    std::fs::create_dir_all(directory)
-        .map_err(|source| RegistrationError::File { path: directory.to_owned(), source })?;
-    write_atomically(&path, text.as_bytes(), PUBLIC)?;
-    Ok(local)
-}
-
-/// Deregisters a service.
-pub fn deregister(directory: &Path, key: &Key) -> Result<(), RegistrationError> {
-    let path = path_of(directory, key);
-    match std::fs::remove_file(&path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(RegistrationError::Unknown(key.clone())),
-        Err(source) => Err(RegistrationError::File { path, source }),
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 
 use anyhow::Context;
 use baremesh_agent::admin::client::Socket;
@@ -10,7 +9,7 @@ use baremesh_agent::admin::report::{ContainerReport, HealthReport, LocalServiceR
 use baremesh_agent::attribution::{Uid, uid_of};
 use baremesh_agent::config::{AgentConfig, Directories};
 use baremesh_agent::registration::container::WrittenDeliver;
-use baremesh_agent::registration::file::{self, Written, WrittenPort, WrittenWhenGone};
+use baremesh_agent::registration::file::{self, Registration, Written, WrittenPort, WrittenWhenGone};
 use baremesh_agent::registration::{LocalService, Serves};
 use baremesh_model::name::{Key, Label, default_namespace};
 use clap::{Args, Subcommand, ValueEnum};
@@ -40,6 +39,8 @@ pub struct Service {
 enum ServiceVerb {
     Register(Box<Register>),
     /// Take a service of this host out of the mesh
+    ///
+    /// What `register` wrote is removed. A service that another file of registrations.d registers goes with that file.
     Deregister {
         /// Its name
         #[arg(value_parser = Label::new)]
@@ -56,7 +57,8 @@ enum ServiceVerb {
 const LONG_ABOUT: &str = "\
 Say that a service runs on this host. Other hosts' programs then reach it over mutual TLS as NAME.NAMESPACE.mesh.internal
 (in the namespace `default` also as NAME.mesh.internal; the domain is the mesh's). Registering it again replaces
-everything that was said before.
+everything that was said before. One that a file in /etc/baremesh/registrations.d registers that was put there by hand is
+changed in that file, and refused here.
 
 The host must have been granted the service, by its join token (`baremesh token create --service`) or by a HostGrant;
 `baremesh status` says so if it was not.
@@ -191,8 +193,14 @@ impl Service {
             }
             ServiceVerb::Deregister { name, namespace } => {
                 let key = Key::new(namespace, name);
-                file::deregister(&directories.registrations(), &key)?;
+                let still = file::deregister(&directories.registrations(), &key)?;
                 let reloaded = reload(&directories)?;
+                if let Some(path) = still {
+                    let path = path.display();
+                    anyhow::bail!(
+                        "what `register` wrote is removed, and {path} registers {key} still: remove it too"
+                    );
+                }
                 match global.output {
                     Output::Json => {
                         say_json(&json!({ "deregistered": key.to_string(), "inForce": reloaded }))
@@ -325,7 +333,7 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
     let found = found_by_agent(directories);
     let of = |service: &LocalService| found.iter().find(|found| found.service == service.key.to_string());
     if output == Output::Json {
-        let with_health = |(written, service): &(Written, Arc<LocalService>)| {
+        let with_health = |Registration { written, local: service, .. }: &Registration| {
             let mut value = serde_json::to_value(written)?;
             if let (Some(found), Some(object)) = (of(service), value.as_object_mut()) {
                 let health = found.health.as_ref().map(|health| ("health", serde_json::to_value(health)));
@@ -340,7 +348,7 @@ fn list(directories: &Directories, output: Output) -> anyhow::Result<()> {
         };
         return say_json(&services.iter().map(with_health).collect::<Result<Vec<_>, serde_json::Error>>()?);
     }
-    let row = |(written, service): &(Written, Arc<LocalService>)| {
+    let row = |Registration { written, local: service, .. }: &Registration| {
         let ports = service.ports.iter().map(|port| format!("{}/{}", port.port, port.protocol));
         let deliver = service.ports.iter().map(|port| match (service.serves, port.of_container) {
             (Serves::Program, None) => port.deliver.to_string(),

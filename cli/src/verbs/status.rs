@@ -18,7 +18,7 @@ use crate::output::{Exit, Output, Said, in_full, remark, say, say_json, table};
 
 const LONG_ABOUT: &str = "\
 Show how this host's agent stands, and on the control host how every host stands. Exits with 0 where all is well, 1 where
-the agent is not ready, resources are refused or an alarm is raised, 3 where neither agent nor control server answers.
+the agent is not ready, resources or registrations are refused or an alarm is raised, 3 where neither agent nor control server answers.
 With an operator's credential, from any machine: how every host stands.";
 
 /// Show how this host stands, and on the control host the whole mesh
@@ -62,7 +62,9 @@ impl Status {
             remark(format_args!("note: {}", in_full(&fault)));
         }
         // A socket that nobody answers at was left by a control server that crashed.
-        let well = agent.is_none_or(|agent| agent.ready && agent.source.last_error.is_none())
+        let nothing_refused =
+            |agent: &AgentStatus| agent.source.last_error.is_none() && agent.refused.is_empty();
+        let well = agent.is_none_or(|agent| agent.ready && nothing_refused(&agent))
             && !(agent_is_silent || control_is_silent)
             && control.is_none_or(|control| control.alarm.is_none() && control.resources_refused.is_none());
         if well { Ok(()) } else { Err(Said(Exit::Refused).into()) }
@@ -130,6 +132,9 @@ fn say_agent(agent: &AgentStatus) -> anyhow::Result<()> {
     }
     if let Some(consul) = &source.consul {
         text.push_str(&consul_in_words(consul));
+    }
+    for refused in &agent.refused {
+        text.push_str(&format!("  refused       {refused}\n"));
     }
     text.push_str(&format!("  capture       {}\n", agent.capture));
     text.push_str(&format!("  privileges    {}\n", agent.privileges));

@@ -302,7 +302,7 @@ impl Code {
             Self::ServesNothing => Row(
                 "BM0404",
                 "a WorkloadEntry that is an endpoint of no service",
-                "set `service`, or a label that a Service selects",
+                "set `service`, or a label that a Service or a ServiceEntry selects",
             ),
             Self::UnknownAccount => Row(
                 "BM0405",

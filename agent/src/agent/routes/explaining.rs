@@ -12,6 +12,7 @@ use super::Agent;
 use crate::admin::report::explain::{Explanation, Outcome, Question};
 use crate::admin::server::{Answer, json, text};
 use crate::explain::{Caller, ExplainError, explain};
+use crate::publish::News;
 use crate::snapshot::{ServiceEntry, Snapshot};
 
 impl Agent {
@@ -53,13 +54,17 @@ impl Agent {
         let age = published.taken.elapsed().unwrap_or_default().as_secs();
         let state = format!("explained by version {}, taken {age} s ago", published.version);
         let mut notes = Vec::new();
-        if let Some(error) = &published.last_error {
+        if let Some(error) = published.refused.get(&News::Mesh) {
             notes.push(format!("{state}: this host refused the last state: {error}"));
         } else if !*self.connected.borrow() {
             notes.push(format!(
                 "{state}: no newer one can come, the source of resources is away; `baremesh doctor` says why"
             ));
         }
+        let own = published.refused.iter().filter(|(news, _)| **news != News::Mesh);
+        notes.extend(own.map(|(news, reason)| {
+            format!("explained by what was in force on this host before; refused since: {news}: {reason}")
+        }));
         let missing = self.not_ready().into_iter();
         notes.extend(
             missing.map(|missing| format!("this agent is not ready: {missing}; `baremesh doctor` says why")),

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+use baremesh_agent::mounts;
 
 use super::INTO_CGROUP;
 
@@ -16,13 +17,8 @@ pub(crate) fn mount_point() -> Option<PathBuf> {
     find(&fs::read_to_string("/proc/self/mountinfo").ok()?)
 }
 
-/// Fields of a line are separated by single spaces; those after ` - ` begin with the file system's type (proc(5)).
 fn find(mountinfo: &str) -> Option<PathBuf> {
-    mountinfo.lines().find_map(|line| {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        let is_cgroup2 = filesystem.split(' ').next() == Some("cgroup2");
-        is_cgroup2.then(|| mount.split(' ').nth(4).map(PathBuf::from))?
-    })
+    mounts::of(mountinfo).find(|mount| mount.kind == "cgroup2").map(|mount| mount.point)
 }
 
 /// The command that joins the cgroup `group`, made if need be, and then becomes `command`. Standard streams are not

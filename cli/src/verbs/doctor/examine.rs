@@ -68,6 +68,9 @@ pub(super) async fn examine(directories: &Directories, peers_are: Peers) -> Diag
             if !status.ready {
                 of_agent.found(Code::NotReady, status.not_ready.join("; "));
             }
+            for refused in &status.refused {
+                of_agent.found(Code::StateRefused, refused.clone());
+            }
             ("running", Some(answers))
         }
         Err(error) if error.is_nobody_there() => {
