@@ -19,10 +19,10 @@ use crate::peer_authentication::PeerAuthentication;
 use crate::rate_limit::RateLimit;
 use crate::request_authentication::RequestAuthentication;
 use crate::service::Service;
-use crate::service_entry::{Endpoints, ServiceEntry};
+use crate::service_entry::{ServiceEntry, selected_by};
 use crate::sidecar::Sidecar;
 use crate::virtual_service::VirtualService;
-use crate::workload::{Tunnel, Workload, selects};
+use crate::workload::{Tunnel, Workload};
 use crate::workload_group::WorkloadGroup;
 
 /// Hosts of service entries beside everything else.
@@ -250,22 +250,12 @@ impl Mesh {
                 given_up.extend(members.iter().map(|workload| workload.key.clone()));
             }
         }
-        let entries = self.parts.service_entries.values();
-        let selecting: Vec<_> = entries
-            .filter_map(|entry| match &entry.endpoints {
-                Endpoints::Selected(labels) => Some((&entry.key.namespace, labels)),
-                Endpoints::Listed(_) => None,
-            })
-            .collect();
-        let is_selected = |workload: &Workload| {
-            let mut of_namespace = selecting.iter().filter(|(of, _)| **of == workload.key.namespace);
-            of_namespace.any(|(_, labels)| selects(labels, &workload.labels))
-        };
+        let is_selected = selected_by(self.parts.service_entries.values().map(Arc::as_ref));
         // A workload may serve several services.
         let kept: BTreeSet<&Key> = self.members.values().flatten().map(|workload| &workload.key).collect();
-        self.parts
-            .workloads
-            .retain(|key, workload| !given_up.contains(key) || kept.contains(key) || is_selected(workload));
+        self.parts.workloads.retain(move |key, workload| {
+            !given_up.contains(key) || kept.contains(key) || is_selected(workload)
+        });
         self
     }
 
@@ -431,6 +421,7 @@ fn same_identity(a: &Service, b: &Service) -> bool {
 mod tests {
     use super::*;
     use crate::service::{Protocol, ServicePort};
+    use crate::service_entry::Endpoints;
     use crate::service_entry::{Location, Resolution};
     use crate::virtual_service::{HostPattern, Visibility};
     use crate::workload::Locality;

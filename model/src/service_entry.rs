@@ -12,7 +12,7 @@ use crate::identity::Identity;
 use crate::name::Key;
 use crate::service::ServicePort;
 use crate::virtual_service::{HostPattern, Visibility};
-use crate::workload::{Labels, Locality};
+use crate::workload::{Labels, Locality, Workload, selects};
 
 /// All hosts of a mesh's entries, each once.
 mod hosts;
@@ -131,6 +131,20 @@ pub enum Endpoints {
     Listed(Vec<EntryEndpoint>),
     /// The WorkloadEntries of its namespace with these labels.
     Selected(Labels),
+}
+
+/// Tells which workloads some of these entries have as endpoints by their labels: those of an entry's own namespace.
+pub fn selected_by<'e>(entries: impl Iterator<Item = &'e ServiceEntry>) -> impl Fn(&Workload) -> bool {
+    let selecting: Vec<_> = entries
+        .filter_map(|entry| match &entry.endpoints {
+            Endpoints::Selected(labels) => Some((&entry.key.namespace, labels)),
+            Endpoints::Listed(_) => None,
+        })
+        .collect();
+    move |workload| {
+        let mut of_namespace = selecting.iter().filter(|(of, _)| **of == workload.key.namespace);
+        of_namespace.any(|(_, labels)| selects(labels, &workload.labels))
+    }
 }
 
 /// Istio's ServiceEntry.

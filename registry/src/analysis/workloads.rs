@@ -1,8 +1,9 @@
 //! WorkloadEntries: each is an endpoint of a service, or of a ServiceEntry that selects it.
 
+use std::sync::Arc;
+
 use baremesh_model::mesh::Kind;
-use baremesh_model::service_entry::Endpoints;
-use baremesh_model::workload::{Workload, selects};
+use baremesh_model::service_entry::selected_by;
 
 use super::known::Known;
 use super::report::{Place, Report};
@@ -13,17 +14,7 @@ pub(super) fn analyze(known: &Known<'_>, report: &mut Report<'_>) {
         return;
     }
     let served = known.served();
-    let entries = known.parts.service_entries.values();
-    let selecting: Vec<_> = entries
-        .filter_map(|entry| match &entry.endpoints {
-            Endpoints::Selected(labels) => Some((&entry.key.namespace, labels)),
-            Endpoints::Listed(_) => None,
-        })
-        .collect();
-    let is_selected = |workload: &Workload| {
-        let mut of_namespace = selecting.iter().filter(|(of, _)| **of == workload.key.namespace);
-        of_namespace.any(|(_, labels)| selects(labels, &workload.labels))
-    };
+    let is_selected = selected_by(known.parts.service_entries.values().map(Arc::as_ref));
     for workload in known.parts.workloads.values() {
         // One that names a service which is not there is refused.
         if workload.service.is_some() || served.contains_key(&workload.key) || is_selected(workload) {
