@@ -68,10 +68,11 @@ def main(names):
         except Exception as broken:  # noqa: BLE001
             if not isinstance(broken, (Broken, NotKnown)):
                 traceback.print_exc()
-            print(f"--- {name}: FAILED after {report.seconds():.0f} s: {broken}", flush=True)
-            failed.append(name)
+            failed.append(f"--- {name}: FAILED after {report.seconds():.0f} s: {broken}")
+            print(failed[-1], flush=True)
     if failed:
-        print(f"system: failed: {', '.join(failed)}")
+        # Once more: journals and other scenarios lie between.
+        print("\n".join(["system: failed:", *failed]))
         return 1
     return 0
 

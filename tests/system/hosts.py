@@ -10,6 +10,7 @@ However the block is left, hosts, namespaces, mounts and control groups are gone
 import contextlib
 import itertools
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -278,10 +279,17 @@ class Host:
     def journal(self, unit, options=""):
         return self.run(f"journalctl --no-pager -o cat -u {unit} {options}")
 
+    def counted(self):
+        """The counters of the host's rules that are not 0, a line each."""
+        listed = self.tries("nft list counters").stdout
+        return "\n".join(f"{name}: {packets} packets" for name, packets in
+                         re.findall(r"counter (\w+) \{[^}]*?packets ([1-9]\d*)", listed))
+
     def print_journal(self):
-        print(f"--- journal of {self.name}", flush=True)
+        print(f"--- journal of {self.name}, and what its rules counted", flush=True)
         if self.pid:
             with contextlib.suppress(Broken, OSError):
+                print(self.counted(), flush=True)
                 said = self.tries("journalctl --no-pager -o short-precise -n 20 -p warning; echo; journalctl --no-pager -o short-precise "
                                   "-n 4000 -u 'baremesh*' | grep -v '\"reporter\":' | tail -60; echo; journalctl --no-pager -o cat "
                                   "-n 8000 -u baremesh | grep '\"reporter\":' | grep -v '\"response_flags\":\"-\"' | tail -12", 60)
