@@ -302,8 +302,15 @@ impl Authority {
             for socket in listener.incoming().flatten() {
                 let connection = ServerConnection::new(Arc::clone(&config)).expect("a server");
                 let mut stream = StreamOwned::new(connection, socket);
-                let mut request = [0; 4096];
-                if stream.read(&mut request).is_ok_and(|read| read > 0) {
+                // All of it: what is not read when the socket closes resets the connection.
+                let (mut request, mut part) = (Vec::new(), [0; 4096]);
+                while !request.ends_with(b"\r\n\r\n") {
+                    match stream.read(&mut part) {
+                        Ok(read) if read > 0 => request.extend_from_slice(&part[..read]),
+                        _ => break,
+                    }
+                }
+                if request.ends_with(b"\r\n\r\n") {
                     let body = format!("hello from {name}");
                     let _ = write!(
                         stream,
