@@ -215,7 +215,6 @@ impl ConsulSource {
         let mut derived = Derived::default();
         let (mut attempt, mut again) = (0, None);
         let (mut looked, mut took) = (Instant::now(), Duration::ZERO);
-        let mut held = None;
         loop {
             let look = looked + again.unwrap_or(LOOK);
             // Publishing takes half of the time at most, however large the mesh is.
@@ -241,18 +240,8 @@ impl ConsulSource {
             connected.send_if_modified(|before| std::mem::replace(before, is_connected) != is_connected);
             standing.send_replace(known.standing().clone());
             metrics.registry_connected.set(i64::from(is_connected));
-            let mut hold = |known: &mut Known, followed: &Followed, derived: &mut Derived, anew: bool| {
-                let holding = known.holding(Instant::now());
-                if !anew && held.as_ref() == Some(&holding) {
-                    return;
-                }
-                if let Err(reason) = derived.hold(holding.clone(), followed, (&settings, &trust), publisher) {
-                    publisher.refuse(reason);
-                }
-                held = Some(holding);
-            };
             // What a call waits for is not kept back by what is gathered.
-            hold(&mut known, &followed, &mut derived, false);
+            derived.hold(known.holding(Instant::now()), &followed, (&settings, &trust), publisher);
             if Instant::now() >= due(&known) {
                 looked = Instant::now();
                 again = match publish(
@@ -274,7 +263,7 @@ impl ConsulSource {
                     Err(WholeError::Refused(_) | WholeError::Bounds(_)) => None,
                 };
                 took = looked.elapsed();
-                hold(&mut known, &followed, &mut derived, true);
+                derived.hold(known.holding(Instant::now()), &followed, (&settings, &trust), publisher);
             }
             let said = known.notes();
             notes.send_if_modified(|notes| {

@@ -22,6 +22,8 @@ pub(super) struct Derived {
     resources: Resources,
     /// The mesh that is in force, with all endpoints, and which of them the publisher has.
     in_force: Option<(Mesh, Option<Holding>)>,
+    /// What was to be held last: where that was refused, it is not tried again before the next publication.
+    tried: Option<Holding>,
 }
 
 impl Derived {
@@ -44,10 +46,23 @@ impl Derived {
         followed: &Followed,
         with: (&Settings, &Trust),
         publisher: &Publisher,
-    ) -> Result<(), String> {
-        if followed.entries().is_empty() {
-            return Ok(());
+    ) {
+        if followed.entries().is_empty() || self.tried.as_ref() == Some(&holding) {
+            return;
         }
+        self.tried = Some(holding.clone());
+        if let Err(reason) = self.publish_held(holding, followed, with, publisher) {
+            publisher.refuse(reason);
+        }
+    }
+
+    fn publish_held(
+        &mut self,
+        holding: Holding,
+        followed: &Followed,
+        with: (&Settings, &Trust),
+        publisher: &Publisher,
+    ) -> Result<(), String> {
         let mesh = match self.in_force.take() {
             Some((mesh, Some(held))) if held == holding => {
                 self.in_force = Some((mesh, Some(held)));
@@ -81,6 +96,7 @@ pub(super) fn publish(
     (settings, trust): (&Settings, &Trust),
     publisher: &Publisher,
 ) -> Result<(), WholeError> {
+    before.tried = None;
     let Some((mut inputs, version)) = known.inputs(Instant::now()) else { return Ok(()) };
     let is_in_force = |inputs: &BTreeMap<String, Value>, followed: &Followed, known: &Known| {
         !known.is_unsaved() && followed.is_of(inputs, version)
