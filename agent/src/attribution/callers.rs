@@ -95,6 +95,11 @@ impl Matcher {
         }
     }
 
+    /// Whether it names a unit.
+    pub fn names_a_unit(&self) -> bool {
+        self.unit.is_some()
+    }
+
     /// Whether it names a unit or a cgroup.
     pub fn names_a_place(&self) -> bool {
         self.unit.is_some() || self.cgroup.is_some()
