@@ -95,9 +95,9 @@ impl Matcher {
         }
     }
 
-    /// Whether it names a unit.
-    pub fn names_a_unit(&self) -> bool {
-        self.unit.is_some()
+    /// The unit that it names.
+    pub fn unit(&self) -> Option<&UnitName> {
+        self.unit.as_ref()
     }
 
     /// Whether it names a unit or a cgroup.

@@ -77,18 +77,18 @@ impl Snapshot {
         }
     }
 
-    /// What describes the processes that are held to the registry, and what becomes of them while the agent is gone.
-    pub fn held(&self) -> impl Iterator<Item = (&Matcher, registration::WhenGone)> {
+    /// What describes the processes that are held to the registry, and the service that they are.
+    pub fn held(&self) -> impl Iterator<Item = (&Matcher, &registration::LocalService)> {
         let all = self.registrations.iter().zip(&self.sources);
         let held = all.filter(|(_, source)| source.outbound == OutboundPolicy::RegistryOnly);
-        held.filter_map(|(registered, _)| Some((registered.matcher.as_ref()?, registered.when_gone)))
+        held.filter_map(|(registered, _)| Some((registered.matcher.as_ref()?, registered.as_ref())))
     }
 
     /// The services that are told by their units.
     fn units(&self) -> Units {
         let all = self.registrations.iter().zip(&self.sources);
         let told =
-            all.filter(|(registered, _)| registered.matcher.as_ref().is_some_and(Matcher::names_a_unit));
+            all.filter(|(registered, _)| registered.matcher.as_ref().and_then(Matcher::unit).is_some());
         told.map(|(registered, source)| {
             let held = source.outbound == OutboundPolicy::RegistryOnly;
             (registered.key.clone(), held.then(|| when_gone(registered.when_gone)))
