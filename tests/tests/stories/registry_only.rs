@@ -114,6 +114,11 @@ impl Jail {
              [[WorkloadEntry]]\nname = \"listed-6\"\naddress = \"{v6}\"\nlabels = {{ app = \"listed\" }}\n"
         ));
         self.web.wait_for_endpoints("listed.default", 2);
+        // Of changes within two seconds the first alone is there at once, and an agent that is killed begins with what is there.
+        let kept = self.web.host.path("/var/lib/baremesh/last-good.state");
+        wait_until("the policy is on the disk", || {
+            std::fs::read(&kept).is_ok_and(|state| String::from_utf8_lossy(&state).contains("REGISTRY_ONLY"))
+        });
         wait_until("the rules hold the service", || {
             rules(&self.web.host).contains("held_check") || units(&self.web.host).contains("goto refuse")
         });
@@ -362,6 +367,10 @@ fn a_unit_that_systemd_noted_is_held_before_the_agent_has_found_it() {
     is_held("with the agent back");
 
     jail.web.register_with("jail", &[register.as_slice(), &["--when-gone", "open"]].concat());
+    wait_until("the rules for a gone agent know it", || {
+        let gone = std::fs::read_to_string(web.path("/run/baremesh/gone.nft")).unwrap_or_default();
+        gone.contains("unit.default.jail") && !gone.contains("goto refuse")
+    });
     is_held("an open service, while the agent runs");
     jail.web.kill_agent();
     wait_until("the guard opens", || !units(web).contains("goto refuse"));

@@ -57,7 +57,7 @@ pub(super) fn follow(
         systemctl(&["daemon-reload"]).context("drop-ins have changed, and systemd has not read them")?;
     }
     for path in removed {
-        remark(&format!("note: {} is removed", path.display()));
+        remark(format_args!("note: {} is removed", path.display()));
     }
     Ok(laid)
 }
@@ -72,7 +72,7 @@ pub(super) fn say_laid(path: &Path, asked: &Asked) {
             asked.systemd
         ),
     };
-    remark(&format!(
+    remark(format_args!(
         "note: by {} {unit} starts after the mesh{held}: from its next start on (systemctl restart {unit})",
         path.display()
     ));
