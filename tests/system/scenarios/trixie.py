@@ -123,7 +123,8 @@ def with_agent(report, caller, server):
     until("what the registry has is reached, by the unit's identity",
           lambda: access_log(server, reporter="destination", source_principal="spiffe://mesh.internal/ns/default/sa/eager"))
     report.holds("what the registry has is reached, by the unit's identity")
-    shown = caller.run("baremesh capture status")
+    # A rule by the path of a unit that has ended is another to nft, until the agent has taken it out.
+    shown = until("the rules are in place", lambda: (said := caller.tries("baremesh capture status")).returncode == 0 and said.stdout)
     report.check("capture status shows what the sets did", "unit_stray" in shown and "outbound_unit" in shown, shown)
 
 
@@ -177,5 +178,8 @@ def taken_back(report, caller):
     caller.run(f"{REGISTER} --drop-in && test -e {DROP_IN} && baremesh service deregister eager")
     report.check("nor after deregistering", caller.succeeds(gone))
     until("the table goes with the last service that is told by a unit", lambda: not caller.succeeds("nft list table inet baremesh_units"))
+    caller.run(f"{REGISTER} --drop-in && test -e {DROP_IN}")
+    caller.run("echo 'baremesh baremesh/remove-state boolean true' | debconf-set-selections && apt purge -y baremesh")
+    report.check("nor after a purge that takes the registrations, and no table is left", caller.succeeds(f"test ! -e {DROP_IN}") and "baremesh" not in caller.run("nft list tables"))
     caller.run("grep -q Nice /etc/systemd/system/other.service.d/50-baremesh.conf")
     report.holds("somebody else's drop-in is as it was")
