@@ -87,6 +87,9 @@ pub(super) fn render_gone(plan: &CapturePlan) -> String {
 
 /// The table and its sets, and nothing about who is held.
 pub(super) fn sets(plan: &CapturePlan) -> String {
+    if plan.units.is_empty() {
+        return String::new();
+    }
     let mut text =
         format!("add table inet {UNITS_TABLE} {{ comment \"units of services, as systemd notes them\"; }}\n");
     for key in plan.units.keys() {

@@ -104,6 +104,12 @@ namespace_test! {
         assert!(is_noted("unit.shop.carts") && !table().contains("chain"));
         capture.remove(Anchor::Remove).expect("removed");
         assert_eq!(sh("nft list tables"), "");
+        // Nobody is told by a unit, and a state is not known yet: before there are rules, and beside those for a gone agent.
+        let none = told_by_units(&[]);
+        for _ in 0..2 {
+            capture.hold(&none).expect("held");
+            assert_eq!(sh("nft list tables"), "table inet baremesh\n");
+        }
     }
 }
 
