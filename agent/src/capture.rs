@@ -1,8 +1,8 @@
 //! Capture: the nftables rules that bring connections to the agent, and take themselves away again.
 //!
 //! A `CapturePlan` says what is to be captured; `render` turns it into one nft transaction; `Capture` puts it in
-//! place, reads it back, reports on it and removes it. Everything lives in two tables of our own, `inet baremesh`
-//! and `inet baremesh_anchor`, and in local routes that carry our protocol number: no other table, chain or route
+//! place, reads it back, reports on it and removes it. Everything lives in tables of our own, `inet baremesh`, `inet
+//! baremesh_anchor` and `inet baremesh_units`, and in local routes that carry our protocol number: no other table, chain or route
 //! is ever listed or touched. `gone` is the rule set for when the agent is not there any more, `guard` the process
 //! that applies it, `confirm` the one that takes a change back unless somebody confirms it.
 //!
@@ -53,6 +53,8 @@ mod rules;
 mod sets;
 /// What stands now, and whether it is what was put there.
 mod status;
+/// Services that are told by their units, as systemd notes them.
+mod units;
 
 #[cfg(test)]
 mod apply_tests;
@@ -66,6 +68,8 @@ mod namespace;
 mod process_tests;
 #[cfg(test)]
 mod traffic_tests;
+#[cfg(test)]
+mod units_tests;
 
 use std::io;
 use std::path::PathBuf;
@@ -80,6 +84,7 @@ pub use plan::{
 pub use route::ipv6_is_off;
 pub use rules::render;
 pub use status::{Counter, ROUTES_ALONE, State, Status};
+pub use units::{Units, nft_set_setting, set_of};
 
 /// The version of `nft`, as it says itself.
 pub fn nft_version() -> Result<String, CaptureError> {

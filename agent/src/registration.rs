@@ -9,6 +9,8 @@ pub mod container;
 pub mod labelled;
 /// The registration files: reading, writing, removing.
 pub mod file;
+/// Drop-ins of units: starting after the mesh, and being noted.
+pub mod drop_in;
 /// What is left to a WorkloadGroup.
 pub mod group;
 

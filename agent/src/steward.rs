@@ -130,7 +130,7 @@ struct Seen {
 fn held_of(snapshot: &Snapshot) -> (Held, Held, Option<CgroupError>) {
     let (mut held, mut when_gone) = (Held::default(), Held::default());
     let error = held.add(snapshot.held().map(|(matcher, _)| matcher)).err();
-    let closed = snapshot.held().filter(|(_, when_gone)| *when_gone == WhenGone::Closed);
+    let closed = snapshot.held().filter(|(_, registered)| registered.when_gone == WhenGone::Closed);
     // What cannot be seen for one cannot be seen for the other.
     let same = when_gone.add(closed.map(|(matcher, _)| matcher)).err();
     held.containers = snapshot.held_containers(None);

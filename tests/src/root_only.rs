@@ -32,6 +32,7 @@ const ROOT_ONLY: &[&str] = &[
     "privileges::what_is_not_needed_is_given_up_and_everything_still_works",
     "registry_only::a_service_that_is_told_by_its_cgroup_does_not_get_out_as_root",
     "registry_only::a_service_that_is_told_by_its_user_reaches_the_registry_and_nothing_else",
+    "registry_only::a_unit_that_systemd_noted_is_held_before_the_agent_has_found_it",
     "registry_only::it_is_the_same_where_everything_that_leaves_is_captured",
 ];
 

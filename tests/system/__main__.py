@@ -19,13 +19,14 @@ sys.dont_write_bytecode = True
 import packages  # noqa: E402
 from hosts import try_machine  # noqa: E402
 from report import Broken, NotKnown, Report  # noqa: E402
-from scenarios import beside, hostile, install, rpm, under_load, units  # noqa: E402
+from scenarios import beside, hostile, install, rpm, trixie, under_load, units  # noqa: E402
 
 SCENARIOS = {
     "install": install.run,
     "load": under_load.gentle,
     "restart": under_load.abrupt,
     "units": units.run,
+    "trixie": trixie.run,
     "rpm": rpm.run,
     "capture": beside.capture,
     "churn": beside.churn,

@@ -34,14 +34,14 @@ def ip(*words):
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
-def the_root():
-    """The root file system of hosts, made if it is not there."""
+def the_root(release):
+    """The root file system of hosts of a Debian release, made if it is not there."""
     if os.geteuid() != 0:
         raise NotKnown("only root can boot hosts")
     for tool in ("systemd-nspawn", "ip", "nsenter", "unshare", "objcopy"):
         if not shutil.which(tool):
             raise NotKnown(f"there is no {tool} on this machine")
-    made = subprocess.run([REPOSITORY / ".ci/booted-root"], capture_output=True, text=True)
+    made = subprocess.run([REPOSITORY / ".ci/booted-root", release], capture_output=True, text=True)
     if made.returncode:
         raise NotKnown(made.stderr.strip())
     return Path(made.stdout.strip())
@@ -63,12 +63,15 @@ def try_machine():
 
 
 class Network:
-    """A bridge, and the hosts on it."""
+    """A bridge, and the hosts on it, of one Debian release."""
 
-    def __init__(self):
+    def __init__(self, release="bookworm"):
         self.tag = f"bms{os.getpid()}-{next(numbers)}"
         self.hosts = []
-        self.root = the_root()
+        self.root = the_root(release)
+        # Where the machine's controllers are of version 1, BPF's are the only ones that a host's systemd has; a unit of which it
+        # has none is noted nowhere.
+        self.powers = ["--capability=CAP_NET_ADMIN"] if release == "bookworm" else ["--capability=CAP_NET_ADMIN,CAP_BPF", "--system-call-filter=bpf"]
 
     def __enter__(self):
         self.cgroup = cgroup2() / self.tag
@@ -163,7 +166,7 @@ class Host:
                 ["unshare", "-m", "--propagation", "private", "bash", "-c", outside,
                  "systemd-nspawn", "--quiet", "--boot", "--register=no", "--keep-unit", "--resolv-conf=off", "--timezone=off",
                  "-D", self.root, "-M", self.name, f"--network-namespace-path=/run/netns/{self.namespace}",
-                 "--capability=CAP_NET_ADMIN", "--console=read-only"],
+                 *self.network.powers, "--console=read-only"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
                 env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"})
         until(f"{self.name} answers", lambda: self.finds_init() and self.state())

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
+use baremesh_model::name::Key;
 use baremesh_model::peer_authentication::MtlsMode;
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
@@ -31,7 +32,7 @@ use super::handover::{Sockets, Use};
 use super::{AgentError, doing};
 use crate::admin::report::{CertificateReport, LocalServiceReport, SourceReport, StatusReport};
 use crate::admin::server::{self, AdminSocket, Administer, Answer, Bounds, json, text, with};
-use crate::attribution::Tracking;
+use crate::attribution::{Matcher, Tracking};
 use crate::beat;
 use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
@@ -47,6 +48,7 @@ use crate::privileges;
 use crate::proxy::Phase;
 use crate::proxy::socket::Mark;
 use crate::publish::{News, Publisher};
+use crate::registration::drop_in::DropIns;
 use crate::registration::file;
 use crate::snapshot::Snapshot;
 use crate::source::consul::standing::Standing;
@@ -384,9 +386,15 @@ fn warnings(snapshot: &Snapshot) -> Vec<String> {
             ));
         }
     }
-    for (matcher, _) in snapshot.held().filter(|(matcher, _)| matcher.user().is_none()) {
+    let drop_ins = DropIns::of_system();
+    let is_noted =
+        |matcher: &Matcher, key: &Key| matcher.unit().is_some_and(|unit| drop_ins.notes(key, unit));
+    let by_place = snapshot.held().filter(|(matcher, _)| matcher.user().is_none());
+    for (matcher, _) in by_place.filter(|(matcher, registered)| !is_noted(matcher, &registered.key)) {
+        let or =
+            if matcher.unit().is_some() { ", or with --drop-in where systemd is 255 or later" } else { "" };
         warnings.push(format!(
-            "{matcher} reaches the registry alone, and no user is named with it: what starts anew in a cgroup of its own is held only when the agent has found it; register it with --user too"
+            "{matcher} reaches the registry alone, and no user is named with it: what starts anew in a cgroup of its own is held only when the agent has found it; register it with --user too{or}"
         ));
     }
     for registered in snapshot

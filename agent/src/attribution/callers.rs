@@ -95,6 +95,11 @@ impl Matcher {
         }
     }
 
+    /// The unit that it names.
+    pub fn unit(&self) -> Option<&UnitName> {
+        self.unit.as_ref()
+    }
+
     /// Whether it names a unit or a cgroup.
     pub fn names_a_place(&self) -> bool {
         self.unit.is_some() || self.cgroup.is_some()

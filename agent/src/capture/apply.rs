@@ -15,6 +15,7 @@ use super::route;
 use super::rules::{self, Ruleset, ruleset, skeleton, transaction};
 use super::sets::{ELEMENTS_PER_TRANSACTION, NamedSet, SEAL, SEAL_OF_STRUCTURE, TABLE, difference, loading};
 use super::status::{Status, seal_is_broken};
+use super::units::{self, UNITS_TABLE, Units};
 
 /// The file with the rules for a gone agent, in the runtime directory.
 const GONE_FILE: &str = "gone.nft";
@@ -27,6 +28,9 @@ pub struct Capture {
     pub(super) tools: Tools,
     runtime: PathBuf,
     pub(super) standing: Option<Standing>,
+    /// What stands of the sets of units, and why not what should.
+    pub(super) units: Option<units::Written>,
+    pub(super) units_failed: Option<String>,
     /// What somebody else had made of the rules, until they stand again.
     found: Option<String>,
     /// The copy of the rules for a gone agent that is for the next boot.
@@ -39,6 +43,7 @@ struct ForBoot {
     file: PathBuf,
     /// The services of this host that it was written with.
     services: Vec<LocalService>,
+    units: Units,
     written: Option<Instant>,
 }
 
@@ -64,7 +69,7 @@ pub struct Applied {
 
 /// Whether what this process put in place before is taken to stand still.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Doubt {
+pub(super) enum Doubt {
     /// It is read back.
     ReadBack,
     /// Unless nft says otherwise.
@@ -110,6 +115,8 @@ impl Capture {
             tools: Tools::find()?.ending_with_us(),
             runtime: runtime.to_owned(),
             standing: None,
+            units: None,
+            units_failed: None,
             found: None,
             boot: None,
         })
@@ -118,7 +125,10 @@ impl Capture {
     /// Keeps a copy of the rules for a gone agent in `file`, which outlives a reboot: they are applied at the next boot, before
     /// there is an agent.
     pub fn keeping_for_boot(self, file: PathBuf) -> Self {
-        Self { boot: Some(ForBoot { file, services: Vec::new(), written: None }), ..self }
+        Self {
+            boot: Some(ForBoot { file, services: Vec::new(), units: Units::new(), written: None }),
+            ..self
+        }
     }
 
     /// Writes that copy: at once where services of this host came, went or changed, and now and then for what else changes, which
@@ -127,7 +137,7 @@ impl Capture {
         let gone_file = self.gone_file();
         let Some(boot) = &mut self.boot else { return };
         let is_recent = boot.written.is_some_and(|written| written.elapsed() < BOOT_GAP);
-        if is_recent && boot.services == plan.local {
+        if is_recent && boot.services == plan.local && boot.units == plan.units {
             return;
         }
         let copied = fs::read_to_string(gone_file).and_then(|text| {
@@ -136,7 +146,10 @@ impl Capture {
             boot.file.parent().map_or(Ok(()), |directory| fs::File::open(directory)?.sync_all())
         });
         match copied {
-            Ok(()) => (boot.services, boot.written) = (plan.local.clone(), Some(Instant::now())),
+            Ok(()) => {
+                (boot.services, boot.units) = (plan.local.clone(), plan.units.clone());
+                boot.written = Some(Instant::now());
+            }
             // A full disk is no reason to leave the host without rules now.
             Err(error) => {
                 tracing::error!(%error, file = %boot.file.display(), "the rules for the next boot cannot be written: closed services may be reached before the agent runs then");
@@ -178,6 +191,7 @@ impl Capture {
     fn make(&mut self, plan: &CapturePlan, doubt: Doubt) -> Result<Applied, CaptureError> {
         // First, so that an agent that dies in the middle of this is followed by the right rules.
         batch_of_gone(plan).write(&self.gone_file())?;
+        self.place_units(plan, doubt);
         let ruleset = ruleset(plan);
         let skeleton = skeleton(&ruleset);
         // Until all of it has succeeded nothing is known to stand, and the next attempt replaces everything.
@@ -248,19 +262,21 @@ impl Capture {
 
     /// What stands now, whoever put it there.
     pub fn status(&self) -> Result<Status, CaptureError> {
-        Ok(Status::of(Listing::read(&self.tools)?.as_ref(), route::standing(&self.tools)?))
+        let mut status = Status::of(Listing::read(&self.tools)?.as_ref(), route::standing(&self.tools)?);
+        status.counters.extend(Listing::counters_of_units(&self.tools)?);
+        Ok(status)
     }
 
     /// Removes the routes, then the rules, then the file for a gone agent. Nothing that is not there is missed.
     pub fn remove(&mut self, anchor: Anchor) -> Result<(), CaptureError> {
-        self.standing = None;
+        (self.standing, self.units) = (None, None);
         let batch = match anchor {
             Anchor::Keep => {
                 let text = rules::anchor(&route::standing(&self.tools)?) + &removal(TABLE);
-                Batch { routes: Routes::Keep, transactions: vec![text] }
+                Batch { routes: Routes::Keep, transactions: vec![text, removal(UNITS_TABLE)] }
             }
             Anchor::Remove => {
-                let transactions = vec![removal(TABLE) + &removal(ANCHOR_TABLE)];
+                let transactions = vec![removal(TABLE) + &removal(ANCHOR_TABLE) + &removal(UNITS_TABLE)];
                 Batch { routes: Routes::Withdraw, transactions }
             }
         };
@@ -271,12 +287,13 @@ impl Capture {
     /// What would bring back what stands now.
     pub(super) fn way_back(&self) -> Result<Batch, CaptureError> {
         let Some((text, sets)) = Listing::saved(&self.tools)? else {
-            let transactions = vec![removal(TABLE) + &removal(ANCHOR_TABLE)];
+            let transactions = vec![removal(TABLE) + &removal(ANCHOR_TABLE) + &removal(UNITS_TABLE)];
             return Ok(Batch { routes: Routes::Withdraw, transactions });
         };
         // The anchor that stands by then holds for the rules before as well.
         let skeleton = format!("{}{text}", removal(TABLE));
-        let transactions = in_parts(&skeleton, &sets);
+        let mut transactions = in_parts(&skeleton, &sets);
+        transactions.push(self.units_way_back()?);
         Ok(Batch { routes: Routes::Place(route::standing(&self.tools)?), transactions })
     }
 }

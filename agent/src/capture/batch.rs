@@ -16,6 +16,8 @@ use super::route;
 const ROUTES: &str = "# routes:";
 /// The first line of a transaction about something that may be gone meanwhile, and then needs no rule.
 pub(super) const IF_IT_IS_THERE: &str = "# if it is there\n";
+/// The first line of a transaction that not every kernel and nft takes.
+pub(super) const WHERE_IT_IS_KNOWN: &str = "# where such sets are known\n";
 /// The first line of a transaction that is left out where the agent's listening sockets are kept for the next one.
 pub(super) const UNLESS_KEPT: &str = "# unless the listeners are kept\n";
 const SEPARATOR: &str = "# next transaction\n";
@@ -48,6 +50,9 @@ impl Batch {
             match tools.apply(transaction) {
                 Err(CaptureError::Refused { stderr, .. }) if transaction.starts_with(IF_IT_IS_THERE) => {
                     tracing::warn!(stderr, "what a rule is about is not there any more");
+                }
+                Err(CaptureError::Refused { stderr, .. }) if transaction.starts_with(WHERE_IT_IS_KNOWN) => {
+                    tracing::warn!(stderr, "the sets of units cannot be placed");
                 }
                 applied => applied?,
             }

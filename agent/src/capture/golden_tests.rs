@@ -9,7 +9,7 @@ use std::process::Command;
 
 use super::held::Held;
 use super::namespace::{addresses, kinds, plan, service};
-use super::{CapturePlan, DnsCapture, Interface, Outbound, Strictness, WhenGone, render, render_gone};
+use super::{CapturePlan, DnsCapture, Interface, Outbound, Strictness, Units, WhenGone, render, render_gone};
 
 fn plans() -> Vec<(&'static str, CapturePlan)> {
     let mut container = service("carts", 8080, Strictness::Permissive, WhenGone::Open);
@@ -69,6 +69,21 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
             },
         ),
         (
+            "units_noted_by_systemd",
+            CapturePlan {
+                local: vec![strict_closed.clone()],
+                agent_uid: 990,
+                ssh_ports: [2222].into(),
+                units: units(&[
+                    ("closed-one", Some(WhenGone::Closed)),
+                    ("open-one", Some(WhenGone::Open)),
+                    ("free", None),
+                    ("of-a-name-that-systemd-would-not-take", Some(WhenGone::Closed)),
+                ]),
+                ..plan()
+            },
+        ),
+        (
             "containers_held_to_the_registry",
             CapturePlan {
                 local: vec![strict_closed.clone()],
@@ -114,6 +129,11 @@ fn plans() -> Vec<(&'static str, CapturePlan)> {
 
 fn held(users: &[u32]) -> Held {
     Held { users: users.iter().copied().collect(), ..Held::default() }
+}
+
+fn units(services: &[(&str, Option<WhenGone>)]) -> Units {
+    let key = |name: &str| service(name, 1, Strictness::Strict, WhenGone::Closed).name;
+    services.iter().map(|(name, held)| (key(name), *held)).collect()
 }
 
 fn held_containers(containers: &[(Interface, BTreeSet<IpAddr>)]) -> Held {

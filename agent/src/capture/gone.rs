@@ -19,6 +19,7 @@ use super::rules::{
     virtual_check,
 };
 use super::sets::{NamedSet, TABLE, endpoints, inbound_ports, loading, local_addresses};
+use super::units;
 
 /// The table that keeps address translation going while ours changes.
 pub(super) const ANCHOR_TABLE: &str = "baremesh_anchor";
@@ -69,8 +70,9 @@ pub fn apply_gone(file: &Path, waiting: Waiting) -> Result<(), CaptureError> {
 pub(super) fn batch_of_gone(plan: &CapturePlan) -> Batch {
     let closed = closed_services(plan);
     let anchor = format!("{UNLESS_KEPT}{}", removal(ANCHOR_TABLE));
+    let units = units::render_gone(plan);
     if closed.is_empty() {
-        return Batch { routes: Routes::Withdraw, transactions: vec![removal(TABLE), anchor] };
+        return Batch { routes: Routes::Withdraw, transactions: vec![removal(TABLE), anchor, units] };
     }
     let ruleset = ruleset_of_gone(plan, &closed);
     // The routes stay: with them a virtual address is refused at once, and does not wander off to a router.
@@ -88,7 +90,7 @@ pub(super) fn batch_of_gone(plan: &CapturePlan) -> Batch {
     });
     Batch {
         routes: Routes::Keep,
-        transactions: [whole, anchor, listeners].into_iter().chain(cgroups).collect(),
+        transactions: [whole, units, anchor, listeners].into_iter().chain(cgroups).collect(),
     }
 }
 

@@ -132,15 +132,26 @@ pub(super) fn jumps(held: &Held) -> Vec<String> {
 
 /// What becomes of packets of held processes that are not the agent's to carry. What this host has and answers to what
 /// others opened go on; the metadata service is exempt for everybody. No reset leaves either: it could say something.
-pub(super) fn held_check() -> [String; 6] {
+pub(super) fn held_check() -> Vec<String> {
+    passing().into_iter().chain(refusing("held_stray")).collect()
+}
+
+/// What goes on, whoever sends it.
+pub(super) fn passing() -> [String; 4] {
     let [metadata_v4, metadata_v6] = super::rules::exempt_destinations();
     [
         "ct direction reply return".to_owned(),
         "fib daddr type local return".to_owned(),
         metadata_v4,
         metadata_v6,
-        "meta l4proto tcp counter name held_stray reject with tcp reset".to_owned(),
-        "counter name held_stray reject with icmpx admin-prohibited".to_owned(),
+    ]
+}
+
+/// What becomes of the rest.
+pub(super) fn refusing(counter: &str) -> [String; 2] {
+    [
+        format!("meta l4proto tcp counter name {counter} reject with tcp reset"),
+        format!("counter name {counter} reject with icmpx admin-prohibited"),
     ]
 }
 

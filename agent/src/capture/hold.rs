@@ -11,15 +11,19 @@ use super::gone::{Waiting, additions_of_gone, apply_gone, batch_of_gone};
 use super::listing::Listing;
 use super::plan::CapturePlan;
 use super::status::{State, Status};
+use super::units;
 
 /// The first line of the transaction that adds what was registered since the predecessor's rules were written.
 const ADDITIONS: &str = "# registered since\n";
+
+/// The same of sets for units: nothing about who is held, which is not known yet.
+const UNITS: &str = "# where such sets are known\n# registered since\n";
 
 impl Capture {
     /// Makes sure that the rules for a gone agent stand, without anything that would open what they close. `apply`
     /// replaces them in one transaction once the mesh's state is known.
     pub fn hold(&mut self, plan: &CapturePlan) -> Result<(), CaptureError> {
-        self.standing = None;
+        (self.standing, self.units) = (None, None);
         if !self.gone_stands()? {
             // What a predecessor left whose guard died with it: its rules lead to the agent's ports still.
             apply_gone(&self.gone_file(), Waiting::Reset)?;
@@ -30,12 +34,18 @@ impl Capture {
             return batch.run(&self.tools);
         }
         let additions = format!("{ADDITIONS}{}", additions_of_gone(plan));
+        let units = format!("{UNITS}{}", units::sets(plan));
         self.tools.apply(&additions)?;
+        if let Err(error) = self.tools.apply(&units) {
+            tracing::warn!(%error, "the sets of units cannot be placed");
+        }
         // An agent that dies before it knows more is followed by the same. Without the file nothing is applied then,
         // and what stands stays.
         if let Some(mut batch) = Batch::read(&self.gone_file())? {
-            batch.transactions.retain(|transaction| !transaction.starts_with(ADDITIONS));
-            batch.transactions.push(additions);
+            let is_older =
+                |transaction: &String| [ADDITIONS, UNITS].iter().any(|first| transaction.starts_with(first));
+            batch.transactions.retain(|transaction| !is_older(transaction));
+            batch.transactions.extend([additions, units]);
             batch.write(&self.gone_file())?;
         }
         Ok(())

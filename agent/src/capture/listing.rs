@@ -11,6 +11,7 @@ use super::command::Tools;
 use super::rules::Ruleset;
 use super::sets::{Element, Elements, NamedSet, SEAL, TABLE, fnv1a};
 use super::status::Counter;
+use super::units::UNITS_TABLE;
 
 /// What the kernel has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,6 +39,15 @@ impl Listing {
         let unreadable =
             |detail| CaptureError::Unreadable { command: format!("nft -j list table inet {TABLE}"), detail };
         Self::parse(&text).map(Some).map_err(unreadable)
+    }
+
+    /// The counters of the table of units, of which there are none without it.
+    pub(super) fn counters_of_units(tools: &Tools) -> Result<BTreeMap<String, Counter>, CaptureError> {
+        let text = list(tools, &["-j", "list", "counters", "table", "inet", UNITS_TABLE])?;
+        let listing = text.map(|text| Self::parse(&text)).transpose();
+        let command = || format!("nft -j list counters table inet {UNITS_TABLE}");
+        let listing = listing.map_err(|detail| CaptureError::Unreadable { command: command(), detail })?;
+        Ok(listing.unwrap_or_default().counters)
     }
 
     /// The table's text without the elements of its sets, and those.
@@ -153,8 +163,8 @@ impl Listing {
     }
 }
 
-/// Lists our table; `None` if it does not exist.
-fn list(tools: &Tools, arguments: &[&str]) -> Result<Option<String>, CaptureError> {
+/// Lists a table of ours; `None` if it does not exist.
+pub(super) fn list(tools: &Tools, arguments: &[&str]) -> Result<Option<String>, CaptureError> {
     match tools.nft(arguments, "") {
         Ok(text) => Ok(Some(text)),
         Err(CaptureError::Refused { stderr, .. }) if stderr.contains("No such file or directory") => Ok(None),

@@ -149,6 +149,7 @@ pub(super) fn plan() -> CapturePlan {
         ssh_ports: [].into(),
         held: Held::default(),
         held_when_gone: Held::default(),
+        units: Default::default(),
     }
 }
 

@@ -11,6 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::bridged::Containers;
 use super::held::Held;
+use super::units::Units;
 
 /// The mark (`SO_MARK`) on every socket that the agent opens towards peers, local services and name servers.
 /// Together with the agent's uid it exempts them from capture. It keeps clear of the bits that other programs test
@@ -56,6 +57,8 @@ pub struct CapturePlan {
     pub held: Held,
     /// The same of services that are closed while the agent is gone.
     pub held_when_gone: Held,
+    /// The services that are told by their units.
+    pub units: Units,
     /// The bridges whose containers are captured, each with the addresses there that registrations name.
     pub bridges: Containers,
     /// Containers that registrations name on other interfaces, from which nothing is captured.
@@ -177,6 +180,7 @@ mod tests {
             ssh_ports: BTreeSet::from([2222]),
             held: Held::default(),
             held_when_gone: Held::default(),
+            units: Units::new(),
             bridges: Containers::new(),
             uncaptured: Containers::new(),
         }

@@ -15,6 +15,7 @@ use super::held::{
 };
 use super::plan::{AGENT_MARK, CapturePlan, DnsCapture, METADATA_V4, METADATA_V6, Outbound};
 use super::sets::{NamedSet, TABLE, loading, sets_of};
+use super::units;
 
 /// Our nat chains come just before those at the customary -100, so that a container engine's published ports do not
 /// take a registered port first.
@@ -111,9 +112,10 @@ const COUNTERS: &[(&str, &str)] = &[
     ("listener_stray", "packets straight to the ports of captured traffic, dropped"),
 ];
 
-/// The plan's rules as one transaction for `nft -f`. It replaces whatever stood in our two tables.
+/// The plan's rules as one transaction for `nft -f`. It replaces whatever stood in our two tables, and leaves in the third what
+/// systemd noted there.
 pub fn render(plan: &CapturePlan) -> String {
-    transaction(&skeleton(&ruleset(plan)), &sets_of(plan))
+    transaction(&skeleton(&ruleset(plan)), &sets_of(plan)) + &units::render(plan)
 }
 
 /// One transaction of a table's skeleton and its elements.

@@ -11,7 +11,8 @@ use super::{LocalEndpoint, Snapshot, Transport};
 use crate::attribution::Matcher;
 use crate::capture::held::Held;
 use crate::capture::{
-    AgentPorts, CapturePlan, Containers, DnsCapture, Interface, LocalService, Outbound, Strictness, WhenGone,
+    AgentPorts, CapturePlan, Containers, DnsCapture, Interface, LocalService, Outbound, Strictness, Units,
+    WhenGone,
 };
 use crate::registration::{self, Contained};
 
@@ -30,6 +31,13 @@ pub struct CaptureSettings {
     pub ssh_ports: BTreeSet<u16>,
     /// Bridges whose containers are captured, none that leads outside.
     pub interfaces: BTreeSet<Interface>,
+}
+
+fn when_gone(registered: registration::WhenGone) -> WhenGone {
+    match registered {
+        registration::WhenGone::Open => WhenGone::Open,
+        registration::WhenGone::Closed => WhenGone::Closed,
+    }
 }
 
 fn of_containers<'a>(containers: impl Iterator<Item = &'a registration::Container>) -> Containers {
@@ -57,6 +65,7 @@ impl Snapshot {
             ssh_ports: settings.ssh_ports.clone(),
             held: Held::default(),
             held_when_gone: Held::default(),
+            units: self.units(),
             bridges: settings
                 .interfaces
                 .iter()
@@ -68,11 +77,23 @@ impl Snapshot {
         }
     }
 
-    /// What describes the processes that are held to the registry, and what becomes of them while the agent is gone.
-    pub fn held(&self) -> impl Iterator<Item = (&Matcher, registration::WhenGone)> {
+    /// What describes the processes that are held to the registry, and the service that they are.
+    pub fn held(&self) -> impl Iterator<Item = (&Matcher, &registration::LocalService)> {
         let all = self.registrations.iter().zip(&self.sources);
         let held = all.filter(|(_, source)| source.outbound == OutboundPolicy::RegistryOnly);
-        held.filter_map(|(registered, _)| Some((registered.matcher.as_ref()?, registered.when_gone)))
+        held.filter_map(|(registered, _)| Some((registered.matcher.as_ref()?, registered.as_ref())))
+    }
+
+    /// The services that are told by their units.
+    fn units(&self) -> Units {
+        let all = self.registrations.iter().zip(&self.sources);
+        let told =
+            all.filter(|(registered, _)| registered.matcher.as_ref().and_then(Matcher::unit).is_some());
+        told.map(|(registered, source)| {
+            let held = source.outbound == OutboundPolicy::RegistryOnly;
+            (registered.key.clone(), held.then(|| when_gone(registered.when_gone)))
+        })
+        .collect()
     }
 
     /// The containers that are held to the registry, on whatever interface; with `Some`, those of them with which that
@@ -135,10 +156,7 @@ impl Snapshot {
             ports: by_port.iter().map(SocketAddr::port).collect(),
             addresses: exact.into_iter().collect(),
             strictness: if strict { Strictness::Strict } else { Strictness::Permissive },
-            when_gone: match when_gone {
-                registration::WhenGone::Open => WhenGone::Open,
-                registration::WhenGone::Closed => WhenGone::Closed,
-            },
+            when_gone: self::when_gone(when_gone),
         }
     }
 }

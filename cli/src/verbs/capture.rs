@@ -23,8 +23,9 @@ use super::{Global, block_on, values};
 use crate::output::{Exit, Output, Said, in_full, remark, say, say_json};
 
 const LONG_ABOUT: &str = "\
-The nftables rules that bring connections to the agent. All of them live in the tables `inet baremesh` and
-`inet baremesh_anchor`; nothing else is touched, and SSH, DHCP, NTP and the metadata address are never captured.
+The nftables rules that bring connections to the agent. All of them live in the tables `inet baremesh`,
+`inet baremesh_anchor` and `inet baremesh_units`; nothing else is touched, and SSH, DHCP, NTP and the metadata address
+are never captured.
 
 An agent places them when it starts, unless agent.toml says `[capture] enabled = false`.";
 

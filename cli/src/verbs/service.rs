@@ -22,6 +22,8 @@ use crate::output::{Output, remark, say, say_json, table, usage};
 
 /// How a service is looked at.
 mod check;
+/// What stands beside its unit.
+mod drop_in;
 /// A service's word on itself.
 mod heartbeat;
 
@@ -69,6 +71,9 @@ identity. Where several are given, all of them must hold. --source and --interfa
 That takes `baremesh-containers.service`, which tells the agent which containers run (docs/containers.md). Without any, others
 can call the service, and its own calls carry the host's identity.
 
+With --drop-in, systemd starts the unit after the mesh (`Wants=` and `After=baremesh.service`), and systemd 255 and later notes
+it for the agent (`NFTSet=`, docs/registry-only.md). Registering it again without --drop-in, and deregistering it, removes that.
+
 With --group, labels, account, locality, weight and probe come from a WorkloadGroup where they are not given here, and
 follow it when it changes. Its ports are taken once, now: where connections are delivered is for the host alone to say. No
 group makes a host run a command. While there is no such group the service takes no calls.
@@ -82,6 +87,7 @@ and none while it fails; connections that are open go on. Without one it is call
 const EXAMPLES: &str = "\
 Examples:
   baremesh service register orders --port 8080 --unit orders.service
+  baremesh service register orders --port 8080 --unit orders.service --drop-in
   baremesh service register orders --port 80:8080 --protocol http --namespace shop --label version=v2
   baremesh service register db --port 5432 --deliver 10.0.3.7:5432        in a container of this host
   baremesh service register db --port 5432 --deliver 172.17.0.2:5432 --source 172.17.0.2 --interface docker0
@@ -120,6 +126,9 @@ struct Register {
     /// The systemd unit whose processes are the service: orders.service
     #[arg(long)]
     unit: Option<String>,
+    /// Have the unit start after the mesh, and with systemd 255 be held from its first packet on where it reaches the registry alone, by a drop-in in /etc/systemd/system; counts from the unit's next start
+    #[arg(long, requires = "unit")]
+    drop_in: bool,
     /// The user as whom the service's processes run
     #[arg(long, value_name = "NAME|UID")]
     user: Option<String>,
@@ -181,19 +190,32 @@ impl Service {
         match self.verb {
             ServiceVerb::Register(register) => {
                 let written = register.written(&directories)?;
+                let asked = register.asked_drop_in(&directories)?;
                 let terms = AgentConfig::load(directories.clone())?.terms();
                 let local = file::register(&directories.registrations(), &written, &terms)?;
+                let laid = drop_in::follow(&directories, &local.key, asked.as_ref())?;
                 let reloaded = reload(&directories)?;
                 match global.output {
                     Output::Json => {
-                        say_json(&json!({ "registered": local.key.to_string(), "inForce": reloaded }))
+                        let mut said = json!({ "registered": local.key.to_string(), "inForce": reloaded });
+                        if let Some(path) = laid {
+                            said["dropIn"] = path.display().to_string().into();
+                        }
+                        say_json(&said)
                     }
-                    _ => say_registered(&local),
+                    _ => {
+                        say_registered(&local)?;
+                        if let (Some(path), Some(asked)) = (laid, asked) {
+                            drop_in::say_laid(&path, &asked);
+                        }
+                        Ok(())
+                    }
                 }
             }
             ServiceVerb::Deregister { name, namespace } => {
                 let key = Key::new(namespace, name);
                 let still = file::deregister(&directories.registrations(), &key)?;
+                drop_in::follow(&directories, &key, None)?;
                 let reloaded = reload(&directories)?;
                 if let Some(path) = still {
                     let path = path.display();
@@ -215,6 +237,13 @@ impl Service {
 }
 
 impl Register {
+    fn asked_drop_in(&self, directories: &Directories) -> anyhow::Result<Option<drop_in::Asked>> {
+        let Some(unit) = self.unit.as_deref().filter(|_| self.drop_in) else { return Ok(None) };
+        let namespace = self.namespace.clone().unwrap_or_else(default_namespace);
+        let key = Key::new(namespace, self.name.clone());
+        drop_in::Asked::new(directories, &key, unit).map(Some)
+    }
+
     fn written(&self, directories: &Directories) -> anyhow::Result<Written> {
         let user =
             self.user.as_deref().map(|user| block_on(async { Ok(uid_of(user).await?) })).transpose()?;

@@ -146,7 +146,7 @@ def ruleset(host):
 
 def foreign(entries):
     """Those entries that are of no table of ours."""
-    ours = (("inet", "baremesh"), ("inet", "baremesh_anchor"))
+    ours = (("inet", "baremesh"), ("inet", "baremesh_anchor"), ("inet", "baremesh_units"))
     return [entry for entry in entries for part in entry.values() if (part["family"], part.get("table", part.get("name"))) not in ours]
 
 

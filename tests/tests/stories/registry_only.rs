@@ -114,7 +114,14 @@ impl Jail {
              [[WorkloadEntry]]\nname = \"listed-6\"\naddress = \"{v6}\"\nlabels = {{ app = \"listed\" }}\n"
         ));
         self.web.wait_for_endpoints("listed.default", 2);
-        wait_until("the rules hold the service", || rules(&self.web.host).contains("held_check"));
+        // Of changes within two seconds the first alone is there at once, and an agent that is killed begins with what is there.
+        let kept = self.web.host.path("/var/lib/baremesh/last-good.state");
+        wait_until("the policy is on the disk", || {
+            std::fs::read(&kept).is_ok_and(|state| String::from_utf8_lossy(&state).contains("REGISTRY_ONLY"))
+        });
+        wait_until("the rules hold the service", || {
+            rules(&self.web.host).contains("held_check") || units(&self.web.host).contains("goto refuse")
+        });
     }
 
     fn sender(&self, by_hand: bool, mut command: Command) -> Command {
@@ -142,6 +149,12 @@ impl Jail {
 fn rules(host: &Host) -> String {
     let mut nft = host.command("nft");
     nft.args(["list", "table", "inet", "baremesh"]);
+    String::from_utf8_lossy(&run(nft).stdout).into_owned()
+}
+
+fn units(host: &Host) -> String {
+    let mut nft = host.command("nft");
+    nft.args(["-t", "list", "table", "inet", "baremesh_units"]);
     String::from_utf8_lossy(&run(nft).stdout).into_owned()
 }
 
@@ -298,4 +311,73 @@ fn a_service_that_is_told_by_its_cgroup_does_not_get_out_as_root() {
     )));
     jail.web.register("jail", ["--port", "81", "--cgroup", &cgroup]);
     holds(&jail, true, |program| jail.web.host.in_cgroup("jail", &jail.web.host.command(program)));
+}
+
+/// The unit of this name does not run as far as the agent can see, so nothing is held by its path: the cgroup in which the programs
+/// are is in the set alone, where systemd puts a unit's before its first process runs.
+#[test]
+fn a_unit_that_systemd_noted_is_held_before_the_agent_has_found_it() {
+    needs_root!("cgroups");
+    let register = ["--port", "81", "--unit", "jail.service"];
+    let jail = Jail::new("held-noted", "registered", &register[2..]);
+    let web = &jail.web.host;
+    let noted = |program: &str| web.in_cgroup("noted", &web.command(program));
+    let (v4, v6) = (jail.outside.v4().to_string(), jail.outside.v6().to_string());
+    let call = |to: &str, port: &str| {
+        let mut call = noted("baremesh");
+        call.args(["demo-shop", "call", "--timeout", "5", to, port, "hello"]);
+        call
+    };
+    let leaves = || jail.leaves(|| all_is_tried(jail.sender(true, noted(PYTHON))));
+    let is_held = |when: &str| {
+        assert_eq!(leaves(), Vec::<String>::new(), "{when}");
+        assert!(!rules(web).contains("held_check"), "{when}: held by the set alone");
+    };
+    wait_until("the set stands", || units(web).contains("set unit.default.jail"));
+    assert_eq!(output_of(call(&v4, "9999")), "hello", "nothing is held yet");
+    output_of(web.sh(&format!(
+        "mount=$(awk '$3 == \"cgroup2\" {{ print $2; exit }}' /proc/self/mounts) && path=${{mount#/sys/fs/cgroup}}{} && \
+         nft \"add element inet baremesh_units unit.default.jail {{ \\\"${{path#/}}\\\" }}\"",
+        web.cgroup("noted")
+    )));
+    assert!(
+        leaves().iter().any(|packet| packet.contains(&v4)),
+        "who is noted is not held before the mesh says so"
+    );
+    jail.shut();
+    is_held("while the agent runs");
+    assert!(is_cut(call(&v4, "9999")) && is_cut(call(&v6, "9999")));
+    assert_eq!(output_of(call("echo", "7000")), "hello", "what the mesh has is reached");
+    let free = || shop_as(web, FREE, &["call", &v4, "9999", "hello"]);
+    assert_eq!(output_of(free()), "hello", "others of the host are as free as before");
+
+    // Who is told by a user replaces the other table.
+    jail.web.register_with("more", &["--port", "82", "--user", "4242"]);
+    wait_until("the other table is another", || rules(web).contains("held_users"));
+    assert_eq!(leaves(), Vec::<String>::new(), "after the rules were replaced");
+    output_of(web.baremesh(["service", "deregister", "more"]));
+    wait_until("it is as it was", || !rules(web).contains("held_users"));
+
+    jail.web.kill_agent();
+    wait_until("the guard closes", || rules(web).contains("closed_ports"));
+    is_held("while the agent is dead");
+    assert_eq!(output_of(free()), "hello");
+    jail.web.start();
+    wait_until("calls go well again", || exit_code_of(call("echo", "7000")) == exit::DONE);
+    is_held("with the agent back");
+
+    jail.web.register_with("jail", &[register.as_slice(), &["--when-gone", "open"]].concat());
+    wait_until("the rules for a gone agent know it", || {
+        let gone = std::fs::read_to_string(web.path("/run/baremesh/gone.nft")).unwrap_or_default();
+        gone.contains("unit.default.jail") && !gone.contains("goto refuse")
+    });
+    is_held("an open service, while the agent runs");
+    jail.web.kill_agent();
+    wait_until("the guard opens", || !units(web).contains("goto refuse"));
+    assert_eq!(output_of(call(&v4, "9999")), "hello", "an open service is released");
+    jail.web.start();
+    wait_until("it is held again", || units(web).contains("goto refuse"));
+    jail.mesh.enforce("[[MeshConfig]]\noutboundTrafficPolicy = { mode = \"ALLOW_ANY\" }\n");
+    wait_until("nobody is held", || !units(web).contains("goto refuse"));
+    assert_eq!(output_of(call(&v4, "9999")), "hello", "who is not held any more gets out");
 }
