@@ -296,6 +296,7 @@ where
             self.confirmed = asked;
         }
         let staged = std::mem::take(&mut self.staged);
+        let is_about_more = staged.is_about_more_than_endpoints();
         let news = complete.full || !staged.is_empty() || !self.followed.published;
         let former = match self.followed.apply(staged, complete, self.epoch, &self.confirmed) {
             Ok(former) => former,
@@ -314,10 +315,10 @@ where
         match if news { (self.publish)(self.followed.entries(), version) } else { Ok(()) } {
             Ok(()) => {
                 self.followed.accepted();
-                // Right away after a quiet time: an agent that is killed is to begin with what was in force, a policy above all.
+                // Right away after a quiet time.
                 let now = Instant::now();
-                let due = self.saved.map_or(now, |at| (at + self.followed.save_gap()).max(now));
-                self.dirty.get_or_insert(due);
+                let due = self.saved.map_or(now, |at| (at + self.followed.save_gap(is_about_more)).max(now));
+                self.dirty = Some(self.dirty.map_or(due, |before| before.min(due)));
                 self.link(|link| (link.version, link.nack) = (version, None));
                 self.writer.send(&frame(&Ack { version })).await?;
             }
@@ -388,7 +389,7 @@ where
         };
         if let Some(reason) = &failed {
             tracing::error!(reason, "the state is in force and not on disk");
-            self.dirty = Some(Instant::now() + self.followed.save_gap());
+            self.dirty = Some(Instant::now() + self.followed.save_gap(false));
         }
         self.link(|link| link.unsaved = failed);
     }

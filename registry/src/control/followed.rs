@@ -35,6 +35,8 @@ pub const MAX_ENTRIES: usize = 250_000;
 pub const SAVE_GAP: Duration = Duration::from_secs(2);
 /// and for each MiB of a state so much more.
 const SAVE_GAP_A_MIB: Duration = Duration::from_secs(1);
+/// So many times sooner is a state written that has changed in more than where endpoints are.
+const SOONER: u32 = 20;
 /// Version of the file where it holds all endpoints,
 const FORMAT: u32 = 1;
 /// and where it does not: a program that does not know where the others are must not start from it.
@@ -347,9 +349,11 @@ impl Followed {
         Some(entry)
     }
 
-    /// The least time between two writes of the file: longer for a large state, which is written whole.
-    pub(super) fn save_gap(&self) -> Duration {
-        SAVE_GAP + SAVE_GAP_A_MIB * u32::try_from(self.size >> 20).unwrap_or(u32::MAX)
+    /// The least time between two writes of the file: longer for a large state, which is written whole, and shorter after a change
+    /// of more than endpoints. People make those, and seldom; an agent that is killed is to begin with the policy that was in force.
+    pub(super) fn save_gap(&self, is_about_more_than_endpoints: bool) -> Duration {
+        let gap = SAVE_GAP + SAVE_GAP_A_MIB * u32::try_from(self.size >> 20).unwrap_or(u32::MAX);
+        if is_about_more_than_endpoints { gap / SOONER } else { gap }
     }
 
     /// What writes the state to its file, on a thread that may block. `None` without a file.

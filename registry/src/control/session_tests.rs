@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use super::client::{Ended, FollowError, Local, follow};
 use super::codec::{FrameReader, FrameWriter, MAX_MESSAGE};
 use super::digest::Digest;
-use super::followed::{Entries, Followed};
+use super::followed::{Entries, Followed, SAVE_GAP};
 use super::memory::HostStatus;
 use super::message::{Complete, FromAgent, FromControl, Hello, Register, Renew, Unknown, frame};
 use super::registration::Registration;
@@ -249,6 +249,36 @@ async fn pushes_everything_then_differences() {
             .await;
     assert_eq!((acked.connected, acked.agent_version.as_str(), acked.nack), (true, "4.5.6", None));
     assert_eq!(a.link.borrow().server_version, "1.2.3");
+}
+
+/// In time that passes while nobody has anything to do.
+#[tokio::test(start_paused = true)]
+async fn policies_that_follow_each_other_are_on_the_disk_long_before_endpoints_are() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("state");
+    let control = started(directory.path()).await;
+    let agent = Agent::start(&control, "h1", Followed::new(Some(file.clone())), vec![]);
+    let is_kept = async |key: &str| {
+        let began = tokio::time::Instant::now();
+        until(key, || Followed::load(&file).ok()?.entries().contains_key(key).then_some(())).await;
+        began.elapsed()
+    };
+    set(&control, &[("Policy/x/first", json!(1))]).await;
+    is_kept("Policy/x/first").await;
+    set(&control, &[("Policy/x/first", json!(1)), ("Policy/x/second", json!(2))]).await;
+    let policy = is_kept("Policy/x/second").await;
+    agent.registrations.send_replace(vec![registration("a.x", "10.0.0.1")]);
+    is_kept("Service/x/a").await;
+    agent.registrations.send_replace(vec![registration("a.x", "10.0.0.2")]);
+    let began = tokio::time::Instant::now();
+    until("another address", || {
+        let kept = Followed::load(&file).ok()?;
+        let entry = kept.entries().get("WorkloadEntry/x/a-h1")?;
+        entry.value().to_string().contains("10.0.0.2").then_some(())
+    })
+    .await;
+    let endpoint = began.elapsed();
+    assert!(policy * 4 < endpoint && endpoint <= SAVE_GAP * 2, "{policy:?}, {endpoint:?}");
 }
 
 #[tokio::test]

@@ -31,6 +31,13 @@ impl Staged {
         self.changes.is_empty()
     }
 
+    /// Whether it says more than where endpoints are.
+    pub(in crate::control) fn is_about_more_than_endpoints(&self) -> bool {
+        let is_endpoint =
+            |key: &String| key.starts_with("WorkloadEntry/") || key.starts_with("EndpointAddresses/");
+        !self.changes.keys().all(is_endpoint)
+    }
+
     fn grow(&mut self, size: usize) -> Result<(), FollowedError> {
         self.size += size;
         if self.size > MAX_STATE {
