@@ -10,6 +10,7 @@ from .stage import Stage
 CONDITIONS = {
     "killed": attacks.killed,
     "reboot": attacks.reboot,
+    "reboot-again": attacks.first_attempt_fails,
     "disk-full": files.disk_full,
     "logs-full": files.logs_full,
     "read-only": files.read_only,

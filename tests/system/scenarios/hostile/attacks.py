@@ -21,10 +21,31 @@ def killed(stage):
         doctor_names(stage, host)
 
 
+# Stands in for the program: it fails when it is run for the first time since the boot.
+FAILS_ONCE = """#!/bin/sh
+[ -e /run/tried ] && exec /usr/bin/baremesh.real "$@"
+touch /run/tried
+exit 1
+"""
+BOOT_DROP_IN = "etc/systemd/system/baremesh-boot.service.d/tries.conf"
+
+
+def first_attempt_fails(stage):
+    """the called host boots, and the first attempt at its rules fails"""
+    server = stage.server
+    server.run("mv /usr/bin/baremesh /usr/bin/baremesh.real")
+    server.write("usr/bin/baremesh", FAILS_ONCE)
+    # To remember that it has been run.
+    server.write(BOOT_DROP_IN, "[Service]\nReadWritePaths=/run\n")
+    server.run("chmod 755 /usr/bin/baremesh")
+    reboot(stage)
+    stage.report.check("an attempt has failed, and the unit has not", server.succeeds("test -e /run/tried") and server.is_active("baremesh-boot"))
+    server.run(f"mv /usr/bin/baremesh.real /usr/bin/baremesh; rm -r /{BOOT_DROP_IN.rpartition('/')[0]}; systemctl daemon-reload")
+
+
 def reboot(stage):
     """the called host boots: its rules stand before its services"""
     report, server = stage.report, stage.server
-    begin = time.monotonic()
     server.power_off()
     server.start_booting()
     stage.wire(server)
