@@ -275,10 +275,7 @@ impl Capture {
                 let text = rules::anchor(&route::standing(&self.tools)?) + &removal(TABLE);
                 Batch { routes: Routes::Keep, transactions: vec![text, removal(UNITS_TABLE)] }
             }
-            Anchor::Remove => {
-                let transactions = vec![removal(TABLE) + &removal(ANCHOR_TABLE) + &removal(UNITS_TABLE)];
-                Batch { routes: Routes::Withdraw, transactions }
-            }
+            Anchor::Remove => nothing_left(),
         };
         batch.run(&self.tools)?;
         remove_file(&self.gone_file())
@@ -287,8 +284,7 @@ impl Capture {
     /// What would bring back what stands now.
     pub(super) fn way_back(&self) -> Result<Batch, CaptureError> {
         let Some((text, sets)) = Listing::saved(&self.tools)? else {
-            let transactions = vec![removal(TABLE) + &removal(ANCHOR_TABLE) + &removal(UNITS_TABLE)];
-            return Ok(Batch { routes: Routes::Withdraw, transactions });
+            return Ok(nothing_left());
         };
         // The anchor that stands by then holds for the rules before as well.
         let skeleton = format!("{}{text}", removal(TABLE));
@@ -296,6 +292,12 @@ impl Capture {
         transactions.push(self.units_way_back()?);
         Ok(Batch { routes: Routes::Place(route::standing(&self.tools)?), transactions })
     }
+}
+
+/// Takes away all that is of capture.
+fn nothing_left() -> Batch {
+    let transactions = vec![removal(TABLE) + &removal(ANCHOR_TABLE) + &removal(UNITS_TABLE)];
+    Batch { routes: Routes::Withdraw, transactions }
 }
 
 /// Loads a table, split only where it must be: the table and the first elements in one transaction, the other

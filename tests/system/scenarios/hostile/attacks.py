@@ -34,10 +34,9 @@ def first_attempt_fails(stage):
     """the called host boots, and the first attempt at its rules fails"""
     server = stage.server
     server.run("mv /usr/bin/baremesh /usr/bin/baremesh.real")
-    server.write("usr/bin/baremesh", FAILS_ONCE)
+    server.write("usr/bin/baremesh", FAILS_ONCE, 0o755)
     # To remember that it has been run.
     server.write(BOOT_DROP_IN, "[Service]\nReadWritePaths=/run\n")
-    server.run("chmod 755 /usr/bin/baremesh")
     reboot(stage)
     stage.report.check("an attempt has failed, and the unit has not", server.succeeds("test -e /run/tried") and server.is_active("baremesh-boot"))
     server.run(f"mv /usr/bin/baremesh.real /usr/bin/baremesh; rm -r /{BOOT_DROP_IN.rpartition('/')[0]}; systemctl daemon-reload")
