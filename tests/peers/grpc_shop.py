@@ -1,10 +1,12 @@
 """A gRPC server and its client as anyone would write them, with PyPI's grpcio and without generated code: messages are
 bytes.
 
-    grpc_shop.py serve ADDRESS
-    grpc_shop.py call ADDRESS       makes every kind of call, and prints a line `NAME: OUTCOME` for each
+    grpc_shop.py serve ADDRESS [AGE]    tells connections to go that are AGE milliseconds old; calls on them may end
+    grpc_shop.py call ADDRESS           makes every kind of call, and prints a line `NAME: OUTCOME` for each
+    grpc_shop.py keep ADDRESS           makes one call after the other beside a stream that stays open, and prints how each ended
 """
 
+import queue
 import sys
 import threading
 import time
@@ -59,8 +61,9 @@ class Shop(grpc.GenericRpcHandler):
         context.abort(grpc.StatusCode.NOT_FOUND, "no " + message.decode() + " in the shop")
 
 
-def serve(address):
-    server = grpc.server(futures.ThreadPoolExecutor(max_workers=32), handlers=[Shop()])
+def serve(address, age=None):
+    options = [("grpc.max_connection_age_ms", int(age))] if age else []
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=32), handlers=[Shop()], options=options)
     server.add_insecure_port(address)
     server.start()
     say("listening on " + address)
@@ -114,4 +117,17 @@ def call(address):
     say(f"many: {sum(one.result() == b'ordered %d' % number for number, one in enumerate(many))}")
 
 
-{"serve": serve, "call": call}[sys.argv[1]](sys.argv[2])
+def keep(address):
+    channel = grpc.insecure_channel(address)
+    told = queue.SimpleQueue()
+    chat = channel.stream_stream(SERVICE + "Chat")(iter(told.get, None))
+    unary = channel.unary_unary(SERVICE + "Unary")
+    while True:
+        say(f"call: {status_of(lambda: unary(b'tea', timeout=20))}")
+        told.put(b"more")
+        said = []
+        say(f"stream: {status_of(lambda: said.append(next(chat)))} {said[0].decode() if said else ''}")
+        time.sleep(0.05)
+
+
+{"serve": serve, "call": call, "keep": keep}[sys.argv[1]](*sys.argv[2:])

@@ -23,7 +23,8 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use self::ask::{is_not_taken_up, request};
+pub use self::ask::is_not_taken_up;
+use self::ask::request;
 pub use self::ends::until_dead;
 use self::ends::until_unused;
 use super::error::ProxyError;

@@ -26,8 +26,8 @@ fn open(pair: &Pair) -> TcpStream {
 fn a_limit_of_connections_refuses_at_once_and_lets_go_at_once() {
     let pair = Pair::new("limits");
     pair.serve("echo", 7000);
-    pair.mesh.apply(&rule("{ connectionPool = { tcp = { maxConnections = 1 } } }"));
-    // The rule is in force as soon as a second connection is refused beside a first.
+    // A connection counts under the rule that it was opened by.
+    pair.mesh.enforce(&rule("{ connectionPool = { tcp = { maxConnections = 1 } } }"));
     let first = open(&pair);
     wait_until("a second one is refused", || is_cut(pair.call("echo", 7000, "hello")));
     let line = pair.web.wait_for_log("the limit", because("over_limit"));

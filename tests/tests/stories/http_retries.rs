@@ -1,7 +1,15 @@
 //! What is sent again, and what must not be.
 
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
 use baremesh_tests::{Instance, exit};
 
+use crate::frames::{ACK, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, SETTINGS, frame};
+use crate::pair::Pair;
 use crate::town::{REVIEWS, Town, routes, subsets, to};
 
 /// A town whose requests are sent up to three times, each time for up to two seconds.
@@ -114,4 +122,59 @@ fn a_refused_stream_is_asked_for_again() {
     let (answer, seen) = failing(&town, &v1, ("/refused", "close=refused&fail-first=1"));
     assert!(answer.is_ok(), "{answer:?}");
     assert_eq!(seen, 2);
+}
+
+/// A program of HTTP/2 that says to so many of its connections that it takes nothing on them, each time as a request is there,
+/// and answers on the others. The count is of its connections.
+fn program(listener: TcpListener, going: usize) -> Arc<AtomicUsize> {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&connections);
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let goes = count.fetch_add(1, Ordering::SeqCst) < going;
+            // Until its peer has gone.
+            thread::spawn(move || talk(stream, goes));
+        }
+    });
+    connections
+}
+
+fn talk(mut stream: TcpStream, goes: bool) -> io::Result<()> {
+    let settings = [frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])].concat();
+    stream.read_exact(&mut [0; PREFACE.len()])?;
+    stream.write_all(&settings)?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        stream.read_exact(&mut vec![0; length])?;
+        let (kind, number) = (head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]]));
+        match (kind, goes) {
+            // No stream was taken up, and there is no error.
+            (HEADERS, true) => stream.write_all(&frame(GOAWAY, 0, 0, &[0; 8]))?,
+            // 200 is the eighth entry of every table (RFC 7541, appendix A).
+            (HEADERS, false) => {
+                stream.write_all(&frame(HEADERS, END_STREAM | END_HEADERS, number, &[0x88]))?;
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_request_that_a_leaving_connection_did_not_take_up_is_sent_on_another() {
+    let pair = Pair::new("not-taken-up");
+    let none = "{ route = [{ destination = { host = \"leaving\" } }], retries = { attempts = 0 } }";
+    pair.mesh
+        .apply(&format!("[[VirtualService]]\nname = \"leaving\"\nhosts = [\"leaving\"]\nhttp = [{none}]\n"));
+    for (port, going, status) in [(7001, 1, 200), (7002, 2, 503)] {
+        let connections = program(pair.store.host.listen(([127, 0, 0, 1], port)), going);
+        let ports = format!("80:{port}");
+        pair.store.register("leaving", ["--port", &ports, "--protocol", "http2"]);
+        pair.web.wait_for_endpoints("leaving.default", 1);
+        pair.mesh.wait_until_in_force();
+        let answer = pair.web.host.get(&["--data", "order tea"], "http://leaving/");
+        assert_eq!(answer.status, Some(status), "{answer:?}");
+        assert_eq!(connections.load(Ordering::SeqCst), 2, "one more is tried, and no third");
+    }
 }

@@ -20,6 +20,7 @@ use super::h2 as http2;
 use super::upload::{Progress, Replay, Upload};
 use super::upstream::Connection;
 use crate::proxy::relay::until_idle;
+use crate::proxy::tunnel::is_not_taken_up;
 
 /// Where an attempt goes.
 pub enum Leg<'a> {
@@ -47,7 +48,7 @@ pub enum Attempt {
 pub enum Failure {
     /// The upstream closed or reset; whether any byte of an answer had come.
     UpstreamClosed,
-    /// The upstream refused the stream unseen (RFC 9113, section 8.7).
+    /// The upstream never saw it: it refused the stream, or said before that it takes no more (RFC 9113, section 8.7).
     RefusedStream,
     /// The upstream answered what is no HTTP.
     UpstreamMalformed(&'static str),
@@ -169,13 +170,24 @@ impl Incoming<'_> {
     }
 }
 
+/// Why no answer came on a stream.
 fn refusal(error: &h2::Error) -> Failure {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Failure::RefusedStream,
+        _ if is_not_taken_up(error) => Failure::RefusedStream,
         Some(h2::Reason::PROTOCOL_ERROR) if error.is_library() => {
             Failure::UpstreamMalformed("http2.protocol_error")
         }
         _ => Failure::UpstreamClosed,
+    }
+}
+
+/// Why no stream was had.
+fn unsent(error: &h2::Error) -> Failure {
+    match refusal(error) {
+        // The connection has ended: nothing was sent on it.
+        Failure::UpstreamClosed if error.is_go_away() || error.is_io() => Failure::RefusedStream,
+        failure => failure,
     }
 }
 
@@ -254,7 +266,7 @@ pub async fn attempt(
             };
             let mut sender = match ready {
                 Ok(sender) => sender,
-                Err(error) => return Attempt::Failed(refusal(&error)),
+                Err(error) => return Attempt::Failed(unsent(&error)),
             };
             let is_over = upload.is_bare();
             match sender.send_request(request, is_over) {
@@ -263,7 +275,7 @@ pub async fn attempt(
                     sink = if is_over { Sink::Over } else { Sink::Http2(&mut stream) };
                     incoming = Incoming::Http2(Some(future), None, Asked::by(head, &hop));
                 }
-                Err(error) => return Attempt::Failed(refusal(&error)),
+                Err(error) => return Attempt::Failed(unsent(&error)),
             }
         }
     }

@@ -286,14 +286,7 @@ impl Callee {
         record.peers.upstream = Some(local.deliver);
         let idle = self.worker.shared.limits.idle_timeout;
         if exchange.answer.is_http2() {
-            let lent = tokio::select! {
-                biased;
-                lent = self.lend(local) => lent?,
-                () = exchange.gone() => return Ok(Attempt::Failed(Failure::CallerGone)),
-            };
-            let Exchange { head, upload, answer } = exchange;
-            let (order, leg) = (Order::unlimited(head, idle), Leg::Http2(lent.sender.clone()));
-            return Ok(self.attempt((leg, order), (upload, answer), (download, watch, asker), record).await);
+            return self.deliver_over_http2(local, exchange, record, (download, watch, asker)).await;
         }
         let mut program = self.program.lock().await;
         loop {
@@ -318,6 +311,37 @@ impl Callee {
                 Attempt::Answered if download.is_clean && connection.can_be_kept() => {
                     *program = Some((local.deliver, connection));
                     return Ok(ended);
+                }
+                ended => return Ok(ended),
+            }
+        }
+    }
+
+    /// The same on a connection of HTTP/2 that requests share.
+    async fn deliver_over_http2(
+        &self,
+        local: &LocalEndpoint,
+        exchange: &mut Exchange<'_>,
+        record: &mut RequestRecord,
+        (download, watch, asker): (&mut Download, &mut RequestWatch, &Asker),
+    ) -> Result<Attempt, ProxyError> {
+        let idle = self.worker.shared.limits.idle_timeout;
+        let mut is_anew = false;
+        loop {
+            let mut lent = tokio::select! {
+                biased;
+                lent = self.lend(local) => lent?,
+                () = exchange.gone() => return Ok(Attempt::Failed(Failure::CallerGone)),
+            };
+            let Exchange { head, upload, answer } = &mut *exchange;
+            let (order, leg) = (Order::unlimited(head, idle), Leg::Http2(lent.sender.clone()));
+            let ended = self.attempt((leg, order), (upload, answer), (download, watch, asker), record).await;
+            match ended {
+                // A program may say that a connection takes no more in the very moment in which a request is sent on it.
+                Attempt::Failed(Failure::RefusedStream)
+                    if !is_anew && lent.was_told_to_go() && upload.can_replay() =>
+                {
+                    is_anew = true;
                 }
                 ended => return Ok(ended),
             }

@@ -31,6 +31,6 @@ pub(super) async fn request(
 
 /// Whether the peer says that it did nothing with the stream and takes no more: GOAWAY in good order, which names streams before this one
 /// (RFC 9113, section 6.8).
-pub(super) fn is_not_taken_up(error: &h2::Error) -> bool {
+pub fn is_not_taken_up(error: &h2::Error) -> bool {
     error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
 }

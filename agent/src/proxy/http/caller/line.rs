@@ -35,7 +35,7 @@ enum Carrier {
     Shared(Lent),
 }
 
-/// Whether a connection may have carried requests before.
+/// Whether a connection of HTTP/1 may have carried requests before.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Freshness {
     /// It may.
@@ -67,6 +67,14 @@ impl Wanted {
 impl Line {
     pub(super) fn was_kept(&self) -> bool {
         matches!(self.carrier, Carrier::Kept(_))
+    }
+
+    /// Whether it is a shared connection whose peer takes no more requests.
+    pub(super) fn was_told_to_go(&mut self) -> bool {
+        match &mut self.carrier {
+            Carrier::Shared(lent) => lent.was_told_to_go(),
+            Carrier::Kept(_) | Carrier::Fresh(_) => false,
+        }
     }
 
     pub(super) fn leg(&mut self) -> Leg<'_> {

@@ -205,8 +205,10 @@ impl Caller {
             return Tried::Missed(Miss::Failed(Failure::NoLongerAllowed));
         }
         let overall = to_caller.timeout(exchange);
-        // A kept connection may have been closed by the endpoint while the request was on its way: it is then sent anew.
-        for freshness in [Freshness::Any, Freshness::New] {
+        // A kept connection may have been closed by the endpoint while the request was on its way, and the peer of a shared one
+        // may have said that it takes no more: the request is then sent anew.
+        let mut freshness = Freshness::Any;
+        loop {
             let asked = Wanted::by(exchange, forward, freshness);
             let line = tokio::select! {
                 biased;
@@ -278,24 +280,26 @@ impl Caller {
                     if status == 0 { Attempt::Failed(failure) } else { Attempt::BrokeOff(failure) }
                 }
             };
-            match ended {
-                Attempt::Failed(Failure::UpstreamClosed)
-                    if was_kept && exchange.head.is_idempotent() && exchange.upload.can_replay() => {}
-                ended => {
-                    self.put_back(&target, line, download);
-                    return match ended {
-                        Attempt::Answered => Tried::Answered,
-                        Attempt::Again => match held {
-                            Some(held) => Tried::Again(held),
-                            None => Tried::Missed(Miss::Failed(Failure::UpstreamClosed)),
-                        },
-                        Attempt::BrokeOff(failure) => Tried::BrokeOff(failure),
-                        Attempt::Failed(failure) => Tried::Missed(Miss::Failed(failure)),
-                    };
-                }
+            let came_too_late = match ended {
+                Attempt::Failed(Failure::UpstreamClosed) => was_kept && exchange.head.is_idempotent(),
+                Attempt::Failed(Failure::RefusedStream) => line.was_told_to_go(),
+                _ => false,
+            };
+            if came_too_late && freshness == Freshness::Any && exchange.upload.can_replay() {
+                freshness = Freshness::New;
+                continue;
             }
+            self.put_back(&target, line, download);
+            return match ended {
+                Attempt::Answered => Tried::Answered,
+                Attempt::Again => match held {
+                    Some(held) => Tried::Again(held),
+                    None => Tried::Missed(Miss::Failed(Failure::UpstreamClosed)),
+                },
+                Attempt::BrokeOff(failure) => Tried::BrokeOff(failure),
+                Attempt::Failed(failure) => Tried::Missed(Miss::Failed(failure)),
+            };
         }
-        Tried::Missed(Miss::Failed(Failure::UpstreamClosed))
     }
 
     /// Remembers how an endpoint did.

@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -223,8 +224,9 @@ impl Lent {
         }
         let limit = shared.sender.current_max_send_streams().min(shared.streams as usize);
         let before = shared.active.fetch_add(1, Ordering::SeqCst);
-        let lent = Self { sender: shared.sender.clone(), shared: Arc::clone(shared) };
-        let is_in = (before as usize) < limit && !shared.given_up.load(Ordering::SeqCst);
+        let mut lent = Self { sender: shared.sender.clone(), shared: Arc::clone(shared) };
+        let has_room = (before as usize) < limit && !shared.given_up.load(Ordering::SeqCst);
+        let is_in = has_room && !lent.was_told_to_go();
         is_in.then(|| {
             shared.served.fetch_add(1, Ordering::Relaxed);
             lent
@@ -239,6 +241,18 @@ impl Lent {
     /// Leaves the connection to those who are on it: it takes no further requests.
     pub fn retire(&self) {
         self.shared.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the peer takes no further streams: it said so by GOAWAY (RFC 9113, section 6.8), or has gone. With streams on it, a
+    /// connection may go on for long after that; it is left to them.
+    pub fn was_told_to_go(&mut self) -> bool {
+        // What has not sent anything yet waits for nothing: it is told at once.
+        let ready = self.sender.poll_ready(&mut Context::from_waker(Waker::noop()));
+        let is_told = matches!(ready, Poll::Ready(Err(_)));
+        if is_told {
+            self.retire();
+        }
+        is_told
     }
 
     /// The serial number of the certificate that the peer's agent showed.

@@ -173,6 +173,38 @@ async fn served() -> Joined {
     Joined::new(reader, writer, BytesMut::new())
 }
 
+/// The same of a server that takes one request, holds it, and says then that it takes no more.
+async fn leaves_after_one() -> Joined {
+    let (ours, theirs) = sockets().await;
+    tokio::spawn(async move {
+        let mut server = h2::server::handshake(theirs).await.expect("a client");
+        let held = server.accept().await;
+        server.graceful_shutdown();
+        while server.accept().await.is_some() {}
+        drop(held);
+    });
+    let (reader, writer) = of_socket(ours);
+    Joined::new(reader, writer, BytesMut::new())
+}
+
+#[tokio::test]
+async fn a_shared_connection_whose_peer_takes_no_more_is_left_to_what_is_on_it() {
+    let upstreams = Upstreams::default();
+    let connect = async |_| Ok::<_, Infallible>((leaves_after_one().await, (None, None)));
+    let share = async || upstreams.share(&key(), Terms::plain(HOUR), connect).await;
+    let mut first = share().await.expect("a connection");
+    let request = http::Request::get("http://shop/").body(()).expect("a request");
+    let (mut answer, _body) = first.sender.send_request(request, false).expect("sent");
+    while !first.was_told_to_go() {
+        tokio::task::yield_now().await;
+    }
+    let mut second = share().await.expect("another connection");
+    assert!(!second.was_told_to_go() && second.served() == 1, "nothing was sent on it");
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    let waiting = std::pin::Pin::new(&mut answer).poll(&mut context);
+    assert!(waiting.is_pending(), "what was sent on the first goes on: {waiting:?}");
+}
+
 /// A place on a connection of HTTP/2.
 async fn open(upstreams: &Upstreams, cluster: &Cluster) -> Result<Lent, ShareError<Option<Infallible>>> {
     let connect = async |need| {
