@@ -181,7 +181,8 @@ fn callers_of_one_address_stay_with_one_endpoint() {
     let two = Two::new("sticky");
     let _servers = (Two::serve(&two.near), Two::serve(&two.far));
     assert_eq!(two.reached(40), hosts(&["near", "far"]), "without a rule both are used");
-    two.mesh.apply(&rule("{ loadBalancer = { consistentHash = { useSourceIp = true } } }"));
+    // In force before it is looked at: without it, too, a few calls may all go to one.
+    two.mesh.enforce(&rule("{ loadBalancer = { consistentHash = { useSourceIp = true } } }"));
     wait_until("one alone is used", || two.reached(12).len() == 1);
     let chosen = two.reached(1);
     assert_eq!(two.reached(30), chosen);
@@ -192,7 +193,7 @@ fn a_failing_endpoint_is_left_out_and_comes_back() {
     let two = Two::new("ejected");
     let _far = Two::serve(&two.far);
     let balanced = "loadBalancer = { localityLbSetting = { enabled = false } }";
-    two.mesh.apply(&rule(&format!(
+    two.mesh.enforce(&rule(&format!(
         "{{ {balanced}, outlierDetection = {{ consecutive5xxErrors = 2, baseEjectionTime = \"1s\", maxEjectionPercent = 50 }} }}"
     )));
     let ejected = || {
@@ -220,7 +221,7 @@ fn a_failing_endpoint_is_left_out_and_comes_back() {
 fn the_nearest_is_used_until_it_fails() {
     let two = Two::new("nearest");
     let (near, _far) = (Two::serve(&two.near), Two::serve(&two.far));
-    two.mesh.apply(&rule(
+    two.mesh.enforce(&rule(
         "{ outlierDetection = { consecutive5xxErrors = 1, baseEjectionTime = \"2s\", maxEjectionPercent = 100 } }",
     ));
     wait_until("the near one alone is used", || two.reached(12) == hosts(&["near"]));
