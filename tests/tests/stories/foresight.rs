@@ -28,7 +28,7 @@ fn who_would_be_cut_off_is_named_before_and_is_cut_off_then() {
         |mode: &str| format!("[[PeerAuthentication]]\nname = \"default\"\nmtls = {{ mode = \"{mode}\" }}\n");
     pair.mesh.enforce(&mode("PERMISSIVE"));
     let store = pair.store.host.v4().to_string();
-    let from_outside = || stranger.shop(["call", "--timeout", "3", &store, "7000", "hello"]);
+    let from_outside = || stranger.shop(["call", &store, "7000", "hello"]);
     assert_eq!(output_of(from_outside()), "hello");
     assert_eq!(output_of(pair.call("echo", 7000, "hello")), "hello");
 
