@@ -80,7 +80,11 @@ fn fifty_starts_and_stops_lead_to_the_same_rules() {
     };
     std::fs::write(web.host.path("/run/baremesh/foreign.nft"), FOREIGN).expect("written");
     output_of(web.host.sh("nft -f /run/baremesh/foreign.nft"));
-    wait_until("the rules are in place", || state(&web) == "in-place");
+    // Rules follow what is known a moment later: where the other is called, and where this one is.
+    wait_until("the rules are in place", || {
+        let rules = ours(&web.host);
+        state(&web) == "in-place" && rules.contains(" 7000") && rules.contains("8100")
+    });
     let (others, rules) = (foreign(&web.host), ours(&web.host));
     for turn in 0..50 {
         if turn % 5 == 4 {
