@@ -59,11 +59,13 @@ fn what_asks_for_tls_is_never_sent_in_plaintext() {
     assert!(is_cut(pair.call("echo", 7000, "hello")));
     assert_eq!(connections_of(&server), before, "its program never saw it");
     pair.mesh.apply(&rule("{ tls = { mode = \"SIMPLE\" } }"));
+    let wire = pair.mesh.net.capture();
     wait_until("the handshake is what fails", || {
         assert!(is_cut(pair.call("echo", 7000, "secret word")), "the server speaks no TLS");
         pair.web.log().iter().any(because("handshake_failed"))
     });
-    assert!(!server.stdout().contains("secret word"));
+    let wire = wire.stop();
+    assert!(!wire.contains("secret word"), "{:?}", wire.find("secret word"));
 }
 
 /// An HTTP proxy without an agent: connects nobody anywhere, but answers as the target would, which speaks first.
