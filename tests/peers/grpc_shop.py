@@ -110,7 +110,8 @@ def call(address):
     say(f"unknown: {status_of(lambda: unary('Nothing')(b'', timeout=20)).split()[0]}")
     say(f"deadline: {status_of(lambda: unary('Hang')(b'by its deadline', timeout=LONG)).split()[0]}")
     hanging = unary("Hang").future(b"by its caller", timeout=60)
-    time.sleep(1)
+    # By then the server has heard of it.
+    time.sleep(5)
     hanging.cancel()
     say(f"cancel: {status_of(hanging.result) if not hanging.cancelled() else 'CANCELLED'}")
     many = [unary("Unary").future(b"%d" % number, timeout=20) for number in range(100)]

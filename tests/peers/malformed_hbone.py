@@ -17,9 +17,11 @@ import h2.exceptions
 from hyperframe.frame import (ContinuationFrame, DataFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame,
                               WindowUpdateFrame)
 
-PATIENCE_SECONDS = 10
+PATIENCE_SECONDS = 30
 # More than any of the peer's limits; a flood that gets this far was not stopped.
 FLOOD_FRAMES = 20_000
+# Frames of a head without an end, by which the peer has seen enough: how soon its end of it is heard of is the machine's affair.
+CONTINUATION_FRAMES = 200
 # Streams that are open at once; fewer than the peer allows.
 BATCH_STREAMS = 50
 # Floods that are answered rather than ended are given up here.
@@ -169,8 +171,9 @@ def oversized_headers(options):
     return peer.outcome(peer.connect(options.authority, *((f"x-{n}", "v" * 1000) for n in range(60))))
 
 
-def flood(make, frames=FLOOD_FRAMES):
-    """A case: frames of `make(peer, number)` until the peer ends the connection; says how many it took."""
+def flood(make, frames=FLOOD_FRAMES, patience=1):
+    """A case: frames of `make(peer, number)` until the peer ends the connection, which after the last of them it has some
+    time for; says how many it took."""
     def case(options):
         peer = Peer(options).start()
         sent = 0
@@ -181,7 +184,7 @@ def flood(make, frames=FLOOD_FRAMES):
                     return f"{outcome} after {sent}"
         except Ended as ended:
             return f"{ended} after {sent}"
-        return f"{peer.outcome(patience=1)} after {sent}"
+        return f"{peer.outcome(patience=patience)} after {sent}"
     return case
 
 
@@ -294,8 +297,8 @@ CASES = {
     "early-data": early_data,
     "early-data-refused": early_data_refused,
     "oversized-headers": oversized_headers,
-    "continuation-flood": flood(continuation(b"\x00")),
-    "empty-continuation-flood": flood(continuation(b"")),
+    "continuation-flood": flood(continuation(b"\x00"), CONTINUATION_FRAMES, PATIENCE_SECONDS),
+    "empty-continuation-flood": flood(continuation(b""), CONTINUATION_FRAMES, PATIENCE_SECONDS),
     "rapid-reset": rapid_reset(lambda options: options.authority),
     "rapid-reset-refused": rapid_reset(lambda options: options.other_authority),
     "open-and-reset": open_and_reset,

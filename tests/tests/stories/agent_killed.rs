@@ -20,7 +20,11 @@ fn three(mesh: &Mesh, when_gone: &str) -> (Member, Member, Host) {
     // Where no name server is, a host says so at once, and a name without an agent fails at once.
     web.host.set_nameserver(mesh.control.v4());
     web.wait_for_endpoints("store.default", 1);
-    (web, store, mesh.net.host("bare", 9))
+    let (bare, real) = (mesh.net.host("bare", 9), store.host.v4().to_string());
+    // Rules follow a registration a moment later, and an agent that is killed before is followed by those of before.
+    wait_until("what comes to it is captured", || call(&bare, &real, "7000", "strict") != exit::DONE);
+    wait_until("what goes there is captured", || call(&web.host, &real, "7000", "here") == exit::DONE);
+    (web, store, bare)
 }
 
 fn call(from: &Host, to: &str, port: &str, text: &str) -> u8 {
@@ -233,6 +237,10 @@ fn an_agent_that_lost_its_state_lets_nothing_out_before_it_has_one_again() {
             web.host.serve("late", ["echo", "[::]:82"]);
             assert_eq!(call(&bare, "10.77.0.1", "82", "not registered"), exit::DONE);
             output_of(web.host.baremesh(["service", "register", "late", "--port", "82"]));
+            // Rules follow a registration a moment later.
+            wait_until("it is closed too", || {
+                call(&bare, "10.77.0.1", "82", "closed") == exit::NO_CONNECTION
+            });
         }
         for port in ["81", "82"] {
             assert_eq!(call(&bare, "10.77.0.1", port, "closed"), exit::NO_CONNECTION, "{port}");

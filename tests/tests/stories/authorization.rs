@@ -1,6 +1,8 @@
 //! Policies about requests: each is judged for itself, in whatever way it is spelled, and ended alone when that changes.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use baremesh_tests::{Instance, Member, Refusal, WAIT_BOUND, wait_until};
 use http::{Request, StatusCode};
@@ -300,13 +302,16 @@ fn a_changed_policy_ends_the_requests_that_it_denies_and_no_others() {
         tokio::spawn(connection);
         sender
     });
+    let heads = Arc::new(AtomicUsize::new(0));
     // The status, and whether the whole of the body came.
     let ask = |target: &str| {
         let (mut sender, uri) = (sender.clone(), format!("{REVIEWS}{target}"));
+        let heads = Arc::clone(&heads);
         runtime.spawn(async move {
             let request = Request::get(uri).body(()).expect("a request");
             let (answer, _) = sender.send_request(request, true).expect("a stream");
             let answer = answer.await.expect("a head");
+            heads.fetch_add(1, Ordering::Relaxed);
             let (status, mut body) = (answer.status(), answer.into_body());
             while let Some(chunk) = body.data().await {
                 let Ok(chunk) = chunk else { return (status, false) };
@@ -321,6 +326,8 @@ fn a_changed_policy_ends_the_requests_that_it_denies_and_no_others() {
     for path in ["/ended/waits", "/ended/streams", "/kept"] {
         wait_until(path, || v1.seen(path) == 1);
     }
+    // Of the three, one alone has an answer before its time.
+    wait_until("an answer has begun", || heads.load(Ordering::Relaxed) == 1);
     town.mesh.enforce(&policy("p", &format!("action = \"DENY\"\n{}", to("paths = [\"/ended/*\"]"))));
     assert_eq!(in_time(waits), (StatusCode::FORBIDDEN, true), "no head had come: it is told");
     assert_eq!(in_time(streams), (StatusCode::OK, false), "its body breaks off");

@@ -166,18 +166,20 @@ fn names_are_answered_to_containers_and_to_no_other_host() {
     let bare = mesh.net.host("bare", 9);
     output_of(bare.sh("ip route add 172.30.0.0/24 via 10.77.0.1"));
     let cart = Container::on(&dock.host, 0, 2);
-    let dig =
-        |at: &str, port: u16| format!("dig @{at} -p {port} +short +tries=1 +time=2 store.mesh.internal");
+    let dig = |at: &str, port: u16, seconds: u16| {
+        format!("dig @{at} -p {port} +short +tries=1 +time={seconds} store.mesh.internal")
+    };
     wait_until("the container is answered", || {
-        String::from_utf8_lossy(&run(cart.inside(&dig("192.0.2.53", 53))).stdout).starts_with("240.240.")
+        let asked = run(cart.inside(&dig("192.0.2.53", 53, 2)));
+        String::from_utf8_lossy(&asked.stdout).starts_with("240.240.")
     });
     for tcp in ["", " +tcp"] {
-        let asked = output_of(cart.inside(&format!("{}{tcp}", dig("192.0.2.53", 53))));
+        let asked = output_of(cart.inside(&format!("{}{tcp}", dig("192.0.2.53", 53, 30))));
         assert!(asked.starts_with("240.240."), "{asked}");
     }
     for (at, port) in [("10.77.0.1", 15053), ("10.77.0.1", 53), ("172.30.0.1", 15053), ("172.30.0.1", 53)] {
         for tcp in ["", " +tcp"] {
-            let asked = run(bare.sh(&format!("{}{tcp}", dig(at, port))));
+            let asked = run(bare.sh(&format!("{}{tcp}", dig(at, port, 2))));
             assert!(!String::from_utf8_lossy(&asked.stdout).contains("240.240."), "{at}:{port}{tcp} answers");
         }
     }

@@ -3,6 +3,7 @@
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use baremesh_tests::{Member, WAIT_BOUND, output_of, wait_until};
@@ -73,6 +74,8 @@ fn halves_of_a_websocket_are_closed_one_by_one() {
 
 /// What is in a body that is cut off.
 const HALF: &str = "half of it";
+/// Whether the caller has heard that much of the answer that is to be reset.
+static HALF_IS_HEARD: AtomicBool = AtomicBool::new(false);
 
 /// Says half of an answer, framed as the path says, and then as little as the path says.
 fn answers_half(stream: &mut TcpStream, sent: &Sent) -> io::Result<()> {
@@ -90,8 +93,8 @@ fn answers_half(stream: &mut TcpStream, sent: &Sent) -> io::Result<()> {
     };
     stream.write_all(format!("HTTP/1.1 200 OK\r\n{head}").as_bytes())?;
     if path.contains("?reset") {
-        // What was said before is on its way first.
-        std::thread::sleep(Duration::from_millis(100));
+        // A reset overtakes what an agent has not passed on yet.
+        wait_until("half of it is heard", || HALF_IS_HEARD.swap(false, Ordering::Relaxed));
         SockRef::from(&*stream).set_linger(Some(Duration::ZERO))?;
         return Err(ErrorKind::ConnectionAborted.into());
     }
@@ -117,7 +120,7 @@ fn no_answer_that_broke_off_looks_whole_whichever_leg_it_broke_on() {
                 line.say(format!("GET {framing}{query} HTTP/{version}\r\nHost: shop\r\n\r\n").as_bytes());
                 let mut heard = line.hear_until(HALF);
                 match leg {
-                    "program" => {}
+                    "program" => HALF_IS_HEARD.store(true, Ordering::Relaxed),
                     "caller's tunnel" => kill_tunnels(&target.pair.web),
                     _ => kill_tunnels(&target.pair.store),
                 }

@@ -64,8 +64,8 @@ fn a_container_is_not_reached_past_the_agent_of_its_host() {
     store.register("store", ["--port", "80:7000", "--deliver", "172.30.0.2:7000"]);
     web.wait_for_endpoints("store.default", 1);
     assert_eq!(output_of(web.host.shop(["call", "store", "80", "through the mesh"])), "through the mesh");
-    // Refused and recorded by the agent, and what was open is ended.
-    assert_ne!(call(&bare, V4), exit::DONE);
+    // Refused and recorded by the agent, as soon as the rules have it, and what was open is ended.
+    wait_until("it is captured", || call(&bare, V4) != exit::DONE);
     store.wait_for_log("the refusal", |line| {
         line["reporter"] == "destination" && line["response_code_details"] == "plaintext_refused"
     });
@@ -89,7 +89,13 @@ fn a_container_is_closed_or_released_when_the_agent_is_gone() {
     let (_web, store, bare) = three(&mesh);
     let _container = Container::on(&store.host);
     let table = || output_of(store.host.sh("nft list tables"));
+    // Rules follow a registration a moment later, and an agent that is killed before is followed by those of before.
+    let is_to_close = || {
+        let gone = std::fs::read_to_string(store.host.path("/run/baremesh/gone.nft")).unwrap_or_default();
+        gone.contains(V6)
+    };
     store.register("store", ["--port", "80:7000", "--deliver", "[fd30::2]:7000"]);
+    wait_until("the rules for a gone agent close it", is_to_close);
     store.kill_agent();
     wait_until("the guard has closed it", || !table().contains("anchor"));
     assert_eq!(call(&bare, V6), exit::NO_CONNECTION);
@@ -108,6 +114,7 @@ fn a_container_is_closed_or_released_when_the_agent_is_gone() {
         "open",
     ]));
     assert_ne!(call(&bare, V6), exit::DONE);
+    wait_until("the rules for a gone agent open it", || !is_to_close());
     store.kill_agent();
     wait_until("the guard has released it", || table().is_empty());
     assert_eq!(call(&bare, V6), exit::DONE);

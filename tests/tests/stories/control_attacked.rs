@@ -11,6 +11,7 @@ use baremesh_model::identity::Identity;
 use baremesh_tests::{Host, Mesh, output_of, run, wait_until};
 use serde_json::Value;
 
+use crate::consul::patiently;
 use crate::impostor::{bundle_of, stolen};
 use crate::raw_peer::{self, Shows};
 
@@ -53,7 +54,8 @@ fn a_host_that_asks_without_end_is_refused_and_others_are_served() {
     let ask = || {
         raw_peer::order(&web.host, mesh.control.v4(), &node, bundle_of(&mesh), ("POST", "/v1/certificates"))
     };
-    wait_until("it is told to wait", || ask() == Some(429));
+    // One is forgiven each second: on a busy machine it takes many.
+    patiently("it is told to wait", || ask() == Some(429));
     store.register("store", ["--port", "80"]);
 }
 

@@ -42,6 +42,7 @@ fn calls_go_on_without_the_control_server_and_over_a_restart_of_the_agents() {
     let shop = store(&mesh, "store", 2);
     web.wait_for_endpoints("store.default", 1);
     output_of(web.host.shop(["call", "store", "80", "before"]));
+    web.wait_until_kept("store");
     mesh.kill_control();
     assert_eq!(output_of(web.host.shop(["call", "store", "80", "without it"])), "without it");
     shop.stop_agent();
@@ -55,8 +56,8 @@ fn calls_go_on_without_the_control_server_and_over_a_restart_of_the_agents() {
 #[test]
 fn a_control_server_that_was_killed_forgets_nobody() {
     // Shorter than agents wait between two attempts to reach the control server, and that long it is away.
-    let (lease, pause) = (Duration::from_secs(3), Duration::from_secs(10));
-    let mesh = Mesh::with_control_arguments("lease", &["--lease", "3"]);
+    let (lease, pause) = (Duration::from_secs(6), Duration::from_secs(10));
+    let mesh = Mesh::with_control_arguments("lease", &["--lease", "6"]);
     let (web, _a, _b) = three(&mesh);
     let load = Load::start(&web.host, "store", 80);
     load.wait_for_more(5);
@@ -108,14 +109,14 @@ fn a_host_that_dies_is_left_out_and_calls_go_on_with_the_others() {
 
 #[test]
 fn an_agent_that_stops_in_good_order_costs_no_connection() {
-    let mesh = Mesh::new("leaves");
+    let mesh = Mesh::with_control_arguments("leaves", &["--lease", "60"]);
     let (web, a, _b) = three(&mesh);
     let load = Load::start(&web.host, "store", 80);
     load.wait_for_more(10);
     a.stop_agent();
     let gone = Instant::now();
     web.wait_for_endpoints("store.default", 1);
-    assert!(gone.elapsed() < Duration::from_secs(5), "a lease ran out before it was deregistered");
+    assert!(gone.elapsed() < Duration::from_secs(20), "a lease ran out before it was deregistered");
     load.wait_for_more(10);
     a.start();
     web.wait_for_endpoints("store.default", 2);

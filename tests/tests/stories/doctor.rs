@@ -73,8 +73,12 @@ fn doctor_names_what_is_wrong_between_hosts_and_has_nothing_to_say_of_one_that_i
     )));
     let found = named(web, "peer_unreachable", &["--peers"]);
     assert!(found["do"].as_str().is_some_and(|way| way.contains("ip route get")), "{found:#}");
-    assert_ne!(exit_code_of(pair.call("echo", 7000, "nowhere")), exit::DONE);
-    explains(web, &["tcp://echo:7000", "--from", "web"], "ejected");
+    // It is left out for some seconds.
+    wait_until("it is explained that the endpoint is left out", || {
+        assert_ne!(exit_code_of(pair.call("echo", 7000, "nowhere")), exit::DONE);
+        let explained = run(web.baremesh(["explain", "tcp://echo:7000", "--from", "web"]));
+        String::from_utf8_lossy(&explained.stdout).contains("ejected")
+    });
     output_of(web.sh(&format!(
         "ip route del unreachable {store_v4}/32; ip -6 route del unreachable {}/128",
         store.v6()

@@ -105,8 +105,9 @@ fn a_host_gets_no_identity_that_it_was_not_granted_until_a_grant_adds_it() {
     output_of(member.host.baremesh(["service", "register", "orders", "--port", "81"]));
     wait_for_errors(&member.host, "agent", &["certificate refused", "was not granted", "sa/orders"]);
     wait_for_errors(&mesh.control, "control", &["not_granted"]);
-    let status = member.status().expect("a status");
-    assert!(status["not_ready"].to_string().contains("was not granted"), "{status}");
+    wait_until("its status says so too", || {
+        member.status().is_some_and(|status| status["not_ready"].to_string().contains("was not granted"))
+    });
     let ledger = Ledger::open(&mesh.control.path("/var/lib/baremesh/control.db"))
         .expect("the control server's records");
     let audit = ledger.audit_records(100).expect("an audit");

@@ -141,6 +141,7 @@ fn what_explain_says_of_a_connection_is_what_becomes_of_it() {
     let _echo = pair.serve("echo", 7000);
     pair.web.host.serve("own", ["echo", "127.0.0.1:7100"]);
     pair.web.register("own", ["--port", "7100"]);
+    pair.web.wait_for_endpoints("own.default", 1);
     let check = |name: &str, port: u16, allowed: bool, by: &str| {
         let url = format!("tcp://{name}:{port}");
         let (said, code) = explained(&pair.web, &[&url, "--from", "web"]);

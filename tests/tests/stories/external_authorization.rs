@@ -463,6 +463,7 @@ fn nobody_is_asked_about_the_provider_itself() {
     let [v1] = town.open();
     let provider = Provider::start(&town.hosts[0].host);
     town.hosts[0].register("authz", ["--port", "80:9100", "--protocol", "http"]);
+    town.hosts[0].wait_for_endpoints("authz.default", 1);
     let everywhere = "[[AuthorizationPolicy]]\nname = \"ask\"\nnamespace = \"mesh-system\"\naction = \"CUSTOM\"\nprovider = { name = \"p\" }\nrules = [{}]\n";
     town.mesh.enforce(&[&*over_http("authz", 80, ""), everywhere].concat());
     assert!(call(&town.web, "allow", &[], "/").is_ok());

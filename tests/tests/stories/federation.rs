@@ -258,7 +258,14 @@ fn serve_bundle(host: &Host, port: u16) -> (Served, String) {
             };
             let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
             let mut tls = StreamOwned::new(connection, stream);
-            let _ = tls.read(&mut [0; 4096]);
+            // All of it: what is not read when the socket closes resets the connection.
+            let (mut request, mut part) = (Vec::new(), [0; 4096]);
+            while !request.ends_with(b"\r\n\r\n") {
+                match tls.read(&mut part) {
+                    Ok(read) if read > 0 => request.extend_from_slice(&part[..read]),
+                    _ => break,
+                }
+            }
             let _ = write!(tls, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len());
             tls.conn.send_close_notify();
             let _ = tls.flush();

@@ -280,7 +280,8 @@ impl<'t> Client<'t> {
 pub enum Pace {
     /// When the agent has taken it.
     Settled,
-    /// After a while in which the agent may have ended it: within a head nothing can be asked.
+    /// After a while in which the agent may have ended it: within a head nothing can be asked. The last is followed by as
+    /// long as it takes.
     Looked,
 }
 
@@ -304,5 +305,9 @@ pub fn flood(
             return (client.outcome_within(0, WAIT_BOUND), sent);
         }
     }
-    (client.settle().unwrap_or(Outcome::Open), batches)
+    let ended = match pace {
+        Pace::Settled => client.settle().unwrap_or(Outcome::Open),
+        Pace::Looked => client.outcome_within(0, WAIT_BOUND),
+    };
+    (ended, batches)
 }

@@ -8,12 +8,13 @@ use crate::town::{REVIEWS, Town, routes, subsets, to};
 fn a_timeout_ends_what_hangs_and_the_instance_is_told() {
     let town = Town::new("timeout", 1);
     let [v1] = town.open();
-    let route = format!("{{ route = [{}], timeout = \"1s\", retries = {{ attempts = 0 }} }}", to("v1", 1));
+    // Long enough for the instance to have begun.
+    let route = format!("{{ route = [{}], timeout = \"5s\", retries = {{ attempts = 0 }} }}", to("v1", 1));
     town.mesh.enforce(&(subsets() + &routes(&route)));
     for (path, options) in [("/one", &[][..]), ("/two", &["--http2"])] {
         let answer = town.web.host.get(options, &format!("{REVIEWS}{path}?hang"));
         assert_eq!((answer.status, answer.instance.as_deref()), (Some(504), None), "{answer:?}");
-        assert!(answer.ms >= 1000, "{answer:?}");
+        assert!(answer.ms >= 5000, "{answer:?}");
         v1.wait_for_output(&format!("abandoned {path}?hang"));
         let line = town.web.wait_for_log("the timeout", |line| line["path"] == format!("{path}?hang"));
         assert_eq!(line["response_flags"], "UT", "{line}");
@@ -27,7 +28,8 @@ fn a_client_that_gives_up_is_noticed_by_the_instance() {
     let town = Town::new("gives-up", 1);
     let [v1] = town.open();
     for (path, options) in [("/one", &[][..]), ("/two", &["--http2"])] {
-        let options = [options, &["--timeout", "1"]].concat();
+        // Long enough for the instance to have begun.
+        let options = [options, &["--timeout", "5"]].concat();
         let answer = town.web.host.get(&options, &format!("{REVIEWS}{path}?hang"));
         assert_eq!((answer.status, answer.code), (None, baremesh_tests::exit::SILENT), "{answer:?}");
         v1.wait_for_output(&format!("abandoned {path}?hang"));

@@ -12,10 +12,10 @@ use crate::frames::{ACK, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, SETT
 use crate::pair::Pair;
 use crate::town::{REVIEWS, Town, routes, subsets, to};
 
-/// A town whose requests are sent up to three times, each time for up to two seconds.
+/// A town whose requests are sent up to three times, each time for up to five seconds.
 fn patient(name: &str) -> (Town, String) {
     let retries =
-        "{ attempts = 2, perTryTimeout = \"2s\", retryOn = \"5xx,reset,connect-failure,refused-stream\" }";
+        "{ attempts = 2, perTryTimeout = \"5s\", retryOn = \"5xx,reset,connect-failure,refused-stream\" }";
     let route = routes(&format!("{{ route = [{}], retries = {retries} }}", to("v1", 1)));
     (Town::new(name, 1), subsets() + &route)
 }

@@ -123,8 +123,14 @@ impl KeyServer {
                 if is_down.load(Ordering::Relaxed) {
                     continue;
                 }
-                let mut head = [0; 4096];
-                let _ = stream.read(&mut head);
+                // All of it: what is not read when the socket closes resets the connection.
+                let (mut head, mut part) = (Vec::new(), [0; 4096]);
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read(&mut part) {
+                        Ok(read) if read > 0 => head.extend_from_slice(&part[..read]),
+                        _ => break,
+                    }
+                }
                 let answer = answer.lock().expect("no panic").clone();
                 // A client that has enough closes before all is written.
                 let _ = stream.write_all(answer.as_bytes());

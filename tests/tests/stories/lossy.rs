@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use baremesh_tests::{Host, exit, exit_code_of, output_of, wait_until};
 
+use crate::consul::patiently;
 use crate::pair::Pair;
 
 /// After so long at most a call gets through again: a connection that waited repeats itself, or is given up for a new one.
@@ -48,8 +49,9 @@ fn calls_and_changes_get_through_a_network_that_loses_packets() {
         let call = pair.web.host.shop(["call", "--timeout", "60", "echo", "7000", &text]);
         assert_eq!(output_of(call), text);
     }
-    pair.mesh.enforce("[[Service]]\nname = \"news\"\nports = [{ port = 80 }]\n");
-    wait_until("the change is known", || pair.web.endpoints("news.default").is_some());
+    pair.mesh.apply("[[Service]]\nname = \"news\"\nports = [{ port = 80 }]\n");
+    // A segment that is lost several times in a row is sent again half a minute later.
+    patiently("the change is known", || pair.web.endpoints("news.default").is_some());
     hosts.iter().for_each(|host| lose_nothing_more(host));
     wait_until("no connection is stuck", || !is_any_open(&pair));
 }

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 
-use baremesh_tests::{Host, Member, Mesh, exit, exit_code_of, output_of, run};
+use baremesh_tests::{Host, Member, Mesh, exit, exit_code_of, output_of, run, wait_until};
 
 /// A name server on another host, which answers what it is told to and keeps what it is asked.
 struct Upstream(Arc<Mutex<Vec<(String, SocketAddr)>>>);
@@ -161,11 +161,10 @@ fn a_foreign_name_never_leads_to_a_virtual_address() {
     let (web, _store, _host, upstream) = three(&mesh, CAPTURE);
     assert_eq!(look_up(&web.host, "ahostsv4", "evil.test"), None);
     assert!(!upstream.asked_for("evil.test").is_empty(), "it was never asked");
-    let counted = web
-        .metrics()
-        .lines()
-        .any(|line| line.starts_with("baremesh_dns_queries_total") && !line.ends_with(" 0"));
-    assert!(counted, "{}", web.metrics());
+    wait_until("it is counted", || {
+        let metrics = web.metrics();
+        metrics.lines().any(|line| line.starts_with("baremesh_dns_queries_total") && !line.ends_with(" 0"))
+    });
 }
 
 #[test]

@@ -140,8 +140,8 @@ fn audit_and_dry_run_are_noted_and_decide_nothing() {
         pair.store.log().iter().any(noted)
     });
     // A dry-run ALLOW grants nothing: with another one in force, it does not let its caller in.
-    pair.mesh.apply(&policy("real", &from("namespaces = [\"elsewhere\"]")));
     pair.mesh.apply(&policy("promised", &format!("dryRun = true\n{all}")));
+    pair.mesh.enforce(&policy("real", &from("namespaces = [\"elsewhere\"]")));
     wait_until_cut(&pair);
     pair.store.wait_for_log("what it would have done", |line| {
         let notes = line["policy_notes"].as_array().cloned().unwrap_or_default();

@@ -79,7 +79,7 @@ impl Two {
 }
 
 fn calls(from: &Member) -> bool {
-    exit_code_of(from.host.shop(["call", "--timeout", "5", "orders", "80", "hello"])) == 0
+    exit_code_of(from.host.shop(["call", "--timeout", "20", "orders", "80", "hello"])) == 0
 }
 
 #[test]

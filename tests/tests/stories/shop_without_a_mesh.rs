@@ -49,7 +49,7 @@ fn bulk_is_checked_and_halves_are_closed() {
     assert_eq!(output_of(web.shop(["fetch", "store", "8001", "10000001"])), sent);
     assert!(output_of(web.shop(["slow", "store", "8001", "100000"])).starts_with("moved 100000 bytes"));
     assert_eq!(output_of(web.shop(["half-close", "store", "8002", "to the end"])), "to the end");
-    assert_eq!(exit_code_of(web.shop(["send", "--timeout", "1", "store", "8003", "8"])), exit::WRONG);
+    assert_eq!(exit_code_of(web.shop(["send", "store", "8003", "8"])), exit::WRONG);
     assert_eq!(exit_code_of(web.shop(["call", "--timeout", "1", "store", "8000", "hello"])), exit::SILENT);
 }
 

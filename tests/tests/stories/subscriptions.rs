@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::pair::because;
 
 /// How long a call waits for endpoints that do not come, in seconds.
-const PATIENCE: &str = "[proxy]\nconnect_timeout_seconds = 3\n";
+const PATIENCE: &str = "[proxy]\nconnect_timeout_seconds = 6\n";
 
 /// A caller that registers nothing, and a host that serves.
 struct Two {

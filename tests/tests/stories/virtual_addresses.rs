@@ -30,14 +30,7 @@ fn an_unknown_port_reaches_no_local_process() {
     for member in [&pair.web, &pair.store] {
         for address in &called {
             for port in ["9000", "9001", "22", "15001", "15008", "15020"] {
-                let code = exit_code_of(member.host.shop([
-                    "call",
-                    "--timeout",
-                    "3",
-                    &address.to_string(),
-                    port,
-                    "hello",
-                ]));
+                let code = exit_code_of(member.host.shop(["call", &address.to_string(), port, "hello"]));
                 let name = member.host.name();
                 assert!(
                     [exit::CUT, exit::NO_CONNECTION].contains(&code),
