@@ -43,6 +43,8 @@ class Stage:
 
     def __init__(self, network, report, package):
         self.network, self.report = network, report
+        # What has been read of the caller's lines, and how many bytes that was.
+        self.read, self.bytes_read = [], 0
         self.control, self.caller, self.server = network.boot("control", "caller", "server")
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda host: install(host, package), network.hosts))
@@ -107,16 +109,37 @@ class Stage:
         """Calls that did not come through since then were refused or reset: none was answered by somebody else."""
         errors = self.errors(since)
         self.report.check(f"{when} calls were refused", errors, self.lines(since)[:4])
+        self.report.check("nobody else answered one", not any("another answer" in said for of_way in errors.values() for said in of_way), errors)
         self.report.figure(f"programs saw {errors}")
 
-    def lines(self, since, host=None):
-        """The lines that were begun since then."""
-        found = []
-        for text in ((host or self.caller).root / "srv/steady").read_text(errors="replace").splitlines():
-            fields = text.split("\t")
-            if len(fields) == 4 and float(fields[0]) >= since:
-                found.append(Line(float(fields[0]), fields[1], fields[2], float(fields[3])))
-        return found
+    def lines(self, since):
+        """The lines that were begun since then, and have ended."""
+        file = self.caller.root / "srv/steady"
+        # The program makes it when it has started.
+        if file.exists():
+            with open(file, "rb") as written:
+                written.seek(self.bytes_read)
+                # The last one may be half of it.
+                whole = written.read().rpartition(b"\n")[0]
+            for text in whole.decode(errors="replace").splitlines():
+                at, way, said, took = text.split("\t")
+                self.read.append(Line(float(at), way, said, float(took)))
+            self.bytes_read += len(whole) + 1 if whole else 0
+        return [line for line in self.read if line.at >= since]
+
+    def ended(self, since, ways=WAYS):
+        """The lines of these ways that were begun since then, with those that are under way: each way has one that was begun after
+        now."""
+        begin = time.monotonic()
+
+        def missing():
+            return set(ways) - {line.way for line in self.lines(begin)}
+
+        try:
+            until("each way has a line that was begun since", lambda: not missing(), 60)
+        except Broken as error:
+            raise Broken(f"{error}: there is none of {sorted(missing())}") from error
+        return [line for line in self.lines(since) if line.way in ways]
 
     def flows(self, what, ways=WAYS, patience=90, count=3):
         """Waits until `count` lines have come back each of these ways, one after the other, since now; how long it took."""
@@ -135,18 +158,13 @@ class Stage:
 
     def errors(self, since):
         """What went wrong since then, by way: each error with its count."""
-        found = {}
-        for line in self.lines(since):
-            if not line.ok():
-                found.setdefault(line.way, {}).setdefault(line.said, 0)
-                found[line.way][line.said] += 1
-        return found
+        return errors_of(self.lines(since))
 
     def undisturbed(self, statement, since, ways=WAYS):
-        """No line was lost since then, and there were some."""
-        lines = [line for line in self.lines(since) if line.way in ways]
-        lost = self.errors(since)
-        self.report.check(f"{statement} ({len(lines)} lines, none lost)", lines and not any(way in lost for way in ways), lost)
+        """No line was lost since then, and there were some of each way."""
+        lines = self.ended(since, ways)
+        lost = errors_of(lines)
+        self.report.check(f"{statement} ({len(lines)} lines, none lost)", not lost, lost)
 
     def gap(self, since, ways=WAYS):
         """The longest time since then in which no line of one of these ways came back, in seconds, with the way."""
@@ -183,6 +201,16 @@ class Stage:
         elif by_address:
             self.report.figure(f"{by_address} packets to the host's own address were readable, while its agent did not announce it")
         self.report.check("no outsider was answered in plaintext", not self.intruded(since), self.intruded(since)[:9])
+
+
+def errors_of(lines):
+    """What went wrong of these lines, by way: each error with its count."""
+    found = {}
+    for line in lines:
+        if not line.ok():
+            found.setdefault(line.way, {}).setdefault(line.said, 0)
+            found[line.way][line.said] += 1
+    return found
 
 
 # --- what an operator sees ---
