@@ -48,7 +48,7 @@ def reboot(stage):
     server.power_off()
     server.start_booting()
     stage.wire(server)
-    until("it has booted", lambda: server.state() in ("running", "degraded"))
+    until("it has booted", lambda: server.state() in ("running", "degraded"), 180)
     stage.heals("calls go on after a boot", lambda: stage.flows("the load flows", count=1))
     rules = int(server.run("systemctl show -p ExecMainExitTimestampMonotonic --value baremesh-boot"))
     shop = int(server.run("systemctl show -p ExecMainStartTimestampMonotonic --value shop"))

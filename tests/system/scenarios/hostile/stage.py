@@ -90,8 +90,9 @@ class Stage:
 
     def go(self, name, condition):
         """One condition, on hosts that are well."""
-        begin, readable = time.monotonic(), self.readable()
         print(f"  {name}: {condition.__doc__}", flush=True)
+        self.flows("the load flows before it")
+        begin, readable = time.monotonic(), self.readable()
         condition(self)
         if name != "rules-flushed":
             self.nothing_leaked(begin, readable, name in STRICTLY)
@@ -263,23 +264,30 @@ def is_well(host):
 
 
 def doctor_names(stage, host, *codes):
-    """Waits until the doctor finds these codes, and no other."""
-    wanted = set(codes)
+    """Waits until the doctor finds these codes, and no other; what it saw of each."""
+    found = doctor_finds(host, set(codes).__eq__, " and ".join(codes) or "nothing")
+    named = " and ".join(f"`{code}`" for code in codes) or "nothing wrong"
+    stage.report.holds(f"doctor on the {host.name} finds {named}")
+    return found
 
-    def seen():
-        if set(doctor(host)[1]) == wanted:
+
+def doctor_finds(host, right, what):
+    """Waits until the doctor finds what is right, by a set of codes; what it saw of each."""
+    found = {}
+
+    def finds():
+        nonlocal found
+        found = doctor(host)[1]
+        if right(set(found)):
             return True
         # It asks the control server, which answers so many times a minute.
         time.sleep(1)
         return False
 
     try:
-        until(f"doctor on {host.name} finds {wanted}", seen, 60)
+        until(f"doctor on {host.name} finds {what}", finds, 60)
     except Broken as error:
-        raise Broken(f"{error}: {doctor(host)}") from error
-    _, found = doctor(host)
-    named = " and ".join(f"`{code}`" for code in codes) or "nothing wrong"
-    stage.report.holds(f"doctor on the {host.name} finds {named}")
+        raise Broken(f"{error}: {found}") from error
     return found
 
 
@@ -294,6 +302,12 @@ def says(host, text, since, unit="baremesh", patience=60):
     except Broken as error:
         said = host.run(f"journalctl --no-pager -o cat -u {unit} --since '@{since:.6f}' | grep -v '\"reporter\"' | tail -20")
         raise Broken(f"{error}; it says {said}") from error
+
+
+def said_at(host, text, since):
+    """When the agent's journal got the first line with a text since a moment of `now()`, on the machine's monotonic clock."""
+    lines = host.run(f"journalctl --no-pager -o short-monotonic -u baremesh --since '@{since:.6f}'").splitlines()
+    return next(float(re.match(r"\[ *([0-9.]+)\]", line).group(1)) for line in lines if text in line)
 
 
 def now():
