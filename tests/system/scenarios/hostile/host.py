@@ -60,9 +60,7 @@ def without_control(stage):
     """the control server is gone when the host boots"""
     report, server = stage.report, stage.server
     stage.control.run("systemctl stop baremesh-control")
-    begin = time.monotonic()
-    server.reboot()
-    stage.wire(server)
+    stage.reboot(server)
     stage.heals("a host that boots without its control server is called again", lambda: stage.flows("the load flows", count=1))
     until("it is ready", lambda: server.is_active("baremesh"))
     # Its first attempt to reach the control server may still be under way.

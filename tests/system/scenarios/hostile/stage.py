@@ -41,10 +41,14 @@ class Stage:
     """The hosts. `server` runs the service shop, closed when its agent is gone; `caller` calls it steadily; `control` is the
     control host, and an outsider who tries the shop in plaintext all the time."""
 
-    def __init__(self, network, report, package):
+    def __init__(self, network, report):
         self.network, self.report = network, report
         # What has been read of the caller's lines, and how many bytes that was.
         self.read, self.bytes_read = [], 0
+        # Who looks at the wire, by the file with what they have seen.
+        self.wires = {}
+
+    def set(self, package):
         self.control, self.caller, self.server = network.boot("control", "caller", "server")
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda host: install(host, package), network.hosts))
@@ -54,7 +58,8 @@ class Stage:
         service_unit(self.server, "shop", f"/usr/bin/baremesh demo-shop echo [::]:{PORT}")
         self.server.run(f"baremesh service register shop --port {PORT} --unit shop.service")
         self.caller.run("baremesh service register callers --port 9000 --unit callers.service")
-        self.begin_wire()
+        for host in (self.caller, self.server):
+            self.wire(host)
         self.caller.copy(PROGRAMS / "steady.py", "/srv/steady.py")
         service_unit(self.caller, "callers", f"/usr/bin/python3 /srv/steady.py {SHOP} {PORT} {self.server.address} /srv/steady")
         self.control.copy(PROGRAMS / "intruder.py", "/srv/intruder.py")
@@ -71,17 +76,18 @@ class Stage:
         token = token_in(self.control.run(f"baremesh token create --service {service}"))
         host.run(f"baremesh join {CONTROL} --token {token} && systemctl enable --now baremesh")
 
-    def begin_wire(self):
-        self.wires = {}
-        for host in (self.caller, self.server):
-            self.wire(host)
-
     def wire(self, host):
         """Looks at what goes over a host's cable, from its side of the switch. Anew after each boot, since the cable is."""
         file = self.network.place / f"wire-{host.name}-{len(self.wires)}"
         process = subprocess.Popen(["ip", "netns", "exec", f"{self.network.tag}-sw", sys.executable, PROGRAMS / "wire.py",
                                     f"p-{host.name}", file, *MARKS], stdout=subprocess.DEVNULL)
         self.wires[file] = process
+
+    def reboot(self, host):
+        host.power_off()
+        host.start_booting()
+        self.wire(host)
+        until("it has booted", lambda: host.state() in ("running", "degraded"), 180)
 
     def end_wire(self):
         for process in self.wires.values():
