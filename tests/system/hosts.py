@@ -169,21 +169,31 @@ class Host:
                  *self.network.powers, "--console=read-only"],
                 stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True,
                 env={**os.environ, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"})
-        until(f"{self.name} answers", lambda: self.finds_init() and self.state())
+        until(f"{self.name} answers", lambda: self.finds_init() and self.state(), 180)
 
     def mounted_cgroup(self):
         return Path("/sys/fs/cgroup") / self.cgroup.relative_to(cgroup2())
 
     def finds_init(self):
-        """Which process is the host's init. nspawn has another child for a moment before it."""
+        """Which process is the host's init. What becomes nspawn, and nspawn itself, have other children for a moment before it: in
+        this machine's namespace of processes, where a command would be run on this machine."""
         if self.nspawn.poll() is not None:
             raise NotKnown(f"no host can be booted: {(self.place / 'console').read_text(errors='replace')[-2000:]}")
         children = subprocess.run(["pgrep", "-P", str(self.nspawn.pid)], capture_output=True, text=True).stdout.split()
-        self.pid = children[0] if children else None
+        here = os.readlink("/proc/self/ns/pid")
+        self.pid = None
+        for pid in children:
+            # It may have ended.
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/ns/pid") != here:
+                    self.pid = pid
         return self.pid
 
     def state(self):
-        asked = subprocess.run([*self.enter(), "systemctl", "is-system-running"], capture_output=True, text=True, timeout=60)
+        try:
+            asked = subprocess.run([*self.enter(), "systemctl", "is-system-running"], capture_output=True, text=True, timeout=60)
+        except subprocess.TimeoutExpired:
+            return ""
         return "" if asked.stdout.strip() in ("offline", "unknown") else asked.stdout.strip()
 
     def power_off(self):

@@ -2,10 +2,11 @@
 request, long TCP streams, TCP whose server speaks first, WebSockets, and gRPC streams both ways."""
 
 import json
+import time
 from pathlib import Path
 
 from mesh import call, service_unit
-from report import until
+from report import Broken, until
 
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 COUNTS = "/run/callers.json"
@@ -32,22 +33,31 @@ class Load:
         until("the load flows", self.flows)
 
     def flows(self):
-        counts = self.counts()
+        counts = self.written()["counts"]
         return counts and all(found["done"] >= 20 for found in counts.values())
 
-    def counts(self):
+    def written(self):
+        """What is in the file: the counts, and the moment of which they are, on the machine's monotonic clock."""
         said = self.caller.tries(f"cat {COUNTS}")
-        return json.loads(said.stdout) if said.returncode == 0 else {}
+        return json.loads(said.stdout) if said.returncode == 0 else {"at": 0.0, "counts": {}}
+
+    def counts(self):
+        """The counts of a moment after now."""
+        now = time.monotonic()
+        try:
+            return until("the load is counted", lambda: (written := self.written())["at"] > now and written["counts"])
+        except Broken as error:
+            raise Broken(f"{error}: {self.caller.journal('callers', '-n 20')}") from error
 
     def goes_on(self):
         """Waits until each kind has had answers since now, twice as many as it has callers."""
-        before = {kind: found["done"] for kind, found in self.counts().items()}
-        until("the load goes on", lambda: all(found["done"] >= before[kind] + 8 for kind, found in self.counts().items()))
+        before = self.counts()
+        until("the load goes on", lambda: all(found["done"] >= before[kind]["done"] + 2 * CALLERS for kind, found in self.counts().items()))
 
     def end(self):
         """Lets every caller end what it has begun; the last counts."""
         self.caller.run("systemctl stop callers.service")
-        return self.counts()
+        return self.written()["counts"]
 
 
 LOSSES = ("failed", "refused", "cut", "unnamed")

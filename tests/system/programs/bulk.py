@@ -12,7 +12,7 @@ import time
 name, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sent = os.urandom(count - 1).replace(b"\n", b" ") + b"\n"
 begin = time.monotonic()
-with socket.create_connection((name, port), 20) as connection:
+with socket.create_connection((name, port), 60) as connection:
     def send():
         connection.sendall(sent)
         connection.shutdown(socket.SHUT_WR)

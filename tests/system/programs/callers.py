@@ -1,5 +1,5 @@
-"""A constant load on the shop, of six kinds, until SIGTERM; then every caller ends what it has begun. Counts are in the file
-that is named, as JSON, always.
+"""A constant load on the shop, of six kinds, until SIGTERM; then every caller ends what it has begun. In the file that is named
+are, as JSON, always: the `counts`, and the moment of which they are (`at`, on the machine's monotonic clock).
 
     callers.py HOST FILE
 
@@ -246,7 +246,8 @@ async def calls(kind, number, counts):
         except Wrong as error:
             counts.wrong("failed", error)
             await pause()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, EOFError) as error:
+        except Exception as error:  # noqa: BLE001
+            # Whatever it is, it is told, and the load goes on.
             counts.wrong(unfinished, error)
             await pause()
 
@@ -258,11 +259,11 @@ async def main():
     callers = [asyncio.create_task(calls(kind, number, counts[kind.__name__]))
                for kind in (kept, once, stream, greeted, websocket, grpc_stream) for number in range(CALLERS)]
     while True:
-        done, _ = await asyncio.wait(callers, timeout=0.5)
+        done, _ = await asyncio.wait(callers, timeout=0.2)
         for failed in done:
             failed.result()
         with open(FILE + ".new", "w", encoding="utf-8") as file:
-            json.dump({kind: vars(found) for kind, found in counts.items()}, file)
+            json.dump({"at": time.monotonic(), "counts": {kind: vars(found) for kind, found in counts.items()}}, file)
         os.rename(FILE + ".new", FILE)
         if len(done) == len(callers):
             return

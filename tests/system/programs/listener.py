@@ -1,5 +1,5 @@
 """Hears whatever comes to a port, by UDP and TCP, and appends a line for each to a file: `listener.py PORT FILE`. Of a connection the
-line is written when it stands: nobody who is held gets so far."""
+line is written when it stands: nobody who is held gets so far. What is said first in it is a line of its own."""
 
 import selectors
 import socket
@@ -20,7 +20,15 @@ with open(file, "a", buffering=1) as heard:
             if ready.fileobj.type == socket.SOCK_DGRAM:
                 data, sender = ready.fileobj.recvfrom(4096)
                 print("udp", sender[0], data.decode(errors="replace").strip(), file=heard)
-            else:
+            elif ready.data is None:
                 connection, sender = ready.fileobj.accept()
-                print("tcp", sender[0], file=heard)
-                connection.close()
+                print("tcp", *sender[:2], file=heard)
+                waiting.register(connection, selectors.EVENT_READ, sender)
+            else:
+                try:
+                    data = ready.fileobj.recv(4096)
+                except OSError:
+                    data = b""
+                print("said", *ready.data[:2], data.decode(errors="replace").strip(), file=heard)
+                waiting.unregister(ready.fileobj)
+                ready.fileobj.close()

@@ -16,7 +16,7 @@ with open(file, "w", encoding="utf-8") as made:
 answers = []
 for connection in connections:
     try:
-        answers.append(connection.recv(5).decode())
+        answers.append(connection.makefile().readline())
     except OSError as error:
         answers.append(f"{error}")
 sys.exit(None if answers == ["here\n"] * len(answers) else f"{answers}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 from hosts import Network
 from load import PROGRAMS
@@ -81,7 +82,9 @@ def ssh_lives(report, control, host, session, first, later):
     host.run("systemctl is-active baremesh")
     session.lives("a reload with a broken agent.toml")
     host.run("systemctl restart --no-block baremesh")
-    until("the agent fails to start", lambda: "nonsense" in host.journal("baremesh", "-n 30") and not host.is_active("baremesh"))
+    # The refused reload has said so too.
+    until("the agent fails to start", lambda: int(host.run("systemctl show -p NRestarts --value baremesh")) >= 1
+          and "nonsense" in host.journal("baremesh", "-n 30") and not host.is_active("baremesh"))
     session.lives("a broken agent.toml")
     host.run("cp /root/agent.toml /etc/baremesh/agent.toml")
     until("the agent starts with the old agent.toml", lambda: host.is_active("baremesh"))
@@ -112,7 +115,7 @@ def rules_come_back(report, web, host):
         ("`ufw enable`, `reload` and `disable`", ["ufw allow 15008/tcp && ufw allow 22/tcp && ufw --force enable", "ufw reload", "ufw disable"]),
         ("a restart of nftables.service", ["systemctl restart nftables"]),
     ):
-        before = restored(host)
+        before, moment = restored(host), time.time()
         for command in commands:
             host.run(command)
             until(f"rules stand after `{command}`", lambda: host.succeeds("baremesh capture status"), 40)
@@ -124,7 +127,7 @@ def rules_come_back(report, web, host):
         report.figure(f"put back {again} times")
         if "flush ruleset" in commands[0]:
             report.check("that is in the metrics, in the log and in what doctor says",
-                         again >= 1 and "changed" in host.journal("baremesh", "-n 50 | grep -i -E 'restor|put back|changed'")
+                         again >= 1 and "were put back" in host.journal("baremesh", f"--since '@{moment:.6f}'")
                          and "rules_restored" in host.tries("baremesh doctor -o json").stdout)
 
 

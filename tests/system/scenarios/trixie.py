@@ -91,7 +91,7 @@ def shut(report, control, caller, server):
 
 
 def heard(server, word=""):
-    """What came to the listener by UDP that says this, and every connection."""
+    """What came to the listener that has this word in its line."""
     return [line for line in server.run(f"cat {HEARD} 2>/dev/null || true").splitlines() if word in line]
 
 
@@ -105,17 +105,23 @@ def starts(caller, server, number=STARTS):
     server.run(f": >{HEARD}")
     for _ in range(number):
         caller.run("systemctl start eager")
-    arrived = len(heard(server))
-    caller.run(f"systemctl start free@{number}")
-    # By UDP over both families, and connections as well.
-    until("what others send arrives", lambda: len(heard(server, f"free-{number}")) == 2 and len(heard(server)) - arrived >= 4)
-    return [line for line in heard(server) if "free" not in line][: len(heard(server)) - 4]
+    return arrived(caller, server, number)
+
+
+def arrived(caller, server, mark):
+    """Datagrams and connections that have arrived and were not sent by a unit that is free to. It sends last, with this mark."""
+    caller.run(f"systemctl start free@{mark}")
+    # By UDP over both families, and what is said in a connection over each.
+    until("what others send arrives", lambda: len(heard(server, f"free-{mark}")) == 4)
+    lines = heard(server)
+    connections = {tuple(line.split()[1:3]) for line in lines if line.startswith("said") and "free" in line}
+    return [line for line in lines if not line.startswith("said") and "free" not in line and tuple(line.split()[1:3]) not in connections]
 
 
 def with_agent(report, caller, server):
     before = counted(caller, "unit_stray"), counted(caller, "outbound_unit")
-    arrived = starts(caller, server)
-    report.check(f"of {STARTS} starts of a unit that sends as its first act nothing arrives", not arrived, arrived)
+    came = starts(caller, server)
+    report.check(f"of {STARTS} starts of a unit that sends as its first act nothing arrives", not came, came)
     after = counted(caller, "unit_stray"), counted(caller, "outbound_unit")
     report.check("the sets refused its datagrams before the agent had found the unit", after[0] > before[0], (before, after))
     report.check("the sets brought its connections to the agent before that", after[1] > before[1], (before, after))
@@ -131,11 +137,11 @@ def with_agent(report, caller, server):
 def without_note(report, caller, server):
     """The counter-proof: without systemd's word the first packets are out before the agent has looked."""
     caller.run(f"sed -i /NFTSet/d {DROP_IN} && systemctl daemon-reload")
-    arrived = starts(caller, server)
-    report.check("without the line of the drop-in something arrives", arrived)
-    report.figure(f"of {STARTS} starts without it {len(arrived)} packets or connections arrive")
-    said = caller.run("baremesh status 2>&1 || true")
-    report.check("and status warns of it", "held only when the agent has found it" in said, said)
+    came = starts(caller, server)
+    report.check("without the line of the drop-in something arrives", came)
+    report.figure(f"of {STARTS} starts without it {len(came)} packets or connections arrive")
+    until("status warns of it", lambda: "held only when the agent has found it" in caller.run("baremesh status 2>&1 || true"))
+    report.holds("and status warns of it")
     caller.run(f"{REGISTER} --drop-in && grep NFTSet {DROP_IN}")
 
 
@@ -147,13 +153,13 @@ def agent_gone(report, caller, server):
     # The unit would start it again.
     caller.run("systemctl mask --runtime baremesh")
     before = counted(caller, "unit_stray")
-    arrived = starts(caller, server)
-    report.check(f"with the agent killed nothing arrives of {STARTS} starts either, the service being closed", not arrived, arrived)
+    came = starts(caller, server)
+    report.check(f"with the agent killed nothing arrives of {STARTS} starts either, the service being closed", not came, came)
     report.check("the sets refused it", counted(caller, "unit_stray") > before)
     caller.run("systemctl unmask --runtime baremesh && rm /etc/systemd/system/baremesh.service.d/stays-dead.conf && systemctl daemon-reload")
     caller.run("systemctl start baremesh")
-    arrived = starts(caller, server, 3)
-    report.check("nor with the agent back", not arrived, arrived)
+    came = starts(caller, server, 3)
+    report.check("nor with the agent back", not came, came)
 
 
 def before_agent(report, caller, server):
@@ -163,9 +169,9 @@ def before_agent(report, caller, server):
     caller.reboot()
     until("the unit has run", lambda: caller.run("systemctl show -p ExecMainExitTimestamp --value eager"))
     report.check("after a boot no agent runs", not caller.is_active("baremesh"))
-    at_boot = heard(server)
-    arrived = starts(caller, server, 5)
-    report.check("what a unit sends while the host boots, and later, does not arrive before there is an agent", not arrived and not at_boot, at_boot + arrived)
+    at_boot = arrived(caller, server, "boot")
+    came = starts(caller, server, 5)
+    report.check("what a unit sends while the host boots, and later, does not arrive before there is an agent", not came and not at_boot, at_boot + came)
     report.check("the sets refused it", counted(caller, "unit_stray") > 0)
     caller.run("systemctl unmask baremesh && systemctl start baremesh")
     until("the agent is up", lambda: caller.is_active("baremesh"))

@@ -18,7 +18,7 @@ SERVICES = {
     "renamed": "--unit old.service",
     "early": "--unit early.service",
 }
-FETCH = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 60).recv(99).decode())"
+FETCH = "import socket, sys; print(socket.create_connection((sys.argv[1], int(sys.argv[2])), 60).makefile().read())"
 HOST_ITSELF = "ns/hosts/sa/caller"
 
 
@@ -37,6 +37,8 @@ def run(report, packages):
             until(f"there is a certificate for {name}", lambda name=name: has_certificate(caller, name))
         until("the echo is called", lambda: probe(caller, f"{CALL} hello"))
         seen = Seen(caller, server)
+        # Else it would be taken for the next connection's.
+        until("that is in the called side's log", seen.lines)
         kinds(report, caller, server, seen)
         users_unit(report, caller, seen)
         another_name(report, caller, seen)

@@ -1,7 +1,5 @@
 """Hostile and broken conditions on booted hosts: what an operator sees, what calls do meanwhile, and how it heals."""
 
-import time
-
 from hosts import Network
 
 from . import attacks, files, host, network
@@ -38,8 +36,9 @@ def these(conditions):
     """A scenario of these conditions, one after the other on the same hosts."""
     def scenario(report, packages):
         with Network() as network:
-            stage = Stage(network, report, packages[0])
+            stage = Stage(network, report)
             try:
+                stage.set(packages[0])
                 report.figure(f"the mesh stands after {report.seconds():.0f} s")
                 for name, condition in conditions.items():
                     stage.go(name, condition)

@@ -45,10 +45,7 @@ def first_attempt_fails(stage):
 def reboot(stage):
     """the called host boots: its rules stand before its services"""
     report, server = stage.report, stage.server
-    server.power_off()
-    server.start_booting()
-    stage.wire(server)
-    until("it has booted", lambda: server.state() in ("running", "degraded"))
+    stage.reboot(server)
     stage.heals("calls go on after a boot", lambda: stage.flows("the load flows", count=1))
     rules = int(server.run("systemctl show -p ExecMainExitTimestampMonotonic --value baremesh-boot"))
     shop = int(server.run("systemctl show -p ExecMainStartTimestampMonotonic --value shop"))

@@ -41,8 +41,14 @@ class Stage:
     """The hosts. `server` runs the service shop, closed when its agent is gone; `caller` calls it steadily; `control` is the
     control host, and an outsider who tries the shop in plaintext all the time."""
 
-    def __init__(self, network, report, package):
+    def __init__(self, network, report):
         self.network, self.report = network, report
+        # What has been read of the caller's lines, and how many bytes that was.
+        self.read, self.bytes_read = [], 0
+        # Who looks at the wire, by the file with what they have seen.
+        self.wires = {}
+
+    def set(self, package):
         self.control, self.caller, self.server = network.boot("control", "caller", "server")
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda host: install(host, package), network.hosts))
@@ -52,7 +58,8 @@ class Stage:
         service_unit(self.server, "shop", f"/usr/bin/baremesh demo-shop echo [::]:{PORT}")
         self.server.run(f"baremesh service register shop --port {PORT} --unit shop.service")
         self.caller.run("baremesh service register callers --port 9000 --unit callers.service")
-        self.begin_wire()
+        for host in (self.caller, self.server):
+            self.wire(host)
         self.caller.copy(PROGRAMS / "steady.py", "/srv/steady.py")
         service_unit(self.caller, "callers", f"/usr/bin/python3 /srv/steady.py {SHOP} {PORT} {self.server.address} /srv/steady")
         self.control.copy(PROGRAMS / "intruder.py", "/srv/intruder.py")
@@ -69,17 +76,18 @@ class Stage:
         token = token_in(self.control.run(f"baremesh token create --service {service}"))
         host.run(f"baremesh join {CONTROL} --token {token} && systemctl enable --now baremesh")
 
-    def begin_wire(self):
-        self.wires = {}
-        for host in (self.caller, self.server):
-            self.wire(host)
-
     def wire(self, host):
         """Looks at what goes over a host's cable, from its side of the switch. Anew after each boot, since the cable is."""
         file = self.network.place / f"wire-{host.name}-{len(self.wires)}"
         process = subprocess.Popen(["ip", "netns", "exec", f"{self.network.tag}-sw", sys.executable, PROGRAMS / "wire.py",
                                     f"p-{host.name}", file, *MARKS], stdout=subprocess.DEVNULL)
         self.wires[file] = process
+
+    def reboot(self, host):
+        host.power_off()
+        host.start_booting()
+        self.wire(host)
+        until("it has booted", lambda: host.state() in ("running", "degraded"), 180)
 
     def end_wire(self):
         for process in self.wires.values():
@@ -88,8 +96,9 @@ class Stage:
 
     def go(self, name, condition):
         """One condition, on hosts that are well."""
-        begin, readable = time.monotonic(), self.readable()
         print(f"  {name}: {condition.__doc__}", flush=True)
+        self.flows("the load flows before it")
+        begin, readable = time.monotonic(), self.readable()
         condition(self)
         if name != "rules-flushed":
             self.nothing_leaked(begin, readable, name in STRICTLY)
@@ -107,16 +116,37 @@ class Stage:
         """Calls that did not come through since then were refused or reset: none was answered by somebody else."""
         errors = self.errors(since)
         self.report.check(f"{when} calls were refused", errors, self.lines(since)[:4])
+        self.report.check("nobody else answered one", not any("another answer" in said for of_way in errors.values() for said in of_way), errors)
         self.report.figure(f"programs saw {errors}")
 
-    def lines(self, since, host=None):
-        """The lines that were begun since then."""
-        found = []
-        for text in ((host or self.caller).root / "srv/steady").read_text(errors="replace").splitlines():
-            fields = text.split("\t")
-            if len(fields) == 4 and float(fields[0]) >= since:
-                found.append(Line(float(fields[0]), fields[1], fields[2], float(fields[3])))
-        return found
+    def lines(self, since):
+        """The lines that were begun since then, and have ended."""
+        file = self.caller.root / "srv/steady"
+        # The program makes it when it has started.
+        if file.exists():
+            with open(file, "rb") as written:
+                written.seek(self.bytes_read)
+                # The last one may be half of it.
+                whole = written.read().rpartition(b"\n")[0]
+            for text in whole.decode(errors="replace").splitlines():
+                at, way, said, took = text.split("\t")
+                self.read.append(Line(float(at), way, said, float(took)))
+            self.bytes_read += len(whole) + 1 if whole else 0
+        return [line for line in self.read if line.at >= since]
+
+    def ended(self, since, ways=WAYS):
+        """The lines of these ways that were begun since then, with those that are under way: each way has one that was begun after
+        now."""
+        begin = time.monotonic()
+
+        def missing():
+            return set(ways) - {line.way for line in self.lines(begin)}
+
+        try:
+            until("each way has a line that was begun since", lambda: not missing(), 60)
+        except Broken as error:
+            raise Broken(f"{error}: there is none of {sorted(missing())}") from error
+        return [line for line in self.lines(since) if line.way in ways]
 
     def flows(self, what, ways=WAYS, patience=90, count=3):
         """Waits until `count` lines have come back each of these ways, one after the other, since now; how long it took."""
@@ -135,18 +165,13 @@ class Stage:
 
     def errors(self, since):
         """What went wrong since then, by way: each error with its count."""
-        found = {}
-        for line in self.lines(since):
-            if not line.ok():
-                found.setdefault(line.way, {}).setdefault(line.said, 0)
-                found[line.way][line.said] += 1
-        return found
+        return errors_of(self.lines(since))
 
     def undisturbed(self, statement, since, ways=WAYS):
-        """No line was lost since then, and there were some."""
-        lines = [line for line in self.lines(since) if line.way in ways]
-        lost = self.errors(since)
-        self.report.check(f"{statement} ({len(lines)} lines, none lost)", lines and not any(way in lost for way in ways), lost)
+        """No line was lost since then, and there were some of each way."""
+        lines = self.ended(since, ways)
+        lost = errors_of(lines)
+        self.report.check(f"{statement} ({len(lines)} lines, none lost)", not lost, lost)
 
     def gap(self, since, ways=WAYS):
         """The longest time since then in which no line of one of these ways came back, in seconds, with the way."""
@@ -161,28 +186,46 @@ class Stage:
         return longest
 
     def readable(self):
-        """How many packets went over the wire so far in which could be read what is said to the service's name, and what is said to
-        its host's own address."""
-        time.sleep(0.3)
-        counts = [[int(count) for count in file.read_text().split()] for file in self.wires]
-        return tuple(sum(count[place] for count in counts) for place in (1, 2))
+        """How many packets have gone over the wire until now, and in how many of them could be read what is said to the service's
+        name, and what is said to its host's own address."""
+        now = time.monotonic()
+
+        def looked_at():
+            counts = [file.read_text().split() for file in self.wires if file.exists()]
+            return counts if len(counts) == len(self.wires) and all(float(count[0]) > now for count in counts) else None
+
+        counts = until("what went over the wire has been looked at", looked_at)
+        return tuple(sum(int(count[place]) for count in counts) for place in (1, 2, 3))
 
     def intruded(self, since=0.0):
         """When the outsider got an answer in plaintext."""
         file = self.control.root / "srv/intruded"
-        times = [float(line.split("\t")[0]) for line in file.read_text().splitlines()] if file.exists() else []
+        # The last line may be half of one.
+        whole = file.read_text().split("\n")[:-1] if file.exists() else []
+        times = [float(line.split("\t")[0]) for line in whole]
         return [at for at in times if at >= since]
 
     def nothing_leaked(self, since, before, strictly=False):
         """By what was `readable()` before. `strictly`: not by the host's own address either, which is one of the mesh while its
         agent announces it, and anybody's when that has said goodbye."""
-        by_name, by_address = (now - then for now, then in zip(self.readable(), before))
-        self.report.check("nothing that is said to a name of the mesh was readable on the wire", by_name == 0, by_name)
+        packets, by_name, by_address = (now - then for now, then in zip(self.readable(), before))
+        self.report.check("nothing that is said to a name of the mesh was readable on the wire", packets and not by_name, f"{by_name} of {packets}")
         if strictly:
             self.report.check("nor what is said to the host's own address", by_address == 0, by_address)
         elif by_address:
             self.report.figure(f"{by_address} packets to the host's own address were readable, while its agent did not announce it")
-        self.report.check("no outsider was answered in plaintext", not self.intruded(since), self.intruded(since)[:9])
+        answered = self.intruded(since) if self.control.is_active("intruder") else ["nobody tries any more"]
+        self.report.check("no outsider was answered in plaintext", not answered, answered[:9])
+
+
+def errors_of(lines):
+    """What went wrong of these lines, by way: each error with its count."""
+    found = {}
+    for line in lines:
+        if not line.ok():
+            found.setdefault(line.way, {}).setdefault(line.said, 0)
+            found[line.way][line.said] += 1
+    return found
 
 
 # --- what an operator sees ---
@@ -227,23 +270,30 @@ def is_well(host):
 
 
 def doctor_names(stage, host, *codes):
-    """Waits until the doctor finds these codes, and no other."""
-    wanted = set(codes)
+    """Waits until the doctor finds these codes, and no other; what it saw of each."""
+    found = doctor_finds(host, set(codes).__eq__, " and ".join(codes) or "nothing")
+    named = " and ".join(f"`{code}`" for code in codes) or "nothing wrong"
+    stage.report.holds(f"doctor on the {host.name} finds {named}")
+    return found
 
-    def seen():
-        if set(doctor(host)[1]) == wanted:
+
+def doctor_finds(host, right, what):
+    """Waits until the doctor finds what is right, by a set of codes; what it saw of each."""
+    found = {}
+
+    def finds():
+        nonlocal found
+        found = doctor(host)[1]
+        if right(set(found)):
             return True
         # It asks the control server, which answers so many times a minute.
         time.sleep(1)
         return False
 
     try:
-        until(f"doctor on {host.name} finds {wanted}", seen, 60)
+        until(f"doctor on {host.name} finds {what}", finds, 60)
     except Broken as error:
-        raise Broken(f"{error}: {doctor(host)}") from error
-    _, found = doctor(host)
-    named = " and ".join(f"`{code}`" for code in codes) or "nothing wrong"
-    stage.report.holds(f"doctor on the {host.name} finds {named}")
+        raise Broken(f"{error}: {found}") from error
     return found
 
 
@@ -258,6 +308,12 @@ def says(host, text, since, unit="baremesh", patience=60):
     except Broken as error:
         said = host.run(f"journalctl --no-pager -o cat -u {unit} --since '@{since:.6f}' | grep -v '\"reporter\"' | tail -20")
         raise Broken(f"{error}; it says {said}") from error
+
+
+def said_at(host, text, since):
+    """When the agent's journal got the first line with a text since a moment of `now()`, on the machine's monotonic clock."""
+    lines = host.run(f"journalctl --no-pager -o short-monotonic -u baremesh --since '@{since:.6f}'").splitlines()
+    return next(float(re.match(r"\[ *([0-9.]+)\]", line).group(1)) for line in lines if text in line)
 
 
 def now():
