@@ -2,6 +2,9 @@
 //! linux/netfilter/nfnetlink_conntrack.h). Connections of one port to several places all become connections to the agent:
 //! the kernel gives all but the first another port, which may be another program's.
 
+/// What is left of connections from before their destination was captured.
+pub mod leftovers;
+
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
@@ -164,16 +167,23 @@ fn encode((local, peer): Ends, sequence: u32) -> Vec<u8> {
     let mut tuple = Vec::new();
     put(&mut tuple, ADDRESSES | NESTED, &addresses);
     put(&mut tuple, PROTOCOL | NESTED, &protocol);
-    let mut body = vec![family, 0, 0, 0];
+    let mut body = Vec::new();
     put(&mut body, REPLY | NESTED, &tuple);
-    let mut message = Vec::with_capacity(HEADER + body.len());
+    message((GET, 0), family, sequence, &body)
+}
+
+/// A request of this kind, with further flags.
+fn message((kind, flags): (u16, u16), family: u8, sequence: u32, attributes: &[u8]) -> Vec<u8> {
+    let length = HEADER + FAMILY + attributes.len();
+    let mut message = Vec::with_capacity(length);
     // Some hundred bytes at most.
-    message.extend(((HEADER + body.len()) as u32).to_ne_bytes());
-    message.extend(GET.to_ne_bytes());
-    message.extend(REQUEST.to_ne_bytes());
+    message.extend((length as u32).to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend((REQUEST | flags).to_ne_bytes());
     message.extend(sequence.to_ne_bytes());
     message.extend([0; 4]);
-    message.extend(body);
+    message.extend([family, 0, 0, 0]);
+    message.extend(attributes);
     message
 }
 
@@ -242,7 +252,7 @@ mod tests {
 
     const NUMBER_OF_REQUEST: u32 = 7;
 
-    fn entry(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    pub(super) fn entry(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
         // The request for it, as if it were the entry itself.
         let mut message = encode((from, to), NUMBER_OF_REQUEST);
         message[4..6].copy_from_slice(&ENTRY.to_ne_bytes());

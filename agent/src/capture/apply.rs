@@ -13,9 +13,12 @@ use super::listing::Listing;
 use super::plan::{CapturePlan, LocalService};
 use super::route;
 use super::rules::{self, Ruleset, ruleset, skeleton, transaction};
-use super::sets::{ELEMENTS_PER_TRANSACTION, NamedSet, SEAL, SEAL_OF_STRUCTURE, TABLE, difference, loading};
+use super::sets::{
+    Destinations, ELEMENTS_PER_TRANSACTION, NamedSet, SEAL, SEAL_OF_STRUCTURE, TABLE, difference, loading,
+};
 use super::status::{Status, seal_is_broken};
 use super::units::{self, UNITS_TABLE, Units};
+use crate::attribution;
 
 /// The file with the rules for a gone agent, in the runtime directory.
 const GONE_FILE: &str = "gone.nft";
@@ -197,8 +200,8 @@ impl Capture {
         // Until all of it has succeeded nothing is known to stand, and the next attempt replaces everything.
         let standing = self.standing.take();
         let standing = standing.filter(|standing| standing.skeleton == skeleton);
-        let changed = standing.map(|standing| {
-            let changed = self.change_elements(&standing, &ruleset, doubt);
+        let changed = standing.as_ref().map(|standing| {
+            let changed = self.change_elements(standing, &ruleset, doubt);
             changed.map(|change| (change, standing.structure))
         });
         if let Some(Err(found)) = &changed {
@@ -209,6 +212,7 @@ impl Capture {
             _ if self.found.is_some() => (Change::Restored, self.replace(&skeleton, &ruleset)?),
             _ => (Change::Replaced, self.replace(&skeleton, &ruleset)?),
         };
+        forget_leftovers(change, standing.as_ref(), &ruleset);
         route::place(&self.tools, &route::ranges_of(plan))?;
         self.standing = Some(Standing { skeleton, sets: ruleset.sets, structure });
         // Last, as it waits for a disk.
@@ -291,6 +295,31 @@ impl Capture {
         let mut transactions = in_parts(&skeleton, &sets);
         transactions.push(self.units_way_back()?);
         Ok(Batch { routes: Routes::Place(route::standing(&self.tools)?), transactions })
+    }
+}
+
+/// Has connection tracking forget what is left of connections to hosts that are captured now and were not before: the rules are not
+/// asked about what is taken for one of them.
+fn forget_leftovers(change: Change, before: Option<&Standing>, now: &Ruleset) {
+    let before = match (change, before) {
+        (Change::None, _) => return,
+        (Change::Elements { .. }, Some(before)) => &before.sets[..],
+        _ => &[],
+    };
+    let anew = Destinations::between(before, &now.sets);
+    if anew.is_empty() {
+        return;
+    }
+    match attribution::forget_leftovers(|to| anew.contain(to)) {
+        Ok(0) => {}
+        Ok(forgotten) => {
+            tracing::debug!(
+                forgotten,
+                "connections had been tried, or had ended, before their destination was captured"
+            );
+        }
+        // Each may be in the way of one later connection.
+        Err(error) => tracing::debug!(%error, "connections from before the capture are not forgotten"),
     }
 }
 

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::conntrack::Tracked;
 use super::flows::{from_before, untranslated};
 use super::namespace::{Peer, addresses, eventually, namespace_test, plan, sh};
-use super::{Capture, CapturePlan};
+use super::{Capture, CapturePlan, Change};
 use crate::attribution::look_up::list_sockets;
 use crate::attribution::sock_diag::dump::Listed;
 use crate::attribution::{Attributor, Cgroups};
@@ -153,6 +153,73 @@ namespace_test! {
             thirds.push(third);
             twin.is_some()
         });
+    }
+}
+
+/// Connects from a port of its own choice at whatever address.
+fn try_from_port(port: u16, to: &str) -> Socket {
+    let to = address(to);
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+    socket.set_reuse_address(true).expect("set");
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let from = SocketAddr::new(address(any).ip(), port);
+    socket.bind(&from.into()).expect("bound");
+    socket.set_nonblocking(true).expect("set");
+    let _ = socket.connect(&to.into());
+    socket
+}
+
+namespace_test! {
+    fn what_is_left_from_before_the_capture_is_not_in_the_way_of_what_comes_after() {
+        let runtime = TempDir::new().expect("a directory");
+        let peer = Peer::new();
+        let agents = ["127.0.0.1:15001", "[::1]:15001"].map(|at| TcpListener::bind(at).expect("bound"));
+        agents.iter().for_each(|agent| agent.set_nonblocking(true).expect("set"));
+        let arrived = |what: &str| {
+            eventually(what, || agents.iter().any(|agent| agent.accept().is_ok()));
+        };
+        let mut capture = Capture::new(runtime.path()).expect("nft and ip are installed");
+        capture.apply(&plan()).expect("applied");
+        // Nobody has these addresses, and nobody says so. One gives up, another one is tried still.
+        let (fourth, sixth) = ("10.9.0.9:7000", "[fd09::9]:7000");
+        for address in ["10.9.0.9", "fd09::9"] {
+            sh(&format!("ip neigh add {address} lladdr 02:00:00:00:00:09 nud permanent dev eth0"));
+        }
+        drop([try_from_port(40_000, fourth), try_from_port(40_000, sixth)]);
+        let tried = try_from_port(40_001, fourth);
+        // Somebody answers here. One connection ends by a reset, one stays open.
+        let third = "10.9.0.2:7000";
+        let server = peer.there(|| TcpListener::bind(third).expect("bound"));
+        let serve = |port| {
+            let client = try_from_port(port, third);
+            (client, server.accept().expect("accepted").0)
+        };
+        let (reset, end) = serve(40_000);
+        SockRef::from(&end).set_linger(Some(Duration::ZERO)).expect("set");
+        drop(end);
+        eventually("it hears of the reset", || reset.take_error().expect("asked").is_some());
+        drop(reset);
+        let (open, mut served) = serve(40_003);
+        let captured = CapturePlan { endpoints: addresses(&[third, fourth, sixth]), ..plan() };
+        let applied = capture.follow(&captured).expect("applied");
+        assert!(matches!(applied.change, Change::Elements { .. }), "{applied:?}");
+        let _first = [third, fourth, sixth].map(|to| {
+            let socket = try_from_port(40_000, to);
+            arrived(&format!("a connection to {to} from the port of before"));
+            socket
+        });
+        arrived("what is tried still");
+        drop(tried);
+        open.send(b"x").expect("sent");
+        served.read_exact(&mut [0]).expect("what is open goes on");
+
+        // The same where all rules are put in place at once, as an agent does that begins.
+        sh("nft delete element inet baremesh endpoints4 '{ 10.9.0.9 . 7000 }'");
+        drop(try_from_port(40_002, fourth));
+        let mut next = Capture::new(runtime.path()).expect("nft and ip are installed");
+        assert_eq!(next.apply(&captured).expect("applied").change, Change::Replaced);
+        let _second = try_from_port(40_002, fourth);
+        arrived("a connection from the port of before");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Named sets and their elements. Endpoints come and go all day while the rules stay as they are: a change of
 //! elements alone is a transaction of a few lines, and loads in milliseconds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
@@ -21,6 +21,10 @@ pub(super) const SEAL_OF_ELEMENTS: u32 = 1;
 
 /// The element of the seal that speaks of chains, rules and set definitions.
 pub(super) const SEAL_OF_STRUCTURE: u32 = 2;
+
+/// How the names of sets begin whose elements are on other hosts.
+const ENDPOINTS: &str = "endpoints";
+const EXTERNAL: &str = "external";
 
 /// So many elements go into one transaction where the kernel bounds a netlink message by the socket's send buffer
 /// (a user namespace): 212,992 bytes by default, and an element takes less than 200.
@@ -103,7 +107,7 @@ pub(super) fn sets_of(plan: &CapturePlan) -> Vec<NamedSet> {
 /// The endpoints of other hosts.
 pub(super) fn endpoints(plan: &CapturePlan) -> [NamedSet; 2] {
     let endpoints = plan.endpoints.iter().filter(|e| plan.capturable(e.ip(), e.port()));
-    NamedSet::of_sockets("endpoints", &endpoints.map(|e| (plain(*e), None)).collect())
+    NamedSet::of_sockets(ENDPOINTS, &endpoints.map(|e| (plain(*e), None)).collect())
 }
 
 /// Where hosts of ServiceEntries are reached. What lies within a block for the same port is left out: the kernel takes no
@@ -123,8 +127,8 @@ pub(super) fn external(plan: &CapturePlan) -> [NamedSet; 2] {
         chosen.map(|one| (element(one), None)).collect()
     };
     [
-        NamedSet::new("external4", "ipv4_addr . inet_service; flags interval", of(true)),
-        NamedSet::new("external6", "ipv6_addr . inet_service; flags interval", of(false)),
+        NamedSet::new(&format!("{EXTERNAL}4"), "ipv4_addr . inet_service; flags interval", of(true)),
+        NamedSet::new(&format!("{EXTERNAL}6"), "ipv6_addr . inet_service; flags interval", of(false)),
     ]
 }
 
@@ -222,6 +226,42 @@ pub(super) fn difference(old: &[NamedSet], new: &[NamedSet]) -> (String, usize, 
         }
     }
     (text, added, removed)
+}
+
+/// Places on other hosts.
+#[derive(Debug, Default)]
+pub(super) struct Destinations {
+    sockets: HashSet<SocketAddr>,
+    networks: Vec<(IpNet, u16)>,
+}
+
+impl Destinations {
+    /// Those that `new` captures and `old` does not.
+    pub(super) fn between(old: &[NamedSet], new: &[NamedSet]) -> Self {
+        let mut found = Self::default();
+        for set in new.iter().filter(|set| set.name.starts_with(ENDPOINTS) || set.name.starts_with(EXTERNAL))
+        {
+            let before = old.iter().find(|old| old.name == set.name);
+            let is_new = |element: &&Element| before.is_none_or(|old| !old.elements.contains_key(element));
+            for element in set.elements.keys().filter(is_new) {
+                match element {
+                    Element::Socket(address) => _ = found.sockets.insert(*address),
+                    Element::Network(network, port) => found.networks.push((*network, *port)),
+                    Element::Number(_) => {}
+                }
+            }
+        }
+        found
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.sockets.is_empty() && self.networks.is_empty()
+    }
+
+    pub(super) fn contain(&self, to: SocketAddr) -> bool {
+        self.sockets.contains(&to)
+            || self.networks.iter().any(|(network, port)| *port == to.port() && network.contains(&to.ip()))
+    }
 }
 
 /// The elements of sets as `add element` statements, at most `limit` to each of the returned texts.
