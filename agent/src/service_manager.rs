@@ -9,14 +9,15 @@ pub mod watchdog;
 
 use std::time::Duration;
 
+use crate::capture::CaptureError;
 use crate::capture::command::Tools;
 
-/// How long the answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long the answer is waited for: on a host that has no time a restart is one still.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whether the service is being stopped only to be started anew. Where that cannot be told, it is not.
 pub async fn is_starting_anew() -> bool {
-    let asked = tokio::task::spawn_blocking(|| {
+    let asked = tokio::task::spawn_blocking(|| -> Result<bool, CaptureError> {
         let Some(unit) = std::fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| unit_of(&text))
         else {
             return Ok(false);
@@ -24,15 +25,14 @@ pub async fn is_starting_anew() -> bool {
         let jobs = Tools::find()?.systemctl(&["list-jobs", "--no-legend", "--no-pager", "--plain"])?;
         Ok(jobs.lines().any(|line| is_restart(line, &unit)))
     });
-    let answer: Result<bool, crate::capture::CaptureError> = match tokio::time::timeout(PATIENCE, asked).await
-    {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) | Err(_) => return false,
+    let error = match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(Ok(Ok(is_restart))) => return is_restart,
+        Ok(Ok(Err(error))) => error.to_string(),
+        Ok(Err(panicked)) => panicked.to_string(),
+        Err(late) => late.to_string(),
     };
-    answer.unwrap_or_else(|error| {
-        tracing::warn!(%error, "whether this is a restart is not known: it is taken for a stop");
-        false
-    })
+    tracing::warn!(error, "whether this is a restart is not known: it is taken for a stop");
+    false
 }
 
 /// The unit in which a process runs, from its /proc/PID/cgroup: of the unified hierarchy, or of systemd's own.
