@@ -27,7 +27,7 @@ pub mod users;
 
 pub use callers::{Ambiguous, Caller, CallerTable, Matcher, MatcherError};
 pub use cgroup::{CgroupError, Cgroups};
-pub use conntrack::leftovers::forget as forget_leftovers;
+pub use conntrack::leftovers::{Forgotten, forget as forget_leftovers};
 pub use conntrack::{Tracking, untranslate};
 pub use place::{CgroupPath, PlaceError, UnitName};
 pub use sock_diag::{LookupError, Uid};

@@ -18,7 +18,8 @@ use super::sets::{
 };
 use super::status::{Status, seal_is_broken};
 use super::units::{self, UNITS_TABLE, Units};
-use crate::attribution;
+use crate::attribution::sock_diag::dump::Family;
+use crate::attribution::{self, Forgotten};
 
 /// The file with the rules for a gone agent, in the runtime directory.
 const GONE_FILE: &str = "gone.nft";
@@ -198,9 +199,9 @@ impl Capture {
         let ruleset = ruleset(plan);
         let skeleton = skeleton(&ruleset);
         // Until all of it has succeeded nothing is known to stand, and the next attempt replaces everything.
-        let standing = self.standing.take();
-        let standing = standing.filter(|standing| standing.skeleton == skeleton);
-        let changed = standing.as_ref().map(|standing| {
+        let before = self.standing.take();
+        let standing = before.as_ref().filter(|standing| standing.skeleton == skeleton);
+        let changed = standing.map(|standing| {
             let changed = self.change_elements(standing, &ruleset, doubt);
             changed.map(|change| (change, standing.structure))
         });
@@ -212,7 +213,7 @@ impl Capture {
             _ if self.found.is_some() => (Change::Restored, self.replace(&skeleton, &ruleset)?),
             _ => (Change::Replaced, self.replace(&skeleton, &ruleset)?),
         };
-        forget_leftovers(change, standing.as_ref(), &ruleset);
+        forget_leftovers(change, before.as_ref(), &ruleset);
         route::place(&self.tools, &route::ranges_of(plan))?;
         self.standing = Some(Standing { skeleton, sets: ruleset.sets, structure });
         // Last, as it waits for a disk.
@@ -303,23 +304,27 @@ impl Capture {
 fn forget_leftovers(change: Change, before: Option<&Standing>, now: &Ruleset) {
     let before = match (change, before) {
         (Change::None, _) => return,
-        (Change::Elements { .. }, Some(before)) => &before.sets[..],
-        _ => &[],
+        // Who knows for how long they did not stand.
+        (Change::Restored, _) | (_, None) => &[],
+        (_, Some(before)) => &before.sets[..],
     };
     let anew = Destinations::between(before, &now.sets);
-    if anew.is_empty() {
-        return;
-    }
-    match attribution::forget_leftovers(|to| anew.contain(to)) {
-        Ok(0) => {}
-        Ok(forgotten) => {
-            tracing::debug!(
-                forgotten,
-                "connections had been tried, or had ended, before their destination was captured"
-            );
+    for family in [Family::V4, Family::V6].into_iter().filter(|family| anew.are_of(*family)) {
+        match attribution::forget_leftovers(family, |to| anew.contain(to)) {
+            Ok(Forgotten { entries: 0, left_out: false }) => {}
+            Ok(Forgotten { entries, left_out }) => {
+                tracing::debug!(
+                    ?family,
+                    entries,
+                    left_out,
+                    "connections had been tried, or had ended, before their destination was captured"
+                );
+            }
+            // Each may be in the way of one later connection.
+            Err(error) => {
+                tracing::debug!(?family, %error, "connections from before the capture are not forgotten");
+            }
         }
-        // Each may be in the way of one later connection.
-        Err(error) => tracing::debug!(%error, "connections from before the capture are not forgotten"),
     }
 }
 

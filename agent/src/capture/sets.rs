@@ -9,6 +9,7 @@ use baremesh_model::name::Key;
 use ipnet::IpNet;
 
 use super::plan::{CapturePlan, LocalService, Strictness};
+use crate::attribution::sock_diag::dump::Family;
 
 /// Our table's name, in the family `inet`.
 pub(super) const TABLE: &str = "baremesh";
@@ -254,8 +255,11 @@ impl Destinations {
         found
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.sockets.is_empty() && self.networks.is_empty()
+    /// Whether there are any of the family.
+    pub(super) fn are_of(&self, family: Family) -> bool {
+        let is_v4 = family == Family::V4;
+        self.sockets.iter().any(|address| address.is_ipv4() == is_v4)
+            || self.networks.iter().any(|(network, _)| network.addr().is_ipv4() == is_v4)
     }
 
     pub(super) fn contain(&self, to: SocketAddr) -> bool {
@@ -340,6 +344,35 @@ mod tests {
         let (a, b) = (ports("a", &[1]), ports("b", &[2]));
         assert_eq!(hash(&[a.clone(), b.clone()]), hash(&[b.clone(), a.clone()]));
         assert_ne!(hash(&[a.clone(), b]), hash(&[a, ports("b", &[3])]));
+    }
+
+    #[test]
+    fn what_is_captured_anew_is_what_was_not_before() {
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let endpoints = |all: &[&str]| {
+            NamedSet::of_sockets(ENDPOINTS, &all.iter().map(|text| (address(text), None)).collect())
+        };
+        let network = Element::Network("192.0.2.0/24".parse().expect("a network"), 443);
+        let external = NamedSet::new("external4", "", Elements::from([(network, None)]));
+        let old = endpoints(&["10.0.0.1:80"]);
+        let new =
+            [&endpoints(&["10.0.0.1:80", "10.0.0.2:80"])[..], &[external, ports("inbound_ports", &[9])]]
+                .concat();
+        let anew = Destinations::between(&old, &new);
+        for (to, is_new) in [
+            ("10.0.0.1:80", false),
+            ("10.0.0.2:80", true),
+            ("10.0.0.2:81", false),
+            ("192.0.2.7:443", true),
+            ("192.0.2.7:80", false),
+            ("192.0.3.7:443", false),
+            ("10.0.0.3:9", false),
+        ] {
+            assert_eq!(anew.contain(address(to)), is_new, "{to}");
+        }
+        assert_eq!([Family::V4, Family::V6].map(|family| anew.are_of(family)), [true, false]);
+        assert!(!Destinations::between(&new, &new).are_of(Family::V4));
+        assert!(Destinations::between(&[], &new).contain(address("10.0.0.1:80")));
     }
 
     #[test]

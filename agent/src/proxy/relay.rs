@@ -430,6 +430,12 @@ pub(super) fn h2_error(error: h2::Error) -> io::Error {
     }
 }
 
+/// Whether the peer says that it did nothing with the stream and takes no more: GOAWAY in good order, which names streams before this
+/// one (RFC 9113, section 6.8). As with a stream that it refuses, its word is taken for it.
+pub fn is_not_taken_up(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR)
+}
+
 fn reset_error(reset: Result<Reason, h2::Error>) -> io::Error {
     match reset {
         Ok(reason) => io::Error::new(io::ErrorKind::ConnectionReset, format!("reset by the peer: {reason}")),

@@ -23,14 +23,13 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-pub use self::ask::is_not_taken_up;
 use self::ask::request;
 pub use self::ends::until_dead;
 use self::ends::until_unused;
 use super::error::ProxyError;
 use super::flood::{Alarm, Flooded, MAX_RESETS_SENT, Starts, Watched};
 use super::hbone;
-use super::relay::TunnelStream;
+use super::relay::{TunnelStream, is_not_taken_up};
 use super::socket::{self, Mark};
 use super::tls::{self, Session};
 use crate::credentials::{Credential, Credentials};

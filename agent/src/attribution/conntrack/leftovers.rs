@@ -9,10 +9,12 @@ use std::net::SocketAddr;
 use rustix::io::retry_on_intr;
 use rustix::net::SendFlags;
 
-use super::{ENTRY, FAMILY, GET, HEADER, NESTED, ORIGINAL, TrackingSocket, ends, find, message, put};
-use crate::attribution::look_up::receive;
-use crate::attribution::sock_diag::dump::{PART_LEN, Part};
-use crate::attribution::sock_diag::{LookupError, NLMSG_ERROR, kernel_error};
+use super::{
+    ENTRY, FAMILY, GET, HEADER, NESTED, ORIGINAL, SEQUENCE, TrackingSocket, ends, find, message, put,
+};
+use crate::attribution::look_up::{MAX_STALE_ANSWERS, receive};
+use crate::attribution::sock_diag::dump::{Family, PART_LEN, Part};
+use crate::attribution::sock_diag::{AF_INET, AF_INET6, LookupError, NLMSG_ERROR, kernel_error};
 
 /// `IPCTNL_MSG_CT_DELETE`.
 const DELETE: u16 = 1 << 8 | 2;
@@ -20,9 +22,6 @@ const DELETE: u16 = 1 << 8 | 2;
 const ALL: u16 = 0x300;
 const ACKNOWLEDGED: u16 = 4;
 const DONE: u16 = 3;
-/// IPv4 and IPv6.
-const FAMILIES: [u8; 2] = [2, 10];
-
 /// `CTA_STATUS`, `CTA_PROTOINFO`, `CTA_ID`, `CTA_ZONE`, `CTA_STATUS_MASK`.
 const STATUS: u16 = 3;
 const ABOUT_PROTOCOL: u16 = 4;
@@ -38,56 +37,63 @@ const STATE: u16 = 1;
 /// `TCP_CONNTRACK_TIME_WAIT`, `TCP_CONNTRACK_CLOSE`.
 const ENDED: [u8; 2] = [7, 8];
 
-/// So many entries of a family are looked at: some tens of milliseconds. On a kernel before 5.16 what is translated is among them.
+/// So many entries are looked at: some tens of milliseconds. Older kernels do not know how to leave out what is translated.
 const MOST: usize = 20_000;
 
-/// Forgets what is left of connections to where is captured now; of how many.
+/// What names an entry to the kernel: its ends, and its number, so that none which came after it is meant. There is none
+/// without ends, which would stand for all that is tracked.
+struct Name(Vec<u8>);
+
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Forgotten {
+    /// So many were forgotten.
+    pub entries: usize,
+    /// There were more entries than are looked at.
+    pub left_out: bool,
+}
+
+/// Forgets what is left of connections of a family to where is captured now.
 ///
 /// # Errors
-/// The kernel cannot be asked, or does not take it.
-pub fn forget(is_captured: impl Fn(SocketAddr) -> bool) -> Result<usize, LookupError> {
-    let mut forgotten = 0;
-    for family in FAMILIES {
-        let found = list(family, &is_captured)?;
-        if found.is_empty() {
-            continue;
-        }
-        let mut kernel = TrackingSocket::open()?;
-        for entry in &found {
-            forgotten += usize::from(kernel.delete(family, entry)?);
-        }
-    }
-    Ok(forgotten)
-}
-
-/// The entries of a family that are to be forgotten, each as the attributes by which it is named. On a socket of its own, with
-/// which goes what of the list is left unread.
-fn list(family: u8, is_captured: &impl Fn(SocketAddr) -> bool) -> Result<Vec<Vec<u8>>, LookupError> {
-    let mut kernel = TrackingSocket::open()?;
-    let mut body = Vec::new();
-    put(&mut body, STATUS, &0_u32.to_be_bytes());
-    put(&mut body, STATUS_MASK, &TRANSLATED.to_be_bytes());
-    kernel.send(GET, ALL, (family, &body))?;
-    let (mut found, mut seen) = (Vec::new(), 0);
+/// The kernel cannot be asked, or does not take it: the last such error, after all have been tried.
+pub fn forget(family: Family, is_captured: impl Fn(SocketAddr) -> bool) -> Result<Forgotten, LookupError> {
+    // What of the list is left unread goes with its socket. What is found is forgotten soon: it may be used again.
+    let (mut listing, mut forgetting) = (TrackingSocket::open()?, TrackingSocket::open()?);
+    let number = if family == Family::V4 { AF_INET } else { AF_INET6 };
+    let mut wanted = Vec::new();
+    put(&mut wanted, STATUS, &0_u32.to_be_bytes());
+    put(&mut wanted, STATUS_MASK, &TRANSLATED.to_be_bytes());
+    listing.send(GET, ALL, (number, &wanted))?;
     let mut part = vec![0; PART_LEN];
+    let (mut forgotten, mut failed) = (Forgotten { entries: 0, left_out: false }, None);
+    let mut seen = 0;
     loop {
-        let length = receive(&kernel.socket, &mut part)?;
+        let length = receive(&listing.socket, &mut part)?;
+        let mut found = Vec::new();
         let read = decode(&part[..length], &mut |entry| {
             seen += 1;
-            found.extend(leftover(entry, is_captured));
+            found.extend(leftover(entry, &is_captured));
         })?;
-        if read == Part::Last || seen >= MOST {
-            return Ok(found);
+        for name in &found {
+            match forgetting.delete(number, name) {
+                Ok(was_there) => forgotten.entries += usize::from(was_there),
+                Err(error) => failed = Some(error),
+            }
+        }
+        forgotten.left_out = read == Part::More && seen >= MOST;
+        if read == Part::Last || forgotten.left_out {
+            return failed.map_or(Ok(forgotten), Err);
         }
     }
 }
 
-/// What names an entry, if it is one to forget: its ends, and its number, so that none which came after it is meant.
-fn leftover(entry: &[u8], is_captured: &impl Fn(SocketAddr) -> bool) -> Option<Vec<u8>> {
+/// What names an entry, if it is one to forget.
+fn leftover(entry: &[u8], is_captured: &impl Fn(SocketAddr) -> bool) -> Option<Name> {
     let status = u32::from_be_bytes(find(entry, STATUS)?.try_into().ok()?);
     let state = || find(find(find(entry, ABOUT_PROTOCOL)?, ABOUT_TCP)?, STATE)?.first().copied();
     let is_left = status & ANSWERED == 0 || state().is_some_and(|state| ENDED.contains(&state));
-    // Our rules are not asked about what has a zone.
+    // Others put what is in a zone there.
     if status & TRANSLATED != 0 || !is_left || find(entry, ZONE).is_some() {
         return None;
     }
@@ -95,7 +101,7 @@ fn leftover(entry: &[u8], is_captured: &impl Fn(SocketAddr) -> bool) -> Option<V
     let mut name = Vec::new();
     put(&mut name, ORIGINAL | NESTED, find(entry, ORIGINAL)?);
     put(&mut name, ID, find(entry, ID)?);
-    is_captured(to).then_some(name)
+    is_captured(to).then_some(Name(name))
 }
 
 /// Reads one message of a list, and hands the attributes of every entry in it to `take`.
@@ -130,18 +136,34 @@ impl TrackingSocket {
     }
 
     /// Whether the entry was there still.
-    fn delete(&mut self, family: u8, name: &[u8]) -> Result<bool, LookupError> {
+    fn delete(&mut self, family: u8, Name(name): &Name) -> Result<bool, LookupError> {
         self.send(DELETE, ACKNOWLEDGED, (family, name))?;
-        let length = receive(&self.socket, &mut self.answer[..])?;
-        let body = self.answer[..length].get(HEADER..).unwrap_or_default();
-        match body.first_chunk().map(|code| u32::from_ne_bytes(*code)) {
-            Some(0) => Ok(true),
-            Some(code) => match kernel_error(code) {
-                LookupError::Gone => Ok(false),
-                error => Err(error),
-            },
-            None => Err(LookupError::Malformed("it is cut short")),
+        for _ in 0..=MAX_STALE_ANSWERS {
+            let length = receive(&self.socket, &mut self.answer[..])?;
+            if let Some(was_there) = acknowledged(&self.answer[..length], self.sequence)? {
+                return Ok(was_there);
+            }
         }
+        Err(LookupError::Malformed("only answers to earlier requests came"))
+    }
+}
+
+/// Whether there was what the request with that number was about. `None`: it answers another request.
+fn acknowledged(answer: &[u8], sequence: u32) -> Result<Option<bool>, LookupError> {
+    const SHORT: LookupError = LookupError::Malformed("it is cut short");
+    let word = |at: std::ops::Range<usize>| answer.get(at)?.try_into().ok().map(u32::from_ne_bytes);
+    if word(SEQUENCE).ok_or(SHORT)? != sequence {
+        return Ok(None);
+    }
+    if answer.get(4..6) != Some(&NLMSG_ERROR.to_ne_bytes()) {
+        return Err(LookupError::Malformed("it is of another kind"));
+    }
+    match word(HEADER..HEADER + 4).ok_or(SHORT)? {
+        0 => Ok(Some(true)),
+        code => match kernel_error(code) {
+            LookupError::Gone => Ok(Some(false)),
+            error => Err(error),
+        },
     }
 }
 
@@ -153,7 +175,7 @@ mod tests {
     const TO: &str = "10.0.0.2:7000";
 
     /// A message of a list with one entry, and what of it is to be forgotten.
-    fn read(bytes: &[u8]) -> Result<Vec<Vec<u8>>, LookupError> {
+    fn read(bytes: &[u8]) -> Result<Vec<Name>, LookupError> {
         let mut found = Vec::new();
         let is_captured = |to: SocketAddr| to.to_string() == TO;
         decode(bytes, &mut |entry| found.extend(leftover(entry, &is_captured)))?;
@@ -177,11 +199,12 @@ mod tests {
 
     #[test]
     fn what_nobody_answered_and_what_has_ended_is_forgotten_and_nothing_else() {
-        let (sent, established, close) = (1, 3, 8);
+        let (sent, established, time_wait, close) = (1, 3, 7, 8);
         let zone: &[(u16, &[u8])] = &[(ZONE, &[0, 7])];
         for (to, status, state, further, is_forgotten) in [
             (TO, 0, sent, &[][..], true),
             (TO, ANSWERED, close, &[], true),
+            (TO, ANSWERED, time_wait, &[], true),
             (TO, ANSWERED, established, &[], false),
             (TO, TRANSLATED, sent, &[], false),
             (TO, ANSWERED | TRANSLATED, close, &[], false),
@@ -191,13 +214,36 @@ mod tests {
             let message = listed(to, status, state, further);
             let found = read(&message).expect("a list");
             assert_eq!(!found.is_empty(), is_forgotten, "{to}, {status:#x}, {state}");
-            for name in &found {
+            for Name(name) in &found {
                 assert_eq!(ends(name).map(|(_, to)| to.to_string()).as_deref(), Some(TO));
                 assert_eq!(find(name, ID), Some(&[1, 2, 3, 4][..]));
             }
             let two = [&message[..], &message].concat();
             assert_eq!(read(&two).expect("a list").len(), 2 * found.len());
         }
+    }
+
+    #[test]
+    fn a_list_has_an_end_and_may_be_refused() {
+        let of_kind = |kind: u16, code: i32| {
+            let mut message = listed(TO, 0, 1, &[])[..HEADER].to_vec();
+            message[..4].copy_from_slice(&20_u32.to_ne_bytes());
+            message[4..6].copy_from_slice(&kind.to_ne_bytes());
+            message.extend(code.to_ne_bytes());
+            message
+        };
+        let last = [listed(TO, 0, 1, &[]), of_kind(DONE, 0)].concat();
+        let mut found = 0;
+        assert_eq!(decode(&last, &mut |_| found += 1), Ok(Part::Last));
+        assert_eq!(found, 1);
+        let refused = of_kind(NLMSG_ERROR, -1);
+        assert!(matches!(decode(&refused, &mut |_| ()), Err(LookupError::Refused(_))));
+        let sequence = u32::from_ne_bytes(refused[SEQUENCE].try_into().expect("four bytes"));
+        assert!(matches!(acknowledged(&refused, sequence), Err(LookupError::Refused(_))));
+        assert_eq!(acknowledged(&refused, sequence + 1), Ok(None));
+        assert_eq!(acknowledged(&of_kind(NLMSG_ERROR, 0), sequence), Ok(Some(true)));
+        assert_eq!(acknowledged(&of_kind(NLMSG_ERROR, -2), sequence), Ok(Some(false)), "ENOENT");
+        assert!(matches!(acknowledged(&last, sequence), Err(LookupError::Malformed(_))));
     }
 
     #[test]

@@ -19,8 +19,7 @@ use super::h1::{Asked, Frame, Framing, Hop, HttpLimits, MAX_INTERIM, Persistence
 use super::h2 as http2;
 use super::upload::{Progress, Replay, Upload};
 use super::upstream::Connection;
-use crate::proxy::relay::until_idle;
-use crate::proxy::tunnel::is_not_taken_up;
+use crate::proxy::relay::{is_not_taken_up, until_idle};
 
 /// Where an attempt goes.
 pub enum Leg<'a> {
@@ -110,6 +109,13 @@ pub struct Download {
     pub is_clean: bool,
 }
 
+impl Download {
+    /// Nothing has come back of the next attempt.
+    pub fn begin(&mut self) {
+        *self = Self { messages: self.messages.map(|_| MessageCount::default()), ..Self::default() };
+    }
+}
+
 /// The upstream's side of an answer.
 enum Incoming<'a> {
     /// What was asked, and whether the upstream closes the connection after its answer.
@@ -179,15 +185,6 @@ fn refusal(error: &h2::Error) -> Failure {
             Failure::UpstreamMalformed("http2.protocol_error")
         }
         _ => Failure::UpstreamClosed,
-    }
-}
-
-/// Why no stream was had.
-fn unsent(error: &h2::Error) -> Failure {
-    match refusal(error) {
-        // The connection has ended: nothing was sent on it.
-        Failure::UpstreamClosed if error.is_go_away() || error.is_io() => Failure::RefusedStream,
-        failure => failure,
     }
 }
 
@@ -266,7 +263,7 @@ pub async fn attempt(
             };
             let mut sender = match ready {
                 Ok(sender) => sender,
-                Err(error) => return Attempt::Failed(unsent(&error)),
+                Err(error) => return Attempt::Failed(refusal(&error)),
             };
             let is_over = upload.is_bare();
             match sender.send_request(request, is_over) {
@@ -275,7 +272,7 @@ pub async fn attempt(
                     sink = if is_over { Sink::Over } else { Sink::Http2(&mut stream) };
                     incoming = Incoming::Http2(Some(future), None, Asked::by(head, &hop));
                 }
-                Err(error) => return Attempt::Failed(unsent(&error)),
+                Err(error) => return Attempt::Failed(refusal(&error)),
             }
         }
     }

@@ -301,6 +301,7 @@ impl Callee {
                     () = exchange.gone() => return Ok(Attempt::Failed(Failure::CallerGone)),
                 },
             };
+            download.begin();
             let Exchange { head, upload, answer } = &mut *exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http1(&mut connection));
             let ended = self.attempt((leg, order), (upload, answer), (download, watch, asker), record).await;
@@ -333,13 +334,14 @@ impl Callee {
                 lent = self.lend(local) => lent?,
                 () = exchange.gone() => return Ok(Attempt::Failed(Failure::CallerGone)),
             };
+            download.begin();
             let Exchange { head, upload, answer } = &mut *exchange;
             let (order, leg) = (Order::unlimited(head, idle), Leg::Http2(lent.sender.clone()));
             let ended = self.attempt((leg, order), (upload, answer), (download, watch, asker), record).await;
             match ended {
                 // A program may say that a connection takes no more in the very moment in which a request is sent on it.
                 Attempt::Failed(Failure::RefusedStream)
-                    if !is_anew && lent.was_told_to_go() && upload.can_replay() =>
+                    if !is_anew && lent.retire_if_told_to() && upload.can_replay() =>
                 {
                     is_anew = true;
                 }

@@ -28,9 +28,3 @@ pub(super) async fn request(
         status => Err(ProxyError::RefusedByPeer { address, status: status.as_u16() }),
     }
 }
-
-/// Whether the peer says that it did nothing with the stream and takes no more: GOAWAY in good order, which names streams before this one
-/// (RFC 9113, section 6.8).
-pub fn is_not_taken_up(error: &h2::Error) -> bool {
-    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
-}

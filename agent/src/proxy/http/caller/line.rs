@@ -69,10 +69,10 @@ impl Line {
         matches!(self.carrier, Carrier::Kept(_))
     }
 
-    /// Whether it is a shared connection whose peer takes no more requests.
-    pub(super) fn was_told_to_go(&mut self) -> bool {
+    /// Leaves a shared connection whose peer takes no more requests to those who are on it. Whether it is one.
+    pub(super) fn retire_if_told_to(&mut self) -> bool {
         match &mut self.carrier {
-            Carrier::Shared(lent) => lent.was_told_to_go(),
+            Carrier::Shared(lent) => lent.retire_if_told_to(),
             Carrier::Kept(_) | Carrier::Fresh(_) => false,
         }
     }

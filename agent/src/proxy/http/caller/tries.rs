@@ -18,7 +18,6 @@ use super::{Caller, LetThrough};
 use crate::proxy::error::ProxyError;
 use crate::proxy::http::attempt::{Attempt, Download, Failure, Order, Verdict, attempt};
 use crate::proxy::http::downstream::Exchange;
-use crate::proxy::http::grpc::MessageCount;
 use crate::proxy::http::reply::Reply;
 use crate::proxy::http::upload::Replay;
 use crate::proxy::open::RequestWatch;
@@ -221,10 +220,7 @@ impl Caller {
             };
             let started = Instant::now();
             let (mut status, mut held) = (0, None);
-            *download = Download {
-                messages: download.messages.map(|_| MessageCount::default()),
-                ..Download::default()
-            };
+            download.begin();
             let mut judge = |head: &mut ResponseHead, replay: Replay| {
                 status = head.status;
                 let again = replay == Replay::Possible && retries.may_answer_be_retried(head);
@@ -282,7 +278,7 @@ impl Caller {
             };
             let came_too_late = match ended {
                 Attempt::Failed(Failure::UpstreamClosed) => was_kept && exchange.head.is_idempotent(),
-                Attempt::Failed(Failure::RefusedStream) => line.was_told_to_go(),
+                Attempt::Failed(Failure::RefusedStream) => line.retire_if_told_to(),
                 _ => false,
             };
             if came_too_late && freshness == Freshness::Any && exchange.upload.can_replay() {

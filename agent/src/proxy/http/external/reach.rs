@@ -226,11 +226,12 @@ impl Worker {
                 ShareError::Handshake(error) => format!("{address} does not speak HTTP/2: {error}"),
                 ShareError::Full => format!("too many checks are under way with {address}"),
             })?;
-            let was_used = lent.served() > 0;
+            // This check is one of those that it has carried.
+            let was_used = lent.served() > 1;
             let (ended, kept, _) = exchanged(Leg::Http2(lent.sender.clone()), check).await;
             match ended {
-                Attempt::Failed(Failure::UpstreamClosed | Failure::RefusedStream) if was_used && !is_last => {
-                }
+                Attempt::Failed(Failure::UpstreamClosed) if was_used && !is_last => {}
+                Attempt::Failed(Failure::RefusedStream) if !is_last => {}
                 Attempt::Failed(failure) => return Err(words(failure, address)),
                 Attempt::Answered | Attempt::Again | Attempt::BrokeOff(_) => return Said::of(kept),
             }

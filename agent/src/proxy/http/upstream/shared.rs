@@ -22,8 +22,11 @@ use crate::snapshot::cluster::{Held, Offer, Spare};
 
 /// Requests that one HTTP/2 connection carries at once, at most; its peer may say less.
 const MAX_SHARED: u32 = 100;
-/// HTTP/2 connections to one endpoint.
+/// HTTP/2 connections to one endpoint that take requests.
 const MAX_SHARED_CONNECTIONS: usize = 64;
+/// HTTP/2 connections to one endpoint that take no more, and carry requests still: a peer that tells each connection to go as soon
+/// as there is a long stream on it would have as many as there are streams.
+const MAX_LEAVING_CONNECTIONS: usize = 256;
 
 /// One connection of HTTP/2, shared by requests.
 struct Shared {
@@ -103,9 +106,9 @@ impl Upstreams {
         if let Some(lent) = slot.enter() {
             return Ok(lent);
         }
-        let need = match slot.open() {
-            MAX_SHARED_CONNECTIONS.. => return Err(ShareError::Full),
-            0 => Need::First,
+        let need = match slot.count() {
+            (MAX_SHARED_CONNECTIONS.., _) | (_, MAX_LEAVING_CONNECTIONS..) => return Err(ShareError::Full),
+            (0, _) => Need::First,
             _ => Need::Further,
         };
         let (io, (place, held)) = connect(need).await.map_err(ShareError::Connect)?;
@@ -159,9 +162,12 @@ impl SharedSlot {
         lock(&self.connections).iter().find_map(Lent::enter)
     }
 
-    /// How many take requests, or will again.
-    fn open(&self) -> usize {
-        lock(&self.connections).iter().filter(|shared| !shared.is_leaving()).count()
+    /// How many take requests, or will again, and how many do not and carry some still.
+    fn count(&self) -> (usize, usize) {
+        let connections = lock(&self.connections);
+        let leaving = || connections.iter().filter(|shared| shared.is_leaving());
+        let busy = leaving().filter(|shared| shared.active.load(Ordering::Acquire) > 0);
+        (connections.len() - leaving().count(), busy.count())
     }
 
     /// Lets go of what is over or unused; whether any is left.
@@ -169,7 +175,7 @@ impl SharedSlot {
         let mut connections = lock(&self.connections);
         connections.retain(|shared| {
             if shared.active.load(Ordering::Acquire) > 0 {
-                return !shared.over.load(Ordering::Relaxed);
+                return true;
             }
             let since = now.saturating_duration_since(*lock(&shared.idle_since));
             since < shared.idle && !shared.is_leaving()
@@ -226,7 +232,7 @@ impl Lent {
         let before = shared.active.fetch_add(1, Ordering::SeqCst);
         let mut lent = Self { sender: shared.sender.clone(), shared: Arc::clone(shared) };
         let has_room = (before as usize) < limit && !shared.given_up.load(Ordering::SeqCst);
-        let is_in = has_room && !lent.was_told_to_go();
+        let is_in = has_room && !lent.retire_if_told_to();
         is_in.then(|| {
             shared.served.fetch_add(1, Ordering::Relaxed);
             lent
@@ -243,9 +249,9 @@ impl Lent {
         self.shared.over.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the peer takes no further streams: it said so by GOAWAY (RFC 9113, section 6.8), or has gone. With streams on it, a
-    /// connection may go on for long after that; it is left to them.
-    pub fn was_told_to_go(&mut self) -> bool {
+    /// Retires the connection if its peer takes no further streams: it said so by GOAWAY (RFC 9113, section 6.8), or has gone. With
+    /// streams on it a connection may go on for long after that. Says whether it does not.
+    pub fn retire_if_told_to(&mut self) -> bool {
         // What has not sent anything yet waits for nothing: it is told at once.
         let ready = self.sender.poll_ready(&mut Context::from_waker(Waker::noop()));
         let is_told = matches!(ready, Poll::Ready(Err(_)));

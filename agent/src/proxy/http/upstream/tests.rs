@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::Ipv4Addr;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::net::TcpStream;
 
@@ -187,22 +187,48 @@ async fn leaves_after_one() -> Joined {
     Joined::new(reader, writer, BytesMut::new())
 }
 
+async fn leaving(upstreams: &Upstreams) -> Result<Lent, ShareError<Infallible>> {
+    let connect = async |_| Ok((leaves_after_one().await, (None, None)));
+    upstreams.share(&key(), Terms::plain(HOUR), connect).await
+}
+
+/// A request on a connection whose peer holds it, and has said that it takes no more.
+async fn sent_and_told_to_go(
+    upstreams: &Upstreams,
+) -> Result<(Lent, h2::client::ResponseFuture, h2::SendStream<Bytes>), ShareError<Infallible>> {
+    let mut lent = leaving(upstreams).await?;
+    let request = http::Request::get("http://shop/").body(()).expect("a request");
+    let (answer, body) = lent.sender.send_request(request, false).expect("sent");
+    while !lent.retire_if_told_to() {
+        tokio::task::yield_now().await;
+    }
+    Ok((lent, answer, body))
+}
+
 #[tokio::test]
 async fn a_shared_connection_whose_peer_takes_no_more_is_left_to_what_is_on_it() {
     let upstreams = Upstreams::default();
-    let connect = async |_| Ok::<_, Infallible>((leaves_after_one().await, (None, None)));
-    let share = async || upstreams.share(&key(), Terms::plain(HOUR), connect).await;
-    let mut first = share().await.expect("a connection");
-    let request = http::Request::get("http://shop/").body(()).expect("a request");
-    let (mut answer, _body) = first.sender.send_request(request, false).expect("sent");
-    while !first.was_told_to_go() {
-        tokio::task::yield_now().await;
-    }
-    let mut second = share().await.expect("another connection");
-    assert!(!second.was_told_to_go() && second.served() == 1, "nothing was sent on it");
+    let (_first, mut answer, _body) = sent_and_told_to_go(&upstreams).await.expect("a connection");
+    let mut second = leaving(&upstreams).await.expect("another connection");
+    assert!(!second.retire_if_told_to() && second.served() == 1, "nothing was sent on it");
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     let waiting = std::pin::Pin::new(&mut answer).poll(&mut context);
     assert!(waiting.is_pending(), "what was sent on the first goes on: {waiting:?}");
+}
+
+#[tokio::test]
+async fn a_peer_that_lets_every_connection_go_with_a_stream_on_it_has_so_many_and_no_more() {
+    let upstreams = Upstreams::default();
+    let mut held = Vec::new();
+    let refused = loop {
+        match sent_and_told_to_go(&upstreams).await {
+            Ok(sent) => held.push(sent),
+            Err(refused) => break refused,
+        }
+    };
+    assert!(matches!(refused, ShareError::Full) && held.len() == 256, "{refused:?} after {}", held.len());
+    held.pop();
+    assert!(leaving(&upstreams).await.is_ok(), "one has ended");
 }
 
 /// A place on a connection of HTTP/2.
