@@ -118,7 +118,7 @@ def rules_come_back(report, web, host):
         before, moment = restored(host), time.time()
         for command in commands:
             host.run(command)
-            until(f"rules stand after `{command}`", lambda: host.succeeds("baremesh capture status"), 40)
+            until(f"rules stand after `{command}`", lambda: host.succeeds("baremesh capture status"), 90)
             if "start firewalld" in command:
                 host.run("firewall-cmd -q --add-port=15008/tcp && firewall-cmd -q --permanent --add-port=15008/tcp")
             until(f"the echo is called after `{command}`", lambda: call(web, "web", "echo.mesh.internal", 7000).returncode == 0)
