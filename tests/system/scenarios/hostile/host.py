@@ -34,7 +34,7 @@ def clock(stage):
         # Other tunnels.
         caller.run("systemctl reload baremesh")
         moment = now()
-        line = says(caller, '"response_code_details":"handshake_failed"', moment)
+        says(caller, '"response_code_details":"handshake_failed"', moment)
         report.holds("new tunnels are refused, the caller's log has handshake_failed")
         begin = time.monotonic()
         until("calls fail", lambda: len(stage.errors(begin)) == 4)
@@ -198,7 +198,7 @@ def stopped(stage):
     report.figure(f"programs see {stage.errors(begin)}")
     until("another agent runs", lambda: server.main_pid("baremesh") not in (0, old))
     report.figure(f"the service manager started another after {time.monotonic() - begin:.1f} s")
-    line = says(server, "Watchdog timeout", moment, unit="baremesh")
+    says(server, "Watchdog timeout", moment, unit="baremesh")
     report.holds("systemd's log says why: Watchdog timeout")
     stage.heals("calls go on", lambda: stage.flows("the load flows", count=1))
     report.figure(f"{time.monotonic() - begin:.1f} s after the agent stood still")

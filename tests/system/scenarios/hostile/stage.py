@@ -49,9 +49,9 @@ class Stage:
         self.wires = {}
 
     def set(self, package):
-        self.control, self.caller, self.server = network.boot("control", "caller", "server")
+        self.control, self.caller, self.server = self.network.boot("control", "caller", "server")
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda host: install(host, package), network.hosts))
+            list(pool.map(lambda host: install(host, package), self.network.hosts))
         self.control.run(f"baremesh init --address {CONTROL}:15012 && systemctl enable --now baremesh-control")
         for host, service in ((self.caller, "callers"), (self.server, "shop")):
             self.join(host, service)
