@@ -125,14 +125,29 @@ impl TrackingSocket {
     /// # Errors
     /// The kernel cannot be asked, which is [`LookupError::NoTracking`] where it has no `nf_conntrack_netlink`.
     pub fn before_translation(&mut self, local: SocketAddr, peer: SocketAddr) -> Result<Before, LookupError> {
+        self.ask(|number| encode((canonical(local), canonical(peer)), number), decode)
+    }
+
+    /// Sends a request, which has the number that it is made with.
+    fn send(&mut self, make: impl FnOnce(u32) -> Vec<u8>) -> Result<(), LookupError> {
         self.sequence = self.sequence.wrapping_add(1);
-        let request = encode((canonical(local), canonical(peer)), self.sequence);
+        let request = make(self.sequence);
         retry_on_intr(|| rustix::net::send(&self.socket, &request, SendFlags::empty()))
             .map_err(LookupError::Refused)?;
+        Ok(())
+    }
+
+    /// Sends a request, and reads the answer to it: `read` finds none in what answers an earlier one.
+    fn ask<T>(
+        &mut self,
+        make: impl FnOnce(u32) -> Vec<u8>,
+        read: impl Fn(&[u8], u32) -> Result<Option<T>, LookupError>,
+    ) -> Result<T, LookupError> {
+        self.send(make)?;
         for _ in 0..=MAX_STALE_ANSWERS {
             let length = receive(&self.socket, &mut self.answer[..])?;
-            if let Some(before) = decode(&self.answer[..length], self.sequence)? {
-                return Ok(before);
+            if let Some(answer) = read(&self.answer[..length], self.sequence)? {
+                return Ok(answer);
             }
         }
         Err(LookupError::Malformed("only answers to earlier requests came"))

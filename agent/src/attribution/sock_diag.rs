@@ -26,8 +26,8 @@ const NLM_F_REQUEST: u16 = 1;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const INET_DIAG_CGROUP_ID: u16 = 21;
 const NLA_TYPE_MASK: u16 = 0x3fff;
-pub(super) const AF_INET: u8 = 2;
-pub(super) const AF_INET6: u8 = 10;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
 /// The loopback device has this index in every network namespace.
 const LOOPBACK_INDEX: u32 = 1;

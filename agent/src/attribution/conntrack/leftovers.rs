@@ -6,22 +6,17 @@
 
 use std::net::SocketAddr;
 
-use rustix::io::retry_on_intr;
-use rustix::net::SendFlags;
-
 use super::{
     ENTRY, FAMILY, GET, HEADER, NESTED, ORIGINAL, SEQUENCE, TrackingSocket, ends, find, message, put,
 };
-use crate::attribution::look_up::{MAX_STALE_ANSWERS, receive};
-use crate::attribution::sock_diag::dump::{Family, PART_LEN, Part};
-use crate::attribution::sock_diag::{AF_INET, AF_INET6, LookupError, NLMSG_ERROR, kernel_error};
+use crate::attribution::look_up::receive;
+use crate::attribution::sock_diag::dump::{Family, NLM_F_DUMP, PART_LEN, Part, SHORT, each_answer};
+use crate::attribution::sock_diag::{LookupError, NLMSG_ERROR, kernel_error};
 
 /// `IPCTNL_MSG_CT_DELETE`.
 const DELETE: u16 = 1 << 8 | 2;
-/// `NLM_F_DUMP`, `NLM_F_ACK`, and the kind of a list's end.
-const ALL: u16 = 0x300;
+/// `NLM_F_ACK`.
 const ACKNOWLEDGED: u16 = 4;
-const DONE: u16 = 3;
 /// `CTA_STATUS`, `CTA_PROTOINFO`, `CTA_ID`, `CTA_ZONE`, `CTA_STATUS_MASK`.
 const STATUS: u16 = 3;
 const ABOUT_PROTOCOL: u16 = 4;
@@ -60,11 +55,10 @@ pub struct Forgotten {
 pub fn forget(family: Family, is_captured: impl Fn(SocketAddr) -> bool) -> Result<Forgotten, LookupError> {
     // What of the list is left unread goes with its socket. What is found is forgotten soon: it may be used again.
     let (mut listing, mut forgetting) = (TrackingSocket::open()?, TrackingSocket::open()?);
-    let number = if family == Family::V4 { AF_INET } else { AF_INET6 };
     let mut wanted = Vec::new();
     put(&mut wanted, STATUS, &0_u32.to_be_bytes());
     put(&mut wanted, STATUS_MASK, &TRANSLATED.to_be_bytes());
-    listing.send(GET, ALL, (number, &wanted))?;
+    listing.send(|sequence| message((GET, NLM_F_DUMP), family.number(), sequence, &wanted))?;
     let mut part = vec![0; PART_LEN];
     let (mut forgotten, mut failed) = (Forgotten { entries: 0, left_out: false }, None);
     let mut seen = 0;
@@ -76,7 +70,7 @@ pub fn forget(family: Family, is_captured: impl Fn(SocketAddr) -> bool) -> Resul
             found.extend(leftover(entry, &is_captured));
         })?;
         for name in &found {
-            match forgetting.delete(number, name) {
+            match forgetting.delete(family, name) {
                 Ok(was_there) => forgotten.entries += usize::from(was_there),
                 Err(error) => failed = Some(error),
             }
@@ -98,53 +92,28 @@ fn leftover(entry: &[u8], is_captured: &impl Fn(SocketAddr) -> bool) -> Option<N
         return None;
     }
     let (_, to) = ends(entry)?;
+    if !is_captured(to) {
+        return None;
+    }
     let mut name = Vec::new();
     put(&mut name, ORIGINAL | NESTED, find(entry, ORIGINAL)?);
     put(&mut name, ID, find(entry, ID)?);
-    is_captured(to).then_some(Name(name))
+    Some(Name(name))
 }
 
 /// Reads one message of a list, and hands the attributes of every entry in it to `take`.
-fn decode(mut bytes: &[u8], take: &mut impl FnMut(&[u8])) -> Result<Part, LookupError> {
-    const SHORT: LookupError = LookupError::Malformed("a part of the list is cut short");
-    while !bytes.is_empty() {
-        let header = bytes.first_chunk::<HEADER>().ok_or(SHORT)?;
-        let length = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
-        let body = bytes.get(HEADER..length).ok_or(SHORT)?;
-        match u16::from_ne_bytes([header[4], header[5]]) {
-            ENTRY => take(body.get(FAMILY..).ok_or(SHORT)?),
-            DONE => return Ok(Part::Last),
-            NLMSG_ERROR => return Err(error_of(body).ok_or(SHORT)?),
-            _ => return Err(LookupError::Malformed("a part of the list is of another kind")),
-        }
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(Part::More)
-}
-
-fn error_of(body: &[u8]) -> Option<LookupError> {
-    Some(kernel_error(u32::from_ne_bytes(*body.first_chunk()?)))
+fn decode(bytes: &[u8], take: &mut impl FnMut(&[u8])) -> Result<Part, LookupError> {
+    each_answer(bytes, ENTRY, &mut |body| {
+        take(body.get(FAMILY..).ok_or(SHORT)?);
+        Ok(())
+    })
 }
 
 impl TrackingSocket {
-    fn send(&mut self, kind: u16, flags: u16, (family, body): (u8, &[u8])) -> Result<(), LookupError> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let request = message((kind, flags), family, self.sequence, body);
-        retry_on_intr(|| rustix::net::send(&self.socket, &request, SendFlags::empty()))
-            .map_err(LookupError::Refused)?;
-        Ok(())
-    }
-
     /// Whether the entry was there still.
-    fn delete(&mut self, family: u8, Name(name): &Name) -> Result<bool, LookupError> {
-        self.send(DELETE, ACKNOWLEDGED, (family, name))?;
-        for _ in 0..=MAX_STALE_ANSWERS {
-            let length = receive(&self.socket, &mut self.answer[..])?;
-            if let Some(was_there) = acknowledged(&self.answer[..length], self.sequence)? {
-                return Ok(was_there);
-            }
-        }
-        Err(LookupError::Malformed("only answers to earlier requests came"))
+    fn delete(&mut self, family: Family, Name(name): &Name) -> Result<bool, LookupError> {
+        let make = |sequence| message((DELETE, ACKNOWLEDGED), family.number(), sequence, name);
+        self.ask(make, acknowledged)
     }
 }
 
@@ -232,7 +201,7 @@ mod tests {
             message.extend(code.to_ne_bytes());
             message
         };
-        let last = [listed(TO, 0, 1, &[]), of_kind(DONE, 0)].concat();
+        let last = [listed(TO, 0, 1, &[]), of_kind(3, 0)].concat();
         let mut found = 0;
         assert_eq!(decode(&last, &mut |_| found += 1), Ok(Part::Last));
         assert_eq!(found, 1);

@@ -10,7 +10,7 @@ use super::{
 /// Bytes of one message of a dump: the kernel makes none larger than this.
 pub const PART_LEN: usize = 64 << 10;
 
-const NLM_F_DUMP: u16 = 0x300;
+pub(in crate::attribution) const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_DONE: u16 = 3;
 const INET_DIAG_MARK: u16 = 15;
 
@@ -40,6 +40,16 @@ pub enum Family {
     V4,
     /// IPv6.
     V6,
+}
+
+impl Family {
+    /// As the kernel has it.
+    pub(in crate::attribution) const fn number(self) -> u8 {
+        match self {
+            Self::V4 => AF_INET,
+            Self::V6 => AF_INET6,
+        }
+    }
 }
 
 /// A socket of a dump.
@@ -72,20 +82,33 @@ pub fn encode(listed: Listed, family: Family) -> [u8; REQUEST_LEN] {
     put(&mut bytes, 0, &(REQUEST_LEN as u32).to_ne_bytes());
     put(&mut bytes, 4, &SOCK_DIAG_BY_FAMILY.to_ne_bytes());
     put(&mut bytes, 6, &(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    let family = if family == Family::V4 { AF_INET } else { AF_INET6 };
-    put(&mut bytes, HEADER_LEN, &[family, IPPROTO_TCP]);
+    put(&mut bytes, HEADER_LEN, &[family.number(), IPPROTO_TCP]);
     put(&mut bytes, HEADER_LEN + 4, &listed.states().to_ne_bytes());
     bytes
 }
 
 /// Reads one message of the dump and hands every socket in it to `take`.
-pub fn decode(mut bytes: &[u8], take: &mut impl FnMut(SocketEntry)) -> Result<Part, LookupError> {
-    const SHORT: LookupError = LookupError::Malformed("a part of the list is cut short");
+pub fn decode(bytes: &[u8], take: &mut impl FnMut(SocketEntry)) -> Result<Part, LookupError> {
+    each_answer(bytes, SOCK_DIAG_BY_FAMILY, &mut |body| {
+        take(entry(body)?.ok_or(SHORT)?);
+        Ok(())
+    })
+}
+
+pub(in crate::attribution) const SHORT: LookupError =
+    LookupError::Malformed("a part of the list is cut short");
+
+/// Reads one message of a dump whose answers are of this kind, and hands what is behind the header of each to `take`.
+pub(in crate::attribution) fn each_answer(
+    mut bytes: &[u8],
+    kind: u16,
+    take: &mut impl FnMut(&[u8]) -> Result<(), LookupError>,
+) -> Result<Part, LookupError> {
     while !bytes.is_empty() {
         let length = u32_at(bytes, 0).ok_or(SHORT)? as usize;
         let body = bytes.get(HEADER_LEN..length).ok_or(SHORT)?;
         match u16_at(bytes, 4).ok_or(SHORT)? {
-            SOCK_DIAG_BY_FAMILY => take(entry(body)?.ok_or(SHORT)?),
+            answer if answer == kind => take(body)?,
             NLMSG_DONE => return Ok(Part::Last),
             NLMSG_ERROR => return Err(kernel_error(u32_at(body, 0).ok_or(SHORT)?)),
             _ => return Err(LookupError::Malformed("a part of the list is of another kind")),
