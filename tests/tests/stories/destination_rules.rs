@@ -1,7 +1,7 @@
 //! How a service is called, as a DestinationRule says it: limits, ejection, affinity, near before far.
 
 use std::collections::BTreeSet;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -28,7 +28,11 @@ fn a_limit_of_connections_refuses_at_once_and_lets_go_at_once() {
     pair.serve("echo", 7000);
     // A connection counts under the rule that it was opened by.
     pair.mesh.enforce(&rule("{ connectionPool = { tcp = { maxConnections = 1 } } }"));
-    let first = open(&pair);
+    // The kernel takes a connection before the agent does: what is answered holds the one place for certain.
+    let mut first = open(&pair);
+    first.write_all(b"hello\n").expect("written");
+    let mut answered = [0; 6];
+    first.read_exact(&mut answered).expect("an answer");
     wait_until("a second one is refused", || is_cut(pair.call("echo", 7000, "hello")));
     let line = pair.web.wait_for_log("the limit", because("over_limit"));
     assert_eq!(line["response_flags"], "UO");
