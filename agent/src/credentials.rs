@@ -1,16 +1,18 @@
 //! The certificates that this host holds at the moment, and the TLS configurations made from them. A rotation
-//! publishes a new set; connections that stand keep theirs.
+//! publishes a new set; connections that stand keep theirs, and those that need a certificate which is on its way wait for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use arc_swap::{ArcSwap, Guard};
 use baremesh_ca::issued::{Issued, IssuedError};
 use baremesh_ca::tls::{Expected, TrustBundle, client_config, server_config, single_certificate};
 use baremesh_model::identity::Identity;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::watch;
 
 /// One identity's certificate, ready for use.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ impl Credential {
 pub struct Credentials {
     bundle: Arc<TrustBundle>,
     by_identity: HashMap<Identity, Arc<Credential>>,
+    /// Those whom the last attempt to get them a certificate left without.
+    missing: HashSet<Identity>,
     /// Listener configurations by who is reached there. A few at most.
     listeners: Mutex<HashMap<Listening, Arc<ServerConfig>>>,
 }
@@ -58,18 +62,29 @@ impl Credentials {
     /// A set of certificates under one trust bundle.
     pub fn new(bundle: Arc<TrustBundle>, credentials: impl IntoIterator<Item = Arc<Credential>>) -> Self {
         let by_identity = credentials.into_iter().map(|held| (held.identity.clone(), held)).collect();
-        Self { bundle, by_identity, listeners: Mutex::default() }
+        Self { bundle, by_identity, missing: HashSet::new(), listeners: Mutex::default() }
+    }
+
+    /// The same set, with those for whom a certificate was asked in vain.
+    pub fn without(self, missing: HashSet<Identity>) -> Self {
+        Self { missing, ..self }
     }
 
     /// The same certificates under another trust bundle, without those that it refuses.
     pub fn under(&self, bundle: &Arc<TrustBundle>) -> Self {
         let taken = self.iter().filter(|held| !bundle.revoked().contains(&held.serial));
-        Self::new(Arc::clone(bundle), taken.cloned())
+        Self::new(Arc::clone(bundle), taken.cloned()).without(self.missing.clone())
     }
 
     /// The certificate of `identity`, unless it has expired or is not valid yet: such a one is never shown.
     pub fn of(&self, identity: &Identity, now: SystemTime) -> Option<&Arc<Credential>> {
         self.by_identity.get(identity).filter(|credential| credential.is_valid(now))
+    }
+
+    /// Whether the certificate of an identity is on its way, where this host needs it: there is none yet, and it was not asked
+    /// for in vain.
+    pub fn is_awaited(&self, identity: &Identity) -> bool {
+        !self.by_identity.contains_key(identity) && !self.missing.contains(identity)
     }
 
     /// The certificates, in no order.
@@ -118,6 +133,47 @@ impl Credentials {
     }
 }
 
+/// The certificates in force, as one set follows another.
+#[derive(Debug)]
+pub struct Keyring {
+    in_force: ArcSwap<Credentials>,
+    changed: watch::Sender<()>,
+}
+
+impl Keyring {
+    /// A keyring that begins with this set.
+    pub fn new(first: Credentials) -> Self {
+        Self { in_force: ArcSwap::from_pointee(first), changed: watch::Sender::new(()) }
+    }
+
+    /// The set in force, for a look.
+    pub fn load(&self) -> Guard<Arc<Credentials>> {
+        self.in_force.load()
+    }
+
+    /// The set in force.
+    pub fn load_full(&self) -> Arc<Credentials> {
+        self.in_force.load_full()
+    }
+
+    /// Puts the set in force that follows from the one before, which may be asked for again when two do it at once.
+    pub fn update(&self, next: impl FnMut(&Arc<Credentials>) -> Credentials) {
+        self.in_force.rcu(next);
+        self.changed.send_replace(());
+    }
+
+    /// The set in force as soon as it holds a certificate of `identity`, or it was asked for in vain; as it is when `longest` is
+    /// over. Only for an identity that this host needs: nobody asks for that of another.
+    pub async fn answered(&self, identity: &Identity, longest: Duration) -> Arc<Credentials> {
+        let mut changed = self.changed.subscribe();
+        let answered =
+            async { while self.in_force.load().is_awaited(identity) && changed.changed().await.is_ok() {} };
+        // What comes of it is looked at by those who asked.
+        let _ = tokio::time::timeout(longest, answered).await;
+        self.load_full()
+    }
+}
+
 /// Who is reached at a listener besides the services of the host, which are by their names.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Listening {
@@ -160,8 +216,6 @@ impl ResolvesServerCert for ByServerName {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use baremesh_ca::authority::Authority;
     use baremesh_ca::local::LocalIssuer;
     use baremesh_model::grant::Grant;
@@ -169,25 +223,69 @@ mod tests {
 
     use super::*;
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    /// An issuer that signs anything for an hour, and what it is verified against.
+    fn issuer(place: &std::path::Path) -> (LocalIssuer, Arc<TrustBundle>) {
+        let domain = TrustDomain::new("td").expect("a domain");
+        let authority =
+            Authority::create(place.join("ca"), &domain, SystemTime::now()).expect("an authority");
+        let bundle = Arc::new(authority.bundle().expect("a bundle"));
+        let grants = vec![Grant::parse("*.*").expect("a grant")];
+        (LocalIssuer::new(authority, Label::new("h1").expect("a label"), grants, HOUR), bundle)
+    }
+
+    fn issued(issuer: &LocalIssuer, identity: &Identity) -> Arc<Credential> {
+        let issued = issuer.issue(std::slice::from_ref(identity), SystemTime::now()).remove(0);
+        Arc::new(Credential::new(&issued.expect("issued")).expect("a credential"))
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_is_on_its_way_is_waited_for_and_no_other() {
+        let place = tempfile::tempdir().expect("a directory");
+        let identity =
+            |name: &str| Identity::parse(&format!("spiffe://td/ns/default/sa/{name}")).expect("an identity");
+        let (issuer, bundle) = issuer(place.path());
+        let (web, refused) = (identity("web"), identity("refused"));
+        let keyring = Keyring::new(Credentials::new(Arc::clone(&bundle), []));
+        let long = Duration::from_secs(600);
+        let held = issued(&issuer, &web);
+        let answering = async {
+            // Both wait by now.
+            tokio::task::yield_now().await;
+            assert!(keyring.load().is_awaited(&web) && keyring.load().is_awaited(&refused));
+            let missing = HashSet::from([refused.clone()]);
+            keyring.update(|before| {
+                Credentials::new(Arc::clone(before.bundle()), [Arc::clone(&held)]).without(missing.clone())
+            });
+        };
+        let both =
+            async { tokio::join!(keyring.answered(&web, long), keyring.answered(&refused, long), answering) };
+        // Long before they would give up.
+        let answered = tokio::time::timeout(long / 10, both).await;
+        let (of_web, of_refused, ()) = answered.expect("whoever waits is told");
+        assert!(of_web.of(&web, SystemTime::now()).is_some());
+        assert!(of_refused.of(&refused, SystemTime::now()).is_none());
+        // What was asked for in vain stays so under other roots.
+        keyring.update(|before| before.under(&bundle));
+        assert!(!keyring.answered(&refused, long).await.is_awaited(&refused));
+        // Nobody waits for ever.
+        let never = identity("never");
+        assert!(keyring.answered(&never, Duration::from_millis(1)).await.is_awaited(&never));
+    }
+
     #[test]
     fn nothing_is_shown_before_or_after_its_time_whatever_name_is_asked_for() {
         let place = tempfile::tempdir().expect("a directory");
-        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
-        let domain = TrustDomain::new("td").expect("a domain");
-        let authority = Authority::create(place.path().join("ca"), &domain, now).expect("an authority");
-        let bundle = Arc::new(authority.bundle().expect("a bundle"));
-        let (host, grants) =
-            (Label::new("h1").expect("a label"), vec![Grant::parse("*.*").expect("a grant")]);
-        let issuer = LocalIssuer::new(authority, host, grants, hour);
+        let (issuer, bundle) = issuer(place.path());
         let web = Identity::parse("spiffe://td/ns/default/sa/web").expect("an identity");
-        let issued = issuer.issue(std::slice::from_ref(&web), now).remove(0).expect("issued");
-        let held = Arc::new(Credential::new(&issued).expect("a credential"));
-        let credentials = Credentials::new(bundle, [held]);
+        let credentials = Credentials::new(bundle, [issued(&issuer, &web)]);
+        let now = SystemTime::now();
         let name = web.server_name();
         let named = Listening { unnamed: Some(web), gateway: None };
         let (with, without) =
             (ByServerName::new(&credentials, &named), ByServerName::new(&credentials, &Listening::default()));
-        for (at, valid) in [(now, true), (now + 2 * hour, false), (now - hour, false)] {
+        for (at, valid) in [(now, true), (now + 2 * HOUR, false), (now - HOUR, false)] {
             assert_eq!(with.choose(Some(&name), at).is_some(), valid, "named, {at:?}");
             assert_eq!(with.choose(None, at).is_some(), valid, "unnamed, {at:?}");
             assert!(with.choose(Some("db.default.td"), at).is_none() && without.choose(None, at).is_none());

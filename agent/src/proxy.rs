@@ -18,6 +18,8 @@ pub mod relay;
 pub mod http;
 /// Tunnels to other agents.
 pub mod tunnel;
+/// The certificates that a handshake needs.
+mod certificates;
 /// What local programs open.
 pub mod outbound;
 /// What arrives over mutual TLS.
@@ -49,7 +51,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::attribution::{Attributor, Cgroups};
 use crate::beat;
 use crate::capture::Outbound;
-use crate::credentials::Credentials;
+use crate::credentials::Keyring;
 use crate::demand::Demand;
 use crate::flows::Flows;
 use crate::headroom::{MEMORY_MAX, Memory};
@@ -181,7 +183,7 @@ pub struct Shared {
     /// Told when the state in force has changed.
     pub snapshot_changed: watch::Receiver<u64>,
     /// The certificates in force.
-    pub credentials: Arc<ArcSwap<Credentials>>,
+    pub credentials: Arc<Keyring>,
     /// Tells when what peers are verified against has changed.
     pub trust: watch::Receiver<Arc<TrustBundle>>,
     /// TLS towards endpoints without an agent.

@@ -95,7 +95,7 @@ impl Publisher {
         originations.load(&snapshot);
         metrics.rate_limits.are(&snapshot.rate_limits);
         metrics.external_authorization.are(&snapshot.providers);
-        let wanted = watch::Sender::new(snapshot.identities());
+        let wanted = watch::Sender::new(snapshot.identities.clone());
         let inputs = Inputs {
             mesh: Arc::new(mesh),
             registrations: registrations.clone(),
@@ -300,7 +300,7 @@ impl Publisher {
         let known = (Some(&**previous), &inputs.resolved);
         match Snapshot::build_resolved(&mesh, &registrations, (&inputs.host, self.hbone_port), known) {
             Ok(snapshot) => {
-                let identities = snapshot.identities();
+                let identities = snapshot.identities.clone();
                 // Before it is in force: a call by it finds what it needs.
                 self.originations.load(&snapshot);
                 self.metrics.rate_limits.are(&snapshot.rate_limits);

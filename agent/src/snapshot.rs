@@ -220,6 +220,8 @@ pub struct Snapshot {
     pub host: Host,
     /// The identity of callers that match no registration.
     pub host_identity: Identity,
+    /// The identities that this host needs certificates for, each once.
+    pub identities: Vec<Identity>,
     /// The registrations of this host, by the index that the caller table gives.
     pub registrations: Vec<Arc<LocalService>>,
     /// Each registration's service as a caller, by the same index.
@@ -403,15 +405,6 @@ impl Snapshot {
     /// Every port of every service of this host, under each address that it is advertised at.
     pub fn local_endpoints(&self) -> impl Iterator<Item = &Arc<LocalEndpoint>> {
         self.advertised.values()
-    }
-
-    /// The identities that this host needs certificates for.
-    pub fn identities(&self) -> Vec<Identity> {
-        let mut all: Vec<_> = self.advertised.values().map(|local| local.identity.clone()).collect();
-        all.push(self.host_identity.clone());
-        all.sort();
-        all.dedup();
-        all
     }
 
     /// Whether this host, as a gateway of its network, leads to the agent at `address` for somebody at `client`. Not for itself,

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
 use baremesh_ca::issued::chain_from_pem;
 use baremesh_ca::revocation::Revoked;
 use baremesh_ca::tls::TrustBundle;
@@ -17,14 +16,14 @@ use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Keyring};
 use crate::membership::save_roots;
 
 /// The trust in force, and the certificates that are shown under it.
 #[derive(Debug)]
 pub struct Trust {
     in_force: watch::Sender<Arc<TrustBundle>>,
-    credentials: Arc<ArcSwap<Credentials>>,
+    credentials: Arc<Keyring>,
     /// Where a member keeps the roots.
     node: Option<PathBuf>,
     /// The list of revoked certificates in force, as it was stated.
@@ -53,7 +52,7 @@ impl Trust {
         let credentials = Credentials::new(Arc::clone(&bundle), []);
         Arc::new(Self {
             in_force: watch::Sender::new(bundle),
-            credentials: Arc::new(ArcSwap::from_pointee(credentials)),
+            credentials: Arc::new(Keyring::new(credentials)),
             node,
             list: Mutex::default(),
         })
@@ -70,7 +69,7 @@ impl Trust {
     }
 
     /// The certificates of this host, with what peers are verified against.
-    pub fn credentials(&self) -> Arc<ArcSwap<Credentials>> {
+    pub fn credentials(&self) -> Arc<Keyring> {
         Arc::clone(&self.credentials)
     }
 
@@ -99,7 +98,7 @@ impl Trust {
                 tracing::error!(%error, "the roots of the mesh cannot be kept: they are in force until the agent stops");
             }
             // Nobody who is cut off below gets in again above.
-            self.credentials.rcu(|credentials| credentials.under(&after));
+            self.credentials.update(|credentials| credentials.under(&after));
             tracing::info!(
                 roots = after.roots().len(),
                 revoked = after.revoked().len(),

@@ -19,7 +19,6 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
 use baremesh_model::name::Key;
 use baremesh_model::peer_authentication::MtlsMode;
 use bytes::Bytes;
@@ -38,7 +37,7 @@ use crate::capture::conntrack::Tracked;
 use crate::config::{AgentConfig, SourceConfig};
 use crate::containers::heard::Heard;
 use crate::containers::wire;
-use crate::credentials::Credentials;
+use crate::credentials::Keyring;
 use crate::demand::Demand;
 use crate::dns::DnsCounters;
 use crate::flows::Flows;
@@ -70,7 +69,7 @@ const MAX_QUESTION: usize = 64 * 1024;
 pub struct Agent {
     pub config: AgentConfig,
     pub publisher: Arc<Publisher>,
-    pub credentials: Arc<ArcSwap<Credentials>>,
+    pub credentials: Arc<Keyring>,
     pub rotation: Arc<Mutex<RotationStatus>>,
     pub steward: Option<Arc<Steward>>,
     pub checks: Arc<Checks>,
@@ -345,14 +344,14 @@ impl Agent {
 pub fn serving_lacks(
     source: &SourceConfig,
     publisher: &Publisher,
-    (credentials, rotation): (&ArcSwap<Credentials>, &Mutex<RotationStatus>),
+    (credentials, rotation): (&Keyring, &Mutex<RotationStatus>),
 ) -> Vec<String> {
     let mut missing = Vec::new();
     let credentials = credentials.load();
     let rotation = rotation.lock().unwrap_or_else(PoisonError::into_inner);
-    for identity in publisher.snapshot().load().identities() {
-        if credentials.of(&identity, SystemTime::now()).is_none() {
-            let reason = rotation.missing.get(&identity).map_or("not issued yet", String::as_str);
+    for identity in &publisher.snapshot().load().identities {
+        if credentials.of(identity, SystemTime::now()).is_none() {
+            let reason = rotation.missing.get(identity).map_or("not issued yet", String::as_str);
             missing.push(format!("no certificate for {identity}: {reason}"));
         }
     }

@@ -1,12 +1,12 @@
 //! Asking for certificates, renewing them at half of their life, and publishing them. The clock on the wall is
 //! looked at twice a minute, so that a jump or a suspended machine is noticed; an expired certificate is never shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use baremesh_ca::issued::Issued;
+use baremesh_ca::issued::{Issued, IssuedError};
 use baremesh_ca::service::MAX_BATCH;
 use baremesh_ca::tls::{NODE_GRACE, TrustBundle};
 use baremesh_model::identity::Identity;
@@ -103,7 +103,8 @@ impl Rotation {
         let wanted = rotating.rotation.wanted.borrow().clone();
         for identity in &wanted {
             if let Some(issued) = rotating.store.load(identity, &rotating.rotation.trust.now(), now) {
-                rotating.hold(&issued);
+                // One that cannot be used is asked for like one that is not there.
+                let _ = rotating.hold(&issued);
             }
         }
         rotating.publish();
@@ -146,8 +147,8 @@ impl Rotating {
                     if changed.is_err() {
                         return;
                     }
-                    // Somebody may be waiting for a new service: it is asked for at once.
-                    self.retry_at = None;
+                    // Whichever of these came first, the next turn sees to it.
+                    self.rotation.wanted.mark_changed();
                 }
                 changed = self.trust.changed() => {
                     if changed.is_err() {
@@ -204,7 +205,6 @@ impl Rotating {
                 for (identity, answer) in identities.iter().zip(answers) {
                     self.take(identity, answer);
                 }
-                self.publish();
             }
             Err(error) => {
                 for identity in identities {
@@ -213,6 +213,8 @@ impl Rotating {
                 self.failed(&error.to_string());
             }
         }
+        // Of what failed, too, so that nobody waits for it.
+        self.publish();
     }
 
     fn take(&mut self, identity: &Identity, answer: Result<Issued, NotIssued>) {
@@ -222,7 +224,10 @@ impl Rotating {
                     tracing::warn!(%identity, %error, "a certificate could not be kept on disk; it is used all the same");
                 }
                 tracing::info!(%identity, serial = issued.serial, "certificate issued");
-                self.hold(&issued);
+                if let Err(error) = self.hold(&issued) {
+                    self.missing(identity, error.to_string());
+                    self.failed(&error.to_string());
+                }
             }
             Err(NotIssued { reason, is_temporary, is_not_granted }) => {
                 // A refusal for good is asked about again too, seldom: a grant may come.
@@ -236,19 +241,16 @@ impl Rotating {
         }
     }
 
-    fn hold(&mut self, issued: &Issued) {
-        match Credential::new(issued) {
-            Ok(credential) => {
-                let renew_at = renewal(issued, &self.rotation.trust.now());
-                let held = Held { credential: Arc::new(credential), chain: issued.chain.clone(), renew_at };
-                self.status().missing.remove(&issued.identity);
-                self.status().not_granted.remove(&issued.identity);
-                self.held.insert(issued.identity.clone(), held);
-            }
-            Err(error) => {
-                tracing::error!(identity = %issued.identity, %error, "a certificate cannot be used");
-            }
-        }
+    fn hold(&mut self, issued: &Issued) -> Result<(), IssuedError> {
+        let credential = Credential::new(issued).inspect_err(|error| {
+            tracing::error!(identity = %issued.identity, %error, "a certificate cannot be used");
+        })?;
+        let renew_at = renewal(issued, &self.rotation.trust.now());
+        let held = Held { credential: Arc::new(credential), chain: issued.chain.clone(), renew_at };
+        self.status().missing.remove(&issued.identity);
+        self.status().not_granted.remove(&issued.identity);
+        self.held.insert(issued.identity.clone(), held);
+        Ok(())
     }
 
     async fn renew_node(&mut self, now: SystemTime) {
@@ -321,13 +323,21 @@ impl Rotating {
     }
 
     fn drop_unwanted(&mut self) {
+        if self.rotation.wanted.has_changed().is_ok_and(|changed| changed) {
+            // Somebody may be waiting for a new service: it is asked for at once.
+            self.retry_at = None;
+        }
         let wanted = self.rotation.wanted.borrow_and_update().clone();
-        let before = self.held.len();
+        let count = |rotating: &Self| (rotating.held.len(), rotating.status().missing.len());
+        let before = count(self);
         self.held.retain(|identity, _| wanted.contains(identity));
         self.status().missing.retain(|identity, _| wanted.contains(identity));
         self.status().not_granted.retain(|identity| wanted.contains(identity));
-        if self.held.len() != before {
+        let after = count(self);
+        if after.0 != before.0 {
             self.store.retain(&wanted);
+        }
+        if after != before {
             self.publish();
         }
     }
@@ -381,10 +391,12 @@ impl Rotating {
         let held = || self.held.values().map(|held| Arc::clone(&held.credential));
         let expiries = self.held.values().map(|held| (&held.credential.identity, held.credential.not_after));
         self.rotation.metrics.expiry.certificates(expiries);
+        let missing: HashSet<_> = self.status().missing.keys().cloned().collect();
         // What is trusted may change at this very moment, and must not be put back.
-        let published = self.rotation.trust.credentials();
-        published
-            .rcu(|current| Credentials::new(Arc::clone(current.bundle()), held()).under(current.bundle()));
+        self.rotation.trust.credentials().update(|current| {
+            let bundle = current.bundle();
+            Credentials::new(Arc::clone(bundle), held()).without(missing.clone()).under(bundle)
+        });
     }
 
     /// How long nothing is to be done.
@@ -470,9 +482,12 @@ mod tests {
             "what was granted is there"
         );
         assert_eq!(rotating.status().missing.len(), refused.len());
+        let published = rotating.rotation.trust.credentials();
+        assert!(!refused.iter().any(|one| published.load().is_awaited(one)), "nobody waits for them");
 
         wanted.send_replace(identities("shop", 2));
         rotating.drop_unwanted();
+        assert!(rotating.may_ask(), "who is new is asked for at once, whatever failed before");
         rotating.round(SystemTime::now()).await;
         assert_eq!((rotating.failures, rotating.retry_at), (0, None), "all is well again");
         assert!(rotating.status().missing.is_empty());

@@ -125,18 +125,20 @@ async fn handshake(
     let failed = |source: std::io::Error| ProxyError::Handshake { address: client, source };
     stream.set_nodelay(true).and_then(|()| socket::keep_alive(&stream)).map_err(failed)?;
     let local = socket::canonical(stream.local_addr().map_err(failed)?);
-    let credentials = worker.shared.credentials.load_full();
     let snapshot = worker.shared.snapshot.load_full();
     let listening = Listening {
         unnamed: snapshot.unnamed(local.ip()).cloned(),
         gateway: snapshot.host.is_gateway().then(|| snapshot.host_identity.clone()),
     };
-    let config = credentials.listener(&listening);
-    let (tls, session) =
-        tokio::time::timeout(worker.shared.limits.handshake_timeout, tls::accept(&config, stream))
-            .await
-            .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
-            .map_err(|error| failed(std::io::Error::new(error.kind(), describe_io(&error))))?;
+    let shaking = async {
+        let credentials = worker.certificates_for(&stream, &snapshot, &listening).await;
+        let config = credentials.listener(&listening);
+        tls::accept(&config, stream).await.map(|(tls, session)| (tls, session, credentials))
+    };
+    let (tls, session, credentials) = tokio::time::timeout(worker.shared.limits.handshake_timeout, shaking)
+        .await
+        .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
+        .map_err(|error| failed(std::io::Error::new(error.kind(), describe_io(&error))))?;
     let peer = peer_leaf_facts(&session.peer).map_err(|error| failed(std::io::Error::other(error)))?;
     let shown = credentials
         .shown(session.server_name.as_deref(), &listening)

@@ -106,6 +106,7 @@ impl Snapshot {
         let leading = leading.map(|network| &network.name);
         Ok(Self {
             host: host.clone(),
+            identities: identities(&local, &host_identity),
             host_identity: host_identity.clone(),
             callers: CallerTable::new(matched),
             containers: containers(registrations),
@@ -142,6 +143,12 @@ impl Snapshot {
             mesh: Arc::new(mesh),
         })
     }
+}
+
+/// Those that are reached at this host, and the host's own.
+fn identities(local: &[Arc<LocalEndpoint>], own: &Identity) -> Vec<Identity> {
+    let reached: BTreeSet<_> = local.iter().map(|local| &local.identity).chain([own]).collect();
+    reached.into_iter().cloned().collect()
 }
 
 /// Registrations by the addresses of their containers, of those that are certain to be theirs.

@@ -15,6 +15,7 @@ use rustls::{ClientConnection, StreamOwned};
 use time::OffsetDateTime;
 
 use crate::impostor::bundle_of;
+use crate::pair::virtual_addresses;
 use crate::peer::{self, Tunnel, agent_of, authority};
 use crate::raw_peer::{Shows, service};
 use crate::signer::Signer;
@@ -42,6 +43,59 @@ fn certificates_change_under_load_and_no_connection_fails() {
     wait_until("web has seen four certificates of store", || serials(&web, "source").len() >= 4);
     load.wait_for_more(10);
     assert_eq!(load.stop(), Vec::<String>::new());
+}
+
+/// A service is known on its host and to others before its certificate is there: who calls then waits for that.
+#[test]
+fn a_certificate_that_is_on_its_way_is_waited_for_by_callers_and_called() {
+    let (mesh, _consul_host, consul) = Mesh::in_consul("awaited");
+    let member = |name: &str, index| mesh.member_with(name, index, &["*"], &consul.config());
+    let (web, orders) = (member("web", 1), member("orders", 2));
+    orders.host.serve("echo", ["echo", "127.0.0.1:7000", "127.0.0.1:7001"]);
+    orders.register("before", ["--port", "80:7001"]);
+    web.wait_for_endpoints("before.default", 1);
+    // Services are told of by Consul, and certificates are signed by the control server.
+    let signer = Pid::from_raw(mesh.control_pid().cast_signed()).expect("a process");
+    let signal = |signal| kill_process(signer, signal).expect("it runs");
+    let has_certificate = |member: &Member, service: &str| {
+        let status = member.status().unwrap_or_default();
+        let services = status["services"].as_array().cloned().unwrap_or_default();
+        let found = services.iter().find(|known| known["service"] == service);
+        found.and_then(|known| known["certificate"].as_bool())
+    };
+    let taken = |member: &Member, port: u16| {
+        let at =
+            format!("ss --no-header --numeric --tcp state established '( sport = :{port} )' | wc --lines");
+        output_of(member.host.sh(&at)) == "1"
+    };
+    let call = |to: &str, text: &str| {
+        let to = virtual_addresses(&web, to)[0].to_string();
+        web.host.shop(["call", "--timeout", "60", &to, "80", text])
+    };
+
+    signal(Signal::STOP);
+    output_of(orders.host.baremesh(["service", "register", "orders", "--port", "80:7000"]));
+    web.wait_for_endpoints("orders.default", 1);
+    let called = web.host.spawn("called", call("orders", "to one without"));
+    wait_until("the agent of the called side has the connection", || taken(&orders, 15008));
+    assert_eq!(output_of(call("before", "to one with")), "to one with", "nobody else waits");
+    assert_eq!(has_certificate(&orders, "orders.default"), Some(false));
+    signal(Signal::CONT);
+    assert!(called.wait().success(), "{}", called.stderr());
+    assert_eq!(called.stdout(), "to one without\n");
+
+    signal(Signal::STOP);
+    output_of(web.host.baremesh(["service", "register", "web", "--port", "81", "--user", "0"]));
+    wait_until("its programs are the service's", || has_certificate(&web, "web.default") == Some(false));
+    let calling = web.host.spawn("calling", call("orders", "by one without"));
+    wait_until("the agent of the caller has the connection", || taken(&web, 15001));
+    assert_eq!(has_certificate(&web, "web.default"), Some(false));
+    signal(Signal::CONT);
+    assert!(calling.wait().success(), "{}", calling.stderr());
+    let line = orders.wait_for_log("the call", |line| {
+        line["source_principal"] == "spiffe://mesh.internal/ns/default/sa/web"
+    });
+    assert_eq!(line["response_flags"], "-", "{line}");
 }
 
 /// Nothing fails before the end, and after it nothing goes on, in plaintext least of all.

@@ -37,8 +37,6 @@ fn a_file_that_is_put_there_by_hand_registers_as_the_command_does_and_its_remova
     fs::write(&billing, BILLING).expect("written");
     hang_up(&store);
     web.wait_for_endpoints("billing.default", 1);
-    // It is told of before it has its certificate.
-    store.wait_until_ready();
     assert_eq!(output_of(web.host.shop(["call", "billing", "80", "hello"])), "hello");
     assert_eq!(output_of(store.host.baremesh(["service", "list"])).lines().count(), 3, "a head, and both");
 

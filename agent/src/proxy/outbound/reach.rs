@@ -4,7 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use baremesh_model::authorization::Hello;
 use baremesh_model::destination_rule::ClientTls;
@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use super::ruled::{self, Times};
 use super::{Call, Leg, Upstream};
 use crate::capture::Outbound;
+use crate::proxy::certificates::Shown;
 use crate::proxy::error::ProxyError;
 use crate::proxy::open::{Beyond, Delivered};
 use crate::proxy::tunnel::Peer;
@@ -34,13 +35,20 @@ pub(super) async fn one_endpoint(
     let in_flight = endpoint.state.enter();
     record.target = service.party(endpoint);
     record.upstream = Some(endpoint.address);
+    let way = match &endpoint.transport {
+        // What the caller itself lacks is no fault of the endpoint's, and waiting for it takes nothing of its time.
+        Transport::Hbone(agent) => Way::Tunnel(agent, call.worker.certificate_of(&call.caller).await?),
+        Transport::Plain => Way::Plain,
+        Transport::Local(local) => Way::Here(local),
+    };
     let connecting = async {
-        let mut upstream = match &endpoint.transport {
-            Transport::Hbone(agent) => {
-                over_tunnel(call, (agent, endpoint.address), &service.identity, record).await?
+        let mut upstream = match way {
+            Way::Tunnel(agent, shown) => {
+                let at = (agent, endpoint.address);
+                over_tunnel(call, at, (&shown, &service.identity), record).await?
             }
-            Transport::Plain => without_agent(call, cluster, endpoint, record).await?,
-            Transport::Local(local) => this_host(call, local, record).await?,
+            Way::Plain => without_agent(call, cluster, endpoint, record).await?,
+            Way::Here(local) => this_host(call, local, record).await?,
         };
         ruled::announce(&mut upstream.leg, cluster, record).await?;
         if let Some(tunnel) = &cluster.policy.tunnel {
@@ -62,18 +70,21 @@ pub(super) async fn one_endpoint(
     connected.map(|upstream| Upstream { in_flight: Some(in_flight), times, ..upstream })
 }
 
+/// How an endpoint is reached, with all that it takes.
+enum Way<'a> {
+    Tunnel(&'a Agent, Shown),
+    Plain,
+    Here(&'a Arc<LocalEndpoint>),
+}
+
 async fn over_tunnel(
-    Call { worker, caller, .. }: &Call<'_>,
+    Call { worker, .. }: &Call<'_>,
     (agent, authority): (&Agent, SocketAddr),
-    callee: &Identity,
+    ((credentials, source), destination): (&Shown, &Identity),
     record: &mut Record,
 ) -> Result<Upstream, ProxyError> {
-    let credentials = worker.shared.credentials.load_full();
-    let source = credentials
-        .of(caller, SystemTime::now())
-        .ok_or_else(|| ProxyError::NoCertificate(caller.to_string()))?;
     record.security = Security::MutualTls;
-    let peer = Peer { credentials: &credentials, source, destination: callee, agent };
+    let peer = Peer { credentials, source, destination, agent };
     let (stream, place) = worker.pool.open(peer, authority, Some(record.client)).await?;
     record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
     Ok(Upstream::on(Leg::Tunnel(stream, place)))

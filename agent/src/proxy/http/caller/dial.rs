@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use baremesh_model::authorization::{Carried, Hello, Request};
@@ -256,11 +255,8 @@ impl Caller {
         (agent, authority): (&Agent, SocketAddr),
         record: &mut Record,
     ) -> Result<Dialled, ProxyError> {
-        let credentials = self.worker.shared.credentials.load_full();
-        let source = credentials
-            .of(&self.identity, SystemTime::now())
-            .ok_or_else(|| ProxyError::NoCertificate(self.identity.to_string()))?;
-        let peer = Peer { credentials: &credentials, source, destination: target.identity, agent };
+        let (credentials, source) = self.worker.certificate_of(&self.identity).await?;
+        let peer = Peer { credentials: &credentials, source: &source, destination: target.identity, agent };
         let (stream, place) = self.worker.pool.open(peer, authority, Some(self.peers.client)).await?;
         record.peer_serial = Some(Arc::clone(&place.tunnel().peer_serial));
         let (reader, writer) = bytes::of_tunnel(stream);
