@@ -157,6 +157,11 @@ namespace_test! {
     fn a_changed_range_moves_the_route() {
         let (mut capture, _runtime) = capture();
         capture.apply(&plan()).expect("applied");
+        // What an operator sets for a route stays, whatever of the rules changes.
+        let local = "local 240.240.0.0/16 dev lo table local protocol 151";
+        sh(&format!("ip route replace {local} congctl reno"));
+        capture.apply(&some_plan()).expect("applied");
+        assert!(sh("ip route show table local protocol 151").contains("congctl reno"));
         let moved = CapturePlan { virtual_v4: "240.0.0.0/12".parse().expect("a range"), virtual_v6: None, ..plan() };
         capture.apply(&moved).expect("applied");
         assert_eq!(capture.status().expect("status").routes, route::ranges_of(&moved));

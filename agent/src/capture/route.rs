@@ -33,12 +33,14 @@ pub fn ipv6_is_off() -> Option<&'static str> {
     }
 }
 
-/// Makes these and no others our routes.
+/// Makes these and no others our routes. Those that stand are left as they are, with what an operator has set for them.
 pub(super) fn place(tools: &Tools, ranges: &[IpNet]) -> Result<(), CaptureError> {
-    for stale in standing(tools)?.iter().filter(|range| !ranges.contains(range)) {
+    let standing = standing(tools)?;
+    for stale in standing.iter().filter(|range| !ranges.contains(range)) {
         change(tools, "del", *stale)?;
     }
-    ranges.iter().try_for_each(|range| change(tools, "replace", *range))
+    let mut missing = ranges.iter().filter(|range| !standing.contains(range));
+    missing.try_for_each(|range| change(tools, "replace", *range))
 }
 
 /// Removes all of ours.
