@@ -40,7 +40,9 @@ fn is_any_open(pair: &Pair) -> bool {
 
 #[test]
 fn calls_and_changes_get_through_a_network_that_loses_packets() {
-    let pair = Pair::new("lossy");
+    // A SYN that is lost four times in a row is sent again after 15 s.
+    let patience = "[proxy]\nconnect_timeout_seconds = 60\nhandshake_timeout_seconds = 60\n";
+    let pair = Pair::with_config("lossy", patience);
     pair.serve("echo", 7000);
     let hosts = [&pair.web.host, &pair.store.host, &pair.mesh.control];
     hosts.iter().for_each(|host| lose(host, 10));

@@ -356,7 +356,8 @@ async fn serve_http2(side: Arc<Side>, io: Joined) -> Ended {
                 Some(Ok((request, respond))) => {
                     quiet_since = Instant::now();
                     let most = http2::most_of_heads(alarm.bytes_of_heads());
-                    tokio::spawn(carry_stream(Arc::clone(&streams), request, respond, most));
+                    // Boxed: the runtime moves what it is given several times, and this is large.
+                    tokio::spawn(Box::pin(carry_stream(Arc::clone(&streams), request, respond, most)));
                 }
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a connection of HTTP/2 ended");

@@ -80,7 +80,8 @@ where
         }
         tokio::select! {
             accepted = connection.accept() => match accepted {
-                Some(Ok((request, respond))) => drop(streams.spawn(carry(request, respond))),
+                // Boxed: the runtime moves what it is given several times, and this is large.
+                Some(Ok((request, respond))) => drop(streams.spawn(Box::pin(carry(request, respond)))),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a tunnel ended");
                     break if is_flood(&error) { Err(End::Flooded(Flooded::CODEC)) } else { Ok(()) };
