@@ -309,13 +309,14 @@ impl Member {
         let command = ["service", "register", name].into_iter().chain(arguments.iter().copied());
         output_of(self.host.baremesh(command));
         let key = if name.contains('.') { name.to_owned() } else { format!("{name}.default") };
-        wait_until("the registered service has its certificate", || {
-            let status = self.status().unwrap_or_default();
-            let services = status["services"].as_array().cloned().unwrap_or_default();
-            services
-                .iter()
-                .any(|service| service["service"] == key.as_str() && service["certificate"] == true)
-        });
+        wait_until("the registered service has its certificate", || self.has_certificate(&key) == Some(true));
+    }
+
+    /// Whether a service of this host (as `name.namespace`) has its certificate; nothing where it is not registered.
+    pub fn has_certificate(&self, service: &str) -> Option<bool> {
+        let status = self.status()?;
+        status["services"].as_array()?.iter().find(|known| known["service"] == service)?["certificate"]
+            .as_bool()
     }
 
     /// Waits until the agent knows `service` (as `name.namespace`) with so many endpoints.

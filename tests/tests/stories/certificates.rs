@@ -57,12 +57,6 @@ fn a_certificate_that_is_on_its_way_is_waited_for_by_callers_and_called() {
     // Services are told of by Consul, and certificates are signed by the control server.
     let signer = Pid::from_raw(mesh.control_pid().cast_signed()).expect("a process");
     let signal = |signal| kill_process(signer, signal).expect("it runs");
-    let has_certificate = |member: &Member, service: &str| {
-        let status = member.status().unwrap_or_default();
-        let services = status["services"].as_array().cloned().unwrap_or_default();
-        let found = services.iter().find(|known| known["service"] == service);
-        found.and_then(|known| known["certificate"].as_bool())
-    };
     let taken = |member: &Member, port: u16| {
         let at =
             format!("ss --no-header --numeric --tcp state established '( sport = :{port} )' | wc --lines");
@@ -79,17 +73,17 @@ fn a_certificate_that_is_on_its_way_is_waited_for_by_callers_and_called() {
     let called = web.host.spawn("called", call("orders", "to one without"));
     wait_until("the agent of the called side has the connection", || taken(&orders, 15008));
     assert_eq!(output_of(call("before", "to one with")), "to one with", "nobody else waits");
-    assert_eq!(has_certificate(&orders, "orders.default"), Some(false));
+    assert_eq!(orders.has_certificate("orders.default"), Some(false));
     signal(Signal::CONT);
     assert!(called.wait().success(), "{}", called.stderr());
     assert_eq!(called.stdout(), "to one without\n");
 
     signal(Signal::STOP);
     output_of(web.host.baremesh(["service", "register", "web", "--port", "81", "--user", "0"]));
-    wait_until("its programs are the service's", || has_certificate(&web, "web.default") == Some(false));
+    wait_until("its programs are the service's", || web.has_certificate("web.default") == Some(false));
     let calling = web.host.spawn("calling", call("orders", "by one without"));
     wait_until("the agent of the caller has the connection", || taken(&web, 15001));
-    assert_eq!(has_certificate(&web, "web.default"), Some(false));
+    assert_eq!(web.has_certificate("web.default"), Some(false));
     signal(Signal::CONT);
     assert!(calling.wait().success(), "{}", calling.stderr());
     let line = orders.wait_for_log("the call", |line| {
